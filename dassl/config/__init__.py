@@ -1,0 +1,143 @@
+"""The config: defaults, and merging a YAML file or command-line options into it with clear errors."""
+
+import ast
+import os.path as osp
+from difflib import get_close_matches
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
+
+from .defaults import _C as cfg_default
+
+__all__ = ["clean_cfg", "get_cfg_default", "merge_config"]
+
+
+def get_cfg_default():
+    """Return a fresh `yacs.config.CfgNode` with every generic key at its default."""
+    return cfg_default.clone()
+
+
+def clean_cfg(cfg, trainer):
+    """Drop, in place, the nodes of all trainers but `trainer`, so that printing `cfg` shows what matters.
+
+    Args:
+        cfg (CfgNode): config.
+        trainer (str): name of the trainer; its node is TRAINER.<name in upper case>.
+    """
+    for key in list(cfg.TRAINER):
+        if key not in ("NAME", trainer.upper()):
+            del cfg.TRAINER[key]
+
+
+def merge_config(cfg, source, allow_new=()):
+    """Merge a YAML file or a list of options into `cfg`, in place; on an error `cfg` stays as it was.
+
+    Values are read as yacs does: text is a Python literal if it can be, e.g. "(10,)" or "1e-5", else a
+    string. A value must have the type of the one it replaces; an int given for a float, and a list for a
+    tuple or the other way round, are converted. None may replace anything and be replaced by anything.
+
+    Args:
+        cfg (CfgNode): config, with the defaults of the trainer declared.
+        source (str, path or list): path to a YAML file, or [KEY, VALUE, KEY, VALUE...] with dotted keys.
+        allow_new (tuple of str): dotted prefixes, e.g. ("TRAINER.MYMETHOD",), below which
+            unknown keys are created.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: bad YAML, an unknown key (the nearest one is named), a wrong type, or a KEY without VALUE.
+        AttributeError: `cfg` is frozen.
+    """
+    if isinstance(source, (list, tuple)):
+        where, pairs = "on the command line", _pair_up(source)
+    else:
+        where, pairs = f'in "{source}"', list(_flatten(_read_yaml(source)))
+
+    known = dict(_flatten(cfg))
+    new = [f"{prefix}." for prefix in allow_new]
+    checked = []
+    for key, value in pairs:
+        section = key + "."
+        if key in known:
+            value = _convert(value, known[key], key, where)
+        elif any(name.startswith(section) for name in [*known, *new]):
+            if value is not None:  # in YAML a section of which every line is commented out
+                raise ValueError(f'"{key}" {where} is a section, which takes no value: set one of its keys')
+            continue
+        elif key.startswith(tuple(new)):
+            value = _decode(value)
+        else:
+            nearest = get_most_similar_str_to_a_from_b(key, known)
+            raise ValueError(f'Unknown config key "{key}" {where}, do you mean "{nearest}"?')
+        checked.append((key, value))
+
+    for key, value in checked:
+        *sections, leaf = key.split(".")
+        node = cfg
+        for name in sections:
+            if name not in node:
+                setattr(node, name, CN())
+            node = node[name]
+        setattr(node, leaf, value)
+
+
+def _pair_up(opts):
+    if len(opts) % 2:
+        words = " ".join(map(str, opts))
+        raise ValueError(f"Options come as KEY VALUE pairs, but there are {len(opts)} words: {words}")
+    return list(zip(opts[0::2], opts[1::2], strict=True))
+
+
+def _read_yaml(path):
+    if not osp.isfile(path):
+        folder, name = osp.split(osp.abspath(path))
+        if not osp.isdir(folder):
+            raise FileNotFoundError(f'No config file "{path}": the folder does not exist either')
+        files = listdir_nohidden(folder, sort=True)
+        near = ", ".join(get_close_matches(name, files, cutoff=0.3)) or "nothing similar"
+        raise FileNotFoundError(f'No config file "{path}"; that folder has {near}')
+    with open(path, encoding="utf-8") as f:
+        try:
+            content = yaml.safe_load(f)
+        except yaml.YAMLError as e:
+            mark = getattr(e, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            raise ValueError(f'Bad YAML in "{path}"{line}: {getattr(e, "problem", None) or e}') from e
+    if not isinstance(content, (dict, type(None))):
+        raise ValueError(f'Bad config in "{path}": KEY: VALUE lines wanted, not a {type(content).__name__}')
+    return content or {}
+
+
+def _flatten(tree, prefix=""):
+    """Yield (dotted key, value) for every leaf of a dict of dicts."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _decode(value):
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _convert(value, default, key, where):
+    """Return `value` as the type of `default`."""
+    decoded = _decode(value)
+    wanted = type(default)
+    if default is None or decoded is None or type(decoded) is wanted:
+        return decoded
+    if wanted is str and isinstance(value, str):  # a name that happens to look like a number
+        return value
+    if wanted is float and type(decoded) is int:
+        return float(decoded)
+    if wanted in (list, tuple) and type(decoded) in (list, tuple):
+        return wanted(decoded)
+    got = f"{decoded!r} ({type(decoded).__name__})"
+    raise ValueError(f'"{key}" {where} must be of type {wanted.__name__}, got {got}')

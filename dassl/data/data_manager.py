@@ -1,0 +1,170 @@
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+
+from dassl.utils import read_image
+
+from .datasets import build_dataset
+from .samplers import build_sampler
+from .transforms import INTERPOLATION_MODES, build_transform
+
+
+def build_data_loader(
+    cfg,
+    sampler_type="SequentialSampler",
+    data_source=None,
+    batch_size=64,
+    n_domain=0,
+    n_ins=2,
+    tfm=None,
+    is_train=True,
+    dataset_wrapper=None,
+):
+    """A DataLoader over a list of `Datum`, which gives dicts of batches (see `DatasetWrapper`).
+
+    In training the last, incomplete batch is dropped, unless it is the only one. DataLoader seeds torch,
+    random and numpy in its workers from torch's global generator. Workers do not outlive an epoch: the
+    state that they would carry over cannot be saved in a checkpoint.
+
+    Raises ValueError if there are no items, or the sampler cannot fill a single batch from them.
+    """
+    if not data_source:
+        raise ValueError(f"No items to build the {'training' if is_train else 'test'} data loader from")
+    sampler = build_sampler(
+        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
+    )
+    loader = DataLoader(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
+    )
+    if len(loader) == 0:
+        raise ValueError(
+            f"{sampler_type} cannot form one batch of {batch_size} from {len(data_source)} items: "
+            "the batch size is too large"
+        )
+    return loader
+
+
+class DataManager:
+    """The data set named in the config, with its loaders: `train_loader_x`, `train_loader_u`, `val_loader`
+    (both None if the data set has no such items) and `test_loader`.
+
+    `custom_tfm_train` and `custom_tfm_test` replace `build_transform`; `dataset_wrapper` replaces
+    `DatasetWrapper`.
+    """
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        self.dataset = dataset = build_dataset(cfg)
+        tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
+        tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
+
+        def train_loader(data_source, options):
+            return build_data_loader(
+                cfg,
+                sampler_type=options.SAMPLER,
+                data_source=data_source,
+                batch_size=options.BATCH_SIZE,
+                n_domain=options.N_DOMAIN,
+                n_ins=options.N_INS,
+                tfm=tfm_train,
+                is_train=True,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        def test_loader(data_source):
+            return build_data_loader(
+                cfg,
+                sampler_type=cfg.DATALOADER.TEST.SAMPLER,
+                data_source=data_source,
+                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+                tfm=tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        options_x, options_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
+        if options_u.SAME_AS_X:
+            options_u = options_x
+        self.train_loader_x = train_loader(dataset.train_x, options_x)
+        self.train_loader_u = train_loader(dataset.train_u, options_u) if dataset.train_u else None
+        self.val_loader = test_loader(dataset.val) if dataset.val else None
+        self.test_loader = test_loader(dataset.test)
+
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @property
+    def num_classes(self):
+        return self.dataset.num_classes
+
+    @property
+    def num_source_domains(self):
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self):
+        return self.dataset.lab2cname
+
+    def show_dataset_summary(self, cfg):
+        """Print a table of the data set's name, domains, and numbers of classes and images."""
+        table = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            table.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
+        if cfg.DATASET.TARGET_DOMAINS:
+            table.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        table.append(["# classes", f"{self.num_classes:,}"])
+        for split in ("train_x", "train_u", "val", "test"):
+            if getattr(self.dataset, split):
+                table.append([f"# {split}", f"{len(getattr(self.dataset, split)):,}"])
+        print(tabulate(table))
+
+
+class DatasetWrapper(Dataset):
+    """Reads and transforms the images of a list of `Datum`.
+
+    An item is a dict: label, domain, index (int), impath (str), img, and with ``DATALOADER.RETURN_IMG0`` also
+    img0, the image resized to ``INPUT.SIZE`` without augmentation. A list of transforms gives img, img2,
+    img3, ... In training ``DATALOADER.K_TRANSFORMS`` = K > 1 makes each of them a list of K augmented images.
+
+    Raises ValueError if K > 1 and there is no transform, and OSError with the path for an unreadable image.
+    """
+
+    def __init__(self, cfg, data_source, transform=None, is_train=False):
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(f"DATALOADER.K_TRANSFORMS={self.k_tfm} needs a transform, but there is none")
+
+        steps = [T.Resize(cfg.INPUT.SIZE, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(steps)
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitem__(self, idx):
+        item = self.data_source[idx]
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        img0 = read_image(item.impath)
+        if self.transform is not None:
+            tfms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
+            for i, tfm in enumerate(tfms, start=1):
+                output["img" if i == 1 else f"img{i}"] = self._transform_image(tfm, img0)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(img0)
+        return output
+
+    def _transform_image(self, tfm, img0):
+        imgs = [tfm(img0) for _ in range(self.k_tfm)]
+        return imgs[0] if self.k_tfm == 1 else imgs

@@ -1,0 +1,139 @@
+import os
+import random
+import tarfile
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+
+from dassl.utils import check_availability, download_url
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One labelled image. That the file exists is checked only when it is read."""
+
+    impath: str = ""
+    label: int = 0
+    domain: int = 0
+    classname: str = ""
+
+    def __setstate__(self, state):
+        # Few-shot caches pickled under Dassl.pytorch hold the same four fields as _impath, _label, ...
+        self.__dict__.update({name.removeprefix("_"): value for name, value in state.items()})
+
+
+class DatasetBase:
+    """Lists of `Datum`: labelled training (`train_x`), unlabelled training (`train_u`), `val` and `test`.
+
+    The classes are those of `train_x`. Subclasses set `dataset_dir`, the folder of the data set below
+    ``cfg.DATASET.ROOT``, and `domains`, the names of all its domains.
+    """
+
+    dataset_dir = ""
+    domains = []
+
+    def __init__(self, train_x=None, train_u=None, val=None, test=None):
+        self._train_x = train_x
+        self._train_u = train_u
+        self._val = val
+        self._test = test
+        self._num_classes = self.get_num_classes(train_x)
+        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+
+    @property
+    def train_x(self):
+        return self._train_x
+
+    @property
+    def train_u(self):
+        return self._train_u
+
+    @property
+    def val(self):
+        return self._val
+
+    @property
+    def test(self):
+        return self._test
+
+    @property
+    def lab2cname(self):
+        return self._lab2cname
+
+    @property
+    def classnames(self):
+        return self._classnames
+
+    @property
+    def num_classes(self):
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source):
+        """The largest label plus one: the number of outputs that a classifier of these labels needs."""
+        if not data_source:
+            raise ValueError("The data set has no labelled training items (train_x is empty)")
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source):
+        """({label: class name}, [class names in label order])."""
+        lab2cname = {item.label: item.classname for item in data_source}
+        lab2cname = dict(sorted(lab2cname.items()))
+        return lab2cname, list(lab2cname.values())
+
+    def check_input_domains(self, source_domains, target_domains):
+        """Raise ValueError, with the nearest valid name, for a domain that the data set does not have."""
+        for domain in [*source_domains, *target_domains]:
+            check_availability(domain, self.domains)
+
+    @staticmethod
+    def download_data(url, dst, from_gdrive=True):
+        """Download a tar or zip archive to the file `dst` and unpack it into the folder of `dst`."""
+        folder = os.path.dirname(dst)
+        os.makedirs(folder, exist_ok=True)
+        download_url(url, dst, from_gdrive=from_gdrive)
+        if tarfile.is_tarfile(dst):
+            with tarfile.open(dst) as archive:
+                archive.extractall(folder, filter="data")  # no absolute paths, "..", or links to outside
+        else:
+            with zipfile.ZipFile(dst) as archive:
+                archive.extractall(folder)
+
+    def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False, rng=None):
+        """`num_shots` random items of every class, without replacement, classes in order of first appearance.
+
+        A class with fewer items is drawn with replacement if `repeat`, else taken whole. `num_shots` < 1
+        keeps everything. `rng` is a `random.Random`; by default the global one, so that `random.seed` picks
+        the very images that CoOp picks. Returns one list of `Datum` per data source (one source: its list).
+        """
+        rng = rng or random
+
+        def draw(items):
+            if len(items) >= num_shots:
+                return rng.sample(items, num_shots)
+            return rng.choices(items, k=num_shots) if repeat else items
+
+        output = list(data_sources)
+        if num_shots >= 1:
+            print(f"Creating a {num_shots}-shot dataset")
+            by_label = [self.split_dataset_by_label(source).values() for source in data_sources]
+            output = [[item for items in classes for item in draw(items)] for classes in by_label]
+        return output[0] if len(output) == 1 else output
+
+    @staticmethod
+    def split_dataset_by_label(data_source):
+        """{label: [Datum]}, labels in order of first appearance, items in their order."""
+        return _group_by(data_source, "label")
+
+    @staticmethod
+    def split_dataset_by_domain(data_source):
+        """{domain: [Datum]}, domains in order of first appearance, items in their order."""
+        return _group_by(data_source, "domain")
+
+
+def _group_by(data_source, attribute):
+    groups = defaultdict(list)
+    for item in data_source:
+        groups[getattr(item, attribute)].append(item)
+    return groups

@@ -1,0 +1,14 @@
+from dassl.utils import Registry, check_availability
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg):
+    """The registered data set named ``cfg.DATASET.NAME``, constructed with ``cfg``.
+
+    Raises ValueError, with the nearest registered name, if there is none of that name.
+    """
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading dataset: {cfg.DATASET.NAME}")
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

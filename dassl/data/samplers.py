@@ -1,0 +1,141 @@
+"""Samplers whose every `batch_size` consecutive indices form one batch of a fixed composition.
+
+All of them draw from torch's global generator when iterated, never when constructed, and their length is
+exact: training loops compare the batch number with it to find the last batch of an epoch.
+"""
+from collections import defaultdict
+
+import torch
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+
+from dassl.utils import check_availability
+
+
+def _shuffled(items):
+    return [items[i] for i in torch.randperm(len(items)).tolist()]
+
+
+def _indices_by(data_source, attribute):
+    """{value of the attribute: [index into data_source]}, in order of first appearance."""
+    indices = defaultdict(list)
+    for index, item in enumerate(data_source):
+        indices[getattr(item, attribute)].append(index)
+    return dict(indices)
+
+
+def _random_groups(indices, size):
+    """Split shuffled indices into len(indices) // size groups of `size`."""
+    indices = _shuffled(indices)
+    return [indices[i : i + size] for i in range(0, len(indices) - size + 1, size)]
+
+
+def _num_batches(counts, n):
+    """The largest number of batches of n groups of different keys, where key k owns counts[k] groups."""
+    return next(b for b in range(sum(counts) // n, -1, -1) if sum(min(c, b) for c in counts) >= n * b)
+
+
+def _deal(groups, n):
+    """`_num_batches` random batches of n groups of different keys. groups: {key: [group]}, emptied.
+
+    Keys with most groups left go first, which alone reaches the maximum; ties and the order of the batches
+    are random.
+    """
+    batches = []
+    for _ in range(_num_batches([len(g) for g in groups.values()], n)):
+        keys = sorted(_shuffled(list(groups)), key=lambda key: len(groups[key]), reverse=True)[:n]
+        batches.append([groups[key].pop() for key in _shuffled(keys)])
+    return _shuffled(batches)
+
+
+def _per_group(batch_size, n, what):
+    if batch_size % n:
+        raise ValueError(f"batch_size={batch_size} is not a multiple of {what}={n}")
+    return batch_size // n
+
+
+class RandomDomainSampler(Sampler):
+    """Each batch: `n_domain` random domains (all of them if `n_domain` <= 0) with equally many images each.
+
+    Raises ValueError if `batch_size` is not a multiple of `n_domain` or there are fewer domains.
+    """
+
+    def __init__(self, data_source, batch_size, n_domain):
+        self.indices = _indices_by(data_source, "domain")
+        self.n_domain = n_domain if n_domain > 0 else len(self.indices)
+        if self.n_domain > len(self.indices):
+            raise ValueError(f"n_domain={n_domain}, but the data has only {len(self.indices)} domains")
+        self.n_img_per_domain = _per_group(batch_size, self.n_domain, "n_domain")
+        counts = [len(indices) // self.n_img_per_domain for indices in self.indices.values()]
+        self.length = _num_batches(counts, self.n_domain) * batch_size
+
+    def __iter__(self):
+        groups = {d: _random_groups(indices, self.n_img_per_domain) for d, indices in self.indices.items()}
+        return iter([i for batch in _deal(groups, self.n_domain) for group in batch for i in group])
+
+    def __len__(self):
+        return self.length
+
+
+class SeqDomainSampler(Sampler):
+    """Each batch: all domains in sorted order, with equally many random images each.
+
+    Raises ValueError if `batch_size` is not a multiple of the number of domains.
+    """
+
+    def __init__(self, data_source, batch_size):
+        self.indices = dict(sorted(_indices_by(data_source, "domain").items()))
+        self.n_img_per_domain = _per_group(batch_size, len(self.indices), "the number of domains")
+        fewest = min(len(indices) for indices in self.indices.values())
+        self.length = fewest // self.n_img_per_domain * batch_size
+
+    def __iter__(self):
+        groups = [_random_groups(indices, self.n_img_per_domain) for indices in self.indices.values()]
+        return iter([i for batch in zip(*groups, strict=False) for group in batch for i in group])
+
+    def __len__(self):
+        return self.length
+
+
+class RandomClassSampler(Sampler):
+    """Each batch: batch_size / n_ins random classes with `n_ins` images each.
+
+    A class of fewer than `n_ins` images is drawn from with replacement. Raises ValueError if `batch_size`
+    is not a multiple of `n_ins` or there are too few classes.
+    """
+
+    def __init__(self, data_source, batch_size, n_ins):
+        self.indices = _indices_by(data_source, "label")
+        self.n_ins = n_ins
+        self.ncls_per_batch = _per_group(batch_size, n_ins, "n_ins")
+        if self.ncls_per_batch > len(self.indices):
+            raise ValueError(
+                f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes, "
+                f"but the data has only {len(self.indices)}"
+            )
+        counts = [max(1, len(indices) // n_ins) for indices in self.indices.values()]
+        self.length = _num_batches(counts, self.ncls_per_batch) * batch_size
+
+    def __iter__(self):
+        groups = {label: self._groups(indices) for label, indices in self.indices.items()}
+        return iter([i for batch in _deal(groups, self.ncls_per_batch) for group in batch for i in group])
+
+    def __len__(self):
+        return self.length
+
+    def _groups(self, indices):
+        if len(indices) < self.n_ins:
+            indices = [indices[i] for i in torch.randint(len(indices), (self.n_ins,)).tolist()]
+        return _random_groups(indices, self.n_ins)
+
+
+def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
+    """The sampler of that class name over a list of `Datum`. Raises ValueError for an unknown name."""
+    samplers = {
+        "RandomSampler": lambda: RandomSampler(data_source),
+        "SequentialSampler": lambda: SequentialSampler(data_source),
+        "RandomDomainSampler": lambda: RandomDomainSampler(data_source, batch_size, n_domain),
+        "SeqDomainSampler": lambda: SeqDomainSampler(data_source, batch_size),
+        "RandomClassSampler": lambda: RandomClassSampler(data_source, batch_size, n_ins),
+    }
+    check_availability(sampler_type, list(samplers))
+    return samplers[sampler_type]()

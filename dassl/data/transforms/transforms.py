@@ -1,0 +1,185 @@
+"""Transforms by name, from a PIL image to a float tensor [3, H, W].
+
+Everything random draws from torch's global generator, which DataLoader seeds in its workers and which
+checkpoints save, so that runs repeat and resume exactly.
+"""
+import torch
+from torchvision import transforms as T
+from torchvision.transforms import functional as F
+from torchvision.transforms.functional import InterpolationMode
+
+from dassl.utils import check_availability
+
+INTERPOLATION_MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+class Random2DTranslation:
+    """With probability `p` resize to 9/8 (height, width) and crop that size at random, else just resize."""
+
+    def __init__(self, height, width, p=0.5, interpolation=InterpolationMode.BILINEAR):
+        self.size = (height, width)
+        self.p = p
+        self.interpolation = interpolation
+        self.crop = T.RandomCrop(self.size)
+
+    def __call__(self, img):
+        if torch.rand(()) >= self.p:
+            return F.resize(img, self.size, self.interpolation)
+        return self.crop(F.resize(img, [round(side * 1.125) for side in self.size], self.interpolation))
+
+    def __repr__(self):
+        return f"Random2DTranslation(size={self.size}, p={self.p}, interpolation={self.interpolation.value})"
+
+
+class RandAugmentRandomMagnitude:
+    """RandAugment's operations, `num_ops` times one with probability `p`, each at its own random magnitude.
+
+    p = 1 is FixMatch's strong augmentation (Sohn et al., 2020, without its Cutout).
+    """
+
+    def __init__(self, num_ops=2, p=1.0):
+        self.num_ops = num_ops
+        self.p = p
+
+    def __call__(self, img):
+        for _ in range(self.num_ops):
+            if torch.rand(()) < self.p:
+                img = T.RandAugment(num_ops=1, magnitude=int(torch.randint(31, ())))(img)
+        return img
+
+    def __repr__(self):
+        return f"RandAugmentRandomMagnitude(num_ops={self.num_ops}, p={self.p})"
+
+
+class Cutout:
+    """Set `n_holes` squares of `length` pixels a side to zero, in all channels (DeVries & Taylor, 2017).
+
+    The centre of a hole is any pixel, so a hole may be clipped by the border. Tensor [C, H, W] in and out.
+    """
+
+    def __init__(self, n_holes=1, length=16):
+        self.n_holes = n_holes
+        self.length = length
+
+    def __call__(self, img):
+        height, width = img.shape[-2:]
+        img = img.clone()
+        for _ in range(self.n_holes):
+            top = int(torch.randint(height, ())) - self.length // 2
+            left = int(torch.randint(width, ())) - self.length // 2
+            img[..., max(top, 0) : top + self.length, max(left, 0) : left + self.length] = 0
+        return img
+
+    def __repr__(self):
+        return f"Cutout(n_holes={self.n_holes}, length={self.length})"
+
+
+class GaussianNoise:
+    """With probability `p` add independent N(mean, std^2) noise to every value of a tensor."""
+
+    def __init__(self, mean=0.0, std=0.15, p=0.5):
+        self.mean = mean
+        self.std = std
+        self.p = p
+
+    def __call__(self, img):
+        if torch.rand(()) >= self.p:
+            return img
+        return img + torch.randn_like(img) * self.std + self.mean
+
+    def __repr__(self):
+        return f"GaussianNoise(mean={self.mean}, std={self.std}, p={self.p})"
+
+
+class InstanceNormalization:
+    """Zero mean, unit standard deviation for every channel of a tensor [C, H, W] (Ulyanov et al., 2016)."""
+
+    def __init__(self, eps=1e-8):
+        self.eps = eps
+
+    def __call__(self, img):
+        std, mean = torch.std_mean(img, dim=(1, 2), keepdim=True)
+        return (img - mean) / (std + self.eps)
+
+    def __repr__(self):
+        return f"InstanceNormalization(eps={self.eps})"
+
+
+def _interpolation(inp):
+    check_availability(inp.INTERPOLATION, list(INTERPOLATION_MODES))
+    return INTERPOLATION_MODES[inp.INTERPOLATION]
+
+
+def _randaugment(inp):
+    if not 0 <= inp.RANDAUGMENT_M <= 30:
+        raise ValueError(f"INPUT.RANDAUGMENT_M must be in 0..30, got {inp.RANDAUGMENT_M}")
+    return T.RandAugment(inp.RANDAUGMENT_N, inp.RANDAUGMENT_M)
+
+
+# Choice -> transform from cfg.INPUT. The order of the entries is the order of application.
+IMAGE_TRANSFORMS = {
+    "random_translation": lambda inp: Random2DTranslation(*inp.SIZE, interpolation=_interpolation(inp)),
+    "random_crop": lambda inp: T.RandomCrop(inp.SIZE, padding=inp.CROP_PADDING),
+    "random_resized_crop": lambda inp: T.RandomResizedCrop(
+        inp.SIZE, scale=inp.RRCROP_SCALE, interpolation=_interpolation(inp)
+    ),
+    "random_flip": lambda inp: T.RandomHorizontalFlip(),
+    "imagenet_policy": lambda inp: T.AutoAugment(T.AutoAugmentPolicy.IMAGENET),
+    "cifar10_policy": lambda inp: T.AutoAugment(T.AutoAugmentPolicy.CIFAR10),
+    "svhn_policy": lambda inp: T.AutoAugment(T.AutoAugmentPolicy.SVHN),
+    "randaugment": _randaugment,
+    "randaugment_fixmatch": lambda inp: RandAugmentRandomMagnitude(inp.RANDAUGMENT_N),
+    "randaugment2": lambda inp: RandAugmentRandomMagnitude(inp.RANDAUGMENT_N, p=0.6),
+    "colorjitter": lambda inp: T.ColorJitter(
+        inp.COLORJITTER_B, inp.COLORJITTER_C, inp.COLORJITTER_S, inp.COLORJITTER_H
+    ),
+    "randomgrayscale": lambda inp: T.RandomGrayscale(inp.RGS_P),
+    "gaussian_blur": lambda inp: T.RandomApply([T.GaussianBlur(inp.GB_K)], p=inp.GB_P),
+}
+TENSOR_TRANSFORMS = {
+    "cutout": lambda inp: Cutout(inp.CUTOUT_N, inp.CUTOUT_LEN),
+    "normalize": lambda inp: T.Normalize(inp.PIXEL_MEAN, inp.PIXEL_STD),
+    "gaussian_noise": lambda inp: GaussianNoise(inp.GN_MEAN, inp.GN_STD),
+    "instance_norm": lambda inp: InstanceNormalization(),
+}
+TEST_CHOICES = ["normalize", "instance_norm"]
+# "center_crop" is what testing always does, and nothing in training: configurations may still name it.
+AVAI_CHOICES = [*IMAGE_TRANSFORMS, *TENSOR_TRANSFORMS, "center_crop"]
+
+
+def build_transform(cfg, is_train=True, choices=None):
+    """The transform of PIL image -> float tensor [3, H, W], with (H, W) = ``cfg.INPUT.SIZE``.
+
+    `choices` are names out of `AVAI_CHOICES`, by default ``cfg.INPUT.TRANSFORMS``; their order does not
+    matter. Training resizes to (H, W) unless a random crop does it. Testing resizes the shorter side to
+    max(H, W), crops the centre, and applies only the normalizations among the choices.
+
+    Returns None if ``cfg.INPUT.NO_TRANSFORM``. Raises ValueError, with the nearest name, for an unknown one.
+    """
+    inp = cfg.INPUT
+    if inp.NO_TRANSFORM:
+        print("* No transform (INPUT.NO_TRANSFORM)")
+        return None
+
+    choices = inp.TRANSFORMS if choices is None else choices
+    for choice in choices:
+        check_availability(choice, AVAI_CHOICES)
+
+    if is_train:
+        steps = [build(inp) for name, build in IMAGE_TRANSFORMS.items() if name in choices]
+        if not {"random_crop", "random_resized_crop"} & set(choices):
+            steps.insert(0, T.Resize(inp.SIZE, _interpolation(inp)))
+    else:
+        choices = [choice for choice in choices if choice in TEST_CHOICES]
+        steps = [T.Resize(max(inp.SIZE), _interpolation(inp)), T.CenterCrop(inp.SIZE)]
+    steps.append(T.ToTensor())
+    steps += [build(inp) for name, build in TENSOR_TRANSFORMS.items() if name in choices]
+
+    print(f"* {'Training' if is_train else 'Test'} transform:")
+    for step in steps:
+        print(f"  {step}")
+    return T.Compose(steps)

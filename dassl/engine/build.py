@@ -1,0 +1,17 @@
+"""The registry of trainers."""
+
+from dassl.utils import Registry, check_availability
+
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg):
+    """The trainer that `cfg.TRAINER.NAME` names, built.
+
+    Raises:
+        ValueError: no such trainer; the nearest name and all names are given.
+    """
+    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -1,0 +1,497 @@
+"""The training loop with Dassl's methods and hooks.
+
+Read downward: TrainerBase keeps models, optimizers and checkpoints and has the bare loop; SimpleTrainer builds data,
+model and evaluator from the config; TrainerX and TrainerXU say what an epoch is.
+"""
+
+import datetime
+import os
+import os.path as osp
+import random
+import re
+import time
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    count_num_param,
+    load_checkpoint,
+    load_pretrained_weights,
+    save_checkpoint,
+    tolist_if_not,
+)
+
+from .simple_net import SimpleNet
+
+BEST = "model-best.pth.tar"
+
+
+class TrainerBase:
+    """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
+
+    # Between the checkpoints asked for (CHECKPOINT_FREQ, the last epoch) one is written for an interrupted run to go
+    # on from, at the end of an epoch if the last is older than this many seconds, and deleted once the next is there
+    resume_interval = 30.0
+
+    def __init__(self):
+        self._models = OrderedDict()
+        self._optims = OrderedDict()
+        self._scheds = OrderedDict()
+        self._writer = None
+        self._bar = None
+        self._temporary = None  # epoch of the checkpoint to delete when the next one is written
+        self._saved_at = time.time()
+        self.best_result = -np.inf
+        self.train_seconds = 0.0  # spent in epochs, those before an interruption too
+
+    # ------------------------------------------------------------ models
+
+    def register_model(self, name="model", model=None, optim=None, sched=None):
+        """Keep a model under `name`, which is also the folder of its checkpoints."""
+        if "_models" not in self.__dict__:
+            raise AttributeError("register_model() was called before super().__init__()")
+        if name in self._models:
+            raise ValueError(f'a model named "{name}" is registered already')
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names=None):
+        """`names` as a list, checked, or all the names."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        unknown = [name for name in names if name not in self._models]
+        if unknown:
+            raise ValueError(f"no model is registered as {unknown}; there are {list(self._models)}")
+        return names
+
+    def set_model_mode(self, mode="train", names=None):
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def model_inference(self, input):
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) of every model, atomically each."""
+        for name, model in self._models.items():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": model.state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": optim.state_dict() if optim is not None else None,
+                "scheduler": sched.state_dict() if sched is not None else None,
+                "val_result": val_result,
+                "best_result": float(self.best_result),
+                "train_seconds": self.train_seconds,
+                "temporary": epoch + 1 == self._temporary,
+                "rng": _rng_state(),
+            }
+            save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory):
+        """Go on from the newest epoch that all models have a checkpoint of in `directory`.
+
+        Restores weights, optimizers, schedulers and the random generators, so that the run goes on exactly as if it
+        had not been interrupted.
+
+        Returns:
+            int: number of epochs done; 0 if there is no checkpoint.
+        """
+        names = self.get_model_names()
+        common = set.intersection(*(set(_epochs(osp.join(directory, name))) for name in names)) if names else set()
+        if not common:
+            print("No checkpoint found, train from scratch")
+            return 0
+        epoch = max(common)
+        print(f'Found checkpoint in "{directory}". Will resume training after epoch {epoch}')
+        for name in names:
+            path = osp.join(directory, name, f"model.pth.tar-{epoch}")
+            checkpoint = load_checkpoint(path)
+            _load_weights(self._models[name], checkpoint, path)
+            for part, kept in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+                if part is not None and checkpoint.get(kept) is not None:
+                    part.load_state_dict(checkpoint[kept])
+        self.best_result = checkpoint.get("best_result", -np.inf)
+        self.train_seconds = checkpoint.get("train_seconds", 0.0)
+        self._temporary = epoch if checkpoint.get("temporary") else None
+        if "rng" in checkpoint:
+            _set_rng_state(checkpoint["rng"])
+        return epoch
+
+    def load_model(self, directory, epoch=None):
+        """Load the weights of every model from `directory`: of `epoch`, else the best on val, else the newest.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint; says what there is.
+            ValueError: its tensors do not fit the model.
+        """
+        if not directory:
+            print("load_model() is skipped: no directory is given")
+            return
+        for name in self.get_model_names():
+            path = _find_checkpoint(directory, name, epoch)
+            checkpoint = load_checkpoint(path)
+            _load_weights(self._models[name], checkpoint, path)
+            print(f'Loaded {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
+
+    # ------------------------------------------------------------ TensorBoard
+
+    def init_writer(self, log_dir):
+        if self._writer is None:
+            print(f"TensorBoard files go to {log_dir}")
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag, scalar_value, global_step=None):
+        if self._writer is not None:  # there is none while only evaluating
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # ------------------------------------------------------------ the loop
+
+    def train(self, start_epoch, max_epoch):
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        try:
+            self.before_train()
+            self._saved_at = time.time()
+            for self.epoch in range(self.start_epoch, self.max_epoch):
+                start = time.time()
+                self.before_epoch()
+                self.run_epoch()
+                self.train_seconds += time.time() - start
+                self.after_epoch()
+            self._close_bar()
+            self.after_train()
+        finally:
+            self._close_bar()
+            self.close_writer()
+
+    def before_train(self):
+        pass
+
+    def after_train(self):
+        pass
+
+    def before_epoch(self):
+        pass
+
+    def after_epoch(self):
+        pass
+
+    def run_epoch(self):
+        raise NotImplementedError
+
+    def test(self):
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch):
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch):
+        raise NotImplementedError
+
+    def forward_backward(self, batch):
+        raise NotImplementedError
+
+    def _advance_bar(self):
+        if self._bar is None:
+            total = (self.max_epoch - self.epoch) * self.num_batches
+            self._bar = tqdm(total=total, desc="training", unit="batch", leave=False, disable=None)
+        self._bar.update()
+
+    def _close_bar(self):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    # ------------------------------------------------------------ one update
+
+    def detect_anomaly(self, loss):
+        """Raises FloatingPointError if the loss is infinite or NaN."""
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(
+                f"the loss is infinite or NaN in epoch {self.epoch + 1}, batch {self.batch_idx + 1}: "
+                "lower OPTIM.LR or train in fp32; checkpoints written before are untouched"
+            )
+
+    def model_zero_grad(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss):
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss, names=None):
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def update_lr(self, names=None):
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+
+class SimpleTrainer(TrainerBase):
+    """Data, model and evaluator from the config; trains, evaluates and keeps checkpoints.
+
+    Attributes that Dassl's plugins use: cfg, device, dm, train_loader_x, train_loader_u, val_loader, test_loader,
+    num_classes, num_source_domains, lab2cname, evaluator, epoch, max_epoch, batch_idx, num_batches, output_dir.
+    `results` holds the figures of the last `test()`.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.check_cfg(cfg)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.results = {}
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def check_cfg(self, cfg):
+        """Hook: raise if the config does not suit the trainer."""
+
+    def build_data_loader(self):
+        dm = DataManager(self.cfg)
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+        self.dm = dm
+
+    def build_model(self):
+        """Hook: build and register the model; here a `SimpleNet`."""
+        cfg = self.cfg
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        print(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def train(self):
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self):
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        if self.cfg.RESUME and not self.start_epoch:
+            raise FileNotFoundError(f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
+                                    f"with checkpoints; leave --resume out to train from scratch")  # fmt: skip
+        self.init_writer(osp.join(self.output_dir, "tensorboard"))
+        self.time_start = time.time()
+
+    def after_epoch(self):
+        done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+
+        wanted = done == self.max_epoch or (freq > 0 and done % freq == 0)
+        if wanted or time.time() - self._saved_at >= self.resume_interval:
+            previous, self._temporary = self._temporary, None if wanted else done
+            self.save_model(self.epoch, self.output_dir)
+            self._saved_at = time.time()
+            if previous is not None:
+                for name in self._models:
+                    os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+
+    def after_train(self):
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+
+    @torch.no_grad()
+    def test(self, split=None):
+        """Evaluate on `split` ("val" or "test"; `cfg.TEST.SPLIT` if None); returns the accuracy in percent."""
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is None:
+            print("There is no val split: evaluating on test")
+            split = "test"
+        loader = self.val_loader if split == "val" else self.test_loader
+        print(f"Evaluate on the *{split}* set")
+        for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None):
+            input, label = self.parse_batch_test(batch)
+            self.evaluator.process(self.model_inference(input), label)
+        results = self.evaluator.evaluate()
+        self.results = {"split": split, **results}
+        for key, value in results.items():
+            self.write_scalar(f"{split}/{key}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, input):
+        return self.model(input)
+
+    def parse_batch_test(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def get_current_lr(self, names=None):
+        return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
+
+    def _run_batches(self, batches):
+        """One epoch: `forward_backward(*batch)` for each of `batches`, with Dassl's log lines."""
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        end = time.time()
+        for self.batch_idx, batch in enumerate(batches):
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(*batch))
+            batch_time.update(time.time() - end)
+            self._advance_bar()
+
+            freq = self.cfg.TRAIN.PRINT_FREQ
+            if (self.batch_idx + 1) % freq == 0 or self.num_batches < freq:
+                left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+                print(
+                    f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                    f"{losses} lr {self.get_current_lr():.4e} eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
+                )
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled data: an epoch is one pass over train_loader_x."""
+
+    def run_epoch(self):
+        self.num_batches = len(self.train_loader_x)
+        self._run_batches((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)
+
+
+class TrainerXU(SimpleTrainer):
+    """Trains on labelled and unlabelled data: `forward_backward(batch_x, batch_u)`.
+
+    `cfg.TRAIN.COUNT_ITER` says whose length counts: train_x, train_u or smaller_one; the shorter loader starts again.
+    """
+
+    def run_epoch(self):
+        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        lengths["smaller_one"] = min(lengths.values())
+        if self.cfg.TRAIN.COUNT_ITER not in lengths:
+            raise ValueError(f'TRAIN.COUNT_ITER is "{self.cfg.TRAIN.COUNT_ITER}", but must be one of {list(lengths)}')
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
+        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
+        self._run_batches(next(pairs) for _ in range(self.num_batches))
+
+    def parse_batch_train(self, batch_x, batch_u):
+        input_x, label_x, domain_x = (batch_x[key].to(self.device) for key in ("img", "label", "domain"))
+        return input_x, label_x, domain_x, batch_u["img"].to(self.device)
+
+
+def _endless(loader):
+    while True:
+        yield from loader
+
+
+# ------------------------------------------------------------------ checkpoints of a directory
+
+
+def _epochs(folder):
+    """Epochs that a folder has checkpoints of, in order."""
+    files = os.listdir(folder) if osp.isdir(folder) else []
+    return sorted(int(m.group(1)) for m in (re.fullmatch(r"model\.pth\.tar-(\d+)", f) for f in files) if m)
+
+
+def _find_checkpoint(directory, name, epoch):
+    folder = osp.join(directory, name)
+    if not osp.isdir(directory):
+        raise FileNotFoundError(f'there is no directory "{directory}": check --model-dir')
+    if not osp.isdir(folder):
+        others = [d for d in sorted(os.listdir(directory)) if _epochs(osp.join(directory, d))]
+        held = f"it holds checkpoints of {others}, of another trainer" if others else "it holds no checkpoints"
+        raise FileNotFoundError(f'no folder "{name}" in "{directory}": {held}')
+    epochs = _epochs(folder)
+    best = osp.join(folder, BEST)
+    if epoch is None and osp.exists(best):
+        return best
+    if not epochs or epoch not in (None, *epochs):
+        there = f"there are {epochs}" if epochs else "there are no epochs at all"
+        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": {there}; choose with --load-epoch')
+    return osp.join(folder, f"model.pth.tar-{epochs[-1] if epoch is None else epoch}")
+
+
+def _load_weights(model, checkpoint, path):
+    """`model.load_state_dict` with an error of one line."""
+    wanted, given = model.state_dict(), checkpoint.get("state_dict", checkpoint)
+    for key in wanted:
+        if key in given and given[key].shape != wanted[key].shape:
+            raise ValueError(
+                f'the checkpoint "{path}" does not fit: "{key}" is {list(given[key].shape)} there and {list(wanted[key].shape)} '
+                f"in this model; use the backbone, trainer settings and classes that it was trained with"
+            )
+    try:
+        model.load_state_dict(given)
+    except RuntimeError as error:
+        raise ValueError(f'the checkpoint "{path}" does not fit: {" ".join(str(error).split())}') from error
+
+
+# ------------------------------------------------------------------ random generators
+
+
+def _rng_state():
+    """State of all random generators as tensors and plain types, which load with weights_only=True."""
+    kind, keys, pos, has_gauss, gauss = np.random.get_state()
+    state = {"python": random.getstate(), "torch": torch.get_rng_state(),
+             "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss)}  # fmt: skip
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_rng_state(state):
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

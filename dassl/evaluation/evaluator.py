@@ -1,0 +1,125 @@
+"""Accuracy, macro-F1, per-class results and confusion matrix of a classifier."""
+
+import os.path as osp
+from collections import OrderedDict
+
+import torch
+
+from dassl.utils import atomic_write
+
+from .build import EVALUATOR_REGISTRY
+
+
+class EvaluatorBase:
+    """What a trainer calls: reset(), then process() for every batch, then evaluate()."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def reset(self):
+        raise NotImplementedError
+
+    def process(self, mo, gt):
+        raise NotImplementedError
+
+    def evaluate(self):
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Single-label classification.
+
+    Args:
+        cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT ask for more than the averages.
+        lab2cname (dict): label (int) to class name (str), needed for per-class results.
+
+    Raises:
+        ValueError: TEST.PER_CLASS_RESULT without `lab2cname`.
+    """
+
+    def __init__(self, cfg, lab2cname=None, **kwargs):
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the names of the classes: give lab2cname")
+        self._lab2cname = lab2cname
+        self.reset()
+
+    def reset(self):
+        """Forget all batches."""
+        self._y_true = []
+        self._y_pred = []
+
+    def process(self, mo, gt):
+        """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
+        # Left where they are: a copy to the CPU for every batch would stall CUDA
+        self._y_pred.append(mo.argmax(1))
+        self._y_true.append(gt)
+
+    def evaluate(self):
+        """Print and return the results over all batches since the last reset().
+
+        The F1 of a class is 2 TP / (2 TP + FP + FN); macro-F1 averages it over the classes that have samples,
+        as scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
+        confusion matrix is saved to OUTPUT_DIR/cmat.pt: a float64 Tensor, rows the true and columns the
+        predicted classes, in order of those labels that occur; each row sums to 1, or to 0 without samples.
+
+        Returns:
+            OrderedDict: accuracy (first: the figure by which models are compared), error_rate, macro_f1 and,
+            with TEST.PER_CLASS_RESULT, perclass_accuracy; floats, in percent.
+
+        Raises:
+            ValueError: there was no sample.
+        """
+        if not self._y_true:
+            raise ValueError("Nothing to evaluate: no batch was processed")
+        y_true = torch.cat(self._y_true).cpu()
+        y_pred = torch.cat(self._y_pred).cpu()
+        n = int(max(y_true.max(), y_pred.max())) + 1
+        correct = torch.bincount(y_true[y_true == y_pred], minlength=n)  # each of the three: int64 [n]
+        total = torch.bincount(y_true, minlength=n)
+        predicted = torch.bincount(y_pred, minlength=n)
+        labels = total.nonzero().flatten()
+
+        n_correct, n_total = int(correct.sum()), int(total.sum())
+        acc = 100.0 * n_correct / n_total
+        f1 = 2.0 * correct[labels].double() / (total + predicted)[labels]
+        macro_f1 = 100.0 * f1.mean().item()
+        results = OrderedDict(accuracy=acc, error_rate=100.0 - acc, macro_f1=macro_f1)
+        print(
+            "=> result\n"
+            f"* total: {n_total:,}\n"
+            f"* correct: {n_correct:,}\n"
+            f"* accuracy: {acc:.1f}%\n"
+            f"* error: {100.0 - acc:.1f}%\n"
+            f"* macro_f1: {macro_f1:.1f}%"
+        )
+
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            print("=> per-class result")
+            accs = 100.0 * correct[labels].double() / total[labels]
+            for label, class_acc in zip(labels.tolist(), accs.tolist(), strict=True):
+                print(
+                    f"* class: {label} ({self._lab2cname[label]})\t"
+                    f"total: {int(total[label]):,}\t"
+                    f"correct: {int(correct[label]):,}\t"
+                    f"acc: {class_acc:.1f}%"
+                )
+            results["perclass_accuracy"] = accs.mean().item()
+            print(f"* average: {results['perclass_accuracy']:.1f}%")
+
+        if self.cfg.TEST.COMPUTE_CMAT:
+            save_path = osp.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+            with atomic_write(save_path) as f:
+                torch.save(_confusion_matrix(y_true, y_pred), f)
+            print(f'Confusion matrix is saved to "{save_path}"')
+        return results
+
+
+def _confusion_matrix(y_true, y_pred):
+    """Row-normalised counts, float64 [k, k], over the k labels that occur in either."""
+    labels, index = torch.cat([y_true, y_pred]).unique(return_inverse=True)
+    k = len(labels)
+    true, pred = index.chunk(2)
+    counts = torch.bincount(true * k + pred, minlength=k * k).view(k, k).double()
+    return counts / counts.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,83 @@
+"""Optimizers by name."""
+
+import warnings
+
+import torch
+import torch.nn as nn
+
+from dassl.utils import check_availability
+
+
+def _adam_args(c):
+    return {"lr": c.LR, "weight_decay": c.WEIGHT_DECAY, "betas": (c.ADAM_BETA1, c.ADAM_BETA2)}
+
+
+def _momentum_args(c):
+    return {"lr": c.LR, "weight_decay": c.WEIGHT_DECAY, "momentum": c.MOMENTUM}
+
+
+OPTIMIZERS = {
+    "adam": lambda params, c: torch.optim.Adam(params, **_adam_args(c)),
+    "amsgrad": lambda params, c: torch.optim.Adam(params, **_adam_args(c), amsgrad=True),
+    "sgd": lambda params, c: torch.optim.SGD(
+        params, **_momentum_args(c), dampening=c.SGD_DAMPNING, nesterov=c.SGD_NESTEROV
+    ),
+    "rmsprop": lambda params, c: torch.optim.RMSprop(params, **_momentum_args(c), alpha=c.RMSPROP_ALPHA),
+    # Dassl's RAdam decouples the weight decay as AdamW does
+    "radam": lambda params, c: torch.optim.RAdam(params, **_adam_args(c), decoupled_weight_decay=True),
+    "adamw": lambda params, c: torch.optim.AdamW(params, **_adam_args(c)),
+}
+
+
+def build_optimizer(model, optim_cfg, param_groups=None):
+    """Build the optimizer `optim_cfg.NAME` for those parameters that require a gradient.
+
+    With STAGED_LR there are two parameter groups: the layers not in NEW_LAYERS, at LR * BASE_LR_MULT, and the
+    layers in it, at LR.
+
+    Args:
+        model (nn.Module or iterable): a model, or parameters, or parameter groups (dicts).
+        optim_cfg (CfgNode): cfg.OPTIM.
+        param_groups (iterable): parameters or groups to take in place of `model`; STAGED_LR is ignored then.
+
+    Returns:
+        torch.optim.Optimizer
+
+    Raises:
+        ValueError: an unknown name, or nothing to train.
+        TypeError: STAGED_LR without an nn.Module.
+    """
+    check_availability(optim_cfg.NAME, list(OPTIMIZERS))
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("STAGED_LR is ignored because param_groups are given", stacklevel=2)
+    elif optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg)
+    else:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+
+    groups = list(param_groups)
+    if not all(isinstance(g, dict) for g in groups):
+        groups = [{"params": groups}]
+    groups = [{**g, "params": _trainable(g["params"])} for g in groups]
+    if not any(g["params"] for g in groups):
+        raise ValueError("Nothing to train: no parameter given to the optimizer requires a gradient")
+    return OPTIMIZERS[optim_cfg.NAME](groups, optim_cfg)
+
+
+def _staged_groups(model, optim_cfg):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"STAGED_LR needs the model as an nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = optim_cfg.NEW_LAYERS
+    new_layers = [new_layers] if isinstance(new_layers, str) else new_layers
+    base, new = [], []
+    for name, param in model.named_parameters():
+        (new if name.split(".")[0] in new_layers else base).append(param)
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
+
+
+def _trainable(params):
+    params = [params] if isinstance(params, torch.Tensor) else params
+    return [p for p in params if p.requires_grad]

@@ -1,0 +1,101 @@
+"""Everything printed also goes to a file."""
+
+import os.path as osp
+import sys
+import time
+
+from tqdm import tqdm
+
+from .tools import mkdir_if_missing
+
+
+class Logger:
+    """Stands in for sys.stdout: writes to the console, which stays at `.console`, and to the file `fpath`.
+
+    `close()`, or leaving a `with` block, puts the console back. Whatever else is asked of it (`isatty`,
+    `fileno`, `encoding`...) is the console's. Progress bars stay out of the file and off the lines printed.
+    """
+
+    def __init__(self, fpath=None):
+        self.console = sys.stdout
+        self.file = None
+        self._inside = False
+        self._pending = ""
+        if fpath is not None:
+            mkdir_if_missing(osp.dirname(fpath))
+            # Append: nothing is ever lost. Line by line: forked data workers inherit no pending text
+            self.file = open(fpath, "a", buffering=1, encoding="utf-8")
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["console"], name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.close()
+
+    def write(self, msg):
+        with tqdm.get_lock():  # reentrant: `_inside` is only ever seen True by the bars that this write moves
+            if self._inside or msg.startswith("\r"):  # a bar that draws on stdout
+                return self.console.write(msg)
+            # print() writes a line and its end separately: bars may be drawn again only after the end
+            text = self._pending + msg
+            cut = text.rfind("\n") + 1 if tqdm._instances else len(text)
+            self._pending = text[cut:]
+            if cut:
+                self._emit(text[:cut])
+        return len(msg)
+
+    def _emit(self, text):
+        self._inside = True
+        try:
+            # sys.stdout, not the console: by it tqdm tells which bars share the screen
+            with tqdm.external_write_mode(file=sys.stdout, nolock=True):
+                self.console.write(text)
+        finally:
+            self._inside = False
+        if self.file is not None:
+            self.file.write(text)
+
+    def flush(self):
+        with tqdm.get_lock():
+            text, self._pending = self._pending, ""
+            if text:
+                self._emit(text)
+        self.console.flush()
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self):
+        """Give sys.stdout back to the console and close the file. The console stays open."""
+        self.flush()
+        if sys.stdout is self:
+            sys.stdout = self.console
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+def setup_logger(output=None):
+    """Let everything printed from now on also go to a file; `sys.stdout.close()` ends that.
+
+    Args:
+        output (str): a directory, whose log.txt is written, or a path that ends in .txt or .log. An existing
+            log is kept: the new one gets the time as a suffix. None changes nothing.
+
+    Raises:
+        OSError: the file cannot be written (PermissionError and so on).
+    """
+    if output is None:
+        return
+    fpath = output if output.endswith((".txt", ".log")) else osp.join(output, "log.txt")
+    if osp.exists(fpath):
+        fpath += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    if isinstance(sys.stdout, Logger):
+        sys.stdout.close()
+    try:
+        sys.stdout = Logger(fpath)
+    except OSError as e:
+        advice = "choose an output directory that you may write to"
+        raise type(e)(f'Cannot write the log "{fpath}" ({e.strerror}): {advice}') from e

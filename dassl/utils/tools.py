@@ -1,0 +1,156 @@
+"""Small helpers: files, seeds, images, names."""
+
+import contextlib
+import json
+import os
+import os.path as osp
+import random
+import struct
+import urllib.request
+import uuid
+import warnings
+from difflib import SequenceMatcher
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+
+def mkdir_if_missing(dirname):
+    """Create `dirname` and its parents unless it is a directory already ("" is the current one).
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    if dirname:
+        os.makedirs(dirname, exist_ok=True)
+
+
+def check_isfile(fpath):
+    """Return whether `fpath` is a file; warn if it is not."""
+    isfile = osp.isfile(fpath)
+    if not isfile:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return isfile
+
+
+@contextlib.contextmanager
+def atomic_write(fpath):
+    """Give a binary file to write to, which becomes `fpath` only once everything is written and on disk.
+
+    On any error, Ctrl-C included, what was at `fpath` before stays whole and nothing else is left behind.
+    """
+    fpath = osp.realpath(fpath)  # a link stays a link: its target is what gets replaced
+    folder, name = osp.split(fpath)
+    mkdir_if_missing(folder)
+    # Not tempfile: its files can be read by their owner only, and results are shared
+    temp = osp.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temp, "xb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, fpath)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temp)
+        raise
+
+
+def read_json(fpath):
+    """Return the content of the JSON file `fpath`."""
+    with open(fpath, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def write_json(obj, fpath):
+    """Write `obj` as JSON, indented by 4, to `fpath` (atomically; missing folders are made)."""
+    with atomic_write(fpath) as f:
+        f.write(json.dumps(obj, indent=4).encode())
+
+
+def set_random_seed(seed):
+    """Seed Python's `random`, NumPy and PyTorch (all devices) with the integer `seed`, 0 <= seed < 2**32."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def download_url(url, dst):
+    """Download `url` to the file `dst`, atomically and with a progress bar.
+
+    Raises:
+        OSError: the server cannot be reached, refuses, or the transfer stops early.
+    """
+    print(f'* url="{url}"')
+    print(f'* destination="{dst}"')
+    try:
+        with urllib.request.urlopen(url) as response, atomic_write(dst) as f:
+            size = response.headers.get("Content-Length")
+            size = int(size) if size else None
+            with tqdm(total=size, unit="B", unit_scale=True, desc=osp.basename(dst)) as bar:
+                while chunk := response.read(1 << 20):
+                    f.write(chunk)
+                    bar.update(len(chunk))
+            if size is not None and f.tell() != size:
+                raise OSError(f"got {f.tell():,} of {size:,} bytes")
+    except OSError as e:
+        advice = "try again, or put the file there by hand"
+        raise OSError(f'Cannot download "{url}" to "{dst}" ({e}): {advice}') from e
+
+
+def read_image(path):
+    """Return the image file `path` as an RGB `PIL.Image`, fully decoded (the file is closed again).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read or decoded, e.g. because it was cut off while being copied.
+    """
+    try:
+        with Image.open(path) as img:
+            return img.convert("RGB")
+    except FileNotFoundError:
+        advice = "check DATASET.ROOT and that the data set is complete"
+        raise FileNotFoundError(f'No image at "{path}": {advice}') from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as e:  # all from Pillow
+        raise OSError(f'Cannot read the image "{path}" ({e}): replace it by an intact copy') from e
+
+
+def collect_env_info():
+    """Return a text on Python, PyTorch, CUDA, the machine and Pillow, for logs and bug reports."""
+    from torch.utils.collect_env import get_pretty_env_info
+
+    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+
+
+def listdir_nohidden(path, sort=False):
+    """Return the names in the directory `path` that do not start with a dot, sorted if `sort`."""
+    items = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(items) if sort else items
+
+
+def get_most_similar_str_to_a_from_b(a, b):
+    """Return the string of the iterable `b` most similar to the string `a`, upper/lower case aside.
+
+    None if `b` is empty; the first one if several are equally similar.
+    """
+    return max(b, key=lambda s: SequenceMatcher(None, a.lower(), s.lower()).ratio(), default=None)
+
+
+def check_availability(requested, available):
+    """Check that the name `requested` is one of the names in `available`.
+
+    Raises:
+        ValueError: it is not; the message gives the nearest name and all of them.
+    """
+    if requested not in available:
+        nearest = get_most_similar_str_to_a_from_b(requested, available)
+        names = ", ".join(available) or "none"
+        raise ValueError(f'"{requested}" is not available, do you mean "{nearest}"? Available: {names}')
+
+
+def tolist_if_not(x):
+    """Return `x` if it is a list, else the list [x]."""
+    return x if isinstance(x, list) else [x]

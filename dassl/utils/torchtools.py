@@ -1,0 +1,177 @@
+"""Checkpoints and the freezing of layers."""
+
+import os.path as osp
+import re
+import shutil
+import warnings
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from .tools import atomic_write
+
+
+def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
+    """Save a checkpoint; every file is either the old one or the whole new one, whatever happens meanwhile.
+
+    Files in `save_dir`: `model.pth.tar-<epoch>` (or `model_name`); `checkpoint`, which names the newest;
+    `model-best.pth.tar`, a copy, if `is_best`.
+
+    Args:
+        state (dict): "state_dict", "epoch" (int) and whatever else to keep, e.g. "optimizer". Not changed.
+        save_dir (str): directory, made if missing.
+        remove_module_from_keys (bool): drop the "module." that nn.DataParallel puts before parameter names.
+
+    Raises:
+        OSError: `save_dir` cannot be written to, or the disk is full.
+    """
+    # NumPy scalars (an evaluator's result, say) could not be loaded again with weights_only=True
+    state = {k: v.item() if isinstance(v, np.generic) else v for k, v in state.items()}
+    if remove_module_from_keys:
+        state["state_dict"] = {k.removeprefix("module."): v for k, v in state["state_dict"].items()}
+
+    fpath = osp.join(save_dir, model_name or f"model.pth.tar-{state['epoch']}")
+    with atomic_write(fpath) as f:
+        torch.save(state, f)
+    print(f"Checkpoint saved to {fpath}")
+
+    with atomic_write(osp.join(save_dir, "checkpoint")) as f:
+        f.write(f"{osp.basename(fpath)}\n".encode())
+
+    if is_best:
+        best_fpath = osp.join(save_dir, "model-best.pth.tar")
+        with open(fpath, "rb") as source, atomic_write(best_fpath) as f:
+            shutil.copyfileobj(source, f)
+        print(f'Best checkpoint saved to "{best_fpath}"')
+
+
+def load_checkpoint(fpath):
+    """Load a checkpoint with `weights_only=True`, so that no pickled code ever runs (on the CPU if no CUDA).
+
+    Returns:
+        dict: what was saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, is cut off, or holds more than tensors and plain Python types.
+    """
+    if fpath is None:
+        raise ValueError("No checkpoint path given")
+    if not osp.isfile(fpath):
+        raise FileNotFoundError(f'No checkpoint at "{fpath}": check the directory, model name and epoch')
+    map_location = None if torch.cuda.is_available() else "cpu"
+    try:
+        checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # torch raises a dozen different types on files that are not what they should be
+        if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
+            raise ValueError(
+                f'"{fpath}" holds pickled objects, which could run code and are never loaded: '
+                "save its state_dict (tensors and plain Python types) again with the program that made it"
+            ) from e
+        raise ValueError(f'"{fpath}" is not a checkpoint or is cut off: copy or save it again') from e
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'"{fpath}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
+    return checkpoint
+
+
+def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
+    """Load the newest checkpoint of the directory `fdir` into a model and, if given, optimizer and scheduler.
+
+    Returns:
+        int: the number of epochs done, that is the epoch to start with.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`.
+        RuntimeError: the parameters are not those of the model.
+    """
+    pointer = osp.join(fdir, "checkpoint")
+    if not osp.isfile(pointer):
+        raise FileNotFoundError(f'No file "{pointer}" to name the newest checkpoint: check the directory')
+    with open(pointer, encoding="utf-8") as f:
+        fpath = osp.join(fdir, f.readline().strip())
+
+    print(f'Loading checkpoint from "{fpath}"')
+    checkpoint = load_checkpoint(fpath)
+    _unwrap(model).load_state_dict(checkpoint["state_dict"])
+    print("Loaded model weights")
+    if optimizer is not None and checkpoint.get("optimizer") is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        print("Loaded optimizer")
+    if scheduler is not None and checkpoint.get("scheduler") is not None:
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        print("Loaded scheduler")
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model, weight_path):
+    """Load those weights that match the model's in name ("module." aside) and shape; report the others.
+
+    Args:
+        model (nn.Module): changed in place.
+        weight_path (str): a checkpoint, either {"state_dict": {...}} or a bare state dict.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(weight_path)
+    weights = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", checkpoint).items()}
+    model_dict = _unwrap(model).state_dict()
+    matched = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
+    if not matched:
+        warnings.warn(f'No weight in "{weight_path}" matches the model: nothing is loaded', stacklevel=2)
+        return
+    _unwrap(model).load_state_dict(model_dict | matched)
+    print(f'Successfully loaded pretrained weights from "{weight_path}"')
+    discarded = [k for k in weights if k not in matched]
+    if discarded:
+        print(f"** The following layers are discarded due to unmatched keys or layer size: {discarded}")
+
+
+def count_num_param(model=None, params=None):
+    """Return the number of elements in a model's parameters, or in `params`: parameters or parameter groups.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if model is None and params is None:
+        raise ValueError("count_num_param() needs a model or params")
+    total = 0
+    for item in model.parameters() if model is not None else params:
+        group = item["params"] if isinstance(item, dict) else item
+        total += sum(p.numel() for p in ([group] if isinstance(group, torch.Tensor) else group))
+    return total
+
+
+def open_all_layers(model):
+    """Put the model into training mode with every parameter trainable."""
+    model.train()
+    model.requires_grad_(True)
+
+
+def open_specified_layers(model, open_layers):
+    """Train the named children of the model only; freeze the others and put them into evaluation mode.
+
+    Args:
+        model (nn.Module): changed in place.
+        open_layers (str or list of str): names of direct children.
+
+    Raises:
+        ValueError: the model has no child of that name.
+    """
+    model = _unwrap(model)
+    open_layers = [open_layers] if isinstance(open_layers, str) else open_layers
+    children = dict(model.named_children())
+    for name in open_layers:
+        if name not in children:
+            raise ValueError(f'The model has no layer "{name}"; it has {", ".join(children)}')
+    for name, module in children.items():
+        module.train(name in open_layers)
+        module.requires_grad_(name in open_layers)
+
+
+def _unwrap(model):
+    return model.module if isinstance(model, nn.DataParallel) else model

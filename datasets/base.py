@@ -1,0 +1,173 @@
+"""What all data sets share: split files, few-shot selection, base and new classes."""
+
+import hashlib
+import json
+import math
+import os
+import os.path as osp
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from PIL import Image
+from tqdm import tqdm
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
+
+Splits = tuple[list[Datum], list[Datum], list[Datum]]  # train, val, test
+
+
+class SplitDataset(DatasetBase):
+    """A data set read from CoOp's split file: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
+
+    A data set sets three names, relative to `DATASET.ROOT`, and nothing else. The steps are CoOp's, in its order:
+    split, then `DATASET.NUM_SHOTS` of every class, then the base or new half of the classes.
+
+    Raises:
+        FileNotFoundError: no folder, split file or image where it should be; says where.
+        ValueError: a split file that cannot be read.
+    """
+
+    dataset_dir = ""  # in DATASET.ROOT
+    image_dir = ""  # in dataset_dir
+    split_file = ""  # in dataset_dir
+
+    def __init__(self, cfg):
+        self.root = osp.abspath(osp.expanduser(cfg.DATASET.ROOT))
+        self.dataset_dir = osp.join(self.root, self.dataset_dir)
+        self.image_dir = osp.join(self.dataset_dir, self.image_dir)
+        self.split_path = osp.join(self.dataset_dir, self.split_file)
+        if not osp.exists(self.split_path):
+            self.prepare()
+        train, val, test = read_split(self.split_path, self.image_dir)
+        if cfg.DATASET.NUM_SHOTS >= 1:
+            train, val = self.few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        check_images(train + val + test, self.split_path)
+        super().__init__(train_x=train, val=val, test=test)
+
+    def prepare(self) -> None:
+        """Called when there is no split file; makes it or raises."""
+        name = type(self).__name__
+        for folder in (self.root, self.dataset_dir):
+            if not osp.isdir(folder):
+                raise FileNotFoundError(f"{name} needs the folder {folder}, which is not there: give the folder that holds "
+                                        f'"{osp.basename(self.dataset_dir)}" with --root')  # fmt: skip
+        raise FileNotFoundError(f"{name} has no split file {self.split_path}: put CoOp's {self.split_file} there")
+
+    def few_shot(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
+        """`shots` images of every class for training and at most 4 for validation: the very ones CoOp takes.
+
+        Kept in `split_fewshot/` as JSON with relative paths; a selection from another split file is made again.
+        """
+        if seed < 0:
+            return self.sample(train, val, shots, random.Random())
+        path = osp.join(self.dataset_dir, "split_fewshot", f"shot_{shots}-seed_{seed}.json")
+        digest = file_hash(self.split_path)
+        try:
+            kept = read_json(path)
+            if kept["split_sha256"] == digest:
+                return tuple(from_rows(kept[part], self.image_dir) for part in ("train", "val"))
+        except (OSError, ValueError, KeyError):
+            pass  # not there yet, or not one of ours: select
+        train, val = self.sample(train, val, shots, random.Random(seed))
+        rows = {"split_sha256": digest, "train": self.to_rows(train), "val": self.to_rows(val)}
+        try:
+            mkdir_if_missing(osp.dirname(path))
+            write_json(rows, path)
+        except OSError as error:  # a read-only data folder: the same images are selected again next time
+            print(f"The few-shot selection is not kept: {error}")
+        return train, val
+
+    def sample(self, train: list[Datum], val: list[Datum], shots: int, rng: random.Random) -> tuple[list, list]:
+        """CoOp's order: first train, then val with at most 4, from one random stream."""
+        train = self.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
+        return train, self.generate_fewshot_dataset(val, num_shots=min(shots, 4), rng=rng)
+
+    def to_rows(self, items: list[Datum]) -> list[list]:
+        return [[osp.relpath(i.impath, self.image_dir), i.label, i.classname] for i in items]
+
+
+class DrawnDataset(SplitDataset):
+    """An embedded data set: drawn into `DATASET.ROOT` when it is first asked for."""
+
+    image_dir = "images"
+    split_file = "split.json"
+
+    def pictures(self) -> Iterator[tuple[str, int, str, Image.Image]]:
+        """Yields (split, label, class name, image)."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        name, split = type(self).__name__, {"train": [], "val": [], "test": []}
+        mkdir_if_missing(self.root)
+        # drawn elsewhere and moved in whole: another run may be drawing at the same time
+        scratch = tempfile.mkdtemp(prefix=f".{name}-", dir=self.root)
+        try:
+            for part, label, classname, image in tqdm(self.pictures(), f"drawing {name}", unit="image", disable=None):
+                path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
+                os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
+                image.save(osp.join(scratch, type(self).image_dir, path))
+                split[part].append([path, label, classname])
+            write_json(split, osp.join(scratch, self.split_file))
+            try:
+                os.rename(scratch, self.dataset_dir)
+            except OSError as error:
+                if not osp.exists(self.split_path):  # else the other run was faster
+                    raise FileNotFoundError(f"{self.dataset_dir} is there but lacks {self.split_file}: remove that folder, "
+                                            f"and {name} is drawn again") from error  # fmt: skip
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+# ------------------------------------------------------------------ the steps
+
+
+def read_split(path: str, image_dir: str) -> Splits:
+    """Train, val and test of a split file; image paths in it are relative to `image_dir`."""
+    try:
+        split = read_json(path)
+        return tuple(from_rows(split[part], image_dir) for part in ("train", "val", "test"))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is no split file ({error}): it should read {{"train": [[path, label, class name], ...], '
+                         f'"val": ..., "test": ...}}') from error  # fmt: skip
+
+
+def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
+    return [Datum(impath=osp.join(image_dir, path), label=int(label), classname=name) for path, label, name in rows]
+
+
+def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list[Datum]]:
+    """All classes, the first ceil(n / 2) ("base") or the others ("new"), relabelled from 0 in order of their labels.
+
+    Args:
+        splits: lists of items, the first of which has every class.
+        subsample: all, base or new.
+    """
+    check_availability(subsample, ["all", "base", "new"])
+    if subsample == "all":
+        return list(splits)
+    labels = sorted({item.label for item in splits[0]})
+    half = math.ceil(len(labels) / 2)
+    chosen = labels[:half] if subsample == "base" else labels[half:]
+    relabel = {label: k for k, label in enumerate(chosen)}
+    return [
+        [Datum(impath=i.impath, label=relabel[i.label], classname=i.classname) for i in items if i.label in relabel]
+        for items in splits
+    ]
+
+
+def check_images(items: list[Datum], source: str) -> None:
+    """Raises FileNotFoundError with the number and the first three of those images that are not there."""
+    missing = [i.impath for i in items if not osp.exists(i.impath)]
+    if missing:
+        raise FileNotFoundError(f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
+                                f"{', '.join(missing[:3])}: unpack the images there, or take the split file of your copy")  # fmt: skip
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()

@@ -1,0 +1,298 @@
+"""Trains or evaluates one method on one data set; CoOp's command line.
+
+    python train.py                                            OrthCR on the embedded Shapes
+    python train.py --trainer OrthCR --root DATA --seed 1 --dataset-config-file configs/datasets/caltech101.yaml \\
+        --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
+    python train.py --eval-only --model-dir OUT --load-epoch 20 --trainer ... DATASET.SUBSAMPLE_CLASSES new
+
+Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
+An interrupted run goes on where it was when the same command is given again.
+"""
+
+import argparse
+import importlib
+import os
+import os.path as osp
+import pkgutil
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+from yacs.config import CfgNode
+
+import dassl
+import datasets
+import trainers
+from dassl.config import get_cfg_default, merge_config
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import (
+    check_availability,
+    collect_env_info,
+    count_num_param,
+    mkdir_if_missing,
+    set_random_seed,
+    setup_logger,
+    write_json,
+)
+from trainers.base import extend_cfg
+
+HERE = osp.dirname(osp.abspath(__file__))
+USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
+# Settings that may differ between a run and its continuation: they do not change what is trained
+MAY_DIFFER = ("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.", "TEST.")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
+    parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
+    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
+    parser.add_argument("--seed", type=int, default=1, help="negative: not seeded")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
+    parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: tiny, an OpenAI name, or a path")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
+    parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
+    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
+    return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------------ config
+
+
+def discover(package) -> None:
+    """Imports every module of `trainers` or `datasets`, so that it registers itself; one that fails is named."""
+    for module in pkgutil.iter_modules(package.__path__):
+        try:
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        except Exception as error:  # somebody's file with a missing dependency must not stop all the others
+            print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The merged, frozen config.
+
+    Raises:
+        FileNotFoundError, ValueError: a config file that is not there; an unknown key or name, with the nearest.
+    """
+    discover(trainers)
+    discover(datasets)
+    cfg = get_cfg_default()
+    cfg.USE_CUDA = None  # so that CUDA asked for can be told from CUDA by default
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    extend_cfg(cfg)
+
+    trained = osp.join(args.model_dir, "config.yaml")
+    if args.eval_only and args.model_dir and osp.exists(trained) and not (args.config_file and args.dataset_config_file):
+        files = [trained, args.dataset_config_file, args.config_file]  # what is not given is as in training
+        args.trainer = args.trainer or read_config(trained)["TRAINER.NAME"]
+    else:
+        args.trainer = args.trainer or "OrthCR"
+        own = osp.join(HERE, "configs", "trainers", args.trainer, "tiny.yaml")
+        files = [args.dataset_config_file or osp.join(HERE, "configs", "datasets", "shapes.yaml"),
+                 args.config_file or (own if osp.exists(own) else "")]  # fmt: skip
+    check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
+    # a trainer of somebody else declares no defaults: what its config says under TRAINER is taken as it is
+    foreign = () if hasattr(TRAINER_REGISTRY.get(args.trainer), "defaults") else ("TRAINER",)
+
+    for file in filter(None, files):
+        merge_config(cfg, file, allow_new=foreign)
+    given = {"DATASET.ROOT": args.root, "OUTPUT_DIR": "", "RESUME": args.resume, "SEED": args.seed,
+             "DATASET.SOURCE_DOMAINS": args.source_domains, "DATASET.TARGET_DOMAINS": args.target_domains,
+             "INPUT.TRANSFORMS": args.transforms, "TRAINER.NAME": args.trainer,
+             "MODEL.BACKBONE.NAME": args.backbone, "MODEL.HEAD.NAME": args.head}  # fmt: skip
+    merge_config(cfg, [word for key, value in given.items() if value or key == "OUTPUT_DIR" for word in (key, value)])
+    merge_config(cfg, args.opts, allow_new=foreign)
+
+    if cfg.USE_CUDA and not torch.cuda.is_available():
+        raise ValueError("USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
+    cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
+    cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
+    run = [cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
+    if args.eval_only and args.model_dir:  # beside the model, never over its own results
+        return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT]))
+    return osp.join("output", cfg.TRAINER.NAME, *run)
+
+
+def flatten(node: dict, prefix: str = "") -> dict:
+    """{"A": {"B": 1}} -> {"A.B": 1}; tuples as lists, as YAML has them."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def read_config(path: str) -> dict:
+    """Dotted keys of a `config.yaml` that a run wrote."""
+    with open(path, encoding="utf-8") as f:
+        return flatten(yaml.safe_load(f))
+
+
+def check_same_run(cfg: CfgNode) -> None:
+    """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path):
+        return
+    old, new = read_config(path), flatten(cfg)
+    own = (f"TRAINER.{cfg.TRAINER.NAME.upper()}.", "TRAINER.NAME")  # other methods' settings play no part
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith(MAY_DIFFER) or (key.startswith("TRAINER.") and not key.startswith(own)):
+            continue
+        if old.get(key) != new.get(key):
+            raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with {key} {old.get(key)}, not {new.get(key)}: choose another "
+                             f"--output-dir, or remove that one")  # fmt: skip
+
+
+def check_model_dir(cfg: CfgNode, model_dir: str) -> dict:
+    """The config of the run in `model_dir`; raises ValueError if it was of another trainer or backbone."""
+    path = osp.join(model_dir, "config.yaml")
+    if not osp.exists(path):  # of another code base: the checkpoint itself is checked when it is loaded
+        return {}
+    trained = read_config(path)
+    for key, now in (("TRAINER.NAME", cfg.TRAINER.NAME), ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)):
+        if trained.get(key, now) != now:
+            raise ValueError(f"the model in {model_dir} was trained with {key} {trained[key]}, not {now}: give the same "
+                             f"here, or another --model-dir")  # fmt: skip
+    return trained
+
+
+# ------------------------------------------------------------------ one run
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with "+" if files were changed since; None outside a repository."""
+    try:
+        ask = {"cwd": HERE, "capture_output": True, "text": True, "check": True}
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()
+        return revision + ("+" if subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory(cfg: CfgNode) -> float:
+    """MiB: allocated on the GPU, or resident in this process on the CPU."""
+    if cfg.USE_CUDA:
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One training or evaluation; returns what `results.json` holds.
+
+    Everything printed also goes to `log.txt` in the output directory.
+    """
+    cfg = setup_cfg(args)
+    if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
+        cfg.defrost()
+        cfg.OUTPUT_DIR = default_output(cfg, args)
+        cfg.freeze()
+        print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
+    trained = check_model_dir(cfg, args.model_dir) if args.eval_only else {}
+    if not args.eval_only:
+        check_same_run(cfg)
+    try:
+        mkdir_if_missing(cfg.OUTPUT_DIR)
+        setup_logger(cfg.OUTPUT_DIR)
+    except OSError as error:
+        raise OSError(f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
+                      f"another --output-dir") from error  # fmt: skip
+    try:
+        return _run(args, cfg, trained)
+    except USER_ERRORS:
+        sys.stdout.file.write(traceback.format_exc())  # for the log only; the console gets one line
+        raise
+    finally:
+        sys.stdout.close()
+
+
+def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.reset_peak_memory_stats()
+    if cfg.VERBOSE:
+        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
+
+    trainer = build_trainer(cfg)
+    # only now: a run that could not be built leaves nothing that a later one would be compared with
+    config_path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    with open(config_path + ".tmp", "w", encoding="utf-8") as f:
+        f.write(cfg.dump())
+    os.replace(config_path + ".tmp", config_path)
+    if args.no_train and not args.eval_only:
+        return {}
+
+    start = time.time()
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+    else:
+        trainer.train()
+
+    params = sum(count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in trainer._models.values())
+    results = {
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "seed": cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "eval_only": args.eval_only,
+        "trained_on": {  # an evaluation on other classes or data is never mistaken for a training there
+            "dataset": trained.get("DATASET.NAME", cfg.DATASET.NAME),
+            "classes": trained.get("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES),
+        } if params else None,
+        **trainer.results,
+        "trainable_params": params,
+        "seconds": time.time() - start if args.eval_only else getattr(trainer, "train_seconds", time.time() - start),
+        "peak_memory_mib": peak_memory(cfg),
+        "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                     "torchvision": torchvision.__version__, "dassl": dassl.__version__},
+        "git_revision": git_revision(),
+    }  # fmt: skip
+    write_json(results, osp.join(cfg.OUTPUT_DIR, "results.json"))
+    print(f"Results are in {osp.join(cfg.OUTPUT_DIR, 'results.json')}")
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(parse(argv))
+    except USER_ERRORS as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        print(f"error: {lines[-1].strip() if lines else type(error).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
