@@ -92,7 +92,12 @@ class DatasetBase:
         """Download a tar or zip archive to the file `dst` and unpack it into the folder of `dst`."""
         folder = os.path.dirname(dst)
         os.makedirs(folder, exist_ok=True)
-        download_url(url, dst, from_gdrive=from_gdrive)
+        if from_gdrive:
+            import gdown  # here, because nothing else needs it
+
+            gdown.download(url, dst)
+        else:
+            download_url(url, dst)
         if tarfile.is_tarfile(dst):
             with tarfile.open(dst) as archive:
                 archive.extractall(folder, filter="data")  # no absolute paths, "..", or links to outside

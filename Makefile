@@ -1,0 +1,32 @@
+# make demo     set-up, then base-to-new on the embedded data: table, output/demo/report.html
+# make test     set-up, then the tests
+# make lint     ruff
+# make bench    seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test lint bench setup
+
+demo: setup
+	$(PY) scripts/demo.py
+
+test: setup
+	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
+
+bench: setup
+	$(PY) scripts/bench.py
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	@echo "Installing PyTorch and the rest into $(VENV): about 2 minutes and 5.5 GB"
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@

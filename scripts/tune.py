@@ -1,0 +1,111 @@
+"""Tunes every method on the `val` split of Shapes, 12 settings each, and writes the outcome to docs/tuning.md.
+
+    python scripts/tune.py [METHOD ...]       # about 12 x 3 runs a method; finished settings are not run again
+
+A setting is trained on 16 shots of the base classes with seeds 1, 2, 3 and judged by the harmonic mean of its
+accuracy on the val images of the base and of the new classes. No test image is looked at.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+KL_GRID = {"OPTIM.LR": [1e-3, 3e-3, 1e-2], "TRAINER.ORTHCR.LAMBDA": [1.0, 4.0, 8.0, 16.0]}
+GRIDS = {  # method -> (trainer, fixed settings, grid of 12)
+    "OrthCR": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_kl"], KL_GRID),
+    "OrthCR cross_ce": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_ce"],
+                        {"OPTIM.LR": [3e-4, 1e-3, 3e-3], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0, 4.0, 8.0]}),
+    "OrthCR self_kl": ("OrthCR", ["TRAINER.ORTHCR.REG", "self_kl"], KL_GRID),
+    "OrthCR none": ("OrthCR", ["TRAINER.ORTHCR.REG", "none"],
+                    {"OPTIM.LR": [1e-4, 3e-4, 1e-3, 3e-3], "OPTIM.MAX_EPOCH": [5, 10, 20]}),
+    "CoOp": ("CoOp", [], {"OPTIM.LR": [0.002, 0.01, 0.05, 0.2],
+                          "TRAINER.COOP.N_CTX": [0, 4, 16]}),  # 0: from the words "a photo of a"
+}  # fmt: skip
+SEEDS = (1, 2, 3)
+
+
+def job(task: tuple[str, dict, int, str]) -> dict:
+    """Trains one setting with one seed; returns its accuracies on val."""
+    method, setting, seed, out = task
+    import torch
+
+    from train import parse, run
+
+    torch.set_num_threads(1)
+    trainer, fixed, _ = GRIDS[method]
+    words = [str(w) for item in setting.items() for w in item]
+    if trainer == "CoOp":
+        words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting["TRAINER.COOP.N_CTX"] == 0 else ""]
+    folder = f"{out}/{method}/{'_'.join(words[1::2]).replace(' ', '-')}/seed{seed}".replace(" ", "_")
+    common = ["--trainer", trainer, "--seed", str(seed)]
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        base = ["DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", "True"]
+        run(parse([*common, "--output-dir", folder, *fixed, *words, *base]))
+        acc = {}
+        for classes in ("base", "new"):
+            ask = ["DATASET.SUBSAMPLE_CLASSES", classes, "DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False"]
+            acc[classes] = run(parse([*common, "--eval-only", "--model-dir", folder, *ask]))["accuracy"]
+    return {"method": method, "setting": setting, "seed": seed, **acc}
+
+
+def harmonic(b: float, n: float) -> float:
+    return 2 * b * n / (b + n)
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", default=list(GRIDS), help=f"of {list(GRIDS)}")
+    parser.add_argument("--out", default="output/tune")
+    args = parser.parse_args()
+
+    kept = ROOT / "docs" / "tuning.json"
+    done = json.loads(kept.read_text()) if kept.exists() else []
+    known = {(d["method"], json.dumps(d["setting"]), d["seed"]) for d in done}
+    tasks = []
+    for method in args.methods:
+        grid = GRIDS[method][2]
+        for values in itertools.product(*grid.values()):
+            setting = dict(zip(grid, values, strict=True))
+            tasks += [(method, setting, s, args.out) for s in SEEDS if (method, json.dumps(setting), s) not in known]
+    # spawn, one thread each: two runs side by side are faster than one run on two cores
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for result in tqdm(pool.map(job, tasks), "tuning", total=len(tasks)):
+            done.append(result)
+            kept.write_text(json.dumps(done, indent=0))
+
+    text = [f"# Tuning\n\nWritten by `python scripts/tune.py`. {__doc__.split(chr(10), 3)[3].strip()}\n\n"
+            "Everything else is as in `configs/trainers/*/tiny.yaml`. Percent, mean of 3 seeds; the best in bold. For CoOp "
+            "`N_CTX 0` means a context that starts from the words \"a photo of a\".\n"]  # fmt: skip
+    for method in GRIDS:
+        mine = [d for d in done if d["method"] == method]
+        rows = []
+        for key in dict.fromkeys(json.dumps(d["setting"]) for d in mine):
+            of = [d for d in mine if json.dumps(d["setting"]) == key]
+            figures = [mean(d["base"] for d in of), mean(d["new"] for d in of), mean(harmonic(d["base"], d["new"]) for d in of)]
+            rows.append([*of[0]["setting"].values(), *figures])
+        if rows:
+            best = max(row[-1] for row in rows)
+            table = [[*row[:-3], *(f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:])] for row in rows]
+            text.append(f"## {method}\n\n" + tabulate(table, [*GRIDS[method][2], "base", "new", "H"], "github") + "\n")
+    (ROOT / "docs" / "tuning.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Installs the engine `dassl` and what the repository needs.
+
+`trainers` and `datasets` stay in the repository, as in CoOp: an installed top-level `datasets` would shadow Hugging
+Face's.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="orthcr",
+    version="1.0.0",
+    description="Few-shot adaptation of CLIP by orthogonal fine-tuning, beside prompt learning, on Dassl's API",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dassl", "dassl.*"]),
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy",
+        "pillow",
+        "yacs",
+        "tabulate",
+        "tqdm",
+        "tensorboard",
+        "safetensors",
+        "scikit-learn",  # Digits
+        "matplotlib",  # the pictures of make demo
+        "gdown",  # download_url from Google Drive
+        "clip-anytorch>=2.6",  # OpenAI's clip, which is on no package index under its own name
+        "setuptools<81",  # clip asks pkg_resources for a version; newer setuptools have none
+    ],
+    extras_require={"dev": ["pytest", "ruff"]},
+)
