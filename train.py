@@ -2,7 +2,8 @@
 
     python train.py                                            OrthCR on the embedded Shapes
     python train.py --trainer OrthCR --root DATA --seed 1 --dataset-config-file configs/datasets/caltech101.yaml \\
-        --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
+        --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT \\
+        DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
     python train.py --eval-only --model-dir OUT --load-epoch 20 --trainer ... DATASET.SUBSAMPLE_CLASSES new
 
 Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
@@ -46,7 +47,16 @@ from trainers.base import extend_cfg
 HERE = osp.dirname(osp.abspath(__file__))
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 # Settings that may differ between a run and its continuation: they do not change what is trained
-MAY_DIFFER = ("OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.", "TEST.")
+MAY_DIFFER = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "USE_CUDA",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.",
+    "TEST.",
+)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,7 +107,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     extend_cfg(cfg)
 
     trained = osp.join(args.model_dir, "config.yaml")
-    if args.eval_only and args.model_dir and osp.exists(trained) and not (args.config_file and args.dataset_config_file):
+    if (
+        args.eval_only
+        and args.model_dir
+        and osp.exists(trained)
+        and not (args.config_file and args.dataset_config_file)
+    ):
         files = [trained, args.dataset_config_file, args.config_file]  # what is not given is as in training
         args.trainer = args.trainer or read_config(trained)["TRAINER.NAME"]
     else:
@@ -119,7 +134,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     merge_config(cfg, args.opts, allow_new=foreign)
 
     if cfg.USE_CUDA and not torch.cuda.is_available():
-        raise ValueError("USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
+        raise ValueError(
+            "USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU"
+        )
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
     cfg.freeze()
@@ -161,8 +178,10 @@ def check_same_run(cfg: CfgNode) -> None:
         if key.startswith(MAY_DIFFER) or (key.startswith("TRAINER.") and not key.startswith(own)):
             continue
         if old.get(key) != new.get(key):
-            raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with {key} {old.get(key)}, not {new.get(key)}: choose another "
-                             f"--output-dir, or remove that one")  # fmt: skip
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} holds a run with {key} {old.get(key)}, not {new.get(key)}: choose another "
+                f"--output-dir, or remove that one"
+            )
 
 
 def check_model_dir(cfg: CfgNode, model_dir: str) -> dict:
@@ -173,8 +192,10 @@ def check_model_dir(cfg: CfgNode, model_dir: str) -> dict:
     trained = read_config(path)
     for key, now in (("TRAINER.NAME", cfg.TRAINER.NAME), ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)):
         if trained.get(key, now) != now:
-            raise ValueError(f"the model in {model_dir} was trained with {key} {trained[key]}, not {now}: give the same "
-                             f"here, or another --model-dir")  # fmt: skip
+            raise ValueError(
+                f"the model in {model_dir} was trained with {key} {trained[key]}, not {now}: give the same "
+                f"here, or another --model-dir"
+            )
     return trained
 
 
@@ -186,7 +207,9 @@ def git_revision() -> str | None:
     try:
         ask = {"cwd": HERE, "capture_output": True, "text": True, "check": True}
         revision = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()
-        return revision + ("+" if subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip() else "")
+        return revision + (
+            "+" if subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip() else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -217,8 +240,10 @@ def run(args: argparse.Namespace) -> dict:
         mkdir_if_missing(cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR)
     except OSError as error:
-        raise OSError(f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
-                      f"another --output-dir") from error  # fmt: skip
+        raise OSError(
+            f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
+            f"another --output-dir"
+        ) from error
     try:
         return _run(args, cfg, trained)
     except USER_ERRORS:
@@ -254,7 +279,9 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
     else:
         trainer.train()
 
-    params = sum(count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in trainer._models.values())
+    params = sum(
+        count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in trainer._models.values()
+    )
     results = {
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,

@@ -53,8 +53,10 @@ class SplitDataset(DatasetBase):
         name = type(self).__name__
         for folder in (self.root, self.dataset_dir):
             if not osp.isdir(folder):
-                raise FileNotFoundError(f"{name} needs the folder {folder}, which is not there: give the folder that holds "
-                                        f'"{osp.basename(self.dataset_dir)}" with --root')  # fmt: skip
+                raise FileNotFoundError(
+                    f"{name} needs the folder {folder}, which is not there: give the folder that holds "
+                    f'"{osp.basename(self.dataset_dir)}" with --root'
+                )
         raise FileNotFoundError(f"{name} has no split file {self.split_path}: put CoOp's {self.split_file} there")
 
     def few_shot(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
@@ -116,8 +118,10 @@ class DrawnDataset(SplitDataset):
                 os.rename(scratch, self.dataset_dir)
             except OSError as error:
                 if not osp.exists(self.split_path):  # else the other run was faster
-                    raise FileNotFoundError(f"{self.dataset_dir} is there but lacks {self.split_file}: remove that folder, "
-                                            f"and {name} is drawn again") from error  # fmt: skip
+                    raise FileNotFoundError(
+                        f"{self.dataset_dir} is there but lacks {self.split_file}: remove that folder, "
+                        f"and {name} is drawn again"
+                    ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -131,8 +135,10 @@ def read_split(path: str, image_dir: str) -> Splits:
         split = read_json(path)
         return tuple(from_rows(split[part], image_dir) for part in ("train", "val", "test"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no split file ({error}): it should read {{"train": [[path, label, class name], ...], '
-                         f'"val": ..., "test": ...}}') from error  # fmt: skip
+        raise ValueError(
+            f'{path} is no split file ({error}): it should read {{"train": [[path, label, class name], ...], '
+            f'"val": ..., "test": ...}}'
+        ) from error
 
 
 def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
@@ -163,8 +169,10 @@ def check_images(items: list[Datum], source: str) -> None:
     """Raises FileNotFoundError with the number and the first three of those images that are not there."""
     missing = [i.impath for i in items if not osp.exists(i.impath)]
     if missing:
-        raise FileNotFoundError(f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
-                                f"{', '.join(missing[:3])}: unpack the images there, or take the split file of your copy")  # fmt: skip
+        raise FileNotFoundError(
+            f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
+            f"{', '.join(missing[:3])}: unpack the images there, or take the split file of your copy"
+        )
 
 
 def file_hash(path: str) -> str:

@@ -188,7 +188,9 @@ def draw_digit(digit: str, style: Style, rng: np.random.Generator, size: int = 3
     mask = Image.new("L", (n, n))
     for stroke in DIGITS[digit]:
         points = (np.array(stroke) - 0.5 + rng.normal(0, 0.03, (len(stroke), 2))) @ shape.T + n / 2
-        ImageDraw.Draw(mask).line([tuple(p) for p in points], fill=255, width=int(rng.uniform(0.06, 0.14) * n), joint="curve")
+        ImageDraw.Draw(mask).line(
+            [tuple(p) for p in points], fill=255, width=int(rng.uniform(0.06, 0.14) * n), joint="curve"
+        )
     cover = np.asarray(mask)[..., None] / 255.0
     strokes = 0.95 if picture.mean() < 0.5 else 0.05
     return _finish(picture * (1 - cover) + strokes * cover, style, size, rng)

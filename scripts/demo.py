@@ -77,7 +77,9 @@ def main() -> None:
         sys.stdout.flush()
     write_json(summary, str(out / "summary.json"))
     demo_report.write(summary, out, table(summary, "html"))
-    print(f"\n{table(summary)}\n\nmean ± standard deviation over seeds {', '.join(map(str, SEEDS))}; accuracy in percent")
+    print(
+        f"\n{table(summary)}\n\nmean ± standard deviation over seeds {', '.join(map(str, SEEDS))}; accuracy in percent"
+    )
     print(f"{out / 'summary.json'}\n{out / 'report.html'}")
 
 

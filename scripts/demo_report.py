@@ -120,7 +120,8 @@ def write(summary: list[dict], out: Path, table: str) -> None:
     for draw in (bars, training, orthogonality, pictures):
         data = base64.b64encode(draw(summary, out).read_bytes()).decode()
         caption = html.escape(draw.__doc__)
-        figures += f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>\n'
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
     run = json.loads((out / summary[-1]["trainer"] / f"seed{summary[-1]['seed']}" / "results.json").read_text())
     seeds = ", ".join(str(s) for s in dict.fromkeys(s["seed"] for s in summary))
     page = PAGE.format(seeds=seeds, device=run["device"], torch=run["versions"]["torch"], table=table, figures=figures)

@@ -57,7 +57,9 @@ def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> f
     images = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255.0 - MEAN) / STD
     labels = torch.arange(len(compositions)).repeat_interleave(count)
     with torch.no_grad():
-        text = F.normalize(model.encode_text(clip.tokenize([f"a photo of a {drawing.name(c)}." for c in compositions])), dim=-1)
+        text = F.normalize(
+            model.encode_text(clip.tokenize([f"a photo of a {drawing.name(c)}." for c in compositions])), dim=-1
+        )
         return 100 * (model.encode_image(images) @ text.t()).argmax(1).eq(labels).float().mean().item()
 
 
@@ -84,7 +86,9 @@ def main() -> None:
     # matrices decay; the embedding does not, or its rows of words never seen would shrink to nothing
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    optim = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=args.lr)
+    optim = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=args.lr
+    )
     sched = torch.optim.lr_scheduler.OneCycleLR(optim, args.lr, total_steps=args.steps, pct_start=0.1)
 
     bar = tqdm(range(args.steps), "pre-training")
@@ -112,7 +116,8 @@ def main() -> None:
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(state, args.out, metadata={"made_by": "scripts/pretrain_tiny.py", "steps": str(args.steps)})
     size = Path(args.out).stat().st_size / 2**20
-    print(f"{args.out}: {size:.2f} MiB, {time.time() - start:.0f} s, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{args.out}: {size:.2f} MiB, {time.time() - start:.0f} s, {where}")
 
 
 if __name__ == "__main__":

@@ -61,8 +61,10 @@ class ClipTrainer(TrainerX):
         clip_model = load_clip(name, self.device)
         if tuple(cfg.INPUT.SIZE) != (clip_model.visual.input_resolution,) * 2:
             side = clip_model.visual.input_resolution
-            raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {name} takes ({side}, {side}): set INPUT.SIZE "
-                             f"or choose the --config-file of this backbone")  # fmt: skip
+            raise ValueError(
+                f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {name} takes ({side}, {side}): set INPUT.SIZE "
+                f"or choose the --config-file of this backbone"
+            )
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
         self.set_precision(self.node.PREC)

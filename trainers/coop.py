@@ -35,7 +35,11 @@ class PromptLearner(nn.Module):
         else:
             ctx = 0.02 * torch.randn(node.N_CTX, embed.embedding_dim, device=embed.weight.device)
         if node.CSC:
-            ctx = ctx.repeat(len(classnames), 1, 1) if words else 0.02 * ctx.new_empty(len(classnames), *ctx.shape).normal_()
+            ctx = (
+                ctx.repeat(len(classnames), 1, 1)
+                if words
+                else 0.02 * ctx.new_empty(len(classnames), *ctx.shape).normal_()
+            )
         self.ctx = nn.Parameter(ctx)
         n_ctx = ctx.shape[-2]
 

@@ -144,7 +144,7 @@ class OrthogonalCLIP(ClipClassifier):
         return {which: {p: self._assemble(which, p, rows) for p, rows in parts[which].items()} for which in encoders}
 
     def _assemble(self, which: str, parameter: str, rotated: dict[int, torch.Tensor]) -> torch.Tensor:
-        """A whole parameter: the rotated tensor itself, or q, k and v below each other, those not chosen as they are."""
+        """A whole parameter: the rotated tensor itself, or q, k, v below each other, those not chosen as they are."""
         weight = self.encoders[which].get_parameter(parameter)
         size = len(next(iter(rotated.values())))
         if size == len(weight):
@@ -197,7 +197,9 @@ def find_weights(which: str, encoder: nn.Module, layers, kinds) -> dict[str, tup
     blocks = encoder.transformer.resblocks
     outside = [i for i in layers if not -len(blocks) <= i < len(blocks)]
     if outside:
-        raise ValueError(f"TRAINER.ORTHCR.LAYERS names {outside}, but the {which} encoder has blocks 0 to {len(blocks) - 1}")
+        raise ValueError(
+            f"TRAINER.ORTHCR.LAYERS names {outside}, but the {which} encoder has blocks 0 to {len(blocks) - 1}"
+        )
     places = {}
     for i in sorted({i % len(blocks) for i in layers} or range(len(blocks))):
         d, block = blocks[i].attn.embed_dim, f"transformer.resblocks.{i}."
@@ -217,7 +219,9 @@ def block_sizes(name: str, width: int, b: int) -> tuple[int, int]:
     b = b or width
     if width % b:
         fit = [n for n in (16, 32, 64, 128, 256) if width % n == 0]
-        raise ValueError(f"TRAINER.ORTHCR.BLOCK_SIZE {b} does not divide the {width} inputs of {name}: take one of {fit} or 0")
+        raise ValueError(
+            f"TRAINER.ORTHCR.BLOCK_SIZE {b} does not divide the {width} inputs of {name}: take one of {fit} or 0"
+        )
     return width // b, b
 
 
@@ -255,12 +259,16 @@ class OrthCR(ClipTrainer):
         if not node.ENCODERS or not node.WEIGHTS:
             raise ValueError("TRAINER.ORTHCR.ENCODERS and WEIGHTS must name at least one each: else nothing is trained")
         if node.LAMBDA < 0 or node.TAU <= 0 or node.BLOCK_SIZE < 0 or node.BLOCK_SIZE == 1:
-            raise ValueError("TRAINER.ORTHCR wants LAMBDA >= 0, TAU > 0 and BLOCK_SIZE 0 or >= 2 (a 1 x 1 rotation is 1)")
+            raise ValueError(
+                "TRAINER.ORTHCR wants LAMBDA >= 0, TAU > 0 and BLOCK_SIZE 0 or >= 2 (a 1 x 1 rotation is 1)"
+            )
 
     def build_classifier(self, clip_model, classnames):
         if "image" in self.node.ENCODERS and not is_vit(clip_model):
-            raise ValueError(f"{self.cfg.MODEL.BACKBONE.NAME} is a ResNet: its image encoder has no transformer blocks to "
-                             f"rotate; take a ViT, or tune the text side alone with TRAINER.ORTHCR.ENCODERS \"['text']\"")  # fmt: skip
+            raise ValueError(
+                f"{self.cfg.MODEL.BACKBONE.NAME} is a ResNet: its image encoder has no transformer blocks to "
+                f"rotate; take a ViT, or tune the text side alone with TRAINER.ORTHCR.ENCODERS \"['text']\""
+            )
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return OrthogonalCLIP(self.node, clip_model, classnames, template)
 

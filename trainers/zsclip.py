@@ -1,7 +1,7 @@
 """Zero-shot CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
 
-    g(c) = text(template with c)                       ZeroshotCLIP: the data set's hand-crafted template
-    g(c) = normalised mean over templates of the same  ZeroshotCLIP2: CLIP's 80 templates and that one
+g(c) = text(template with c)                       ZeroshotCLIP: the data set's hand-crafted template
+g(c) = normalised mean over templates of the same  ZeroshotCLIP2: CLIP's 80 templates and that one
 """
 
 import torch

@@ -3,6 +3,7 @@
 All of them draw from torch's global generator when iterated, never when constructed, and their length is
 exact: training loops compare the batch number with it to find the last batch of an epoch.
 """
+
 from collections import defaultdict
 
 import torch

@@ -4,11 +4,10 @@ Read downward: TrainerBase keeps models, optimizers and checkpoints and has the 
 model and evaluator from the config; TrainerX and TrainerXU say what an epoch is.
 """
 
+import contextlib
 import datetime
 import os
 import os.path as osp
-import random
-import re
 import time
 from collections import OrderedDict
 
@@ -30,9 +29,8 @@ from dassl.utils import (
     tolist_if_not,
 )
 
+from .checkpoint import BEST, epochs, find_checkpoint, load_weights, rng_state, set_rng_state
 from .simple_net import SimpleNet
-
-BEST = "model-best.pth.tar"
 
 
 class TrainerBase:
@@ -97,7 +95,7 @@ class TrainerBase:
                 "best_result": float(self.best_result),
                 "train_seconds": self.train_seconds,
                 "temporary": epoch + 1 == self._temporary,
-                "rng": _rng_state(),
+                "rng": rng_state(),
             }
             save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
 
@@ -111,7 +109,7 @@ class TrainerBase:
             int: number of epochs done; 0 if there is no checkpoint.
         """
         names = self.get_model_names()
-        common = set.intersection(*(set(_epochs(osp.join(directory, name))) for name in names)) if names else set()
+        common = set.intersection(*(set(epochs(osp.join(directory, name))) for name in names)) if names else set()
         if not common:
             print("No checkpoint found, train from scratch")
             return 0
@@ -120,7 +118,7 @@ class TrainerBase:
         for name in names:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
-            _load_weights(self._models[name], checkpoint, path)
+            load_weights(self._models[name], checkpoint, path)
             for part, kept in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
                 if part is not None and checkpoint.get(kept) is not None:
                     part.load_state_dict(checkpoint[kept])
@@ -128,7 +126,7 @@ class TrainerBase:
         self.train_seconds = checkpoint.get("train_seconds", 0.0)
         self._temporary = epoch if checkpoint.get("temporary") else None
         if "rng" in checkpoint:
-            _set_rng_state(checkpoint["rng"])
+            set_rng_state(checkpoint["rng"])
         return epoch
 
     def load_model(self, directory, epoch=None):
@@ -142,9 +140,9 @@ class TrainerBase:
             print("load_model() is skipped: no directory is given")
             return
         for name in self.get_model_names():
-            path = _find_checkpoint(directory, name, epoch)
+            path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
-            _load_weights(self._models[name], checkpoint, path)
+            load_weights(self._models[name], checkpoint, path)
             print(f'Loaded {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
 
     # ------------------------------------------------------------ TensorBoard
@@ -171,7 +169,7 @@ class TrainerBase:
         try:
             self.before_train()
             self._saved_at = time.time()
-            for self.epoch in range(self.start_epoch, self.max_epoch):
+            for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 start = time.time()
                 self.before_epoch()
                 self.run_epoch()
@@ -309,8 +307,10 @@ class SimpleTrainer(TrainerBase):
     def before_train(self):
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         if self.cfg.RESUME and not self.start_epoch:
-            raise FileNotFoundError(f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
-                                    f"with checkpoints; leave --resume out to train from scratch")  # fmt: skip
+            raise FileNotFoundError(
+                f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
+                f"with checkpoints; leave --resume out to train from scratch"
+            )
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
@@ -329,7 +329,8 @@ class SimpleTrainer(TrainerBase):
             self._saved_at = time.time()
             if previous is not None:
                 for name in self._models:
-                    os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+                    with contextlib.suppress(FileNotFoundError):  # resumed from another directory
+                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
 
     def after_train(self):
         print("Finish training")
@@ -385,10 +386,11 @@ class SimpleTrainer(TrainerBase):
             freq = self.cfg.TRAIN.PRINT_FREQ
             if (self.batch_idx + 1) % freq == 0 or self.num_batches < freq:
                 left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+                eta = datetime.timedelta(seconds=int(batch_time.avg * left))
                 print(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
-                    f"{losses} lr {self.get_current_lr():.4e} eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
+                    f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
                 )
             step = self.epoch * self.num_batches + self.batch_idx
             for name, meter in losses.meters.items():
@@ -431,67 +433,3 @@ class TrainerXU(SimpleTrainer):
 def _endless(loader):
     while True:
         yield from loader
-
-
-# ------------------------------------------------------------------ checkpoints of a directory
-
-
-def _epochs(folder):
-    """Epochs that a folder has checkpoints of, in order."""
-    files = os.listdir(folder) if osp.isdir(folder) else []
-    return sorted(int(m.group(1)) for m in (re.fullmatch(r"model\.pth\.tar-(\d+)", f) for f in files) if m)
-
-
-def _find_checkpoint(directory, name, epoch):
-    folder = osp.join(directory, name)
-    if not osp.isdir(directory):
-        raise FileNotFoundError(f'there is no directory "{directory}": check --model-dir')
-    if not osp.isdir(folder):
-        others = [d for d in sorted(os.listdir(directory)) if _epochs(osp.join(directory, d))]
-        held = f"it holds checkpoints of {others}, of another trainer" if others else "it holds no checkpoints"
-        raise FileNotFoundError(f'no folder "{name}" in "{directory}": {held}')
-    epochs = _epochs(folder)
-    best = osp.join(folder, BEST)
-    if epoch is None and osp.exists(best):
-        return best
-    if not epochs or epoch not in (None, *epochs):
-        there = f"there are {epochs}" if epochs else "there are no epochs at all"
-        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": {there}; choose with --load-epoch')
-    return osp.join(folder, f"model.pth.tar-{epochs[-1] if epoch is None else epoch}")
-
-
-def _load_weights(model, checkpoint, path):
-    """`model.load_state_dict` with an error of one line."""
-    wanted, given = model.state_dict(), checkpoint.get("state_dict", checkpoint)
-    for key in wanted:
-        if key in given and given[key].shape != wanted[key].shape:
-            raise ValueError(
-                f'the checkpoint "{path}" does not fit: "{key}" is {list(given[key].shape)} there and {list(wanted[key].shape)} '
-                f"in this model; use the backbone, trainer settings and classes that it was trained with"
-            )
-    try:
-        model.load_state_dict(given)
-    except RuntimeError as error:
-        raise ValueError(f'the checkpoint "{path}" does not fit: {" ".join(str(error).split())}') from error
-
-
-# ------------------------------------------------------------------ random generators
-
-
-def _rng_state():
-    """State of all random generators as tensors and plain types, which load with weights_only=True."""
-    kind, keys, pos, has_gauss, gauss = np.random.get_state()
-    state = {"python": random.getstate(), "torch": torch.get_rng_state(),
-             "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss)}  # fmt: skip
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_rng_state(state):
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"].cpu())
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

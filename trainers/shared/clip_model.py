@@ -32,15 +32,19 @@ def weights_path(name: str) -> str:
     if name not in clip._MODELS:
         known = ["tiny", *clip._MODELS]
         near = get_most_similar_str_to_a_from_b(name, known)
-        raise ValueError(f'unknown backbone "{name}" (did you mean "{near}"?): give one of {known}, or the path of a '
-                         f"JIT archive or state dict, as MODEL.BACKBONE.NAME")  # fmt: skip
+        raise ValueError(
+            f'unknown backbone "{name}" (did you mean "{near}"?): give one of {known}, or the path of a '
+            f"JIT archive or state dict, as MODEL.BACKBONE.NAME"
+        )
     url = clip._MODELS[name]
     try:
         return clip._download(url)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         target = os.path.join(CACHE, os.path.basename(url))
-        raise OSError(f"the weights of CLIP {name} cannot be downloaded ({error}): put {url} at {target} by hand, or "
-                      f"give the file's path as MODEL.BACKBONE.NAME") from error  # fmt: skip
+        raise OSError(
+            f"the weights of CLIP {name} cannot be downloaded ({error}): put {url} at {target} by hand, or "
+            f"give the file's path as MODEL.BACKBONE.NAME"
+        ) from error
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -58,7 +62,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:
-                raise ValueError(f"{path} is neither a JIT archive nor a state dict: {str(error).splitlines()[0]}") from error
+                raise ValueError(
+                    f"{path} is neither a JIT archive nor a state dict: {str(error).splitlines()[0]}"
+                ) from error
     state = state.get("state_dict", state)
     missing = {"text_projection", "token_embedding.weight", "logit_scale"} - set(state)
     if missing:

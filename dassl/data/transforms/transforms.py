@@ -3,6 +3,7 @@
 Everything random draws from torch's global generator, which DataLoader seeds in its workers and which
 checkpoints save, so that runs repeat and resume exactly.
 """
+
 import torch
 from torchvision import transforms as T
 from torchvision.transforms import functional as F

@@ -1,0 +1,75 @@
+"""What a checkpoint is made of: where it lies, how its weights are loaded, the state of the random generators."""
+
+import os
+import os.path as osp
+import random
+import re
+
+import numpy as np
+import torch
+
+BEST = "model-best.pth.tar"
+
+
+def epochs(folder):
+    """Epochs that a folder has checkpoints of, in order."""
+    files = os.listdir(folder) if osp.isdir(folder) else []
+    return sorted(int(m.group(1)) for m in (re.fullmatch(r"model\.pth\.tar-(\d+)", f) for f in files) if m)
+
+
+def find_checkpoint(directory, name, epoch):
+    """Path of the checkpoint of model `name` in `directory`: of `epoch`, else the best on val, else the newest.
+
+    Raises:
+        FileNotFoundError: it is not there; says what is.
+    """
+    folder = osp.join(directory, name)
+    if not osp.isdir(directory):
+        raise FileNotFoundError(f'there is no directory "{directory}": check --model-dir')
+    if not osp.isdir(folder):
+        others = [d for d in sorted(os.listdir(directory)) if epochs(osp.join(directory, d))]
+        held = f"it holds checkpoints of {others}, of another trainer" if others else "it holds no checkpoints"
+        raise FileNotFoundError(f'no folder "{name}" in "{directory}": {held}')
+    there = epochs(folder)
+    best = osp.join(folder, BEST)
+    if epoch is None and osp.exists(best):
+        return best
+    if not there or epoch not in (None, *there):
+        have = f"there are {there}" if there else "there are none at all"
+        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": {have}; choose with --load-epoch')
+    return osp.join(folder, f"model.pth.tar-{there[-1] if epoch is None else epoch}")
+
+
+def load_weights(model, checkpoint, path):
+    """`model.load_state_dict` with an error of one line."""
+    wanted, given = model.state_dict(), checkpoint.get("state_dict", checkpoint)
+    for key in wanted:
+        if key in given and given[key].shape != wanted[key].shape:
+            raise ValueError(
+                f'the checkpoint "{path}" does not fit: "{key}" is {list(given[key].shape)} there and '
+                f"{list(wanted[key].shape)} in this model; use the backbone, trainer settings and classes that it was "
+                f"trained with"
+            )
+    try:
+        model.load_state_dict(given)
+    except RuntimeError as error:
+        raise ValueError(f'the checkpoint "{path}" does not fit: {" ".join(str(error).split())}') from error
+
+
+def rng_state():
+    """State of all random generators as tensors and plain types, which load with weights_only=True."""
+    kind, keys, pos, has_gauss, gauss = np.random.get_state()
+    state = {"python": random.getstate(), "torch": torch.get_rng_state(),
+             "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss)}  # fmt: skip
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state):
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
