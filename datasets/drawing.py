@@ -84,7 +84,7 @@ STYLES = {
     "grey": Style(paper=(0.35, 0.65), tilt=0.3),
     "grainy": Style(paper=(0.2, 1.0), noise=0.06, blur=0.01),
     # never seen in pre-training
-    "canvas": Style(paper=(0.3, 0.8), tint=0.3, texture=0.18, tilt=0.5, ink=0.8, hue=0.12, noise=0.05),
+    "canvas": Style(paper=(0.3, 0.8), tint=0.25, texture=0.15, tilt=0.4, ink=0.95, hue=0.08, noise=0.05),
     "fog": Style(paper=(0.6, 0.8), ink=0.45, blur=0.03, noise=0.03),
     "night": Style(paper=(0.0, 0.1), ink=0.55, hue=0.2, noise=0.1),
     "neon": Style(paper=(0.1, 0.5), tint=0.5, tilt=0.6, clutter=5),

@@ -7,17 +7,29 @@ from dassl.data.datasets import DATASET_REGISTRY
 from . import drawing
 from .base import DrawnDataset
 
+BASE_SHAPES = ("circle", "triangle", "square", "hexagon", "star")
+
 
 @DATASET_REGISTRY.register()
 class Shapes(DrawnDataset):
-    """32 x 32 pictures on a blotchy coloured canvas; 20 train, 20 val and 40 test images of each of 40 classes."""
+    """32 x 32 pictures on a blotchy canvas; 20 train, 20 val and 40 test images of each of 40 classes.
+
+    As in the real benchmarks, the new classes are other things: no base class has the shape of a new one.
+    """
 
     dataset_dir = "shapes"
     style = "canvas"
     images = {"train": 20, "val": 20, "test": 40}  # of each class
 
+    @staticmethod
+    def compositions() -> list[tuple[str, str, str]]:
+        """The 20 base classes, then the 20 new ones."""
+        base = [c for c in drawing.UNSEEN if c[2] in BASE_SHAPES]
+        new = [c for c in drawing.UNSEEN if c[2] not in BASE_SHAPES]
+        return base[:20] + new[:20]
+
     def pictures(self):
-        for label, composition in enumerate(drawing.UNSEEN[:40]):
+        for label, composition in enumerate(self.compositions()):
             for k, (split, count) in enumerate(self.images.items()):
                 rng = np.random.default_rng([13, label, k])
                 for _ in range(count):

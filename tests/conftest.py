@@ -1,0 +1,116 @@
+"""Shared fixtures: the embedded and random CLIPs, configs and trainers on small embedded data sets."""
+
+import sys
+import warnings
+from itertools import chain, repeat
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+
+from clip.model import CLIP  # noqa: E402
+
+import train  # noqa: E402
+from dassl.engine import build_trainer  # noqa: E402
+from dassl.utils import set_random_seed  # noqa: E402
+from datasets.shapes import Shapes  # noqa: E402
+from trainers.shared.clip_model import load_clip  # noqa: E402
+
+VOCABULARY = 49408
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """Where Shapes and Digits are drawn, once a session; Shapes with fewer images than the real one."""
+    images, Shapes.images = Shapes.images, {"train": 16, "val": 4, "test": 4}
+    yield tmp_path_factory.mktemp("data")
+    Shapes.images = images
+
+
+@pytest.fixture
+def make_cfg(tmp_path, data_root):
+    """make_cfg(KEY, VALUE..., trainer=, dataset=, out=): a small frozen config, by train.py's own way.
+
+    Two shots, no warm-up (its first epoch would hardly move anything), no worker processes.
+    """
+
+    def make(*opts, trainer="OrthCR", dataset="Shapes", out="out"):
+        words = ["--root", data_root, "--output-dir", tmp_path / out, "--trainer", trainer, "--dataset-config-file",
+                 ROOT / "configs" / "datasets" / f"{dataset.lower()}.yaml", "VERBOSE", False, "USE_CUDA", False,
+                 "DATASET.NUM_SHOTS", 2, "DATALOADER.NUM_WORKERS", 0, "OPTIM.WARMUP_EPOCH", -1, *opts]  # fmt: skip
+        return train.setup_cfg(train.parse([str(word) for word in words]))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_cfg):
+    """The same arguments: a trainer, built after seeding everything with 1."""
+
+    def make(*opts, **kwargs):
+        cfg = make_cfg(*opts, **kwargs)
+        set_random_seed(1)
+        return build_trainer(cfg)
+
+    return make
+
+
+@pytest.fixture
+def take_steps():
+    """take_steps(trainer, n): n real training steps; returns what forward_backward returned."""
+
+    def steps(trainer, n=1):
+        trainer.set_model_mode("train")
+        trainer.num_batches = n + 1  # the end of the epoch, and of this learning rate, is not reached
+        batches = chain.from_iterable(repeat(trainer.train_loader_x))
+        return [trainer.forward_backward(batch) for trainer.batch_idx, batch in zip(range(n), batches, strict=False)]
+
+    return steps
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The embedded CLIP; not to be changed."""
+    return load_clip("tiny")
+
+
+@pytest.fixture
+def random_clip():
+    """random_clip("vit" or "resnet"): OpenAI's class with small sizes and every tensor random, in eval mode.
+
+    The encoders differ in depth and width, and biases and LayerNorms are not at their neutral start.
+    """
+
+    def make(kind="vit", seed=0):
+        gen = torch.Generator().manual_seed(seed)
+        layers, side, patch, width = (2, 32, 16, 128) if kind == "vit" else ((1, 1, 1, 1), 64, None, 8)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = CLIP(24, side, layers, width, patch, 77, VOCABULARY, 64, 1, 3)
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and name != "logit_scale":
+                noise = torch.randn(tensor.shape, generator=gen)
+                tensor.add_(noise.abs() if name.endswith("running_var") else 0.05 * noise)
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """noise(*shape, seed=0): standard normal float32."""
+
+    def make(*shape, seed=0):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    return make
