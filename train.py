@@ -11,6 +11,7 @@ An interrupted run goes on where it was when the same command is given again.
 """
 
 import argparse
+import glob
 import importlib
 import os
 import os.path as osp
@@ -61,10 +62,10 @@ MAY_DIFFER = (
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
+    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
-    parser.add_argument("--seed", type=int, default=1, help="negative: not seeded")
+    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
     parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
     parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
     parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
@@ -102,8 +103,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     discover(trainers)
     discover(datasets)
     cfg = get_cfg_default()
-    cfg.USE_CUDA = None  # so that CUDA asked for can be told from CUDA by default
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.ROOT, cfg.SEED = "data", 1
+    by_default = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # None, "": told apart from what is asked for
+    cfg.update(by_default)
     extend_cfg(cfg)
 
     trained = osp.join(args.model_dir, "config.yaml")
@@ -126,11 +129,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
     for file in filter(None, files):
         merge_config(cfg, file, allow_new=foreign)
-    given = {"DATASET.ROOT": args.root, "OUTPUT_DIR": "", "RESUME": args.resume, "SEED": args.seed,
+        if file == trained:  # where and on what the training ran is its own affair
+            cfg.update(by_default)
+    given = {"DATASET.ROOT": args.root, "RESUME": args.resume or None, "SEED": args.seed,
              "DATASET.SOURCE_DOMAINS": args.source_domains, "DATASET.TARGET_DOMAINS": args.target_domains,
              "INPUT.TRANSFORMS": args.transforms, "TRAINER.NAME": args.trainer,
-             "MODEL.BACKBONE.NAME": args.backbone, "MODEL.HEAD.NAME": args.head}  # fmt: skip
-    merge_config(cfg, [word for key, value in given.items() if value or key == "OUTPUT_DIR" for word in (key, value)])
+             "MODEL.BACKBONE.NAME": args.backbone or None, "MODEL.HEAD.NAME": args.head or None}  # fmt: skip
+    merge_config(cfg, [word for item in given.items() if item[1] is not None for word in item])
     merge_config(cfg, args.opts, allow_new=foreign)
 
     if cfg.USE_CUDA and not torch.cuda.is_available():
@@ -233,9 +238,14 @@ def run(args: argparse.Namespace) -> dict:
         cfg.OUTPUT_DIR = default_output(cfg, args)
         cfg.freeze()
         print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
-    trained = check_model_dir(cfg, args.model_dir) if args.eval_only else {}
+    trained = {}
     if not args.eval_only:
         check_same_run(cfg)
+    else:
+        trained = check_model_dir(cfg, args.model_dir)
+        if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
+            raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
+                             f"choose another --output-dir")  # fmt: skip
     try:
         mkdir_if_missing(cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR)

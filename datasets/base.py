@@ -7,7 +7,7 @@ import os
 import os.path as osp
 import random
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 
 from PIL import Image
@@ -72,7 +72,7 @@ class SplitDataset(DatasetBase):
             kept = read_json(path)
             if kept["split_sha256"] == digest:
                 return tuple(from_rows(kept[part], self.image_dir) for part in ("train", "val"))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # not there yet, or not one of ours: select
         train, val = self.sample(train, val, shots, random.Random(seed))
         rows = {"split_sha256": digest, "train": self.to_rows(train), "val": self.to_rows(val)}
@@ -106,7 +106,8 @@ class DrawnDataset(SplitDataset):
         name, split = type(self).__name__, {"train": [], "val": [], "test": []}
         mkdir_if_missing(self.root)
         # drawn elsewhere and moved in whole: another run may be drawing at the same time
-        scratch = tempfile.mkdtemp(prefix=f".{name}-", dir=self.root)
+        scratch = osp.join(self.root, f".{name}-{uuid.uuid4().hex[:8]}")
+        os.mkdir(scratch)
         try:
             for part, label, classname, image in tqdm(self.pictures(), f"drawing {name}", unit="image", disable=None):
                 path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")

@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from dassl.data.datasets import DATASET_REGISTRY
 
@@ -17,6 +16,8 @@ class Digits(DrawnDataset):
     dataset_dir = "digits"
 
     def pictures(self):
+        from sklearn.datasets import load_digits  # here: it takes a second to import, and only drawing needs it
+
         digits = load_digits()
         for label, classname in enumerate(drawing.DIGITS):
             of_class = digits.images[digits.target == label]

@@ -1,15 +1,22 @@
 """Shared fixtures: the embedded and random CLIPs, configs and trainers on small embedded data sets."""
 
+import copy
+import os
 import sys
 import warnings
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
-import pytest
-import torch
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # small tensors: threads cost more than they bring
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from clip.model import CLIP  # noqa: E402
@@ -84,14 +91,15 @@ def tiny():
     return load_clip("tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_clip():
     """random_clip("vit" or "resnet"): OpenAI's class with small sizes and every tensor random, in eval mode.
 
     The encoders differ in depth and width, and biases and LayerNorms are not at their neutral start.
     """
 
-    def make(kind="vit", seed=0):
+    @cache
+    def build(kind, seed):
         gen = torch.Generator().manual_seed(seed)
         layers, side, patch, width = (2, 32, 16, 128) if kind == "vit" else ((1, 1, 1, 1), 64, None, 8)
         with torch.random.fork_rng():
@@ -103,7 +111,7 @@ def random_clip():
                 tensor.add_(noise.abs() if name.endswith("running_var") else 0.05 * noise)
         return model.eval().requires_grad_(False)
 
-    return make
+    return lambda kind="vit", seed=0: copy.deepcopy(build(kind, seed))
 
 
 @pytest.fixture(scope="session")

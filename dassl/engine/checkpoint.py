@@ -8,6 +8,8 @@ import re
 import numpy as np
 import torch
 
+from dassl.utils import load_checkpoint
+
 BEST = "model-best.pth.tar"
 
 
@@ -54,6 +56,14 @@ def load_weights(model, checkpoint, path):
         model.load_state_dict(given)
     except RuntimeError as error:
         raise ValueError(f'the checkpoint "{path}" does not fit: {" ".join(str(error).split())}') from error
+
+
+def remove_temporary(folder, but):
+    """Remove the checkpoints that a run killed at the wrong moment left for resuming; the one of epoch `but` stays."""
+    for epoch in epochs(folder):
+        path = osp.join(folder, f"model.pth.tar-{epoch}")
+        if epoch != but and load_checkpoint(path).get("temporary"):
+            os.remove(path)
 
 
 def rng_state():

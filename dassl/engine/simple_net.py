@@ -3,6 +3,8 @@
 import torch.nn as nn
 import torchvision
 
+from dassl.utils import check_availability
+
 _ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
@@ -27,6 +29,7 @@ class SimpleNet(nn.Module):
         self._fdim = self.backbone.fc.in_features
         self.backbone.fc = nn.Identity()
 
+        check_availability(model_cfg.HEAD.ACTIVATION, list(_ACTIVATIONS))
         layers = []
         for width in model_cfg.HEAD.HIDDEN_LAYERS if model_cfg.HEAD.NAME else ():
             layers.append(nn.Linear(self._fdim, width))

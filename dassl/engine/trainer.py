@@ -4,7 +4,6 @@ Read downward: TrainerBase keeps models, optimizers and checkpoints and has the 
 model and evaluator from the config; TrainerX and TrainerXU say what an epoch is.
 """
 
-import contextlib
 import datetime
 import os
 import os.path as osp
@@ -29,7 +28,7 @@ from dassl.utils import (
     tolist_if_not,
 )
 
-from .checkpoint import BEST, epochs, find_checkpoint, load_weights, rng_state, set_rng_state
+from .checkpoint import BEST, epochs, find_checkpoint, load_weights, remove_temporary, rng_state, set_rng_state
 from .simple_net import SimpleNet
 
 
@@ -305,7 +304,12 @@ class SimpleTrainer(TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self):
-        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
+        for name in self._models:
+            remove_temporary(osp.join(self.output_dir, name), but=self.start_epoch)
+        if self.cfg.RESUME and not self.start_epoch:
+            self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
+            self.best_result, self._temporary = -np.inf, None  # those files stay there
         if self.cfg.RESUME and not self.start_epoch:
             raise FileNotFoundError(
                 f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
@@ -329,8 +333,7 @@ class SimpleTrainer(TrainerBase):
             self._saved_at = time.time()
             if previous is not None:
                 for name in self._models:
-                    with contextlib.suppress(FileNotFoundError):  # resumed from another directory
-                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+                    os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
 
     def after_train(self):
         print("Finish training")
@@ -417,6 +420,8 @@ class TrainerXU(SimpleTrainer):
     """
 
     def run_epoch(self):
+        if self.train_loader_u is None:
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no unlabelled images (train_u), which this trainer needs")
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())
         if self.cfg.TRAIN.COUNT_ITER not in lengths:

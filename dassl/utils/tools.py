@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import os.path as osp
+import platform
 import random
 import struct
 import urllib.request
@@ -14,6 +15,7 @@ from difflib import SequenceMatcher
 import numpy as np
 import PIL
 import torch
+import torchvision
 from PIL import Image
 from tqdm import tqdm
 
@@ -119,10 +121,21 @@ def read_image(path):
 
 
 def collect_env_info():
-    """Return a text on Python, PyTorch, CUDA, the machine and Pillow, for logs and bug reports."""
-    from torch.utils.collect_env import get_pretty_env_info
+    """Return a text on Python, PyTorch, CUDA, the machine and Pillow, for logs and bug reports.
 
-    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+    Not `torch.utils.collect_env`, which lists every installed package and takes seconds at each start.
+    """
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return "\n".join(
+        [
+            f"Python: {platform.python_version()} on {platform.platform()}",
+            f"PyTorch: {torch.__version__}, torchvision {torchvision.__version__}, NumPy {np.__version__}",
+            f"CUDA: {torch.version.cuda or 'not built'}, cuDNN {torch.backends.cudnn.version()}, "
+            f"devices: {', '.join(devices) or 'none'}",
+            f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            f"Pillow: {PIL.__version__}",
+        ]
+    )
 
 
 def listdir_nohidden(path, sort=False):

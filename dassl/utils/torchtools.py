@@ -61,10 +61,9 @@ def load_checkpoint(fpath):
     if not osp.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}": check the directory, model name and epoch')
     map_location = None if torch.cuda.is_available() else "cpu"
+    open(fpath, "rb").close()  # a file that may not be read raises here, with its own message
     try:
         checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
-    except OSError:
-        raise
     except Exception as e:  # torch raises a dozen different types on files that are not what they should be
         if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
             raise ValueError(

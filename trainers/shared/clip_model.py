@@ -2,6 +2,7 @@
 
 import os
 import urllib.error
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -57,7 +58,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         state = safetensors.torch.load_file(path)
     else:
         try:
-            state = torch.jit.load(path, map_location="cpu").state_dict()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch.jit is deprecated, but what OpenAI's files are made with
+                state = torch.jit.load(path, map_location="cpu").state_dict()
         except RuntimeError:  # not a JIT archive
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)

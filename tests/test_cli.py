@@ -1,0 +1,423 @@
+"""train.py's command line: configs, their precedence, what a run leaves, and one clear line for every bad input."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from clip import clip
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets.shapes import Shapes
+from trainers.shared import clip_model
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIGS = REPO / "configs"
+RESULT_KEYS = {
+    "trainer", "dataset", "classes", "seed", "shots", "backbone", "eval_only", "trained_on", "split", "accuracy",
+    "error_rate", "macro_f1", "trainable_params", "seconds", "peak_memory_mib", "device", "versions", "git_revision",
+}  # fmt: skip
+FAST = {
+    "OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
+    "CoOp": [],
+    "ZeroshotCLIP": [],
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A data root with Shapes, fewer images than the real one, drawn once a session for the files that ask so."""
+    root = tmp_path_factory.getbasetemp() / "few-pictures"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
+        Shapes(train.setup_cfg(train.parse(["--root", str(root), "VERBOSE", "False"])))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def command(root, out, trainer="OrthCR", classes="base", epochs=2, flags=(), opts=()):
+    """The command line of the README with the tiny config."""
+    return [
+        "--root", str(root), "--seed", "1", "--trainer", trainer,
+        "--dataset-config-file", str(CONFIGS / "datasets" / "shapes.yaml"),
+        "--config-file", str(CONFIGS / "trainers" / trainer / "tiny.yaml"), "--output-dir", str(out), *flags,
+        "DATASET.NUM_SHOTS", "4", "DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", str(epochs),
+        "VERBOSE", "False", *FAST[trainer], *opts,
+    ]  # fmt: skip
+
+
+def shell(*argv):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(REPO / "train.py"), *argv], env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """Output directories, by trainer, of finished two-epoch runs on base classes; not to be changed."""
+    outs = {}
+    for trainer in ("OrthCR", "CoOp"):
+        outs[trainer] = tmp_path_factory.mktemp(trainer)
+        argv = command(pictures, outs[trainer], trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])
+        torch.set_num_threads(1)
+        assert train.main(argv) == 0
+    return outs
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+# ------------------------------------------------------------------ configs
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda f: str(f.relative_to(CONFIGS)))
+def test_every_config_merges(file, tmp_path):
+    argv = ["--output-dir", str(tmp_path)]
+    if file.parent.name == "datasets":
+        argv += ["--dataset-config-file", str(file)]
+    else:
+        argv += ["--trainer", file.parent.name, "--config-file", str(file)]
+    cfg = train.setup_cfg(train.parse(argv))
+    assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+    given, merged = train.flatten(yaml.safe_load(file.read_text()) or {}), train.flatten(cfg)
+    assert given and given.keys() <= merged.keys()
+
+
+def test_later_wins(tmp_path):
+    """Each level sets all keys from its own on: a key's value tells the last level that set it."""
+    keys = ["OPTIM.STEPSIZE", "OPTIM.LR", "OPTIM.GAMMA", "MODEL.BACKBONE.NAME", "MODEL.HEAD.NAME"]
+
+    def write(name, values):
+        tree = {}
+        for key, value in values.items():
+            *sections, leaf = key.split(".")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[leaf] = value
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**tree}))
+        return str(path)
+
+    data_set = write("dataset", dict(zip(keys[1:], [0.1, 0.1, "dataset", "dataset"], strict=True)) | {"SEED": 7})
+    method = write("method", dict(zip(keys[2:], [0.2, "method", "method"], strict=True)) | {"SEED": 8})
+    flags = ["--source-domains", "a", "b", "--transforms", "normalize", "random_flip", "--backbone", "flag",
+             "--head", "flag", "--seed", "9"]  # fmt: skip
+    argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.HEAD.NAME", "opts"]
+    cfg = train.setup_cfg(train.parse(argv))
+    assert train.flatten(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
+    assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == (0.1, 0.2, "flag", "opts")
+    assert (cfg.SEED, cfg.INPUT.TRANSFORMS) == (9, ("normalize", "random_flip"))
+    assert cfg.DATASET.SOURCE_DOMAINS == ("a", "b")
+    assert train.setup_cfg(train.parse([*argv, "SEED", "10"])).SEED == 10
+
+
+def test_seed_zero_is_a_seed():
+    assert train.setup_cfg(train.parse(["--seed", "0"])).SEED == 0
+
+
+# ------------------------------------------------------------------ the two commands
+
+
+def test_train_on_base_then_evaluate_on_new_from_the_shell(pictures, tmp_path):
+    out, new = tmp_path / "out", tmp_path / "new"
+    process = shell(*command(pictures, out))
+    assert process.returncode == 0, process.stderr
+    assert "* accuracy: " in process.stdout and "Traceback" not in process.stderr
+    flags = ["--eval-only", "--model-dir", str(out), "--load-epoch", "2"]
+    process = shell(*command(pictures, new, classes="new", flags=flags))
+    assert process.returncode == 0, process.stderr
+    results = read(out / "results.json"), read(new / "results.json")
+    assert [r["classes"] for r in results] == ["base", "new"]
+    assert all(r.keys() == RESULT_KEYS and 30 < r["accuracy"] < 95 for r in results)
+    assert f"* accuracy: {results[1]['accuracy']:.1f}%\n" in process.stdout
+
+
+@pytest.mark.parametrize("trainer, folder", [("OrthCR", "rotations"), ("CoOp", "prompt_learner")])
+def test_what_a_training_leaves(trainer, folder, trained, pictures):
+    out = trained[trainer]
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "log.txt", "results.json", "tensorboard", folder}
+    assert {p.name for p in (out / folder).iterdir()} == {"checkpoint", "model.pth.tar-1", "model.pth.tar-2"}
+
+    result = read(out / "results.json")
+    assert result.keys() == RESULT_KEYS
+    wanted = {"trainer": trainer, "dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4, "backbone": "tiny",
+              "eval_only": False, "trained_on": {"dataset": "Shapes", "classes": "base"}, "split": "test"}  # fmt: skip
+    assert {key: result[key] for key in wanted} == wanted
+    assert result["error_rate"] == pytest.approx(100 - result["accuracy"])
+    assert result["trainable_params"] > 0 and result["seconds"] > 0 and result["peak_memory_mib"] > 50
+    assert result["versions"]["torch"] == torch.__version__
+
+    cfg = train.setup_cfg(train.parse(command(pictures, out, trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])))
+    assert train.read_config(str(out / "config.yaml")) == train.flatten(cfg)
+
+    log = (out / "log.txt").read_text()
+    assert f"* accuracy: {result['accuracy']:.1f}%\n" in log and "epoch [2/2] batch [2/2]" in log and "\r" not in log
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/acc", "train/lr", "test/accuracy"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("train/loss")] == [0, 1, 2, 3]
+    assert events.Scalars("test/accuracy")[0].value == pytest.approx(result["accuracy"])
+
+
+def snapshot(folder, but=()):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(but)}
+
+
+def test_evaluating_into_the_same_directory_keeps_the_results_of_the_training(trained, pictures, capsys):
+    out = trained["OrthCR"]
+    before = snapshot(out)
+    for flags in (["--output-dir", str(out)], []):  # asked for, and by default
+        argv = ["--root", str(pictures), "--eval-only", "--model-dir", str(out), "--load-epoch", "2", *flags]
+        assert train.main([*argv, "DATASET.SUBSAMPLE_CLASSES", "new"]) == 0
+        assert snapshot(out).items() >= before.items()
+        result = read(out / "eval" / "Shapes-new-test" / "results.json")
+        assert result["eval_only"] and result["classes"] == "new" and result["trainer"] == "OrthCR"
+        assert result["trained_on"] == {"dataset": "Shapes", "classes": "base"} and result["shots"] == 4
+    assert "those of the training stay" in capsys.readouterr().out
+
+
+def test_load_epoch(trained, pictures, tmp_path, capsys):
+    for epoch in (1, 2, None):
+        flags = ["--eval-only", "--model-dir", str(trained["CoOp"]), *(["--load-epoch", str(epoch)] if epoch else [])]
+        assert train.main(command(pictures, tmp_path, "CoOp", flags=flags)) == 0
+        assert f'model.pth.tar-{epoch or 2}" (epoch = {epoch or 2})' in capsys.readouterr().out
+    assert read(tmp_path / "results.json")["accuracy"] == read(trained["CoOp"] / "results.json")["accuracy"]
+
+
+def test_evaluation_takes_seed_and_root_of_the_training(pictures, tmp_path, monkeypatch):
+    argv = command(pictures, tmp_path / "out", "CoOp", epochs=1)
+    argv[argv.index("--seed") + 1] = "3"
+    assert train.main(argv) == 0
+    monkeypatch.chdir(tmp_path)
+    cfg = train.setup_cfg(train.parse(["--eval-only", "--model-dir", str(tmp_path / "out")]))
+    assert (cfg.SEED, cfg.DATASET.ROOT) == (3, str(pictures))
+
+
+def test_a_finished_run_is_not_trained_again(trained, pictures, monkeypatch):
+    out = trained["CoOp"]
+    before, result = snapshot(out, but=("events", "log", "results")), read(out / "results.json")
+
+    def never(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(train.TRAINER_REGISTRY.get("CoOp"), "forward_backward", never)
+    assert train.main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
+    assert snapshot(out, but=("events", "log", "results")) == before
+    again = read(out / "results.json")
+    for key in ("accuracy", "macro_f1", "seconds", "trainable_params"):
+        assert again[key] == result[key]
+
+
+def test_no_train_builds_only(pictures, tmp_path):
+    assert train.main(command(pictures, tmp_path, "CoOp", flags=["--no-train"])) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"log.txt", "config.yaml"}
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(argv, "words", ...): the run ends with a non-zero code and one line that has all of these words."""
+
+    def fails(argv, *words):
+        stdout = sys.stdout
+        code = train.main([str(word) for word in argv])
+        assert sys.stdout is stdout, "the console is given back"
+        told(code, capsys.readouterr().err, *words)
+
+    return fails
+
+
+def told(code, stderr, *words):
+    assert code not in (0, None), "exit code"
+    assert "Traceback" not in stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
+    for word in words:
+        assert str(word) in line, f"{word!r} is not in: {line}"
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """(root, folder) of an OxfordPets of four classes with real pictures."""
+    folder = tmp_path / "data" / "oxford_pets"
+    split = {part: [[f"{k}_{part}{i}.jpg", k, f"cat_{k}"] for k in range(4) for i in range(n)]
+             for part, n in (("train", 4), ("val", 1), ("test", 1))}  # fmt: skip
+    (folder / "images").mkdir(parents=True)
+    for path, label, _ in sum(split.values(), []):
+        Image.effect_noise((40, 40), 10 + 20 * label).convert("RGB").save(folder / "images" / path)
+    (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(split))
+    return tmp_path / "data", folder
+
+
+def pets_command(root, out, *opts, trainer="CoOp"):
+    return ["--root", root, "--output-dir", out, "--trainer", trainer, "--dataset-config-file",
+            CONFIGS / "datasets" / "oxford_pets.yaml", "DATASET.NUM_SHOTS", "4", "VERBOSE", "False", *opts]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--trainer", "OrthRC"], ['"OrthRC"', '"OrthCR"', "CoOp"]),
+    (["DATASET.NAME", "Shape"], ['"Shape"', '"Shapes"']),
+    (["OPTIM.LRR", "1"], ['"OPTIM.LRR"', '"OPTIM.LR"', "on the command line"]),
+    (["TRAINER.ORTHCR.LAMDA", "1"], ['"TRAINER.ORTHCR.LAMBDA"']),
+    (["OPTIM.LR"], ["KEY VALUE"]),
+    (["OPTIM.LR", "fast"], ["OPTIM.LR", "float", "fast"]),
+    (["TRAINER.ORTHCR.REG", "crosskl"], ['"crosskl"', '"cross_kl"']),
+    (["--backbone", "ViT-B/61"], ['"ViT-B/61"', "ViT-B/16", "tiny", "MODEL.BACKBONE.NAME"]),
+    (["--backbone", str(CONFIGS / "datasets" / "shapes.yaml")], ["shapes.yaml", "neither a JIT archive nor"]),
+    (["DATASET.SUBSAMPLE_CLASSES", "old"], ['"old"', "all, base, new"]),
+    (["INPUT.SIZE", "(224, 224)"], ["INPUT.SIZE", "(224, 224)", "(32, 32)", "--config-file"]),
+    (["--config-file", "no.yaml"], ["no.yaml"]),
+    (["--eval-only", "--model-dir", "no_such_run"], ["no_such_run", "--model-dir"]),
+], ids=lambda v: v[0] if isinstance(v[0], str) and v[0].isupper() else None)  # fmt: skip
+def test_wrong_names_and_values(argv, words, fails, pictures, tmp_path):
+    root = [] if argv[0] == "OPTIM.LR" else ["--root", str(pictures)]
+    fails([*root, "--output-dir", tmp_path / "out", *argv], *words)
+    kept = (tmp_path / "out" / "config.yaml").exists()
+    assert kept == ("--eval-only" in argv), "nothing that a later run is held to"
+
+
+def test_unknown_key_in_a_file(fails, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("OPTIM:\n  MAX_EPOCHS: 3\n")
+    fails(["--config-file", file], '"OPTIM.MAX_EPOCHS"', '"OPTIM.MAX_EPOCH"', file)
+    file.write_text("OPTIM: [3\n")
+    fails(["--dataset-config-file", file], "Bad YAML", file, "line 2")
+
+
+def test_missing_data(fails, tmp_path, pets):
+    root, folder = pets
+    fails(pets_command(tmp_path / "nowhere", tmp_path / "out"), tmp_path / "nowhere", "OxfordPets", "--root")
+    split = folder / "split_zhou_OxfordPets.json"
+    text = split.read_text()
+    for name in ("0_train0", "1_train1", "2_test0", "3_val0"):
+        (folder / "images" / f"{name}.jpg").unlink()
+    fails(pets_command(root, tmp_path / "out", "DATASET.NUM_SHOTS", "-1"), "4 of the 24", split,
+          *(folder / "images" / f"{n}.jpg" for n in ("0_train0", "1_train1", "3_val0")))  # fmt: skip
+    split.write_text(text[:100])
+    fails(pets_command(root, tmp_path / "out"), split, '"train": [[path, label, class name]')
+    split.unlink()
+    fails(pets_command(root, tmp_path / "out"), split, "put CoOp's split_zhou_OxfordPets.json there")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_truncated_picture(part, workers, fails, tmp_path, pets):
+    root, folder = pets
+    picture = folder / "images" / f"2_{part}0.jpg"
+    picture.write_bytes(picture.read_bytes()[:300])
+    opts = ["DATALOADER.NUM_WORKERS", workers, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", part == "train"]
+    fails(pets_command(root, tmp_path / "out", *opts), picture, "truncated", "intact copy")
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text(), "for whoever wants to know more"
+
+
+def evaluate(model_dir, pictures, out, *opts, trainer="OrthCR", epoch="2"):
+    flags = ["--eval-only", "--model-dir", str(model_dir), "--load-epoch", epoch]
+    return command(pictures, out, trainer, flags=flags, opts=opts)
+
+
+def test_models_that_do_not_fit(trained, pictures, fails, tmp_path):
+    out = tmp_path / "out"
+    orthcr, coop = trained["OrthCR"], trained["CoOp"]
+    fails(evaluate(orthcr, pictures, out, epoch="7"), "epoch 7", orthcr / "rotations", "[1, 2]", "--load-epoch")
+    fails(evaluate(coop, pictures, out), coop, "CoOp", "OrthCR", "--model-dir")
+    for key, value in (("BLOCK_SIZE", "32"), ("LAYERS", "[0]")):
+        argv = evaluate(orthcr, pictures, out, f"TRAINER.ORTHCR.{key}", value)
+        fails(argv, orthcr / "rotations" / "model.pth.tar-2", "does not fit", "upper.")
+    assert not (out / "results.json").exists()
+
+
+@pytest.fixture
+def bare_model(trained, tmp_path):
+    """A checkpoint of CoOp without a config, as other code bases leave it."""
+    file = tmp_path / "model" / "prompt_learner" / "model.pth.tar-2"
+    file.parent.mkdir(parents=True)
+    file.write_bytes((trained["CoOp"] / "prompt_learner" / "model.pth.tar-2").read_bytes())
+    return file
+
+
+def test_a_model_without_a_config(bare_model, pictures, fails, tmp_path):
+    argv = evaluate(tmp_path / "model", pictures, tmp_path / "out")
+    fails(argv, '"rotations"', tmp_path / "model", "['prompt_learner']", "another trainer")
+    assert train.main(evaluate(tmp_path / "model", pictures, tmp_path / "out", trainer="CoOp")) == 0
+
+
+@pytest.mark.parametrize("kept", [0, 0.02, 0.6, 0.97])
+def test_a_truncated_checkpoint(kept, bare_model, pictures, fails, tmp_path):
+    file, whole = bare_model, bare_model.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * kept)])
+    fails(evaluate(tmp_path / "model", pictures, tmp_path / "out", trainer="CoOp"), file, "cut off")
+    fails(command(pictures, tmp_path / "model", "CoOp"), file, "cut off")  # nor is it trained over
+
+
+def test_other_settings_into_the_same_directory(trained, pictures, fails):
+    out = trained["CoOp"]
+    before = snapshot(out)
+    fails(command(pictures, out, "CoOp", opts=["OPTIM.LR", "0.5"]), out, "OPTIM.LR", "0.002", "0.5", "--output-dir")
+    fails(command(pictures, out, "OrthCR"), out, "--output-dir")
+    assert snapshot(out) == before
+
+
+def test_an_output_directory_that_cannot_be(pictures, fails, tmp_path):
+    (tmp_path / "file").touch()
+    fails(command(pictures, tmp_path / "file" / "out"), tmp_path / "file" / "out", "--output-dir")
+    fails(command(pictures, tmp_path / "file"), tmp_path / "file", "--output-dir")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_that_is_not_there(fails, tmp_path):
+    fails(["--output-dir", tmp_path, "USE_CUDA", "True"], "USE_CUDA", "no CUDA device", "CPU")
+
+
+def test_weights_that_cannot_be_downloaded(pictures, fails, tmp_path, monkeypatch):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    url = f"http://127.0.0.1:{port}/{64 * '0'}/ViT-B-32.pt"
+    monkeypatch.setitem(clip._MODELS, "ViT-B/32", url)
+    monkeypatch.setattr(clip_model, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(clip._download, "__defaults__", (str(tmp_path / "cache"),))
+    argv = ["--root", pictures, "--output-dir", tmp_path / "out", "--trainer", "ZeroshotCLIP", "--backbone", "ViT-B/32"]
+    fails(argv, url, tmp_path / "cache" / "ViT-B-32.pt", "ViT-B/32", "by hand")
+
+
+def test_nothing_to_resume(pictures, fails, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = ["--resume", str(tmp_path / "empty")]
+    fails(command(pictures, tmp_path / "out", "CoOp", flags=flags), tmp_path / "empty", "prompt_learner", "--resume")
+    assert train.main(command(pictures, tmp_path / "out", "CoOp", epochs=2, opts=["TEST.NO_TEST", "True"])) == 0
+
+
+def test_a_loss_that_is_not_finite(pictures, fails, tmp_path):
+    argv = command(pictures, tmp_path, "CoOp", opts=["OPTIM.LR", "1e38", "OPTIM.WARMUP_EPOCH", "-1"])
+    fails(argv, "OPTIM.LR", "epoch 1", tmp_path)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--trainer", "CoOpp"], ['"CoOp"']),
+    (["--root", "nowhere", "--dataset-config-file", str(CONFIGS / "datasets" / "dtd.yaml")], ["nowhere", "--root"]),
+])  # fmt: skip
+def test_from_the_shell(argv, words, tmp_path):
+    process = shell("--output-dir", str(tmp_path / "out"), *argv)
+    assert process.returncode == 1
+    told(process.returncode, process.stderr, *words)
