@@ -127,18 +127,14 @@ def save_half_a_clip(path):
     torch.save({name: torch.zeros(4, 4) for name in names}, path)
 
 
-def crashes(write, ending, reason):
-    return pytest.param(write, ending, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize("write, ending", [
     (write_text, ".pt"),
     (save_other_net, ".pt"),
-    crashes(write_nothing, ".pt", "IndexError: torch's EOFError has no text of which to take the first line"),
-    crashes(save_list, ".pt", "AttributeError: a list has no .get"),
-    crashes(save_half_a_clip, ".pt", "KeyError in build_model: three keys do not make a CLIP"),
-    crashes(write_text, ".safetensors", "SafetensorError is no ValueError"),
-    crashes(write_nothing, ".safetensors", "SafetensorError is no ValueError"),
+    (write_nothing, ".pt"),
+    (save_list, ".pt"),
+    (save_half_a_clip, ".pt"),
+    (write_text, ".safetensors"),
+    (write_nothing, ".safetensors"),
 ])  # fmt: skip
 def test_file_that_is_no_clip(tmp_path, write, ending):
     path = tmp_path / f"wrong{ending}"
@@ -148,7 +144,6 @@ def test_file_that_is_no_clip(tmp_path, write, ending):
     assert str(path) in one_line(error)
 
 
-@pytest.mark.xfail(strict=True, reason="RuntimeError of many lines from load_state_dict in build_model")
 def test_clip_with_a_missing_tensor(random_clip, tmp_path):
     state = random_clip().state_dict()
     del state["visual.ln_post.weight"]
@@ -428,14 +423,16 @@ TRAINERS = Path(trainers.__file__).parent
 FILES = sorted(TRAINERS.rglob("*.py"))
 
 # Attributes of TrainerX, SimpleTrainer and TrainerBase in Dassl.pytorch as its authors left it
-ORIGINAL = set("""
+ORIGINAL = set(
+    """
 cfg device dm optim sched model train_loader_x train_loader_u val_loader test_loader num_classes num_source_domains
 lab2cname evaluator batch_idx num_batches epoch start_epoch max_epoch output_dir best_result time_start
 register_model get_model_names save_model resume_model_if_exist load_model set_model_mode update_lr detect_anomaly
 init_writer close_writer write_scalar train before_train after_train before_epoch after_epoch run_epoch test
 parse_batch_train parse_batch_test forward_backward model_inference model_zero_grad model_backward model_update
 model_backward_and_update get_current_lr check_cfg build_data_loader build_model _models _optims _scheds _writer
-""".split())
+""".split()
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(TRAINERS)) for path in FILES])

@@ -210,11 +210,8 @@ def test_checkpoint_with_an_unknown_tensor_is_refused(make_trainer, tmp_path, no
     assert "\n" not in str(error.value)
 
 
-SAME_COUNT = pytest.mark.xfail(strict=True, reason="as many classes, but others: accepted in silence")
-
-
 @pytest.mark.parametrize("trained, other", [("all", "base"), ("base", "all"),
-                                            pytest.param("base", "new", marks=SAME_COUNT)])  # fmt: skip
+                                            ("base", "new")])  # fmt: skip
 def test_class_specific_context_on_other_classes_is_refused(make_trainer, trained, other):
     opts = ["TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES"]
     trainer = make_trainer(*opts, trained, trainer="CoOp")

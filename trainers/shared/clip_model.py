@@ -39,7 +39,7 @@ def weights_path(name: str) -> str:
         )
     url = clip._MODELS[name]
     try:
-        return clip._download(url)
+        return clip._download(url, CACHE)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         target = os.path.join(CACHE, os.path.basename(url))
         raise OSError(
@@ -49,30 +49,16 @@ def weights_path(name: str) -> str:
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """State dict of a safetensors file, a JIT archive (OpenAI's files) or a `torch.save`d state dict; on the CPU.
-
-    Raises:
-        ValueError: none of these, or not the weights of a CLIP.
-    """
+    """State dict of a safetensors file, a JIT archive (OpenAI's files) or a `torch.save`d state dict; on the CPU."""
     if path.endswith(".safetensors"):
-        state = safetensors.torch.load_file(path)
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch.jit is deprecated, but what OpenAI's files are made with
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError:  # not a JIT archive
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise ValueError(
-                    f"{path} is neither a JIT archive nor a state dict: {str(error).splitlines()[0]}"
-                ) from error
-    state = state.get("state_dict", state)
-    missing = {"text_projection", "token_embedding.weight", "logit_scale"} - set(state)
-    if missing:
-        raise ValueError(f"{path} holds no CLIP in OpenAI's layout: it lacks {', '.join(sorted(missing))}")
-    return dict(state)
+        return safetensors.torch.load_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, but what OpenAI's files are made with
+            return torch.jit.load(path, map_location="cpu").state_dict()
+    except RuntimeError:  # not a JIT archive
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state.get("state_dict", state)
 
 
 def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
@@ -81,8 +67,20 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
     Args:
         name: `tiny`, one of `clip.available_models()`, or a path.
         device: where its tensors go.
+
+    Raises:
+        ValueError: the name is unknown, or the file holds no CLIP in OpenAI's layout.
+        OSError: the weights cannot be downloaded.
     """
-    model = clip.build_model(read_weights(weights_path(name))).float().eval().requires_grad_(False).to(device)
+    path = weights_path(name)
+    try:
+        state = dict(read_weights(path))
+        model = clip.build_model(state).float()
+        model.load_state_dict(state)  # again: build_model rounds fp32 weights to fp16
+    except Exception as error:  # of a dozen types, by what the file is instead
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{path} holds no CLIP in OpenAI's layout, as JIT archive or state dict ({reason})") from error
+    model.eval().requires_grad_(False).to(device)
     for block in model.transformer.resblocks:
         block.attn_mask = block.attn_mask.to(device)  # no buffer in OpenAI's class: else copied to the GPU at each call
     return model
