@@ -282,7 +282,7 @@ def pets_command(root, out, *opts, trainer="CoOp"):
     (["OPTIM.LR", "fast"], ["OPTIM.LR", "float", "fast"]),
     (["TRAINER.ORTHCR.REG", "crosskl"], ['"crosskl"', '"cross_kl"']),
     (["--backbone", "ViT-B/61"], ['"ViT-B/61"', "ViT-B/16", "tiny", "MODEL.BACKBONE.NAME"]),
-    (["--backbone", str(CONFIGS / "datasets" / "shapes.yaml")], ["shapes.yaml", "neither a JIT archive nor"]),
+    (["--backbone", str(CONFIGS / "datasets" / "shapes.yaml")], ["shapes.yaml", "no CLIP in OpenAI"]),
     (["DATASET.SUBSAMPLE_CLASSES", "old"], ['"old"', "all, base, new"]),
     (["INPUT.SIZE", "(224, 224)"], ["INPUT.SIZE", "(224, 224)", "(32, 32)", "--config-file"]),
     (["--config-file", "no.yaml"], ["no.yaml"]),

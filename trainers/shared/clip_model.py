@@ -78,7 +78,8 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
         model = clip.build_model(state).float()
         model.load_state_dict(state)  # again: build_model rounds fp32 weights to fp16
     except Exception as error:  # of a dozen types, by what the file is instead
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        # without torch's advice to load unknown pickles all the same
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(" Re-running")[0][:300]
         raise ValueError(f"{path} holds no CLIP in OpenAI's layout, as JIT archive or state dict ({reason})") from error
     model.eval().requires_grad_(False).to(device)
     for block in model.transformer.resblocks:
