@@ -32,7 +32,7 @@ from yacs.config import CfgNode
 import dassl
 import datasets
 import trainers
-from dassl.config import get_cfg_default, merge_config
+from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import (
     check_availability,
@@ -58,6 +58,11 @@ MAY_DIFFER = (
     "TRAIN.",
     "TEST.",
 )
+
+COOPS_OWN = {
+    "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
+    "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -126,6 +131,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
     # a trainer of somebody else declares no defaults: what its config says under TRAINER is taken as it is
     foreign = () if hasattr(TRAINER_REGISTRY.get(args.trainer), "defaults") else ("TRAINER",)
+    if foreign:  # many of them use the keys that CoOp's train.py declares
+        for node, defaults in COOPS_OWN.items():
+            cfg.TRAINER.setdefault(node, CfgNode(defaults))
 
     for file in filter(None, files):
         merge_config(cfg, file, allow_new=foreign)
@@ -144,6 +152,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         )
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
+    if not foreign:
+        clean_cfg(cfg, args.trainer)  # the other methods' settings play no part
     cfg.freeze()
     return cfg
 
@@ -155,21 +165,15 @@ def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
     return osp.join("output", cfg.TRAINER.NAME, *run)
 
 
-def flatten(node: dict, prefix: str = "") -> dict:
-    """{"A": {"B": 1}} -> {"A.B": 1}; tuples as lists, as YAML has them."""
-    flat = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def read_config(path: str) -> dict:
     """Dotted keys of a `config.yaml` that a run wrote."""
     with open(path, encoding="utf-8") as f:
         return flatten(yaml.safe_load(f))
+
+
+def plain(cfg: CfgNode) -> dict:
+    """Dotted keys of a config with the values that its `config.yaml` has."""
+    return flatten(yaml.safe_load(cfg.dump()))
 
 
 def check_same_run(cfg: CfgNode) -> None:
@@ -177,12 +181,9 @@ def check_same_run(cfg: CfgNode) -> None:
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return
-    old, new = read_config(path), flatten(cfg)
-    own = (f"TRAINER.{cfg.TRAINER.NAME.upper()}.", "TRAINER.NAME")  # other methods' settings play no part
+    old, new = read_config(path), plain(cfg)
     for key in sorted(old.keys() | new.keys()):
-        if key.startswith(MAY_DIFFER) or (key.startswith("TRAINER.") and not key.startswith(own)):
-            continue
-        if old.get(key) != new.get(key):
+        if not key.startswith(MAY_DIFFER) and old.get(key) != new.get(key):
             raise ValueError(
                 f"{cfg.OUTPUT_DIR} holds a run with {key} {old.get(key)}, not {new.get(key)}: choose another "
                 f"--output-dir, or remove that one"
@@ -190,13 +191,17 @@ def check_same_run(cfg: CfgNode) -> None:
 
 
 def check_model_dir(cfg: CfgNode, model_dir: str) -> dict:
-    """The config of the run in `model_dir`; raises ValueError if it was of another trainer or backbone."""
+    """The config of the run in `model_dir`; raises ValueError if it was of another trainer, backbone or method setting.
+
+    A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy.
+    """
     path = osp.join(model_dir, "config.yaml")
     if not osp.exists(path):  # of another code base: the checkpoint itself is checked when it is loaded
         return {}
     trained = read_config(path)
-    for key, now in (("TRAINER.NAME", cfg.TRAINER.NAME), ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)):
-        if trained.get(key, now) != now:
+    for key, now in plain(cfg).items():
+        matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
+        if matters and not key.endswith((".PREC", ".MONITOR")) and trained.get(key, now) != now:
             raise ValueError(
                 f"the model in {model_dir} was trained with {key} {trained[key]}, not {now}: give the same "
                 f"here, or another --model-dir"
@@ -223,6 +228,7 @@ def peak_memory(cfg: CfgNode) -> float:
     """MiB: allocated on the GPU, or resident in this process on the CPU."""
     if cfg.USE_CUDA:
         return torch.cuda.max_memory_allocated() / 2**20
+    # the highest of the process so far: of several runs in one process the later ones report at least the earlier's
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -249,6 +255,7 @@ def run(args: argparse.Namespace) -> dict:
     try:
         mkdir_if_missing(cfg.OUTPUT_DIR)
         setup_logger(cfg.OUTPUT_DIR)
+        log = sys.stdout
     except OSError as error:
         raise OSError(
             f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
@@ -257,10 +264,10 @@ def run(args: argparse.Namespace) -> dict:
     try:
         return _run(args, cfg, trained)
     except USER_ERRORS:
-        sys.stdout.file.write(traceback.format_exc())  # for the log only; the console gets one line
+        log.file.write(traceback.format_exc())  # for the log only; the console gets one line
         raise
     finally:
-        sys.stdout.close()
+        log.close()
 
 
 def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
@@ -292,6 +299,7 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
     params = sum(
         count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in trainer._models.values()
     )
+    trained_cfg = trained if args.eval_only else plain(cfg)
     results = {
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
@@ -301,9 +309,10 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "eval_only": args.eval_only,
         "trained_on": {  # an evaluation on other classes or data is never mistaken for a training there
-            "dataset": trained.get("DATASET.NAME", cfg.DATASET.NAME),
-            "classes": trained.get("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES),
-        } if params else None,
+            key: trained_cfg.get(name)
+            for key, name in (("dataset", "DATASET.NAME"), ("classes", "DATASET.SUBSAMPLE_CLASSES"),
+                              ("seed", "SEED"), ("shots", "DATASET.NUM_SHOTS"))
+        } if params and trained_cfg else None,
         **trainer.results,
         "trainable_params": params,
         "seconds": time.time() - start if args.eval_only else getattr(trainer, "train_seconds", time.time() - start),
@@ -326,7 +335,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {lines[-1].strip() if lines else type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted: given again, the same command goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -96,7 +96,7 @@ def test_every_config_merges(file, tmp_path):
         argv += ["--trainer", file.parent.name, "--config-file", str(file)]
     cfg = train.setup_cfg(train.parse(argv))
     assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
-    given, merged = train.flatten(yaml.safe_load(file.read_text()) or {}), train.flatten(cfg)
+    given, merged = train.flatten(yaml.safe_load(file.read_text()) or {}), train.plain(cfg)
     assert given and given.keys() <= merged.keys()
 
 
@@ -122,7 +122,7 @@ def test_later_wins(tmp_path):
              "--head", "flag", "--seed", "9"]  # fmt: skip
     argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.HEAD.NAME", "opts"]
     cfg = train.setup_cfg(train.parse(argv))
-    assert train.flatten(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
+    assert train.plain(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
     assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == (0.1, 0.2, "flag", "opts")
     assert (cfg.SEED, cfg.INPUT.TRANSFORMS) == (9, ("normalize", "random_flip"))
     assert cfg.DATASET.SOURCE_DOMAINS == ("a", "b")
@@ -159,14 +159,15 @@ def test_what_a_training_leaves(trainer, folder, trained, pictures):
     result = read(out / "results.json")
     assert result.keys() == RESULT_KEYS
     wanted = {"trainer": trainer, "dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4, "backbone": "tiny",
-              "eval_only": False, "trained_on": {"dataset": "Shapes", "classes": "base"}, "split": "test"}  # fmt: skip
+              "eval_only": False, "trained_on": {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4},
+              "split": "test"}  # fmt: skip
     assert {key: result[key] for key in wanted} == wanted
     assert result["error_rate"] == pytest.approx(100 - result["accuracy"])
     assert result["trainable_params"] > 0 and result["seconds"] > 0 and result["peak_memory_mib"] > 50
     assert result["versions"]["torch"] == torch.__version__
 
     cfg = train.setup_cfg(train.parse(command(pictures, out, trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])))
-    assert train.read_config(str(out / "config.yaml")) == train.flatten(cfg)
+    assert train.read_config(str(out / "config.yaml")) == train.plain(cfg)
 
     log = (out / "log.txt").read_text()
     assert f"* accuracy: {result['accuracy']:.1f}%\n" in log and "epoch [2/2] batch [2/2]" in log and "\r" not in log
@@ -190,7 +191,8 @@ def test_evaluating_into_the_same_directory_keeps_the_results_of_the_training(tr
         assert snapshot(out).items() >= before.items()
         result = read(out / "eval" / "Shapes-new-test" / "results.json")
         assert result["eval_only"] and result["classes"] == "new" and result["trainer"] == "OrthCR"
-        assert result["trained_on"] == {"dataset": "Shapes", "classes": "base"} and result["shots"] == 4
+        assert result["trained_on"] == {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4}
+        assert result["shots"] == 4
     assert "those of the training stay" in capsys.readouterr().out
 
 
@@ -341,7 +343,11 @@ def test_models_that_do_not_fit(trained, pictures, fails, tmp_path):
     fails(evaluate(coop, pictures, out), coop, "CoOp", "OrthCR", "--model-dir")
     for key, value in (("BLOCK_SIZE", "32"), ("LAYERS", "[0]")):
         argv = evaluate(orthcr, pictures, out, f"TRAINER.ORTHCR.{key}", value)
-        fails(argv, orthcr / "rotations" / "model.pth.tar-2", "does not fit", "upper.")
+        fails(argv, orthcr, f"TRAINER.ORTHCR.{key}", "trained with", value.strip("[]"))
+    (orthcr / "config.yaml").rename(tmp_path / "config.yaml")  # as if it came from another code base
+    argv = evaluate(orthcr, pictures, out, "TRAINER.ORTHCR.BLOCK_SIZE", "32")
+    fails(argv, orthcr / "rotations" / "model.pth.tar-2", "does not fit", "upper.")
+    (tmp_path / "config.yaml").rename(orthcr / "config.yaml")
     assert not (out / "results.json").exists()
 
 

@@ -153,6 +153,19 @@ def test_clip_with_a_missing_tensor(random_clip, tmp_path):
     assert one_line(error)
 
 
+def test_text_with_openais_own_attention(tiny, monkeypatch):
+    """OpenAI's block adds its mask of all 77 tokens, whatever the length: a CoOp clone's clip/ does."""
+    prompts = ["a photo of a red circle.", "one"]
+
+    def attention(self, x):
+        return self.attn(x, x, x, need_weights=False, attn_mask=self.attn_mask)[0]
+
+    with torch.no_grad():
+        want = tiny.encode_text(clip.tokenize(prompts))
+        monkeypatch.setattr("clip.model.ResidualAttentionBlock.attention", attention)
+        torch.testing.assert_close(TextEncoder(tiny)(None, tokenize(prompts)), want)
+
+
 def test_pickled_code_is_never_run(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -98,7 +98,7 @@ def same(a, b):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+    return a == b or (a != a and b != b)  # NaN
 
 
 def assert_same_run(a, b, epochs, files=()):
@@ -607,7 +607,10 @@ def test_a_coop_style_trainer_of_somebody_else_runs_unmodified(elsewhere, tmp_pa
     assert tested.returncode == 0, tested.stderr
     result = json.loads((new / "results.json").read_text())
     assert result["accuracy"] == pytest.approx(accuracy(tested), abs=0.051) and accuracy(tested) > 15
-    assert (result["classes"], result["trained_on"]) == ("new", {"dataset": "Shapes", "classes": "base"})
+    assert (result["classes"], result["trained_on"]) == (
+        "new",
+        {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4},
+    )
 
 
 def test_its_amp_branch_runs_on_this_machine(elsewhere, tmp_path):

@@ -169,9 +169,9 @@ def test_schedule_errors():
         build_schedule(optim_cfg(LR_SCHEDULER="cosin"))
     with pytest.raises(ValueError, match='"constnt".*"constant"'):
         build_schedule(optim_cfg(WARMUP_TYPE="constnt", WARMUP_EPOCH=1))
-    with pytest.raises(TypeError, match="STEPSIZE"):
+    with pytest.raises(ValueError, match="STEPSIZE"):
         build_schedule(optim_cfg(STEPSIZE=(1.5,)))
-    with pytest.raises(TypeError, match="STEPSIZE"):
+    with pytest.raises(ValueError, match="STEPSIZE"):
         build_schedule(optim_cfg(LR_SCHEDULER="multi_step", STEPSIZE=3))
 
 

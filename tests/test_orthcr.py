@@ -652,7 +652,7 @@ def many_batches():
 
 def test_evaluation_encodes_the_classes_and_rotates_once(make_trainer, take_steps, count, many_batches):
     trainer = make_trainer(*many_batches, "OPTIM.LR", 0.05)
-    texts, images = count(trainer.model.text_encoder.transformer), count(trainer.model.image_encoder)
+    texts, images = count(trainer.model.text_encoder), count(trainer.model.image_encoder)
     rotations = count(trainer.model.rotations)
     for evaluation in (1, 2):
         trainer.test()

@@ -82,6 +82,8 @@ class ClipTrainer(TrainerX):
         if self.device.type == "cpu" and precision != "fp32":
             print(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
             precision = "fp32"
+        if precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ValueError("PREC bf16: this GPU has no bfloat16; take amp or fp32")
         self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32",
                          "dtype": torch.float16 if precision == "amp" else torch.bfloat16}  # fmt: skip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
@@ -92,12 +94,11 @@ class ClipTrainer(TrainerX):
         image, label = self.parse_batch_train(batch)
         with torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
-        accuracy = compute_accuracy(logits, label)[0]
-        *values, accuracy = torch.stack([*terms.values(), accuracy.reshape(())]).tolist()  # one wait for the GPU
-        self.check_finite(dict(zip(terms, values, strict=True)))
-
         self.optim.zero_grad()
         self.scaler.scale(sum(terms.values())).backward()
+        accuracy = compute_accuracy(logits, label)[0]
+        *values, accuracy = torch.stack([*terms.values(), accuracy.reshape(())]).tolist()  # the one wait for the GPU
+        self.check_finite(dict(zip(terms, values, strict=True)))
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
@@ -136,11 +137,16 @@ class ClipTrainer(TrainerX):
         with torch.autocast(**self.autocast):
             return self.model(image)
 
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        # the original Dassl prints the result as a number when it loads, and could not print None
+        super().save_model(epoch, directory, is_best, math.nan if val_result is None else val_result, model_name)
+
     def load_model(self, directory, epoch=None):
         if not directory:
             print("No --model-dir: the model is evaluated as it was built")
         elif self.learner:
             super().load_model(directory, epoch)
+        self.model.train(self.model.training)  # forgets the features of the weights before
 
 
 def extend_cfg(cfg: CN) -> None:

@@ -105,6 +105,8 @@ class CoOp(ClipTrainer):
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         check_availability(cfg.TRAINER.COOP.CLASS_TOKEN_POSITION, POSITIONS)
+        if cfg.TRAINER.COOP.N_CTX < 1 and not cfg.TRAINER.COOP.CTX_INIT.strip():
+            raise ValueError(f"TRAINER.COOP.N_CTX is {cfg.TRAINER.COOP.N_CTX}: give 1 or more, or words as CTX_INIT")
 
     def build_classifier(self, clip_model, classnames):
         return CustomCLIP(self.node, clip_model, classnames)

@@ -11,7 +11,7 @@ from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
 
-__all__ = ["clean_cfg", "get_cfg_default", "merge_config"]
+__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config"]
 
 
 def get_cfg_default():
@@ -52,9 +52,9 @@ def merge_config(cfg, source, allow_new=()):
     if isinstance(source, (list, tuple)):
         where, pairs = "on the command line", _pair_up(source)
     else:
-        where, pairs = f'in "{source}"', list(_flatten(_read_yaml(source)))
+        where, pairs = f'in "{source}"', list(flatten(_read_yaml(source)).items())
 
-    known = dict(_flatten(cfg))
+    known = flatten(cfg)
     new = [f"{prefix}." for prefix in allow_new]
     checked = []
     for key, value in pairs:
@@ -90,6 +90,8 @@ def _pair_up(opts):
 
 
 def _read_yaml(path):
+    if osp.isdir(path):
+        raise ValueError(f'"{path}" is a directory: give a YAML file')
     if not osp.isfile(path):
         folder, name = osp.split(osp.abspath(path))
         if not osp.isdir(folder):
@@ -109,13 +111,12 @@ def _read_yaml(path):
     return content or {}
 
 
-def _flatten(tree, prefix=""):
-    """Yield (dotted key, value) for every leaf of a dict of dicts."""
+def flatten(tree, prefix=""):
+    """{"A": {"B": 1}} -> {"A.B": 1}: the leaves of a dict of dicts by dotted key."""
+    flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _decode(value):

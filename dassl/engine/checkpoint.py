@@ -71,7 +71,7 @@ def rng_state():
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
     state = {"python": random.getstate(), "torch": torch.get_rng_state(),
              "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss)}  # fmt: skip
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # else this run is on the CPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -4,6 +4,7 @@ Read downward: TrainerBase keeps models, optimizers and checkpoints and has the 
 model and evaluator from the config; TrainerX and TrainerXU say what an epoch is.
 """
 
+import contextlib
 import datetime
 import os
 import os.path as osp
@@ -21,6 +22,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
+    check_availability,
     count_num_param,
     load_checkpoint,
     load_pretrained_weights,
@@ -304,6 +306,8 @@ class SimpleTrainer(TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self):
+        if self.max_epoch < 1:
+            raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing would be trained; --eval-only evaluates")
         self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
         for name in self._models:
             remove_temporary(osp.join(self.output_dir, name), but=self.start_epoch)
@@ -315,6 +319,7 @@ class SimpleTrainer(TrainerBase):
                 f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
                 f"with checkpoints; leave --resume out to train from scratch"
             )
+        self.epoch = max(self.start_epoch - 1, 0)  # that of the test, should there be nothing left to train
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
@@ -333,7 +338,8 @@ class SimpleTrainer(TrainerBase):
             self._saved_at = time.time()
             if previous is not None:
                 for name in self._models:
-                    os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
 
     def after_train(self):
         print("Finish training")
@@ -352,9 +358,10 @@ class SimpleTrainer(TrainerBase):
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
+        check_availability(split, ["val", "test"])
         if split == "val" and self.val_loader is None:
-            print("There is no val split: evaluating on test")
-            split = "test"
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no val split: nothing is selected on test instead; "
+                             f"leave TEST.FINAL_MODEL and TEST.SPLIT at last_step and test")  # fmt: skip
         loader = self.val_loader if split == "val" else self.test_loader
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None):
@@ -387,7 +394,7 @@ class SimpleTrainer(TrainerBase):
             self._advance_bar()
 
             freq = self.cfg.TRAIN.PRINT_FREQ
-            if (self.batch_idx + 1) % freq == 0 or self.num_batches < freq:
+            if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):
                 left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
                 eta = datetime.timedelta(seconds=int(batch_time.avg * left))
                 print(

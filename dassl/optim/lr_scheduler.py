@@ -100,8 +100,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
         torch.optim.lr_scheduler.LRScheduler: call `step()` once an epoch, after the optimizer's steps.
 
     Raises:
-        ValueError: an unknown schedule or kind of warm-up.
-        TypeError: STEPSIZE is no integer (single_step) or no list of integers (multi_step).
+        ValueError: an unknown schedule or kind of warm-up; STEPSIZE is no integer (single_step) or no list of
+            integers (multi_step).
     """
     check_availability(optim_cfg.LR_SCHEDULER, ["single_step", "multi_step", "cosine"])
     stepsize = optim_cfg.STEPSIZE
@@ -109,11 +109,11 @@ def build_lr_scheduler(optimizer, optim_cfg):
     if optim_cfg.LR_SCHEDULER == "single_step":
         stepsize = stepsize[-1] if isinstance(stepsize, (list, tuple)) else stepsize
         if not isinstance(stepsize, int):
-            raise TypeError(f"single_step takes one integer as OPTIM.STEPSIZE, got {stepsize!r}")
+            raise ValueError(f"single_step takes one integer as OPTIM.STEPSIZE, got {stepsize!r}")
         scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     elif optim_cfg.LR_SCHEDULER == "multi_step":
         if not isinstance(stepsize, (list, tuple)):
-            raise TypeError(f"multi_step takes a list of integers as OPTIM.STEPSIZE, got {stepsize!r}")
+            raise ValueError(f"multi_step takes a list of integers as OPTIM.STEPSIZE, got {stepsize!r}")
         scheduler = _MultiStepLR(optimizer, stepsize, optim_cfg.GAMMA)
     else:
         scheduler = CosineAnnealingLR(optimizer, float(optim_cfg.MAX_EPOCH))

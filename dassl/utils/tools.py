@@ -149,7 +149,7 @@ def get_most_similar_str_to_a_from_b(a, b):
 
     None if `b` is empty; the first one if several are equally similar.
     """
-    return max(b, key=lambda s: SequenceMatcher(None, a.lower(), s.lower()).ratio(), default=None)
+    return max(b, key=lambda s: SequenceMatcher(None, str(a).lower(), s.lower()).ratio(), default=None)
 
 
 def check_availability(requested, available):

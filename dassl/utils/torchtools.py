@@ -47,7 +47,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def load_checkpoint(fpath):
-    """Load a checkpoint with `weights_only=True`, so that no pickled code ever runs (on the CPU if no CUDA).
+    """Load a checkpoint with `weights_only=True`, onto the CPU, so that no pickled code ever runs.
 
     Returns:
         dict: what was saved.
@@ -60,10 +60,9 @@ def load_checkpoint(fpath):
         raise ValueError("No checkpoint path given")
     if not osp.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}": check the directory, model name and epoch')
-    map_location = None if torch.cuda.is_available() else "cpu"
     open(fpath, "rb").close()  # a file that may not be read raises here, with its own message
     try:
-        checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises a dozen different types on files that are not what they should be
         if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
             raise ValueError(

@@ -81,10 +81,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
         # without torch's advice to load unknown pickles all the same
         reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(" Re-running")[0][:300]
         raise ValueError(f"{path} holds no CLIP in OpenAI's layout, as JIT archive or state dict ({reason})") from error
-    model.eval().requires_grad_(False).to(device)
-    for block in model.transformer.resblocks:
-        block.attn_mask = block.attn_mask.to(device)  # no buffer in OpenAI's class: else copied to the GPU at each call
-    return model
+    return model.eval().requires_grad_(False).to(device)
 
 
 def is_vit(model: CLIP) -> bool:

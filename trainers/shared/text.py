@@ -46,6 +46,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = clip_model.token_embedding
         self.transformer = clip_model.transformer
+        mask = torch.full((len(clip_model.positional_embedding),) * 2, float("-inf")).triu_(1)
+        self.register_buffer("mask", mask.to(clip_model.positional_embedding), persistent=False)
         self.positional_embedding = clip_model.positional_embedding
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
@@ -62,8 +64,13 @@ class TextEncoder(nn.Module):
         """
         if prompts is None:
             prompts = self.token_embedding(tokenized_prompts)
-        x = prompts + self.positional_embedding[: prompts.shape[1]]
-        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)  # blocks want [L, n, width]
+        length = prompts.shape[1]
+        x = (prompts + self.positional_embedding[:length]).permute(1, 0, 2)  # blocks want [L, n, width]
+        for block in self.transformer.resblocks:  # not block(x): OpenAI's has the mask of 77 tokens, on the CPU
+            y = block.ln_1(x)
+            x = x + block.attn(y, y, y, need_weights=False, attn_mask=self.mask[:length, :length])[0]
+            x = x + block.mlp(block.ln_2(x))
+        x = x.permute(1, 0, 2)
         rows = torch.arange(x.shape[0], device=x.device)
         eot = tokenized_prompts.argmax(dim=-1)  # end-of-text has the highest id
         return self.ln_final(x[rows, eot]) @ self.text_projection

@@ -1,0 +1,37 @@
+"""The repository itself: links, licence, linter, and no file that does not belong here."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_what_a_page_links_to_is_there(page):
+    path = ROOT / page
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", path.read_text())
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+def test_readme_is_finished():
+    assert not re.findall(r"\b[A-Z]+_(?:TABLE|COMMENT|STEP|TEXT)\b", (ROOT / "README.md").read_text())
+
+
+def test_the_tiny_clip_is_small():
+    assert (ROOT / "assets" / "tiny_clip.safetensors").stat().st_size <= 8 * 2**20
+
+
+def test_imports_run_one_way():
+    for file in (ROOT / "dassl").rglob("*.py"):
+        assert not re.search(r"^\s*(?:from|import) (?:clip|trainers|datasets)\b", file.read_text(), re.MULTILINE), file
+
+
+@pytest.mark.skipif(not (shutil.which("ruff") or (Path(sys.executable).parent / "ruff").exists()), reason="no ruff")
+def test_ruff_has_nothing_to_say():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
