@@ -26,13 +26,13 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def base_to_new(trainer: str, seed: int, out: Path) -> dict:
+def base_to_new(trainer: str, seed: int, out: Path, *opts: str) -> dict:
     """Trains on the base classes, evaluates on base and new; what is printed goes to the runs' log.txt only."""
     from train import parse, run
 
     common = ["--trainer", trainer, "--seed", str(seed), "--root", str(ROOT / "data")]
     with open(os.devnull, "w") as null, redirect_stdout(null):
-        base = run(parse([*common, "--output-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "base"]))
+        base = run(parse([*common, "--output-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "base", *opts]))
         model = ["--eval-only", "--model-dir", str(out), "--output-dir", str(out / "new")]
         new = run(parse([*common, *model, "DATASET.SUBSAMPLE_CLASSES", "new"]))
     return {

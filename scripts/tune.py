@@ -37,6 +37,8 @@ GRIDS = {  # method -> (trainer, fixed settings, grid): 8 settings a method; 2 f
     "First pass: OrthCR, 20 epochs": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_kl", "OPTIM.MAX_EPOCH", "20"],
                                       {"OPTIM.LR": [2e-4, 5e-4, 1e-3, 2e-3],
                                        "TRAINER.ORTHCR.LAMBDA": [0.05, 0.25, 1.0, 4.0]}),
+    "First pass: OrthCR none": ("OrthCR", ["TRAINER.ORTHCR.REG", "none"],
+                                {"OPTIM.LR": [2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [5, 10]}),
 }  # fmt: skip
 SEEDS = (1, 2, 3)
 
