@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
@@ -51,8 +52,8 @@ def pictures(summary: list[dict], out: Path) -> Path:
             ax.imshow(Image.open(folder / path), interpolation="nearest")
             ax.set_title(name.replace(" ", "\n", 1), fontsize=9)
             ax.axis("off")
-    fig.text(0.005, 0.74, "base", rotation=90, weight="bold")
-    fig.text(0.005, 0.26, "new", rotation=90, weight="bold")
+    axes[0, 0].text(-0.3, 0.5, "base", rotation=90, weight="bold", transform=axes[0, 0].transAxes, va="center")
+    axes[2, 0].text(-0.3, 0.5, "new", rotation=90, weight="bold", transform=axes[2, 0].transAxes, va="center")
     return save(fig, out / "shapes.png")
 
 
@@ -70,23 +71,27 @@ def bars(summary: list[dict], out: Path) -> Path:
     ax.set_xticks(range(3), ["base classes", "new classes", "harmonic mean"])
     ax.set(ylabel="accuracy, %", ylim=(0, 100))
     ax.grid(axis="x", visible=False)
-    ax.legend(ncol=len(methods), loc="upper center")
+    ax.legend(ncol=len(methods), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return save(fig, out / "base_new.png")
 
 
 def training(summary: list[dict], out: Path) -> Path:
-    """Loss and training accuracy over training, mean over seeds with the range between them."""
+    """Loss and training accuracy of each epoch, mean over seeds with the range between them."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     for m, method in enumerate(dict.fromkeys(s["trainer"] for s in summary)):
         if not any(s["trainable_params"] for s in summary if s["trainer"] == method):
             continue
-        runs = [curves(out / method / f"seed{s['seed']}") for s in summary if s["trainer"] == method]
+        folders = [out / method / f"seed{s['seed']}" for s in summary if s["trainer"] == method]
+        runs = [curves(folder) for folder in folders]
+        epochs = yaml.safe_load((folders[0] / "config.yaml").read_text())["OPTIM"]["MAX_EPOCH"]
         for ax, tag in zip(axes, ("train/loss", "train/acc"), strict=True):
-            steps, values = runs[0][tag][0], np.stack([r[tag][1] for r in runs])
-            steps = 100 * (steps + 1) / len(steps)
+            values = np.stack([r[tag][1] for r in runs])
+            batches = values.shape[1] // epochs
+            values = values[:, batches - 1 :: batches]  # what is written is the mean of the epoch so far
+            steps = np.linspace(0, 100, epochs + 1)[1:]
             ax.plot(steps, values.mean(0), color=COLOURS[m], label=method)
             ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[m], alpha=0.2, lw=0)
-    axes[0].set(xlabel="% of training", ylabel="loss, mean of the epoch so far", ylim=(0, None))
+    axes[0].set(xlabel="% of training", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="% of training", ylabel="training accuracy, %", ylim=(0, 100))
     axes[0].legend()
     return save(fig, out / "training.png")
