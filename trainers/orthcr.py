@@ -243,7 +243,7 @@ class OrthCR(ClipTrainer):
         "ENCODERS": ["image", "text"],  # both: the cross terms of (2) tie each to the other one's frozen side
         "LAYERS": [],  # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
         "WEIGHTS": WEIGHTS,  # of each block; all: rotations are cheap next to the forward pass
-        "BLOCK_SIZE": 64,  # b of (1), 0 = one full block; 64 = a head's width, and keeps the solve cheap
+        "BLOCK_SIZE": 64,  # b of (1); 64: a head's width, and a cheap solve. 0 = one full block, slow on a ViT-B
         "REG": "cross_kl",  # of (2); the abstract's words, with zero-shot CLIP as teacher, not the labels again
         "LAMBDA": 1.0,  # weight of the regularizer in (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
         "TAU": 1.0,  # temperature of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
