@@ -377,7 +377,8 @@ def test_a_truncated_checkpoint(kept, bare_model, pictures, fails, tmp_path):
 def test_other_settings_into_the_same_directory(trained, pictures, fails):
     out = trained["CoOp"]
     before = snapshot(out)
-    fails(command(pictures, out, "CoOp", opts=["OPTIM.LR", "0.5"]), out, "OPTIM.LR", "0.002", "0.5", "--output-dir")
+    was = train.read_config(str(out / "config.yaml"))["OPTIM.LR"]
+    fails(command(pictures, out, "CoOp", opts=["OPTIM.LR", "0.5"]), out, "OPTIM.LR", was, "not 0.5", "--output-dir")
     fails(command(pictures, out, "OrthCR"), out, "--output-dir")
     assert snapshot(out) == before
 
