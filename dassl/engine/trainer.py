@@ -39,7 +39,7 @@ class TrainerBase:
 
     # Between the checkpoints asked for (CHECKPOINT_FREQ, the last epoch) one is written for an interrupted run to go
     # on from, at the end of an epoch if the last is older than this many seconds, and deleted once the next is there
-    resume_interval = 30.0
+    resume_interval = 10.0
 
     def __init__(self):
         self._models = OrderedDict()
