@@ -16,40 +16,60 @@ from tqdm import tqdm
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
 
-Splits = tuple[list[Datum], list[Datum], list[Datum]]  # train, val, test
+from .sizes import SIZES, Size
+
+PARTS = ("train", "val", "test")
+Splits = tuple[list[Datum], list[Datum], list[Datum]]  # of PARTS
 
 
 class SplitDataset(DatasetBase):
     """A data set read from CoOp's split file: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
-    A data set sets three names, relative to `DATASET.ROOT`, and nothing else. The steps are CoOp's, in its order:
-    split, then `DATASET.NUM_SHOTS` of every class, then the base or new half of the classes.
+    A data set sets three names, relative to `DATASET.ROOT`; where there is no split file, `raw_splits` may make the
+    splits from the annotations. The steps are CoOp's, in its order: split, then `DATASET.NUM_SHOTS` of every class,
+    then the base or new half of the classes.
 
     Raises:
-        FileNotFoundError: no folder, split file or image where it should be; says where.
-        ValueError: a split file that cannot be read.
+        FileNotFoundError: no folder, split file, annotation or image where it should be; says where.
+        ValueError: a split file or an annotation that cannot be read.
     """
 
     dataset_dir = ""  # in DATASET.ROOT
     image_dir = ""  # in dataset_dir
-    split_file = ""  # in dataset_dir
+    split_file = ""  # in dataset_dir; "": always read from the annotations or folders
+    test_only = False  # the classes come from the test split, and nothing is trained on it
+    advice = "unpack the images there, or take the split file of your copy"  # if some are not there
+    listed = False  # the images were found by listing folders, so that none needs looking for
 
     def __init__(self, cfg):
-        self.root = osp.abspath(osp.expanduser(cfg.DATASET.ROOT))
-        self.dataset_dir = osp.join(self.root, self.dataset_dir)
-        self.image_dir = osp.join(self.dataset_dir, self.image_dir)
-        self.split_path = osp.join(self.dataset_dir, self.split_file)
-        if not osp.exists(self.split_path):
-            self.prepare()
-        train, val, test = read_split(self.split_path, self.image_dir)
-        if cfg.DATASET.NUM_SHOTS >= 1:
+        self.set_paths(cfg.DATASET.ROOT)
+        train, val, test = self.read_splits()
+        if self.test_only:
+            train = test  # as in CoOp
+        elif cfg.DATASET.NUM_SHOTS >= 1:
             train, val = self.few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        check_labels(train, val, test, source=self.source())
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
-        check_images(train + val + test, self.split_path)
+        if not self.listed:
+            check_images(train + val + test, self.source(), self.advice)
         super().__init__(train_x=train, val=val, test=test)
 
-    def prepare(self) -> None:
-        """Called when there is no split file; makes it or raises."""
+    def set_paths(self, root: str) -> None:
+        self.root = osp.abspath(osp.expanduser(root))
+        self.dataset_dir = osp.join(self.root, self.dataset_dir)
+        self.image_dir = osp.normpath(osp.join(self.dataset_dir, self.image_dir))
+        self.split_path = osp.join(self.dataset_dir, self.split_file)
+
+    def source(self) -> str:
+        """What the splits were read from, for messages."""
+        return self.split_path if osp.isfile(self.split_path) else f"the annotations in {self.dataset_dir}"
+
+    # -------------------------------------------------------------- splits
+
+    def read_splits(self, keep: bool = True) -> Splits:
+        """From the split file, or, if there is none, from the annotations; these are then kept as split file."""
+        if osp.isfile(self.split_path):
+            return read_split(self.split_path, self.image_dir)
         name = type(self).__name__
         for folder in (self.root, self.dataset_dir):
             if not osp.isdir(folder):
@@ -57,7 +77,37 @@ class SplitDataset(DatasetBase):
                     f"{name} needs the folder {folder}, which is not there: give the folder that holds "
                     f'"{osp.basename(self.dataset_dir)}" with --root'
                 )
-        raise FileNotFoundError(f"{name} has no split file {self.split_path}: put CoOp's {self.split_file} there")
+        try:
+            splits = self.raw_splits()
+        except FileNotFoundError as error:
+            missing = error.filename or error
+            if not self.split_file:
+                raise FileNotFoundError(f"{name} lacks {missing}: put it there") from error
+            raise FileNotFoundError(
+                f"{name} has neither the split file {self.split_path} nor {missing} to make it from: put CoOp's "
+                f"{self.split_file} there, or complete the annotations"
+            ) from error
+        if keep and self.split_file:
+            self.keep(splits)
+        return splits
+
+    def raw_splits(self) -> Splits:
+        """Train, val and test from the data set's own annotations and folders."""
+        raise FileNotFoundError("annotations")
+
+    def keep(self, splits: Splits) -> None:
+        """Writes the split file, unless the copy is known not to be whole: it would stay like that for ever."""
+        name, size = type(self).__name__, Size.of(*splits)
+        if size != SIZES.get(name, size):
+            print(f"{name} is split anew each time until it is whole: it has {size}, but should have {SIZES[name]}")
+            return
+        try:
+            save_split(*splits, self.split_path, self.image_dir)
+            print(f"{name} was split by CoOp's rule, which is kept in {self.split_path}")
+        except OSError as error:  # a read-only data folder: it is split the same way next time
+            print(f"The split is not kept: {error}")
+
+    # -------------------------------------------------------------- few shots
 
     def few_shot(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
         """`shots` images of every class for training and at most 4 for validation: the very ones CoOp takes.
@@ -67,7 +117,7 @@ class SplitDataset(DatasetBase):
         if seed < 0:
             return self.sample(train, val, shots, random.Random())
         path = osp.join(self.dataset_dir, "split_fewshot", f"shot_{shots}-seed_{seed}.json")
-        digest = file_hash(self.split_path)
+        digest = file_hash(self.split_path) if osp.isfile(self.split_path) else self.rows_hash(train + val)
         try:
             kept = read_json(path)
             if kept["split_sha256"] == digest:
@@ -89,7 +139,14 @@ class SplitDataset(DatasetBase):
         return train, self.generate_fewshot_dataset(val, num_shots=min(shots, 4), rng=rng)
 
     def to_rows(self, items: list[Datum]) -> list[list]:
-        return [[osp.relpath(i.impath, self.image_dir), i.label, i.classname] for i in items]
+        return to_rows(items, self.image_dir)
+
+    def rows_hash(self, items: list[Datum]) -> str:
+        """SHA-256 of the rows, hexadecimal; stands for that of a split file where there is none."""
+        digest = hashlib.sha256()
+        for row in self.to_rows(items):
+            digest.update(f"{row}\n".encode())
+        return digest.hexdigest()
 
 
 class DrawnDataset(SplitDataset):
@@ -102,7 +159,12 @@ class DrawnDataset(SplitDataset):
         """Yields (split, label, class name, image)."""
         raise NotImplementedError
 
-    def prepare(self) -> None:
+    def read_splits(self, keep: bool = True) -> Splits:
+        if not osp.exists(self.split_path):
+            self.draw()
+        return super().read_splits(keep)
+
+    def draw(self) -> None:
         name, split = type(self).__name__, {"train": [], "val": [], "test": []}
         mkdir_if_missing(self.root)
         # drawn elsewhere and moved in whole: another run may be drawing at the same time
@@ -134,12 +196,21 @@ def read_split(path: str, image_dir: str) -> Splits:
     """Train, val and test of a split file; image paths in it are relative to `image_dir`."""
     try:
         split = read_json(path)
-        return tuple(from_rows(split[part], image_dir) for part in ("train", "val", "test"))
+        return tuple(from_rows(split[part], image_dir) for part in PARTS)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} is no split file ({error}): it should read {{"train": [[path, label, class name], ...], '
             f'"val": ..., "test": ...}}'
         ) from error
+
+
+def save_split(train: list[Datum], val: list[Datum], test: list[Datum], path: str, image_dir: str) -> None:
+    """Writes a split file that `read_split` reads."""
+    write_json({part: to_rows(items, image_dir) for part, items in zip(PARTS, (train, val, test), strict=True)}, path)
+
+
+def to_rows(items: list[Datum], image_dir: str) -> list[list]:
+    return [[i.impath.removeprefix(image_dir + os.sep), i.label, i.classname] for i in items]
 
 
 def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
@@ -166,13 +237,29 @@ def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list
     ]
 
 
-def check_images(items: list[Datum], source: str) -> None:
+def check_labels(*splits: list[Datum], source: str) -> None:
+    """Raises ValueError unless the labels of the first are 0 to n - 1, all others among them, and each has one name."""
+    names = {item.label: item.classname for item in splits[0]}
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(
+            f"{source} has the labels {', '.join(map(str, sorted(names)[:5]))} ... for {len(names)} classes to train: "
+            f"number them from 0, without a gap"
+        )
+    for item in (item for items in splits for item in items):
+        if names.get(item.label) != item.classname:
+            known = f'"{names[item.label]}" too' if item.label in names else "no training image"
+            raise ValueError(
+                f'{source}: the class {item.label} is "{item.classname}" in {item.impath}, but has {known}'
+            )
+
+
+def check_images(items: list[Datum], source: str, advice: str) -> None:
     """Raises FileNotFoundError with the number and the first three of those images that are not there."""
     missing = [i.impath for i in items if not osp.exists(i.impath)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
-            f"{', '.join(missing[:3])}: unpack the images there, or take the split file of your copy"
+            f"{', '.join(missing[:3])}: {advice}"
         )
 
 

@@ -1,0 +1,287 @@
+"""Downloads that go on where they stopped, and archives that cannot write outside their folder."""
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import os.path as osp
+import re
+import shutil
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
+
+from tqdm import tqdm
+
+AGENT = "Mozilla/5.0 (compatible; OrthCR)"  # some hosts refuse Python's own
+DRIVE = "https://drive.google.com/file/d/{}/view"
+CHUNK = 1 << 20  # bytes
+BAR = {"unit": "B", "unit_scale": True, "disable": None}  # None: no bar in a log file
+
+
+# ------------------------------------------------------------------ downloading
+
+
+def download_url(url, dst, checksum=None, retries=3, timeout=60):
+    """Download `url` to the file `dst`, which is there only once it is whole and right.
+
+    What has come of a transfer that broke, or was interrupted, is kept as `<dst>.part`; the next call fetches the
+    rest, unless the file at the source has changed since or its server cannot continue: then it starts anew.
+
+    Args:
+        checksum (str): MD5 or SHA-256, hexadecimal; a file that has another is deleted and fetched once more.
+        retries (int): how often a transfer that breaks goes on at once.
+        timeout (float): seconds without an answer.
+
+    Raises:
+        OSError: the server cannot be reached or refuses, the transfer breaks, the disk is too small, the checksum
+            is another one.
+    """
+    print(f'* url="{url}"')
+    print(f'* destination="{dst}"')
+    os.makedirs(osp.dirname(dst) or ".", exist_ok=True)
+    part = dst + ".part"
+    try:
+        for again in (True, False):
+            _transfer_all(url, part, retries, timeout)
+            try:
+                check_file(part, checksum)
+                break
+            except OSError as error:
+                discard(part)
+                if not again:
+                    raise
+                print(f"{error}: it is fetched again")
+        os.replace(part, dst)
+        discard(part)
+    except (OSError, http.client.HTTPException) as error:
+        kept = f", it goes on after the {_size(part):,} bytes that have come" if _size(part) else ""
+        advice = f"try again{kept}, or put the file there by hand"
+        raise OSError(f'Cannot download "{url}" to "{dst}" ({_one_line(error)}): {advice}') from error
+
+
+class BrokenTransfer(OSError):
+    """The connection was lost half-way; what has come is there."""
+
+
+def _transfer_all(url, part, retries, timeout):
+    while True:
+        before = _size(part)
+        try:
+            return _transfer(url, part, timeout)
+        except BrokenTransfer:
+            if not retries or _size(part) <= before:  # the server is down
+                raise
+            retries -= 1
+
+
+def _transfer(url, part, timeout):
+    """Fetch what `part` lacks of `url`; `<part>.tag` keeps of which version of the file it is a part."""
+
+    def ask(since=0):
+        headers = {"User-Agent": AGENT} | ({"Range": f"bytes={since}-", "If-Range": tag} if since else {})
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+
+    tag = _read(part + ".tag")
+    have = _size(part) if tag else 0
+    try:
+        response = ask(have)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: the file has nothing beyond what we have
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return
+        response = ask()
+    if getattr(response, "status", None) == 206:
+        span = re.match(rf"bytes {have}-\d+/", response.headers.get("Content-Range") or "")
+        if not span or version(response) != tag:  # not what was asked for
+            response.close()
+            response = ask()
+    with response:
+        if getattr(response, "status", None) != 206:  # all of it comes: it has changed, or cannot be continued
+            discard(part)
+            have, tag = 0, version(response)
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        check_disk(osp.dirname(part) or ".", int(length or 0))
+        if tag:
+            with open(part + ".tag", "w", encoding="utf-8") as f:
+                f.write(tag)
+        try:
+            with open(part, "ab") as f, tqdm(total=total, initial=have, desc=osp.basename(part)[:-5], **BAR) as bar:
+                while chunk := _read_chunk(response):
+                    f.write(chunk)
+                    bar.update(len(chunk))
+            if total is not None and _size(part) != total:
+                raise BrokenTransfer(f"got {_size(part):,} of {total:,} bytes")
+        except BaseException:  # Ctrl-C included
+            if not tag:
+                discard(part)  # could not be continued
+            raise
+
+
+def _read_chunk(response):
+    try:
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokenTransfer(_one_line(error)) from error
+
+
+def version(response):
+    """What tells versions of a file apart, for `If-Range`: its ETag unless that is a weak one, else its date."""
+    etag = response.headers.get("ETag") or ""
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified") or ""
+
+
+def download_gdrive(file_id, dst, checksum=None):
+    """Download a file that is shared on Google Drive to `dst`, with gdown; what has come is kept and continued.
+
+    Raises:
+        OSError: Google refuses (often for some hours, when a file was asked for too much), or as in `download_url`.
+    """
+    import gdown  # here, because nothing else needs it
+
+    os.makedirs(osp.dirname(dst) or ".", exist_ok=True)
+    part = dst + ".drive"
+    try:
+        if not gdown.download(id=file_id, output=part, resume=True):  # older versions return None instead of raising
+            raise OSError("Google Drive refuses")
+        check_file(part, checksum)
+    except Exception as error:  # gdown raises its own, requests' and others'
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+        raise OSError(
+            f"Cannot download {osp.basename(dst)} from Google Drive ({_one_line(error)}): open {DRIVE.format(file_id)} "
+            f"in a browser, and save the file as {dst}"
+        ) from error
+    os.replace(part, dst)
+
+
+def check_file(path, checksum):
+    """Raise OSError if the file `path` has not the MD5 or SHA-256 `checksum`; None: nothing is checked."""
+    if not checksum:
+        return
+    name = {32: "md5", 64: "sha256"}[len(checksum)]
+    digest = hashlib.new(name)
+    with open(path, "rb") as f, tqdm(total=_size(path), desc=f"checking {osp.basename(path)}", **BAR) as bar:
+        while chunk := f.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    if digest.hexdigest() != checksum.lower():
+        raise OSError(
+            f"{path} has the {name.upper()} {digest.hexdigest()}, expected {checksum}: it is damaged or another"
+        )
+
+
+def check_disk(folder, needed):
+    """Raise OSError if fewer than `needed` bytes are free where `folder` is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free in {folder}: make room there")
+
+
+def discard(part):
+    """Remove a partial download and its tag, if there is one."""
+    for path in (part, part + ".tag"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+# ------------------------------------------------------------------ unpacking
+
+
+class DamagedArchive(OSError):
+    """The file is not, or no longer, a whole archive."""
+
+
+def extract_archive(archive, folder):
+    """Unpack the tar or zip file `archive`, compressed or not, into `folder`.
+
+    Raises:
+        DamagedArchive: it is damaged, cut off or neither of the two.
+        OSError: a member would be written outside `folder` (an
+            absolute path, "..", a link to outside) or is a device; the disk is too small. What was unpacked
+            before that stays: give a scratch folder.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if tarfile.is_tarfile(archive):
+            _extract_tar(archive, folder)
+        elif zipfile.is_zipfile(archive):
+            _extract_zip(archive, folder)
+        else:
+            raise EOFError("no whole tar or zip file")
+    except (EOFError, RuntimeError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
+        raise DamagedArchive(f'"{archive}" is damaged or cut off ({_one_line(error)}): take an intact copy') from error
+    except (OSError, tarfile.TarError) as error:
+        raise OSError(f'Cannot unpack "{archive}": {_one_line(error)}') from error
+
+
+def _extract_tar(archive, folder):
+    # not before its members are read is their size known, which would cost a pass over the file
+    check_disk(folder, _size(archive))
+    with (
+        open(archive, "rb") as f,
+        tarfile.open(fileobj=f) as tar,
+        tqdm(total=_size(archive), desc=f"unpacking {osp.basename(archive)}", **BAR) as bar,
+    ):
+
+        def members() -> Iterator[tarfile.TarInfo]:
+            for member in tar:
+                bar.update(f.tell() - bar.n)
+                yield member
+
+        def inside(member, path):
+            check_member(member.name)  # "data" takes the first "/" off an absolute path
+            return tarfile.data_filter(member, path)  # no links to outside, no devices
+
+        tar.extractall(folder, members(), filter=inside)
+        if tar.fileobj is f:  # not compressed: tarfile takes a cut between two members for the end
+            f.seek(tar.offset)
+            if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
+
+
+def _extract_zip(archive, folder):
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        for member in members:
+            check_member(member.orig_filename)  # `filename` may have been changed on reading
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise OSError(f'"{member.filename}" is a link, which zip files cannot safely hold')
+        size = sum(member.file_size for member in members)
+        check_disk(folder, size)
+        with tqdm(total=size, desc=f"unpacking {osp.basename(archive)}", **BAR) as bar:
+            for member in members:
+                file.extract(member, folder)
+                bar.update(member.file_size)
+
+
+def check_member(name):
+    """Raise OSError if the path `name` in an archive leads out of the folder that it is unpacked into."""
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
+        raise OSError(f'"{name}" in it would be written outside of its folder')
+
+
+# ------------------------------------------------------------------ small parts
+
+
+def _size(path):
+    return osp.getsize(path) if osp.exists(path) else 0
+
+
+def _read(path):
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as f:
+        return f.read()
+    return ""
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,31 @@
+"""FGVCAircraft (Maji et al. 2013): 100 variants of aircraft."""
+
+import os.path as osp
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+
+from .annotations import look_up, read_lines
+from .base import PARTS, SplitDataset
+
+
+@DATASET_REGISTRY.register()
+class FGVCAircraft(SplitDataset):
+    """Layout below `DATASET.ROOT`: fgvc_aircraft/images/, variants.txt and images_variant_{train,val,test}.txt.
+
+    These lists are the split, as in CoOp; there is no split file.
+    """
+
+    dataset_dir = "fgvc_aircraft"
+    image_dir = "images"
+
+    def raw_splits(self):
+        variants = osp.join(self.dataset_dir, "variants.txt")
+        label_of = {name: k for k, (_, name) in enumerate(read_lines(variants, "variant"))}
+
+        def read(name):
+            return [
+                Datum(self.image_dir + f"/{image}.jpg", look_up(variant, label_of, where, variants), classname=variant)
+                for where, image, variant in read_lines(osp.join(self.dataset_dir, name), "image variant")
+            ]
+
+        return tuple(read(f"images_variant_{part}.txt") for part in PARTS)

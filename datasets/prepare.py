@@ -1,0 +1,261 @@
+"""Downloads benchmarks into CoOp's layout; an interrupted or repeated command does only what is left to do.
+
+    python -m datasets.prepare --list
+    python -m datasets.prepare Caltech101 OxfordPets --root DATA
+    python -m datasets.prepare all --root DATA --dry-run
+
+A name is the registered one (DescribableTextures) or that of the config (dtd). What needs an account or cannot be
+had is told, with where its files go; the rest is fetched all the same. Nothing that is there is ever overwritten.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import os.path as osp
+import shutil
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dassl.utils import atomic_write, get_most_similar_str_to_a_from_b, read_json
+from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
+from datasets.sources import SOURCES, Item, Source
+
+SCRATCH = ".prepare"  # in the data set's folder: what is unpacked, before it is moved in place
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or: all")
+    parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
+    parser.add_argument("--list", action="store_true", help="what there is, how large, from where")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded to be unpacked")
+    args = parser.parse_args(argv)
+    if not args.names and not args.list:
+        parser.error("which data set? Give names, all, or --list")
+    return args
+
+
+def find(name: str) -> str:
+    """The registered name that `name` means, case and dashes aside; raises ValueError with the nearest one."""
+
+    def plain(text):
+        return text.lower().replace("-", "").replace("_", "")
+
+    names = {plain(key): known for known, source in SOURCES.items() for key in (known, source.config, source.folder)}
+    if plain(name) not in names:
+        nearest = names[get_most_similar_str_to_a_from_b(plain(name), names)]
+        raise ValueError(f'no data set "{name}" to prepare, do you mean "{nearest}"? There are: {", ".join(SOURCES)}')
+    return names[plain(name)]
+
+
+def table() -> str:
+    """What --list prints."""
+    rows = []
+    for name, source in SOURCES.items():
+        gigabytes = sum(item.megabytes for item in source.items) / 1000
+        by_hand = any(item.by_hand for item in source.items)
+        hosts = dict.fromkeys(item.url.split("/")[2] for item in source.items if item.url and not item.unless)
+        drive = ["Google Drive"] if any(item.drive for item in source.items) else []
+        origin = "by hand, with an account" if by_hand else ", ".join([*hosts, *drive])
+        size = "144" if by_hand else f"{gigabytes:.2f}"
+        rows.append([name, source.config, source.folder + "/", size, origin])
+    return tabulate(rows, ["data set", "config", "folder", "GB", "from"], disable_numparse=True,
+                    colalign=("left", "left", "left", "right", "left"))  # fmt: skip
+
+
+# ------------------------------------------------------------------ one data set
+
+
+def prepare(name: str, root: str, keep: bool = False, dry_run: bool = False) -> list[str]:
+    """Completes the folder of the data set `name` below `root`; returns the paths that it still lacks and needs.
+
+    Raises:
+        OSError: another `prepare` is at work there, or the folder cannot be written to.
+    """
+    source = SOURCES[name]
+    folder = osp.join(root, source.folder)
+    print(f"{name}: {folder}")
+    there(folder)  # a link to nothing is told
+    if dry_run:
+        promised = set()
+        for item in source.items:
+            print("    or," if promised.issuperset(item.gives) else "   ", plan(item, folder, root))
+            promised.update(item.gives)
+        return []
+    os.makedirs(folder, exist_ok=True)
+    with locked(folder):
+        for item in source.items:
+            if missing(item, folder) and not item.by_hand:
+                try:
+                    fetch(item, folder, root, keep)
+                except OSError as error:  # the other items are fetched all the same, and one may make up for it
+                    print(f"warning: {error}", file=sys.stderr)
+    return report(name, source, folder)
+
+
+def there(path: str) -> bool:
+    """Whether there is a file or a folder that holds something; raises OSError for a link to nothing."""
+    if osp.islink(path) and not osp.exists(path):
+        raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mend or remove it")
+    return any(os.scandir(path)) if osp.isdir(path) else osp.exists(path)
+
+
+def missing(item: Item, folder: str) -> list[str]:
+    """The paths that `item` is to give and that are not there."""
+    if item.unless and there(osp.join(folder, item.unless)):
+        return []
+    return [path for path in item.gives if not there(osp.join(folder, path))]
+
+
+def plan(item: Item, folder: str, root: str) -> str:
+    """What would be done about `item`, in a line."""
+    paths = ", ".join(missing(item, folder))
+    if not paths:
+        return f"there already: {', '.join(item.gives)}"
+    if item.by_hand:
+        return f"by hand: {paths}: {item.by_hand.format(folder)}"
+    if item.copy and osp.exists(osp.join(root, item.copy)):
+        return f"copy {osp.join(root, item.copy)}: {paths}"
+    size = f", {item.megabytes:,.0f} MB" if item.megabytes else ""
+    return f"download {item.url or DRIVE.format(item.drive)}{size}: {paths}"
+
+
+def fetch(item: Item, folder: str, root: str, keep: bool) -> None:
+    """Gets `item` and puts what it gives in place; raises OSError in one line."""
+    dst = osp.join(folder, item.archive or item.gives[0])
+    mark = dst + ".fetched"  # tells our archives from those that somebody put there, which stay
+    if not osp.exists(dst):
+        download(item, dst, root)
+        if not item.archive:
+            return
+        Path(mark).touch()
+    elif not osp.exists(mark):
+        check_file(dst, item.checksum)
+    try:
+        unpack(item, dst, folder)
+    except DamagedArchive:
+        if osp.exists(mark):  # the next run fetches it again
+            os.remove(dst)
+            os.remove(mark)
+        raise
+    if osp.exists(mark) and not keep:
+        os.remove(dst)
+    else:
+        print(f"{dst} is kept")
+    Path(mark).unlink(missing_ok=True)
+
+
+def download(item: Item, dst: str, root: str) -> None:
+    copy = item.copy and osp.join(root, item.copy)
+    if copy and osp.exists(copy) and not osp.exists(dst):
+        with open(copy, "rb") as original, atomic_write(dst) as f:
+            shutil.copyfileobj(original, f)
+        return
+    if item.drive:
+        download_gdrive(item.drive, dst, item.checksum)
+    else:
+        download_url(item.url, dst, item.checksum)
+    if dst.endswith(".json"):
+        try:
+            read_json(dst)
+        except ValueError as error:  # a page that asks to log in, say
+            os.remove(dst)
+            address = DRIVE.format(item.drive) if item.drive else item.url
+            advice = f"open {address} in a browser, and save the file as {dst}"
+            raise OSError(f"what came as {osp.basename(dst)} is no JSON ({error}): {advice}") from None
+
+
+def unpack(item: Item, archive: str, folder: str) -> None:
+    """Moves the parts of `archive` in place, each in whole: an interruption leaves nothing that looks complete."""
+    scratch = osp.join(folder, SCRATCH)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    os.mkdir(scratch)
+    try:
+        extract_archive(archive, scratch)
+        if item.inner:
+            inner = osp.join(scratch, item.inner)
+            if not osp.exists(inner):
+                raise OSError(f"{archive} holds no {item.inner}: it is another archive than expected")
+            extract_archive(inner, osp.dirname(inner))
+        for pattern, place in item.take.items():
+            found = sorted(Path(scratch).glob(pattern), key=lambda path: (len(path.parts), path))
+            for path in found if place == "." else found[:1]:  # of several with that name the outermost
+                target = osp.join(folder, path.name if place == "." else place)
+                if not there(target):
+                    os.rename(path, target)
+        lacking = missing(item, folder)
+        if lacking:
+            raise OSError(f"{archive} holds no {', '.join(lacking)}: it is another archive than expected")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def report(name: str, source: Source, folder: str) -> list[str]:
+    """Tells what the folder lacks; returns what of it is needed."""
+    needed = {}
+    for item in source.items:
+        for path in missing(item, folder):
+            if item.spare:
+                print(f"warning: {name} has no {osp.join(folder, path)}: {item.spare}", file=sys.stderr)
+            else:
+                needed[osp.join(folder, path)] = item.by_hand.format(folder) if item.by_hand else ""
+    for how in dict.fromkeys(needed.values()):
+        paths = ", ".join(path for path in needed if needed[path] == how)
+        print(f"{name} lacks {paths}" + (f": {how}" if how else ""), file=sys.stderr)
+    if needed:
+        print(f"The whole of {name} is {', '.join(osp.join(folder, path) for path in source.layout)}", file=sys.stderr)
+    else:
+        print(f"{name} is there. Check it: python -m datasets.verify {name} --root {osp.dirname(folder) or '.'}")
+    return list(needed)
+
+
+@contextlib.contextmanager
+def locked(folder: str):
+    """Keeps a second `prepare` out of `folder`, where the file system can lock a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"another prepare is at work in {folder}: wait for it") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 0 if everything asked for is there, 1 if something is missing, 130 after Ctrl-C."""
+    args = parse(argv)
+    if args.list:
+        print(table())
+    try:
+        asked = [name for given in args.names for name in (SOURCES if given.lower() == "all" else [find(given)])]
+        root = osp.expanduser(args.root)
+        if osp.exists(root) and not osp.isdir(root):
+            raise ValueError(f"{root} is a file: give the folder of the data sets with --root")
+        lacking = []
+        for name in dict.fromkeys(asked):
+            try:
+                lacking += prepare(name, root, args.keep_archives, args.dry_run)
+            except OSError as error:  # the other data sets are prepared all the same
+                lacking.append(name)
+                print(f"error: {name}: {error}", file=sys.stderr)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what has come is kept; given again, the same command goes on", file=sys.stderr)
+        return 130
+    return 1 if lacking else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

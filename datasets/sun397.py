@@ -1,0 +1,38 @@
+"""SUN397 (Xiao et al. 2010): 397 scenes."""
+
+import os.path as osp
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+
+from .annotations import look_up, read_lines, split_trainval
+from .base import SplitDataset
+
+
+@DATASET_REGISTRY.register()
+class SUN397(SplitDataset):
+    """Layout below `DATASET.ROOT`: sun397/SUN397/a/abbey/... and sun397/split_zhou_SUN397.json.
+
+    Without the split file, ClassName.txt has the classes; 20 % of Training_01.txt are val, and Testing_01.txt is test.
+    """
+
+    dataset_dir = "sun397"
+    image_dir = "SUN397"
+    split_file = "split_zhou_SUN397.json"
+
+    def raw_splits(self):
+        classes = osp.join(self.dataset_dir, "ClassName.txt")
+        label_of = {scene: k for k, (_, scene) in enumerate(read_lines(classes, "/letter/scene"))}
+
+        def read(name):
+            return [
+                Datum(self.image_dir + path, look_up(scene, label_of, where, classes), classname=inside_out(scene))
+                for where, path in read_lines(osp.join(self.dataset_dir, name), "/letter/scene/image.jpg")
+                for scene in [osp.dirname(path)]
+            ]
+
+        trainval = read("Training_01.txt")
+        return *split_trainval(trainval), read("Testing_01.txt")
+
+
+def inside_out(scene: str) -> str:
+    return " ".join(reversed(scene.split("/")[2:]))  # /c/church/indoor -> indoor church

@@ -1,0 +1,152 @@
+"""Checks the benchmarks on disk: classes and images against the expected sizes, every image decoded. Writes nothing.
+
+    python -m datasets.verify --root DATA                       all that are there
+    python -m datasets.verify OxfordPets sun397 --root DATA     these, by registered name or YAML
+    python -m datasets.verify --fast --root DATA                without decoding
+
+The exit status is 1 if one of those named, or found, is wrong.
+"""
+
+import argparse
+import importlib
+import os
+import os.path as osp
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+
+from .base import PARTS, SplitDataset
+from .imagenet import CLASSNAMES
+from .images import image_problem
+from .sizes import SIZES, Size, benchmark_names, config_names
+
+HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
+MOST = 20  # of a list that are shown
+
+
+@dataclass
+class Report:
+    """What was found of one data set; `error` is why it could not be read."""
+
+    name: str
+    present: bool = True
+    error: str = ""
+    size: Size | None = None
+    missing: list[str] = field(default_factory=list)  # images that the splits name
+    unreadable: dict[str, str] | None = None  # {image: what is wrong}; None: not decoded
+    same_name: list[str] = field(default_factory=list)  # class names that several labels have
+
+    @property
+    def ok(self) -> bool:
+        """Classes of the same name do not count: ImageNet's own list has some."""
+        return self.size == SIZES[self.name] and not self.missing and not self.unreadable
+
+    def row(self) -> list[str]:
+        present = "incomplete" if self.error and self.present else "yes" if self.present else "no"
+        if self.size is None:
+            return [self.name, present, *["-"] * 7, "wrong" if self.present else "not there"]
+        want = SIZES[self.name]
+        counts = [against(getattr(self.size, part), getattr(want, part)) for part in ("classes", *PARTS)]
+        unreadable = "not checked" if self.unreadable is None else f"{len(self.unreadable):,}"
+        verdict = "ok" if self.ok else "wrong"
+        return [self.name, present, *counts, f"{len(self.missing):,}", unreadable, f"{len(self.same_name):,}", verdict]
+
+    def details(self) -> list[str]:
+        """Lines for below the table."""
+        lines = [f"{self.name}: {self.error}"] if self.error else []
+        if self.same_name:
+            lines.append(f"{self.name}, several classes of the same name: {', '.join(self.same_name)}")
+        lines += listing(f"{self.name}, images that are not there", self.missing)
+        unreadable = [f"{path}: {problem}" for path, problem in (self.unreadable or {}).items()]
+        return lines + listing(f"{self.name}, images that cannot be read", unreadable)
+
+
+def against(found: int | None, expected: int | None) -> str:
+    return "-" if found == expected is None else f"{found or 0:,}/{expected or 0:,}"
+
+
+def listing(title: str, lines: list[str]) -> list[str]:
+    rest = [f"  ... and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
+    return [f"{title}:", *(f"  {line}" for line in lines[:MOST]), *rest] if lines else []
+
+
+def locate(name: str, root: str) -> SplitDataset:
+    """The data set with its paths, of which nothing is read yet."""
+    stem = next(stem for stem, registered in config_names().items() if registered == name)
+    importlib.import_module(f"{__package__}.{stem}")
+    dataset = DATASET_REGISTRY.get(name).__new__(DATASET_REGISTRY.get(name))
+    dataset.set_paths(root)
+    return dataset
+
+
+def verify(name: str, root: str, fast: bool = False) -> Report:
+    """Checks the benchmark `name`, a registered name, in `root`; `fast` decodes no image."""
+    dataset = locate(name, root)
+    report = Report(name, present=osp.isdir(dataset.dataset_dir))
+    try:  # imagenet/ may hold nothing but the list of class names, for its variants
+        report.present = report.present and os.listdir(dataset.dataset_dir) != [CLASSNAMES]
+        if not report.present:
+            report.error = f"there are no files in {dataset.dataset_dir}"
+            return report
+        splits = dataset.read_splits(keep=False)
+    except (OSError, ValueError) as error:
+        report.error = str(error)
+        return report
+    items: list[Datum] = [item for part in splits for item in part]
+    report.size = Size.of(*splits)
+    names = Counter(name for _, name in {(item.label, item.classname) for item in items})
+    report.same_name = sorted(name for name, count in names.items() if count > 1)
+    paths = list(dict.fromkeys(item.impath for item in items))
+    if not dataset.listed:
+        there = of_all(osp.exists, paths, f"{name}, looking for")
+        report.missing = [path for path in paths if not there[path]]
+        paths = [path for path in paths if there[path]]
+    if not fast:
+        problems = of_all(image_problem, paths, f"{name}, decoding")
+        report.unreadable = {path: problem for path, problem in problems.items() if problem}
+    return report
+
+
+def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
+    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.imap(function, paths, chunksize=32)
+        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(SIZES)}")
+    parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
+    parser.add_argument(
+        "--fast", action="store_true", help="do not decode the images, only look whether they are there"
+    )
+    args = parser.parse_args(argv)
+    try:
+        names = benchmark_names(args.names) or list(SIZES)
+        if not osp.isdir(osp.expanduser(args.root)):
+            raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    reports = [verify(name, args.root, args.fast) for name in names]
+    shown = [report for report in reports if report.present or args.names]
+    if shown:
+        print(tabulate([report.row() for report in shown], HEADERS, disable_numparse=True))
+    for line in (line for report in shown for line in report.details()):
+        print(line)
+    absent = [report.name for report in reports if report not in shown]
+    if absent:
+        print(f"not there: {', '.join(absent)}")
+    return 0 if all(report.ok for report in shown) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
