@@ -5,6 +5,7 @@
         --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT \\
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
     python train.py --eval-only --model-dir OUT --load-epoch 20 --trainer ... DATASET.SUBSAMPLE_CLASSES new
+    python train.py --trainer OrthCR --images photos/ --output-dir OUT       a folder of images for each class
 
 Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
 An interrupted run goes on where it was when the same command is given again.
@@ -39,6 +40,7 @@ from dassl.utils import (
     collect_env_info,
     count_num_param,
     mkdir_if_missing,
+    read_json,
     set_random_seed,
     setup_logger,
     write_json,
@@ -46,6 +48,7 @@ from dassl.utils import (
 from trainers.base import extend_cfg
 
 HERE = osp.dirname(osp.abspath(__file__))
+CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 # Settings that may differ between a run and its continuation: they do not change what is trained
 MAY_DIFFER = (
@@ -68,6 +71,9 @@ COOPS_OWN = {
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
+    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
+    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
+    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
     parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
@@ -99,20 +105,31 @@ def discover(package) -> None:
             print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+def default_cfg() -> CfgNode:
+    """Dassl's defaults, those of this file and those of every registered method."""
+    cfg = get_cfg_default()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.ROOT, cfg.SEED = "data", 1
+    cfg.DATASET.IMAGES = ""  # of the data set Images: folder, CSV or JSON
+    cfg.DATASET.SKIP_UNREADABLE = False  # its images that cannot be read are left out, not refused
+    cfg.DATASET.ALL_TEST = False  # its images without a split are all for test
+    cfg.DATASET.CLASSES = []  # then: the classes to tell apart, if those of the images are among them
+    extend_cfg(cfg)
+    return cfg
+
+
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The merged, frozen config.
 
     Raises:
         FileNotFoundError, ValueError: a config file that is not there; an unknown key or name, with the nearest.
     """
+    check_flags(args)
     discover(trainers)
     discover(datasets)
-    cfg = get_cfg_default()
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-    cfg.DATASET.ROOT, cfg.SEED = "data", 1
+    cfg = default_cfg()
     by_default = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # None, "": told apart from what is asked for
     cfg.update(by_default)
-    extend_cfg(cfg)
 
     trained = osp.join(args.model_dir, "config.yaml")
     if (
@@ -142,7 +159,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     given = {"DATASET.ROOT": args.root, "RESUME": args.resume or None, "SEED": args.seed,
              "DATASET.SOURCE_DOMAINS": args.source_domains, "DATASET.TARGET_DOMAINS": args.target_domains,
              "INPUT.TRANSFORMS": args.transforms, "TRAINER.NAME": args.trainer,
-             "MODEL.BACKBONE.NAME": args.backbone or None, "MODEL.HEAD.NAME": args.head or None}  # fmt: skip
+             "MODEL.BACKBONE.NAME": args.backbone or None, "MODEL.HEAD.NAME": args.head or None,
+             **own_images(args, cfg)}  # fmt: skip
     merge_config(cfg, [word for item in given.items() if item[1] is not None for word in item])
     merge_config(cfg, args.opts, allow_new=foreign)
 
@@ -158,8 +176,45 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict each other."""
+    late = next((word for word in args.opts[::2] if word.startswith("--")), None)
+    if late:
+        raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
+    if args.images == "":
+        raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if args.skip_unreadable and not args.images:
+        raise ValueError("--skip-unreadable goes with --images")
+    if args.images and args.dataset_config_file:
+        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+
+
+def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
+    """What --images, --skip-unreadable and --template say in the config's words."""
+    given = {"DATASET.SKIP_UNREADABLE": args.skip_unreadable or None}
+    kept = osp.join(args.model_dir, "split.json")
+    if args.images:
+        given |= {"DATASET.NAME": "Images", "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
+                  "DATASET.NUM_SHOTS": -1, "DATASET.ALL_TEST": args.eval_only,
+                  "INPUT.EXIF_TRANSPOSE": True, "TEST.PER_CLASS_RESULT": True}  # fmt: skip
+        if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
+            print("The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file "
+                  f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)")  # fmt: skip
+        classes = osp.join(args.model_dir, CLASSES)
+        if args.eval_only and args.model_dir and osp.exists(classes):
+            given["DATASET.CLASSES"] = read_json(classes)
+    elif args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
+        given |= {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}  # the model's own split, as it is
+    if args.template is not None:
+        if "TEMPLATE" not in cfg.TRAINER.get(args.trainer.upper(), {}):
+            raise ValueError(f"{args.trainer} takes no --template: its prompts are not hand-crafted")
+        given[f"TRAINER.{args.trainer.upper()}.TEMPLATE"] = args.template
+    return given
+
+
 def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
-    run = [cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
+    name = osp.splitext(osp.basename(cfg.DATASET.IMAGES))[0] if args.images else cfg.DATASET.NAME
+    run = [name, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
     if args.eval_only and args.model_dir:  # beside the model, never over its own results
         return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT]))
     return osp.join("output", cfg.TRAINER.NAME, *run)
@@ -176,16 +231,17 @@ def plain(cfg: CfgNode) -> dict:
     return flatten(yaml.safe_load(cfg.dump()))
 
 
-def check_same_run(cfg: CfgNode) -> None:
+def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
     """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return
-    old, new = read_config(path), plain(cfg)
+    old, new, default = read_config(path), plain(cfg), plain(default_cfg())  # older runs lack newer keys
     for key in sorted(old.keys() | new.keys()):
-        if not key.startswith(MAY_DIFFER) and old.get(key) != new.get(key):
+        was, now = (some.get(key, default.get(key)) for some in (old, new))
+        if not key.startswith(may_differ) and was != now:
             raise ValueError(
-                f"{cfg.OUTPUT_DIR} holds a run with {key} {old.get(key)}, not {new.get(key)}: choose another "
+                f"{cfg.OUTPUT_DIR} holds a run with {key} {was}, not {now}: choose another "
                 f"--output-dir, or remove that one"
             )
 
@@ -203,7 +259,7 @@ def check_model_dir(cfg: CfgNode, model_dir: str) -> dict:
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
         if matters and not key.endswith((".PREC", ".MONITOR")) and trained.get(key, now) != now:
             raise ValueError(
-                f"the model in {model_dir} was trained with {key} {trained[key]}, not {now}: give the same "
+                f'the model in {model_dir} was trained with {key} "{trained[key]}", not "{now}": give the same '
                 f"here, or another --model-dir"
             )
     return trained
@@ -281,11 +337,14 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
         print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
 
     trainer = build_trainer(cfg)
+    if not args.eval_only and trainer._models and getattr(trainer.dm.dataset, "test_only", False):
+        raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
     # only now: a run that could not be built leaves nothing that a later one would be compared with
     config_path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     with open(config_path + ".tmp", "w", encoding="utf-8") as f:
         f.write(cfg.dump())
     os.replace(config_path + ".tmp", config_path)
+    write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if args.no_train and not args.eval_only:
         return {}
 
@@ -308,6 +367,7 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
         "shots": cfg.DATASET.NUM_SHOTS,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "eval_only": args.eval_only,
+        "model_dir": osp.abspath(args.model_dir) if args.model_dir else None,
         "trained_on": {  # an evaluation on other classes or data is never mistaken for a training there
             key: trained_cfg.get(name)
             for key, name in (("dataset", "DATASET.NAME"), ("classes", "DATASET.SUBSAMPLE_CLASSES"),

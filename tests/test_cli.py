@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from trainers.shared import clip_model
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
 RESULT_KEYS = {
-    "trainer", "dataset", "classes", "seed", "shots", "backbone", "eval_only", "trained_on", "split", "accuracy",
+    "trainer", "dataset", "classes", "seed", "shots", "backbone", "eval_only", "model_dir", "trained_on", "split",
+    "accuracy",
     "error_rate", "macro_f1", "trainable_params", "seconds", "peak_memory_mib", "device", "versions", "git_revision",
 }  # fmt: skip
 FAST = {
@@ -153,7 +155,9 @@ def test_train_on_base_then_evaluate_on_new_from_the_shell(pictures, tmp_path):
 @pytest.mark.parametrize("trainer, folder", [("OrthCR", "rotations"), ("CoOp", "prompt_learner")])
 def test_what_a_training_leaves(trainer, folder, trained, pictures):
     out = trained[trainer]
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "log.txt", "results.json", "tensorboard", folder}
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "classes.json", "log.txt", "results.json", "tensorboard", folder}  # fmt: skip
+    assert len(read(out / "classes.json")) == 20
     assert {p.name for p in (out / folder).iterdir()} == {"checkpoint", "model.pth.tar-1", "model.pth.tar-2"}
 
     result = read(out / "results.json")
@@ -196,6 +200,18 @@ def test_evaluating_into_the_same_directory_keeps_the_results_of_the_training(tr
     assert "those of the training stay" in capsys.readouterr().out
 
 
+def test_a_run_of_an_older_version_goes_on(trained, pictures, tmp_path):
+    """Its config.yaml lacks keys that came since."""
+    out = tmp_path / "OUT"
+    shutil.copytree(trained["CoOp"], out)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    for section, key in (("DATASET", "ALL_TEST"), ("DATASET", "CLASSES"), ("INPUT", "EXIF_TRANSPOSE")):
+        del config[section][key]
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    assert train.main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
+    assert train.main(command(pictures, out, "CoOp", opts=["INPUT.EXIF_TRANSPOSE", "True"])) == 1
+
+
 def test_load_epoch(trained, pictures, tmp_path, capsys):
     for epoch in (1, 2, None):
         flags = ["--eval-only", "--model-dir", str(trained["CoOp"]), *(["--load-epoch", str(epoch)] if epoch else [])]
@@ -230,7 +246,7 @@ def test_a_finished_run_is_not_trained_again(trained, pictures, monkeypatch):
 
 def test_no_train_builds_only(pictures, tmp_path):
     assert train.main(command(pictures, tmp_path, "CoOp", flags=["--no-train"])) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"log.txt", "config.yaml"}
+    assert {p.name for p in tmp_path.iterdir()} == {"log.txt", "config.yaml", "classes.json"}
 
 
 # ------------------------------------------------------------------ bad input

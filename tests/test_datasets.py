@@ -1,6 +1,7 @@
 """Split files, few-shot selections against the published ones, base and new classes, the cache of selections."""
 
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import train
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import DatasetBase, build_dataset
 from dassl.utils import read_json, write_json
 from datasets import base
 from datasets.caltech101 import Caltech101
@@ -174,6 +175,37 @@ def test_unseeded_selections_differ_and_are_not_kept(tmp_path):
     assert not (folder / "split_fewshot").exists()
 
 
+def test_a_data_set_written_for_coop_runs(tmp_path):
+    """Its own split file, made by the helpers that CoOp's files borrow from each other; then the halves."""
+    rng = random.Random()
+    for name in ("cat", "dog", "eel"):
+        (tmp_path / "mine" / "images" / name).mkdir(parents=True)
+        for k in range(rng.randint(5, 12)):
+            (tmp_path / "mine" / "images" / name / f"{k}.jpg").touch()
+
+    class Mine(DatasetBase):
+        dataset_dir = "mine"
+
+        def __init__(self, cfg):
+            image_dir = os.path.join(cfg.DATASET.ROOT, self.dataset_dir, "images")
+            split_path = os.path.join(cfg.DATASET.ROOT, self.dataset_dir, "split_mine.json")
+            if os.path.exists(split_path):
+                train, val, test = OxfordPets.read_split(split_path, image_dir)
+            else:
+                train, val, test = DescribableTextures.read_and_split_data(image_dir, new_cnames={"eel": "an eel"})
+                OxfordPets.save_split(train, val, test, split_path, image_dir)
+            train = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+            train, val, test = OxfordPets.subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+            super().__init__(train_x=train, val=val, test=test)
+
+    for classes, names in (("all", ["cat", "dog", "an eel"]), ("base", ["cat", "dog"]), ("new", ["an eel"])):
+        data = Mine(cfg_of(tmp_path, "OxfordPets", shots=2, classes=classes))
+        assert data.classnames == names and len(data.train_x) == 2 * len(names)
+        assert sorted({item.label for item in data.test}) == list(range(len(names)))
+    kept = read_json(tmp_path / "mine" / "split_mine.json")
+    assert sum(map(len, kept.values())) == len(list(tmp_path.rglob("*.jpg")))
+
+
 # ------------------------------------------------------------------ the cache
 
 
@@ -313,6 +345,19 @@ def test_what_is_not_there_is_named(pets, tmp_path):
     for missing, named in ((tmp_path / "nowhere", tmp_path / "nowhere"), (folder, folder / "oxford_pets")):
         said = message(lambda missing=missing: build_dataset(cfg_of(missing)))
         assert f"OxfordPets needs the folder {named}," in said and "--root" in said
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (lambda split: split["train"].__setitem__(slice(None), [r for r in split["train"] if r[1] != 2]), "labels 0, 1, 3"),
+    (lambda split: split["test"][-1].__setitem__(2, "other"), '"other" in'),
+    (lambda split: split["test"][-1].__setitem__(1, 77), "has no training image"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_are_refused(change, told, tmp_path):
+    """They would name, or count, the wrong classes."""
+    split = made_up(5)
+    change(split)
+    write_split(tmp_path, split)
+    assert told in message(lambda: build_dataset(cfg_of(tmp_path)))
 
 
 @pytest.mark.parametrize("classes", ["old", "", "Base"])

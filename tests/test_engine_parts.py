@@ -305,7 +305,7 @@ def test_download_that_stops_early(tmp_path, monkeypatch):
     class Response(io.BytesIO):
         headers = {"Content-Length": "10"}
 
-    monkeypatch.setattr("urllib.request.urlopen", lambda url: Response(b"four"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: Response(b"four"))
     with pytest.raises(OSError, match="4 of 10 bytes"):
         download_url("http://x/y", str(tmp_path / "y"))
     assert os.listdir(tmp_path) == []

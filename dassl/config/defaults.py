@@ -14,6 +14,7 @@ _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)  # height, width in pixels
 _C.INPUT.INTERPOLATION = "bilinear"  # of resizing: a key of dassl.data.transforms.INTERPOLATION_MODES
 _C.INPUT.TRANSFORMS = ()  # names of the training transforms, in any order: dassl/data/transforms fixes it
+_C.INPUT.EXIF_TRANSPOSE = False  # turn photographs upright, as their EXIF says; Dassl does not
 _C.INPUT.NO_TRANSFORM = False  # give the images as they are
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's, of values in [0, 1]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
@@ -111,7 +112,7 @@ _C.TEST.PER_CLASS_RESULT = False  # print each class's accuracy and their mean
 _C.TEST.COMPUTE_CMAT = False  # save the confusion matrix to OUTPUT_DIR/cmat.pt
 _C.TEST.NO_TEST = False  # no test after training
 _C.TEST.SPLIT = "test"  # of the final evaluation: test, val
-_C.TEST.FINAL_MODEL = "last_step"  # last_step, best_val (evaluates every epoch, on val, else on test)
+_C.TEST.FINAL_MODEL = "last_step"  # last_step, best_val (evaluates every epoch on val)
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

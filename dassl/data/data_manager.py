@@ -51,8 +51,8 @@ def build_data_loader(
 
 
 class DataManager:
-    """The data set named in the config, with its loaders: `train_loader_x`, `train_loader_u`, `val_loader`
-    (both None if the data set has no such items) and `test_loader`.
+    """The data set named in the config, with its loaders: `train_loader_x`, `train_loader_u`, `val_loader` and
+    `test_loader` (the last three None if the data set has no such items).
 
     `custom_tfm_train` and `custom_tfm_test` replace `build_transform`; `dataset_wrapper` replaces
     `DatasetWrapper`.
@@ -93,7 +93,7 @@ class DataManager:
         self.train_loader_x = train_loader(dataset.train_x, options_x)
         self.train_loader_u = train_loader(dataset.train_u, options_u) if dataset.train_u else None
         self.val_loader = test_loader(dataset.val) if dataset.val else None
-        self.test_loader = test_loader(dataset.test)
+        self.test_loader = test_loader(dataset.test) if dataset.test else None
 
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         if cfg.VERBOSE:
@@ -156,7 +156,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath)
+        img0 = read_image(item.impath, upright=self.cfg.INPUT.EXIF_TRANSPOSE)
         if self.transform is not None:
             tfms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
             for i, tfm in enumerate(tfms, start=1):

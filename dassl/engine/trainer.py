@@ -343,7 +343,9 @@ class SimpleTrainer(TrainerBase):
 
     def after_train(self):
         print("Finish training")
-        if not self.cfg.TEST.NO_TEST:
+        if self.test_loader is None and self.cfg.TEST.SPLIT == "test":
+            print("There are no test images: the accuracy is not measured")
+        elif not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 print("Deploy the model with the best val performance")
                 self.load_model(self.output_dir)
@@ -363,6 +365,8 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"{self.cfg.DATASET.NAME} has no val split: nothing is selected on test instead; "
                              f"leave TEST.FINAL_MODEL and TEST.SPLIT at last_step and test")  # fmt: skip
         loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None):
             input, label = self.parse_batch_test(batch)

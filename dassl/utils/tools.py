@@ -7,7 +7,6 @@ import os.path as osp
 import platform
 import random
 import struct
-import urllib.request
 import uuid
 import warnings
 from difflib import SequenceMatcher
@@ -16,8 +15,13 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image
-from tqdm import tqdm
+from PIL import Image, ImageOps
+
+from .download import download_url  # noqa: F401  where Dassl has it
+
+# Pillow warns of images beyond 89 megapixels in two lines a worker, and refuses those beyond 179
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 
 def mkdir_if_missing(dirname):
@@ -80,31 +84,10 @@ def set_random_seed(seed):
     torch.manual_seed(seed)
 
 
-def download_url(url, dst):
-    """Download `url` to the file `dst`, atomically and with a progress bar.
-
-    Raises:
-        OSError: the server cannot be reached, refuses, or the transfer stops early.
-    """
-    print(f'* url="{url}"')
-    print(f'* destination="{dst}"')
-    try:
-        with urllib.request.urlopen(url) as response, atomic_write(dst) as f:
-            size = response.headers.get("Content-Length")
-            size = int(size) if size else None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=osp.basename(dst)) as bar:
-                while chunk := response.read(1 << 20):
-                    f.write(chunk)
-                    bar.update(len(chunk))
-            if size is not None and f.tell() != size:
-                raise OSError(f"got {f.tell():,} of {size:,} bytes")
-    except OSError as e:
-        advice = "try again, or put the file there by hand"
-        raise OSError(f'Cannot download "{url}" to "{dst}" ({e}): {advice}') from e
-
-
-def read_image(path):
+def read_image(path, upright=False):
     """Return the image file `path` as an RGB `PIL.Image`, fully decoded (the file is closed again).
+
+    With `upright` a photograph is turned as its EXIF orientation says; Dassl does not, so benchmarks do not either.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -112,11 +95,11 @@ def read_image(path):
     """
     try:
         with Image.open(path) as img:
-            return img.convert("RGB")
+            return (ImageOps.exif_transpose(img) if upright else img).convert("RGB")
     except FileNotFoundError:
         advice = "check DATASET.ROOT and that the data set is complete"
         raise FileNotFoundError(f'No image at "{path}": {advice}') from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as e:  # all from Pillow
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:  # Pillow
         raise OSError(f'Cannot read the image "{path}" ({e}): replace it by an intact copy') from e
 
 

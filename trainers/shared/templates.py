@@ -9,6 +9,8 @@ CUSTOM_TEMPLATES = {
     "Food101": "a photo of {}, a type of food.",
     "UCF101": "a photo of a person doing {}.",
     "Digits": "a photo of a digit {}.",
+    "Colours": "a photo of a {} object.",
+    "Patterns": "a photo of a {} shape.",
 }
 
 _FRAMES = """a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.

@@ -1,11 +1,10 @@
 import os
 import random
-import tarfile
-import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
 
 from dassl.utils import check_availability, download_url
+from dassl.utils.download import extract_archive
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,7 @@ class DatasetBase:
             gdown.download(url, dst)
         else:
             download_url(url, dst)
-        if tarfile.is_tarfile(dst):
-            with tarfile.open(dst) as archive:
-                archive.extractall(folder, filter="data")  # no absolute paths, "..", or links to outside
-        else:
-            with zipfile.ZipFile(dst) as archive:
-                archive.extractall(folder)
+        extract_archive(dst, folder)
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False, rng=None):
         """`num_shots` random items of every class, without replacement, classes in order of first appearance.

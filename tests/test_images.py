@@ -1,0 +1,586 @@
+"""A user's own images: found, checked, divided, trained on, and predicted from the output directory alone."""
+
+import csv
+import json
+import os
+import random
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import train
+from dassl.utils import read_image, read_json
+from datasets import images
+from predict import Predictor
+
+COLOURS = {"café crème": (205, 160, 110), "red bus": (210, 30, 30), "green_tree": (30, 150, 40), "猫": (90, 60, 110),
+           "blue boat": (30, 60, 210)}  # fmt: skip
+KINDS = ("jpeg", "png", "webp", "grey", "cmyk", "exif")
+SMALL = ["VERBOSE", "False", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"]
+
+
+def draw(path, colour, kind, rng, size=(40, 56)):
+    """A noisy picture of one colour, darker at the top, in the format `kind`."""
+    pixels = np.array(colour) * np.linspace(0.7, 1.1, size[0])[:, None, None] + rng.normal(0, 12, (*size, 3))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "exif":  # lies on its side, and says so
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.rotate(90, expand=True).save(path.with_suffix(".JPG"), exif=exif, quality=98)
+    elif kind in ("grey", "cmyk"):
+        image.convert({"grey": "L", "cmyk": "CMYK"}[kind]).save(path.with_suffix(".jpg"))
+    else:
+        image.save(path.with_suffix(f".{kind}"))
+
+
+def make_photos(folder, n=12, classes=COLOURS):
+    rng = np.random.default_rng(5)
+    for name, colour in classes.items():
+        for k in range(n):
+            draw(folder / name / f"img {k:02}", colour, KINDS[k % len(KINDS)], rng)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return make_photos(tmp_path / "my photos")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An output directory whose images are gone; not to be changed."""
+    home = tmp_path_factory.mktemp("own")
+    folder = make_photos(home / "photos")
+    torch.set_num_threads(1)
+    opts = [*SMALL, "OPTIM.MAX_EPOCH", "30", "OPTIM.LR", "0.003"]
+    assert train.main(["--images", str(folder), "--output-dir", str(home / "OUT"), *opts]) == 0
+    shutil.rmtree(folder)
+    return home / "OUT"
+
+
+def build(source, out, *flags):
+    """The data set that train.py would build."""
+    cfg = train.setup_cfg(train.parse(["--images", str(source), "--output-dir", str(out), *map(str, flags)]))
+    return images.Images(cfg)
+
+
+def said(capsys, *argv):
+    """The one line that train.py says of a bad input."""
+    assert train.main([*map(str, argv)]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def names_of(items):
+    return sorted((item.classname, item.impath) for item in items)
+
+
+# ------------------------------------------------------------------ finding and dividing
+
+
+def test_a_folder_of_folders(photos, tmp_path):
+    (photos / ".hidden").mkdir()
+    (photos / "猫" / ".DS_Store").write_bytes(b"x")
+    (photos / "猫" / "notes.txt").write_text("no image")
+    deep = photos / "猫" / "more"
+    deep.mkdir()
+    (photos / "猫" / "img 00.jpeg").rename(deep / "img 00.jpeg")
+    data = build(photos, tmp_path / "OUT")
+    assert data.classnames == sorted(COLOURS) and data.num_classes == 5
+    sizes = {
+        name: [sum(i.classname == name for i in part) for part in (data.train_x, data.val, data.test)]
+        for name in COLOURS
+    }
+    assert sizes == dict.fromkeys(COLOURS, [6, 2, 4])
+    everything = names_of(data.train_x + data.val + data.test)
+    assert everything == sorted((p.relative_to(photos).parts[0], str(p)) for p in photos.rglob("img*"))
+
+
+def test_the_split_is_seeded_and_kept(photos, tmp_path, capsys):
+    first = build(photos, tmp_path / "a")
+    (tmp_path / "a" / "config.yaml").write_text("")  # as train.py leaves it when a training begins
+    same = build(photos, tmp_path / "b")
+    other = build(photos, tmp_path / "c", "--seed", 2)
+    assert names_of(first.train_x) == names_of(same.train_x) != names_of(other.train_x)
+
+    draw(photos / "猫" / "another", (90, 60, 110), "png", np.random.default_rng(0))  # a run goes on with what it had
+    again = build(photos, tmp_path / "a")
+    for part in ("train_x", "val", "test"):
+        assert getattr(again, part) == getattr(first, part)
+    assert "1 images that are not in it play no part: take another --output-dir" in capsys.readouterr().out
+    fresh = build(photos, tmp_path / "d")
+    assert len(fresh.train_x + fresh.val + fresh.test) == 61
+
+    kept = tmp_path / "a" / "split.json"  # a split file like CoOp's: can be given, and moved
+    copied = build(kept, tmp_path / "e")
+    for part in ("train_x", "val", "test"):
+        assert names_of(getattr(copied, part)) == names_of(getattr(first, part))
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1)),
+                                          (5, (2, 1, 2)), (10, (5, 2, 3)), (100, (50, 20, 30))])  # fmt: skip
+def test_few_images_go_to_the_training_first(n, sizes):
+    rows = [images.Row(f"/{c}/{k}.jpg", c, "") for c in "ab" for k in range(n)]
+    divided = images.divide(rows, seed=random.randrange(100))
+    assert sorted(r.path for r in divided) == sorted(r.path for r in rows)
+    for name in "ab":
+        count = Counter(row.split for row in divided if row.classname == name)
+        assert tuple(count[part] for part in ("train", "val", "test")) == sizes
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train", "test"), ("Training", "validation", "Test")])
+def test_split_folders(names, photos, tmp_path):
+    root, wanted = tmp_path / "divided", {}
+    for k, path in enumerate(sorted(photos.rglob("img*"))):
+        part = names[k % len(names)]
+        wanted.setdefault(part.lower()[:2], []).append(
+            (path.parent.name, str(root / part / path.parent.name / path.name))
+        )
+        (root / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / part / path.parent.name)
+    data = build(root, tmp_path / "OUT")
+    for items, part in ((data.train_x, "tr"), (data.val, "va"), (data.test, "te")):
+        assert names_of(items) == sorted(wanted.get(part, []))
+
+
+@pytest.mark.parametrize("form", ["csv", "csv;", "json", "json lists"])
+@pytest.mark.parametrize("with_split", [True, False])
+def test_lists(form, with_split, photos, tmp_path):
+    rows = [(str(p.relative_to(photos.parent)), p.parent.name, ("train", "val", "test")[k % 3])
+            for k, p in enumerate(sorted(photos.rglob("img*")))]  # fmt: skip
+    heads = ["path", "label", "split"]
+    if not with_split:
+        rows, heads = [row[:2] for row in rows], heads[:2]
+    if form.startswith("csv"):
+        file = photos.parent / "list.csv"
+        with open(file, "w", encoding="utf-8-sig", newline="") as f:
+            csv.writer(f, delimiter=form[3:] or ",").writerows([heads, *rows])
+    else:
+        file = photos.parent / "list.json"
+        file.write_text(json.dumps(rows if "lists" in form else [dict(zip(heads, r, strict=True)) for r in rows]))
+    data = build(file, tmp_path / "OUT")
+    if with_split:
+        for items, part in ((data.train_x, "train"), (data.val, "val"), (data.test, "test")):
+            assert names_of(items) == sorted((r[1], str(photos.parent / r[0])) for r in rows if r[2] == part)
+    else:
+        folder = build(photos, tmp_path / "folder")
+        assert names_of(data.train_x) == names_of(folder.train_x)
+
+
+def test_accents_are_spelt_one_way(tmp_path):
+    """macOS writes é as e and an accent: the class must not differ between two machines."""
+    rng = np.random.default_rng(0)
+    for part, name in (("train", "cafe\u0301"), ("test", "caf\u00e9"), ("train", "tea"), ("test", "tea")):
+        draw(tmp_path / "p" / part / name / "x", (9, 99, 199), "png", rng)
+    assert build(tmp_path / "p", tmp_path / "OUT").classnames == ["caf\u00e9", "tea"]
+
+
+def test_shots_and_halves(photos, tmp_path):
+    data = build(photos, tmp_path / "OUT", "DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
+    assert data.classnames == sorted(COLOURS)[:3] and len(data.train_x) == 6
+    assert set(data.train_x) <= set(build(photos, tmp_path / "b", "DATASET.SUBSAMPLE_CLASSES", "base").train_x)
+    assert not (photos / "split_fewshot").exists()
+
+
+# ------------------------------------------------------------------ what is refused, or said
+
+
+def spoil(photos):
+    """Four images that cannot be read, and one that can, but is a surprise: {path: a word of the reason}."""
+    cut = photos / "red bus" / "cut.png"
+    cut.write_bytes((photos / "red bus" / "img 01.png").read_bytes()[:2000])
+    (photos / "red bus" / "text.jpg").write_text("I am a text file")
+    (photos / "猫" / "empty.jpg").write_bytes(b"")
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(photos / "猫" / "sixteen bits.png")
+    Image.new("RGB", (2, 900)).save(photos / "猫" / "strip.png")
+    return {
+        "cut.png": "",
+        "text.jpg": "identify",
+        "empty.jpg": "identify",
+        "sixteen bits.png": "I;16",
+        "strip.png": "2 x 900",
+    }
+
+
+def test_what_cannot_be_read_is_listed_and_refused_or_skipped(photos, tmp_path, capsys):
+    problems = spoil(photos)
+    with pytest.raises(ValueError, match="5 of 65 images cannot be read") as caught:
+        build(photos, tmp_path / "OUT")
+    assert "--skip-unreadable" in str(caught.value)
+    listed = capsys.readouterr().out.splitlines()
+    for name, reason in problems.items():
+        (line,) = [line for line in listed if name in line]
+        assert reason in line
+    assert not (tmp_path / "OUT" / "split.json").exists()
+
+    data = build(photos, tmp_path / "OUT", "--skip-unreadable")
+    assert "5 of 65 images cannot be read, see above; they are left out" in capsys.readouterr().out
+    left = data.train_x + data.val + data.test
+    assert len(left) == 60 and not any(i.impath.endswith(tuple(problems)) for i in left)
+
+
+def test_one_pixel_and_100_megapixels_are_images(photos, tmp_path):
+    Image.new("RGB", (1, 1), (30, 60, 210)).save(photos / "blue boat" / "one pixel.png")
+    Image.new("L", (10_000, 10_000), 90).save(photos / "猫" / "huge.png")
+    rng = random.Random(0)
+    data = build(photos, tmp_path / "OUT")
+    assert len(data.train_x + data.val + data.test) == 62
+    assert read_image(str(photos / "猫" / "huge.png")).size == (10_000, 10_000)
+    rows = [images.Row(str(p), p.parent.name, rng.choice(["train", "test"])) for p in photos.rglob("*.png")]
+    assert not images.unreadable([row.path for row in rows])
+
+
+def test_an_image_too_large_for_pillow_is_listed(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(images.unreadable([str(p) for p in photos.rglob("img*")])) == 60
+    with pytest.raises(OSError, match="exceeds limit"):
+        read_image(str(photos / "猫" / "img 00.jpeg"))
+
+
+def test_bad_folders_get_one_line(photos, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = ["--output-dir", tmp_path / "OUT", "VERBOSE", "False"]
+    assert "has no images: it should have one folder a class" in said(capsys, "--images", empty, *out)
+    assert f"there is no {tmp_path / 'nowhere'}" in said(capsys, "--images", tmp_path / "nowhere", *out)
+    (empty / "cat").mkdir()
+    assert "has no images" in said(capsys, "--images", empty, *out)
+    draw(empty / "cat" / "a", (1, 2, 3), "png", np.random.default_rng(0))
+    assert 'one class only, "cat"' in said(capsys, "--images", empty, *out)
+    (photos / "dog").mkdir()
+    assert "class folders without images: dog" in said(capsys, "--images", photos, *out)
+    assert "not both" in said(capsys, "--images", photos, "--dataset-config-file", "x.yaml", *out)
+    assert "CoOp takes no --template" in said(capsys, "--images", photos, "--trainer", "CoOp", "--template", "{}", *out)
+    (photos / "dog").rmdir()
+    assert not (tmp_path / "OUT" / "split.json").exists()
+    assert "has no {} where the class name goes" in said(capsys, "--images", photos, "--template", "a photo", *out)
+    text = tmp_path / "list.txt"
+    text.write_text("x")
+    assert "neither a folder nor a .csv or .json" in said(capsys, "--images", text, *out)
+    assert not (tmp_path / "OUT" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    ("", "its first line should read"),
+    ("file,class\na.jpg,cat\n", "'file', 'class'"),
+    ("path,label\na.jpg,\n", "line 2: the label is missing"),
+    ("path,label\na.jpg,cat\n,dog\n", "line 3: the path is missing"),
+    ("path,label,split\na.jpg,cat,tset\n", 'line 2: the split is "tset"'),
+    ("path,label\na.jpg,cat\na.jpg,dog\n", "more than once, first"),
+    ("path,label,split\na.jpg,cat,train\nb.jpg,dog,\n", "1 of 2 images have no split"),
+    ("path,label,split\na.jpg,cat,train\nb.jpg,cats,test\n", 'no training image, first "cats" (did you mean "cat"?)'),
+    ("path,label\na.jpg,cat\ngone.jpg,dog\n", "1 of 2 images cannot be read"),
+])  # fmt: skip
+def test_bad_lists_get_one_line(content, told, tmp_path, capsys):
+    for name in "ab":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.jpg")
+    (tmp_path / "list.csv").write_text(content)
+    line = said(capsys, "--images", tmp_path / "list.csv", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+    assert told in line, line
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    ("path,label\na.jpg,cat\nb.jpg,d\xf6g\n".encode("latin-1"), "save it as CSV UTF-8"),
+    ("path,label\na.jpg,cat\n".encode("utf-16"), "save it as CSV UTF-8"),
+    (b"path,label\na.jpg,cat, black\n", "line 2 has more fields than the first line"),
+    (b"path,label,label\na.jpg,cat,dog\n", "its first line should read"),
+    (b"path,label\na.jpg,  \n", "line 2: the label is missing"),
+])  # fmt: skip
+def test_what_excel_makes_gets_one_line(content, told, tmp_path, capsys):
+    (tmp_path / "list.csv").write_bytes(content)
+    line = said(capsys, "--images", tmp_path / "list.csv", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+    assert told in line and str(tmp_path / "list.csv") in line, line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '{"a": 1}',
+        "[5]",
+        '[["a.jpg"]]',
+        '[{"path": "a.jpg"}]',
+        '{"train": 1, "val": [], "test": []}',
+        '{"train": [["a", 1]], "val": [], "test": []}',
+    ],
+)
+def test_bad_json_gets_one_line(content, tmp_path, capsys):
+    (tmp_path / "list.json").write_text(content)
+    said(capsys, "--images", tmp_path / "list.json", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+
+
+def test_links_do_not_leak(photos, tmp_path, capsys):
+    """An image that is found twice could be trained on and tested on."""
+    up = photos / "猫" / "up"
+    up.symlink_to(photos)
+    with pytest.raises(ValueError, match="48 images more than once"):
+        build(photos, tmp_path / "OUT")
+    up.unlink()
+    (photos / "猫" / "same").symlink_to(photos / "猫")  # a circle, in which nothing is new
+    assert len(build(photos, tmp_path / "a").test) == 20
+    (photos / "猫" / "copy.png").symlink_to(photos / "red bus" / "img 01.png")
+    with pytest.raises(ValueError, match="1 images more than once, first .*img 01.png"):
+        build(photos, tmp_path / "OUT")
+    outside = tmp_path / "elsewhere"  # what people link for is read
+    (photos / "blue boat").rename(outside)
+    (photos / "blue boat").symlink_to(outside)
+    (photos / "猫" / "copy.png").unlink()
+    assert build(photos, tmp_path / "b").num_classes == 5
+
+
+def test_a_pipe_is_no_image(photos, tmp_path):
+    os.mkfifo(photos / "猫" / "pipe.jpg")
+    assert images.unreadable([str(photos / "猫" / "pipe.jpg")]) == {str(photos / "猫" / "pipe.jpg"): "it is no file"}
+
+
+def test_folders_that_cannot_be_read_are_said(photos, tmp_path, monkeypatch):
+    def refuse(folder):
+        if str(folder).endswith("deep"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    (photos / "猫" / "deep").mkdir()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="deep"):
+        build(photos, tmp_path / "OUT")
+
+
+def test_split_folders_that_do_not_fit(photos, tmp_path, capsys):
+    root, out = tmp_path / "divided", ["--output-dir", tmp_path / "OUT", "VERBOSE", "False"]
+    shutil.copytree(photos, root / "test")
+    assert "5 classes have no training image" in said(capsys, "--images", root, *out)
+    shutil.copytree(photos, root / "train")
+    (root / "more").mkdir()
+    shutil.rmtree(root / "test")
+    (root / "test").mkdir()  # as Kaggle's: images without a class
+    draw(root / "test" / "1", (1, 2, 3), "png", np.random.default_rng(0))
+    assert "has train/ with class folders, but also more, test, which" in said(capsys, "--images", root, *out)
+
+
+def test_flags_that_say_nothing_are_refused(photos, capsys):
+    assert "--images is empty" in said(capsys, "--images", "")
+    assert "--skip-unreadable goes with --images" in said(capsys, "--skip-unreadable")
+    assert "--images stands behind a KEY VALUE pair" in said(capsys, "VERBOSE", "False", "--images", photos)
+
+
+def test_classes_that_read_the_same_are_said(tmp_path, capsys):
+    make_photos(tmp_path / "photos", 2, {"a_b": (1, 2, 3), "A b": (200, 9, 9), "c": (9, 200, 9)})
+    build(tmp_path / "photos", tmp_path / "OUT")
+    assert 'several classes read as "a b" to CLIP' in capsys.readouterr().out
+
+
+def test_a_class_without_test_image_is_said(photos, tmp_path, capsys):
+    for path in sorted((photos / "猫").iterdir())[1:]:
+        path.unlink()
+    build(photos, tmp_path / "OUT")
+    assert "1 of 5 classes have no test image: 猫" in capsys.readouterr().out
+
+
+def test_one_image_a_class_trains_and_says_that_nothing_is_tested(tmp_path, capsys):
+    make_photos(tmp_path / "photos", n=1)
+    argv = ["--images", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "OUT"), *SMALL, "OPTIM.MAX_EPOCH", "1"]
+    assert train.main(argv) == 0
+    assert "There are no test images: the accuracy is not measured" in capsys.readouterr().out
+    assert "accuracy" not in read_json(tmp_path / "OUT" / "results.json")
+    assert len(list(Predictor(tmp_path / "OUT")(tmp_path / "photos"))) == 5
+
+
+def test_exif_turns_own_images_upright_and_no_benchmark(photos, tmp_path):
+    path = photos / "red bus" / "img 05.JPG"
+    upright, lying = (np.asarray(read_image(str(path), upright=u), float) for u in (True, False))
+    assert upright.shape == (40, 56, 3) and lying.shape == (56, 40, 3)
+    assert upright[:8].mean() < upright[-8:].mean() - 20, "darker at the top, as drawn"
+    cfg = train.setup_cfg(train.parse(["--images", str(photos)]))
+    assert cfg.INPUT.EXIF_TRANSPOSE and not train.setup_cfg(train.parse([])).INPUT.EXIF_TRANSPOSE
+
+
+# ------------------------------------------------------------------ training and predicting
+
+
+def test_own_images_are_learnt(trained, tmp_path):
+    results = read_json(trained / "results.json")
+    assert results["dataset"] == "Images" and results["accuracy"] > 60 and results["shots"] == -1
+    assert read_json(trained / "classes.json") == sorted(COLOURS)
+    fresh, rng = tmp_path / "fresh", np.random.default_rng(99)
+    for name, colour in COLOURS.items():
+        for k in range(4):
+            draw(fresh / name / f"{k}", colour, ("jpeg", "png", "webp", "exif")[k], rng)
+    predictions = list(Predictor(trained)(fresh))
+    right = [p.classname == p.image.split("/")[-2] for p in predictions]
+    assert len(right) == 20 and sum(right) >= 15
+    for p in predictions:
+        assert len(p.top) == 5 and p.top[0] == (p.classname, p.probability) and not p.error
+        assert sum(q for _, q in p.top) == pytest.approx(1, abs=1e-5) and sorted(q for _, q in p.top)[::-1] == [
+            q for _, q in p.top
+        ]
+
+
+def test_predictions_are_what_the_evaluation_sees(trained, photos, tmp_path):
+    """The same photos through train.py --eval-only: every one of them is for test, and the accuracy is the same."""
+    flags = ["--eval-only", "--model-dir", str(trained), "--images", str(photos), "--output-dir", str(tmp_path / "E")]
+    assert train.main([*flags, "VERBOSE", "False"]) == 0
+    predictions = list(Predictor(trained)(photos))
+    right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
+    results = read_json(tmp_path / "E" / "results.json")
+    assert len(predictions) == 60 and results["accuracy"] == pytest.approx(100 * right / 60)
+
+
+def test_the_training_split_is_the_one_evaluated(photos, tmp_path):
+    out = tmp_path / "OUT"
+    argv = ["--images", str(photos), "--output-dir", str(out), *SMALL, "OPTIM.MAX_EPOCH", "1"]
+    assert train.main(argv) == 0
+    before = read_json(out / "results.json")["accuracy"]
+    for name in COLOURS:
+        draw(photos / name / "later", (0, 0, 0), "png", np.random.default_rng(0))
+    assert train.main(["--eval-only", "--model-dir", str(out), "VERBOSE", "False"]) == 0
+    results = read_json(out / "eval" / "Images-all-test" / "results.json")
+    assert results["accuracy"] == before and results["trained_on"]["dataset"] == "Images"
+    log = (out / "eval" / "Images-all-test" / "log.txt").read_text()
+    assert "* total: 20\n" in log, "those for test, not the 65 that are there now"
+    assert train.main(argv) == 0, "the same command again goes on with the same split"
+
+
+def test_evaluation_is_among_the_models_classes(trained, photos, tmp_path, capsys):
+    """A folder with two of five classes: what the model takes for a third one is wrong."""
+    for name in list(COLOURS)[2:]:
+        shutil.rmtree(photos / name)
+    flags = ["--eval-only", "--model-dir", str(trained)]
+    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "E")]) == 0
+    predictions = list(Predictor(trained)(photos))
+    right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
+    assert read_json(tmp_path / "E" / "results.json")["accuracy"] == pytest.approx(100 * right / 24)
+    assert len(read_json(tmp_path / "E" / "classes.json")) == 5
+
+    (photos / "red bus").rename(photos / "a new class")  # then those of the folder, as for new classes
+    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "N")]) == 0
+    assert "the 2 of the images alone are told apart" in capsys.readouterr().out
+    assert read_json(tmp_path / "N" / "classes.json") == ["a new class", "café crème"]
+
+    root = tmp_path / "divided"  # a class in test that train lacks
+    for part, name in (("train", "green_tree"), ("train", "猫"), ("test", "green_tree"), ("test", "blue boat")):
+        draw(root / part / name / "x", COLOURS[name], "png", np.random.default_rng(0))
+    assert train.main([*flags, "--images", str(root), "--output-dir", str(tmp_path / "D")]) == 0
+    assert "* total: 2\n" in (tmp_path / "D" / "log.txt").read_text()
+
+
+def test_base_to_new_with_own_images(photos, tmp_path, capsys):
+    """The halves are those of all classes, also if one has no test image."""
+    for path in sorted((photos / sorted(COLOURS)[0]).iterdir())[1:]:
+        path.unlink()
+    out, opts = str(tmp_path / "OUT"), [*SMALL, "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES"]
+    assert train.main(["--images", str(photos), "--output-dir", out, *opts, "base"]) == 0
+    for half, names in (("base", sorted(COLOURS)[:3]), ("new", sorted(COLOURS)[3:])):
+        where = tmp_path / half
+        argv = ["--eval-only", "--model-dir", out, "--output-dir", str(where), "DATASET.SUBSAMPLE_CLASSES", half]
+        assert train.main(argv) == 0
+        assert read_json(where / "classes.json") == names
+        assert read_json(where / "results.json")["trained_on"]["classes"] == "base"
+    assert read_json(tmp_path / "base" / "results.json")["accuracy"] == read_json(f"{out}/results.json")["accuracy"]
+
+
+def test_batches_do_not_matter(trained, photos):
+    paths = sorted(str(p) for p in photos.rglob("img*"))[:7]
+    predictor = Predictor(trained)
+    whole = list(predictor(paths))
+    predictor.batch_size = 2
+    for a, b in zip(whole, predictor(paths), strict=True):
+        assert (
+            a.image == b.image
+            and a.classname == b.classname
+            and a.probability == pytest.approx(b.probability, abs=1e-5)
+        )
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "ZeroshotCLIP"])
+def test_other_trainers_predict(trainer, photos, tmp_path):
+    argv = ["--images", str(photos), "--output-dir", str(tmp_path / "OUT"), "--trainer", trainer, "VERBOSE", "False"]
+    assert train.main([*argv, "OPTIM.MAX_EPOCH", "1"]) == 0
+    results = read_json(tmp_path / "OUT" / "results.json")
+    split = read_json(tmp_path / "OUT" / "split.json")
+    predictions = list(Predictor(tmp_path / "OUT")([row[0] for row in split["test"]]))
+    right = [p.classname == row[2] for p, row in zip(predictions, split["test"], strict=True)]
+    assert 100 * sum(right) / len(right) == pytest.approx(results["accuracy"])
+
+
+def test_unseen_classes(trained, photos, capsys):
+    path = str(photos / "red bus" / "img 01.png")
+    names = ["a plain blue circle", "a plain red circle"]
+    (p,) = Predictor(trained, names)(path)
+    assert p.classname == names[1] and len(p.top) == 2
+    assert (
+        predict.main(
+            [path, "--model-dir", str(trained), "--classes", "a plain blue circle, a plain red circle", "--json"]
+        )
+        == 0
+    )
+    (said_json,) = json.loads(capsys.readouterr().out)
+    assert said_json["classname"] == names[1] and said_json["probability"] == pytest.approx(p.probability, abs=1e-6)
+    # the prompt changes what is said
+    (q,) = Predictor(trained, names, template="{}")(path)
+    assert q.probability != pytest.approx(p.probability, abs=1e-6)
+
+
+def test_predictions_turn_images_upright(trained, tmp_path):
+    rng = np.random.default_rng(3)
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[:30], pixels[30:] = (210, 30, 30), rng.integers(0, 255, 3)
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.rotate(90).save(tmp_path / "lying.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    upright.rotate(90).save(tmp_path / "unsaid.png")
+    a, b, c = Predictor(trained)([tmp_path / f"{name}.png" for name in ("lying", "upright", "unsaid")])
+    assert a.top == b.top != c.top
+
+
+def test_a_model_of_classes_with_the_same_name_predicts(trained, photos, tmp_path):
+    """ImageNet's list has some; only asked-for classes must differ."""
+    shutil.copytree(trained, tmp_path / "OUT")
+    (tmp_path / "OUT" / "classes.json").write_text(json.dumps(["a", "b", "a"]))
+    (p,) = Predictor(tmp_path / "OUT")(photos / "red bus" / "img 01.png")
+    assert len(p.top) == 3
+    with pytest.raises(ValueError, match="different classes"):
+        Predictor(trained, ["a", "b", "a"])
+    with pytest.raises(ValueError, match='mean "cuda"'):
+        Predictor(trained, device="cuda:1")
+
+
+def test_images_in_memory(trained, photos):
+    path = photos / "red bus" / "img 03.jpg"  # grey
+    (by_path,) = Predictor(trained)(path)
+    (by_image,) = Predictor(trained)(Image.open(path))
+    assert by_image.image == "image 1" and by_image.top == by_path.top
+
+
+def test_the_command(trained, photos, tmp_path, capsys):
+    bad = photos / "red bus" / "text.jpg"
+    bad.write_text("no image")
+    sheet = tmp_path / "sheet.png"
+    argv = [str(photos / "red bus"), "--model-dir", str(trained), "--top", "2", "--picture", str(sheet)]
+    assert predict.main(argv) == 1, "one image could not be read"
+    done = capsys.readouterr()
+    lines = done.out.splitlines()
+    assert len(lines) == 2 + 12 and lines[0].split() == ["image", "class", "probability", "then"]
+    assert done.err.count("\n") == 1 and done.err.startswith(f"error: {bad}: cannot identify image file")
+    with Image.open(sheet) as picture:
+        assert picture.width > 500 and len(picture.convert("L").getcolors()) > 50
+
+    for argv, told in (
+        ([str(photos / "nowhere.jpg")], "No such file"),
+        ([str(tmp_path / "my photos" / "猫"), "--classes", "one"], "two or more different classes"),
+        ([str(photos), "--top", "0"], "--top is 0"),
+        ([str(photos), "--load-epoch", "7"], "there are [30]"),
+        ([str(photos), "--model-dir", str(tmp_path)], "has no config.yaml"),
+    ):
+        assert predict.main(["--model-dir", str(trained), *argv] if "--model-dir" not in argv else argv) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and told in err, err
