@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from demo import SEEDS, base_to_new, spread  # noqa: E402
+from demo import SEEDS, base_to_new  # noqa: E402
+
+from report import spread  # noqa: E402
 
 CASES = {  # the settings are those in bold in docs/tuning.md
     "OrthCR": [],

@@ -10,20 +10,17 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 
 from tabulate import tabulate
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from report import harmonic_mean, spread  # noqa: E402
 
 METHODS = ("ZeroshotCLIP", "CoOp", "OrthCR")
 SEEDS = (1, 2, 3)
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def base_to_new(trainer: str, seed: int, out: Path, *opts: str) -> dict:
@@ -40,10 +37,6 @@ def base_to_new(trainer: str, seed: int, out: Path, *opts: str) -> dict:
         "base": base["accuracy"], "new": new["accuracy"], "hm": harmonic_mean(base["accuracy"], new["accuracy"]),
         "trainable_params": base["trainable_params"], "seconds": base["seconds"],
     }  # fmt: skip
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {pstdev(values):.1f}"
 
 
 def table(summary: list[dict], form: str = "simple_outline") -> str:

@@ -6,18 +6,12 @@ import json
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
+import numpy as np
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import yaml  # noqa: E402
-from PIL import Image  # noqa: E402
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
-
-COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-                     "axes.axisbelow": True, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})  # fmt: skip
+from reports.pictures import COLOURS, plt, save
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OrthCR demo</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}}
@@ -110,13 +104,6 @@ def orthogonality(summary: list[dict], out: Path) -> Path:
         ax.set(xlabel="epoch", ylabel=label, ylim=(1e-10, 1e-2))
     axes[0].legend(ncol=2)
     return save(fig, out / "orthogonality.png")
-
-
-def save(fig, path: Path) -> Path:
-    fig.tight_layout()
-    fig.savefig(path)
-    plt.close(fig)
-    return path
 
 
 def write(summary: list[dict], out: Path, table: str) -> None:

@@ -20,8 +20,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from demo import harmonic_mean  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from report import harmonic_mean  # noqa: E402
 
 ABLATION = {"OPTIM.LR": [5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0]}
 GRIDS = {  # method -> (trainer, fixed settings, grid): 8 settings a method; 2 for the regularizers that are no default

@@ -1,0 +1,116 @@
+"""The `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and their like on the original Dassl.
+
+An evaluation's log says where its model is, not what that was trained on: the training's own log does
+(`tree.with_model`), or, where that is not there, the directory's name, if it is one that the scripts of these give.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from .runs import LeftOut, Run, Trained, method_settings
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "datasets"
+TITLES = ("** Arguments **", "** Config **")
+FINISHED = re.compile(r"Finish(ed)? training")
+SPLIT = re.compile(r"(?:Evaluate on the \*|Do evaluation on )(\w+)\*? set")
+FIGURE = re.compile(r"\* (total|correct|accuracy): (\d[\d,]*(?:\.\d+)?)%?")
+LAYOUTS = (  # of CoCoOp's, MaPLe's and PromptSRC's base-to-new; of CoOp, and of everyone's ImageNet models
+    r"train_(?P<classes>base|new|all)/(?P<dataset>[^/]+)/shots_(?P<shots>\d+)/TRAINER/(?:[^/]+/)*seed(?P<seed>\d+)$",
+    r"(?P<dataset>[^/]+)/TRAINER/[^/]+_(?P<shots>\d+)shots/(?:[^/]+/)*seed(?P<seed>\d+)$",
+)
+
+
+def read_log(path: Path) -> Run:
+    """The run of a `log.txt`; its accuracy is None if it did not finish. Raises LeftOut."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise LeftOut(f"cannot be read ({error.strerror})") from None
+    if TITLES[1] in lines and TITLES[0] not in lines:  # one of ours
+        raise LeftOut("unfinished: no results.json beside it")
+    if not set(TITLES) <= set(lines):
+        raise LeftOut("malformed: no log of CoOp's train.py, it has no arguments and config")
+    first, second = (lines.index(title) for title in TITLES)
+    args = dict(line.split(": ", 1) for line in lines[first:second] if ": " in line)
+    config = parse_config(lines[second:])
+    try:
+        trainer, dataset, backbone = (config[key] for key in ("TRAINER.NAME", "DATASET.NAME", "MODEL.BACKBONE.NAME"))
+        classes = config.get("DATASET.SUBSAMPLE_CLASSES", "all")
+        trained = Trained(dataset, classes, int(config.get("DATASET.NUM_SHOTS", -1)), int(config["SEED"]))
+    except (KeyError, ValueError) as error:
+        raise LeftOut(f"malformed: the config in it has no proper {error}") from None
+
+    zero_shot, eval_only = trainer.lower().startswith("zeroshot"), args.get("eval_only") == "True"
+    evaluation = eval_only and not zero_shot
+    config["config"] = Path(args.get("config_file", "")).stem
+    settings = method_settings(config, trainer, not zero_shot)
+    model_dir = args.get("model_dir", "") if evaluation else None
+    if zero_shot:
+        trained = None
+    elif evaluation:
+        trained = by_layout(model_dir, trainer)[0]
+    accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), trains=not eval_only and not zero_shot)
+    if eval_only and accuracy is None and split == "val":
+        raise LeftOut("evaluated on val")
+    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "Dassl.pytorch", model_dir,
+               model=path.parent.resolve() if trained and not evaluation else None)  # fmt: skip
+
+
+def parse_config(lines: list[str]) -> dict[str, str]:
+    """Dotted keys of a config as yacs prints it: nearly YAML, but tuples and any text stand there unquoted."""
+    flat, sections = {}, []
+    for line in lines:
+        if line.startswith(("Collecting env info", "** System info **")):
+            break
+        if match := re.fullmatch(r"((?:  )*)([^\s:]+):(?: (.*))?", line):
+            indent, key, value = match.groups()
+            sections[len(indent) // 2 :] = [key]
+            if value is not None:
+                flat[".".join(sections)] = value.strip()
+    return flat
+
+
+def last_result(lines: list[str], split: str, trains: bool) -> tuple[float | None, str]:
+    """Accuracy in percent of the last test result, None if there is none, and the split of the last result of all."""
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        return None, split
+    if trains:  # the older Dassl also tests while it trains
+        ends = [k for k, line in enumerate(lines) if FINISHED.match(line)]
+        lines = lines[ends[-1] :] if ends else []
+    accuracy, figures = None, {}
+    for line in lines:
+        if match := SPLIT.match(line):
+            split = match[1]
+        elif line.startswith("=> result"):
+            figures = {}
+        elif split != "val" and (match := FIGURE.match(line)):
+            figures[match[1]] = float(match[2].replace(",", ""))
+            if match[1] == "accuracy":  # rounded to one digit; the two lines before it are not
+                whole = figures.get("total") and "correct" in figures
+                accuracy = 100 * figures["correct"] / figures["total"] if whole else figures["accuracy"]
+    return accuracy, split
+
+
+def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
+    """What the known scripts train in a directory of that name, and its part from the data set on; else None, ""."""
+    for layout in LAYOUTS:
+        match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), plain(model_dir))
+        if match and match["dataset"] in dataset_names():
+            name = dataset_names()[match["dataset"]]
+            trained = Trained(name, match.groupdict().get("classes", "all"), int(match["shots"]), int(match["seed"]))
+            return trained, match.string[match.start("dataset") :]
+    return None, ""
+
+
+def plain(path: str | Path) -> str:
+    """Without a ../ or / before it or behind it."""
+    return "/".join(part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".", ".."))
+
+
+@cache
+def dataset_names() -> dict[str, str]:
+    """{name of a file in configs/datasets, which are CoOp's: name of the data set}."""
+    return {file.stem: yaml.safe_load(file.read_text())["DATASET"]["NAME"] for file in sorted(CONFIGS.glob("*.yaml"))}

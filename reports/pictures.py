@@ -1,0 +1,175 @@
+"""A picture of each protocol's table, and the style of all pictures."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from .names import AVERAGE  # noqa: E402
+from .tables import Cell, Table  # noqa: E402
+
+# told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
+COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
+MARKERS = "osD^vP<>"
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+                     "axes.axisbelow": True, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})  # fmt: skip
+
+
+def draw(tables: list[Table], folder: Path) -> list[Path]:
+    """A picture of each table but that of the new classes, as a PNG file in `folder`; returns their paths."""
+    kinds = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}
+    everywhere = styles_of([cell for table in tables for cell in table.cells])
+    paths = []
+    for table in tables:
+        if table.protocol in kinds:
+            styles = {method: everywhere[method] for method in dict.fromkeys(cell.method for cell in table.cells)}
+            paths.append(save(kinds[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
+    return paths
+
+
+def save(fig, path: Path) -> Path:
+    from dassl.utils import atomic_write  # with torch, which takes seconds
+
+    if not fig.legends:  # else it is laid out below the legend
+        fig.tight_layout()
+    with atomic_write(path) as f:
+        fig.savefig(f, format="png")
+    plt.close(fig)
+    return path
+
+
+def styles_of(cells: list[Cell]) -> dict[str, dict]:
+    """{method: how it is drawn}, in the order of the cells; zero-shot is grey."""
+    trained = {cell.method: cell.shots is not None for cell in cells}
+    free, styles = 1, {}
+    for k, (method, learned) in enumerate(trained.items()):
+        styles[method] = {"color": COLOURS[free % len(COLOURS) if learned else 0], "marker": MARKERS[k % len(MARKERS)],
+                          "hatch": None if learned and free < len(COLOURS) or k == 0 else "///"}  # fmt: skip
+        free += learned
+    return styles
+
+
+def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
+    """A group of bars at each place, a bar for each method, with ± std and, where there is room, the figure.
+
+    Args:
+        groups: of cells.
+    """
+    width = 0.84 / len(styles)
+    room = ax.figure.get_size_inches()[0] * 0.86 * width / (places[-1] - places[0] + 1)  # inches of one bar
+    for place, group in zip(places, groups, strict=True):
+        for k, (method, style) in enumerate(styles.items()):
+            cell = next((c for c in group if c.method == method and c.values), None)
+            if cell is None:
+                continue
+            x = place + (k - (len(styles) - 1) / 2) * width
+            ax.bar(x, cell.mean, width * 0.92, **filled(style))
+            if cell.std:
+                ax.errorbar(x, cell.mean, cell.std, color="k", capsize=min(3, 20 * room), lw=1)
+            if room > 0.17:  # else they would overlap
+                flat = room > 0.34
+                ax.text(x, cell.mean + cell.std + (1.2 if flat else 2.4), f"{cell.mean:.1f}", ha="center", va="bottom",
+                        fontsize=9 if flat else 8, rotation=0 if flat else 90)  # fmt: skip
+    ax.set_xticks(places, names)
+    ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
+    ax.grid(axis="x", visible=False)
+
+
+def legend(fig, handles: list, names: list[str]) -> None:
+    """Above everything, in as many lines as it takes; the figure grows by them."""
+    width, height = fig.get_size_inches()
+    columns = max(1, min(len(names), int(width * 9 / (max(map(len, names)) + 5))))
+    extra = 0.24 * -(-len(names) // columns) + 0.1  # inches
+    fig.set_size_inches(width, height + extra)
+    fig.legend(handles, names, ncol=columns, loc="upper center", borderaxespad=0.2)
+    fig.tight_layout(rect=(0, 0, 1, height / (height + extra)))
+
+
+def filled(style: dict) -> dict:
+    return {"facecolor": style["color"], "hatch": style["hatch"], "edgecolor": "white", "linewidth": 0}
+
+
+def patches(styles: dict[str, dict]) -> list:
+    return [plt.Rectangle((0, 0), 1, 1, **filled(style)) for style in styles.values()]
+
+
+def base_to_new(cells: list[Cell], styles: dict[str, dict]):
+    """Bars: base, new and H of every method; of several data sets one panel for each of the three."""
+    datasets = list(dict.fromkeys(cell.target for cell in cells))
+    kinds = {"base classes": "base", "new classes": "new", "harmonic mean": "H"}
+    of = {kind: [c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()}
+    if len(datasets) == 1:
+        fig, ax = plt.subplots(figsize=(8, 4))
+        bars(ax, list(of.values()), styles, [0, 1, 2], list(kinds))
+        legend(fig, patches(styles), list(styles))
+        return fig
+    fig, axes = plt.subplots(3, 1, figsize=(11, 9), sharex=True)
+    for ax, (title, kind) in zip(axes, kinds.items(), strict=True):
+        by_target(ax, of[kind], styles, datasets)
+        ax.set_ylabel(f"{title}, %")
+    legend(fig, patches(styles), list(styles))
+    return fig
+
+
+def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], source: bool = False) -> None:
+    """Bars by data set; the source, which is the first, and the average, which is the last, are set off."""
+    average = targets[-1] == AVERAGE
+    places = [k + 0.4 * (source and k > 0) + 0.4 * (average and k == len(targets) - 1) for k in range(len(targets))]
+    names = [next(c.name for c in cells if c.target == target) for target in targets]
+    for apart, place in ((source, places[0]), (average, places[-1])):
+        if apart:
+            ax.axvspan(place - 0.55, place + 0.55, color="k", alpha=0.05, lw=0)
+    if source:
+        names[0] += "\n(source)"
+    bars(ax, [[c for c in cells if c.target == target] for target in targets], styles, places, names)
+    if len(targets) * max(map(len, names)) > 100:
+        ax.tick_params("x", labelsize=9)
+
+
+def transfer(cells: list[Cell], styles: dict[str, dict]):
+    """Bars: every method on the source, on each target and on the average of the targets."""
+    names = list(dict.fromkeys(cell.target for cell in cells))
+    fig, ax = plt.subplots(figsize=(11 if len(names) * len(styles) > 12 else 8, 4.4))
+    by_target(ax, cells, styles, names, source=True)
+    legend(fig, patches(styles), list(styles))
+    return fig
+
+
+def few_shot(cells: list[Cell], styles: dict[str, dict]):
+    """Accuracy by shots, with a band of ± std; zero-shot is the star at 0. An average comes first."""
+    datasets = list(dict.fromkeys(cell.target for cell in cells))
+    datasets.sort(key=lambda name: name != AVERAGE)
+    shots = sorted({cell.shots or 0 for cell in cells}, key=lambda k: (k < 0, k))  # -1, all images, comes last
+    columns = min(len(datasets), 3)
+    rows = -(-len(datasets) // columns)
+    size = (7, 4.6) if columns == 1 else (11, 3.1 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True)
+    for ax, dataset in zip(axes.flat, datasets, strict=False):
+        for method, style in styles.items():
+            own = sorted((c for c in cells if c.method == method and c.target == dataset and c.values),
+                         key=lambda c: shots.index(c.shots or 0))  # fmt: skip
+            x = [shots.index(c.shots or 0) for c in own]
+            if own and own[0].shots is None:
+                ax.axhline(own[0].mean, color=style["color"], ls=":", lw=1)
+                ax.plot(x, own[0].mean, "*", color=style["color"], ms=14, label=method, zorder=3)
+            elif own:
+                ax.plot(x, [c.mean for c in own], color=style["color"], marker=style["marker"], ms=5, label=method)
+                ax.fill_between(x, [c.mean - c.std for c in own], [c.mean + c.std for c in own], color=style["color"],
+                                alpha=0.2, lw=0)  # fmt: skip
+        name = next(c.name for c in cells if c.target == dataset)
+        ax.set_title(name, fontsize=11, weight="bold" if name == AVERAGE else None)
+        ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])
+        ax.set_xlim(-0.4, len(shots) - 0.6)
+    for ax in axes.flat[len(datasets) :]:
+        ax.set_visible(False)
+    for column in range(columns):  # the lowest panel of each column
+        last = [ax for ax in axes[:, column] if ax.get_visible()][-1]
+        last.set_xlabel("labelled images a class")
+        last.tick_params("x", labelbottom=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy, %")
+    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    legend(fig, list(handles.values()), list(handles))
+    return fig

@@ -1,0 +1,112 @@
+"""One run: what was trained on what, evaluated on what, how well; read from `results.json`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+# Config keys that tell nothing about the method: where and on what it ran, and what is in a Run anyway
+NO_METHOD = ("OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "VERSION", "USE_CUDA", "DATASET.", "DATALOADER.NUM_WORKERS",
+             "DATALOADER.TEST.", "TRAIN.", "TEST.", "TRAINER.NAME", "MODEL.BACKBONE.NAME")  # fmt: skip
+MODEL_SPLIT = "Images split"  # a user's own images as split and kept in the model's directory
+
+
+class LeftOut(ValueError):
+    """Why a file gives no run."""
+
+
+class Trained(NamedTuple):
+    """What a model was trained on."""
+
+    dataset: str
+    classes: str  # all, base or new
+    shots: int  # -1: all images
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or evaluation with its test result."""
+
+    trainer: str
+    backbone: str
+    settings: tuple[tuple[str, str], ...]  # of the method: dotted config keys and values, sorted
+    trained: Trained | None  # None: zero-shot (or, before `tree.with_model`, not known yet)
+    dataset: str  # evaluated on
+    classes: str
+    accuracy: float | None  # percent; None: not tested, or not finished
+    path: Path  # results.json or log.txt
+    code: str = ""  # "": this repository, or the name of another one
+    model_dir: str | None = None  # of an evaluation: where its model is, "" if that was not written; else None
+    model: Path | None = None  # directory of the training, if that was found; resolved
+
+    @property
+    def seed(self) -> int | None:
+        return self.trained and self.trained.seed
+
+    @property
+    def method(self) -> tuple[str, str, str]:
+        """What is compared, settings aside."""
+        return self.trainer, self.backbone, self.code
+
+    @property
+    def what(self) -> str:
+        """In words, but for the seed."""
+        on = self.trained and f"trained on {self.trained.classes} classes of {self.trained.dataset}"
+        return f"{self.trainer}, {on or 'zero-shot'}, evaluated on {self.classes} classes of {self.dataset}"
+
+
+def read_results(path: Path) -> Run:
+    """The run of a `results.json` and the `config.yaml` beside it. Raises LeftOut."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(path.with_name("config.yaml"))
+        trained, accuracy = results["trained_on"], results.get("accuracy")
+        trainer, backbone, dataset, classes = (results[k] for k in ("trainer", "backbone", "dataset", "classes"))
+        if trained:
+            trained = Trained(trained["dataset"], trained["classes"], int(trained["shots"]), int(trained["seed"]))
+        elif results["trainable_params"]:
+            raise LeftOut("it cannot be told what its model was trained on, whose directory has no config.yaml")
+        if results.get("split") == "val":
+            raise LeftOut("evaluated on val")
+        names = [trainer, backbone, dataset, classes, *(trained or ())[:2]]
+        if not all(isinstance(name, str) for name in names):
+            raise LeftOut(f"malformed: not all of {names} are names")
+        if accuracy is not None and not 0 <= accuracy <= 100:
+            raise LeftOut(f"malformed: its accuracy is {accuracy}")
+        evaluation = results["eval_only"] and trained
+    except LeftOut:
+        raise
+    except KeyError as error:
+        raise LeftOut(f"malformed: it has no {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
+    if dataset == "Images":  # a user's own: the folder says which
+        dataset = f"Images {Path(config.get('DATASET.IMAGES') or '').stem}"
+        trained = trained if evaluation or not trained else trained._replace(dataset=dataset)
+    return Run(trainer, backbone, method_settings(config, trainer, bool(trained)), trained, dataset, classes, accuracy,
+               path, model_dir=results.get("model_dir") or "" if evaluation else None,
+               model=path.parent.resolve() if trained and not evaluation else None)  # fmt: skip
+
+
+def read_config(path: Path) -> dict:
+    """Dotted keys and values; nothing if there is no such file."""
+    tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else {}
+    flat = {}
+    while tree:  # not dassl.config.flatten, with which torch is imported
+        key, value = tree.popitem()
+        if isinstance(value, dict):
+            tree |= {f"{key}.{name}": leaf for name, leaf in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:
+    """The config without what does not belong to the method; without training only what concerns the model."""
+    mine = ("MODEL.", f"TRAINER.{trainer.upper()}.")
+    return tuple(sorted((key, str(value)) for key, value in config.items()
+                        if (key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD))
+                        and not key.endswith((".PREC", ".MONITOR")) and (trained or key.startswith(mine))))  # fmt: skip

@@ -1,0 +1,187 @@
+"""From runs to tables: for each protocol, a value for each method, data set, column and seed."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import mean, pstdev
+
+from tabulate import tabulate
+
+from .methods import by_method
+from .names import AVERAGE, images, in_order, short
+from .protocols import Protocol, protocols
+from .runs import Run
+
+SAME = 0.1  # percentage points: two results of one model that are as near are one result, computed twice
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean ± population standard deviation; of one value the value."""
+    return f"{mean(values):.{digits}f}" + (f" ± {pstdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table, in percent, for each seed."""
+
+    protocol: str  # base2new, new, fewshot, xd or dg
+    method: str  # as the row is called
+    source: str  # trained on; "": zero-shot
+    target: str  # evaluated on, or "average"
+    classes: str
+    shots: int | None  # None: zero-shot
+    metric: str
+    values: dict[int | None, float]  # by seed; None: no seed plays a part
+    missing: tuple[int, ...] = ()  # seeds
+    partial: bool = False  # an average over fewer data sets than the table has
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values.values())
+
+    @property
+    def std(self) -> float:
+        return pstdev(self.values.values())
+
+    @property
+    def name(self) -> str:
+        """The data set as tables and pictures call it."""
+        return short(self.target)
+
+    @property
+    def text(self) -> str:
+        if not self.values:
+            return "-"
+        return spread(list(self.values.values()), 2) + ("*" if self.missing or self.partial else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A protocol's table; `str()` is what the terminal shows."""
+
+    protocol: str
+    slug: str  # name for a file
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    cells: list[Cell]
+    notes: list[str]
+    runs: list[Run] = field(repr=False)  # that belong to it
+
+    def text(self, markdown: bool = False) -> str:
+        """Title, table and what is missing."""
+        rows = self.rows
+        if self.protocol in ("xd", "dg") and not markdown:  # one column a target: too wide for a terminal
+            rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
+        align = ["left" if head in ("method", "data set") else "right" for head in self.heads]
+        form = "github" if markdown else "simple_outline"
+        table = tabulate(rows, self.heads, form, colalign=align, disable_numparse=True)
+        return section(self.title, [table], self.notes, markdown)
+
+    __str__ = text
+
+
+def section(title: str, body: list[str], notes: list[str], markdown: bool) -> str:
+    if not markdown:
+        return "\n".join([title, *body, *notes])
+    return "\n\n".join([f"## {title}", *body, *["\n".join(f"- {note}" for note in notes)] * bool(notes)])
+
+
+def tables(runs: list[Run], seeds: Iterable[int] | None = None) -> list[Table]:
+    """Every table that the runs allow.
+
+    Args:
+        runs: of `tree.collect`.
+        seeds: only these count, and each is expected; None: all, and of a table those that any method in it has.
+    """
+    seeds = sorted(set(seeds or ()))
+    return [make_table(protocol, seeds) for protocol in protocols(of_seeds(runs, seeds))]
+
+
+def of_seeds(runs: list[Run], seeds: Iterable[int] | None) -> list[Run]:
+    return [run for run in runs if run.trained is None or not seeds or run.seed in seeds]
+
+
+def make_table(p: Protocol, seeds: list[int]) -> Table:
+    """Args: seeds: expected; none: all that any trained method has."""
+    notes, cells = [], {}
+    seeds = seeds or sorted({run.seed for run in p.runs if run.trained})
+    targets = in_order({run.dataset for run in p.runs} - {p.source})
+    for method, runs in by_method(p.runs, notes).items():
+        values = figures(agreeing(runs, method.label, notes), p, targets, method.trained)
+        for (target, head), found in values.items():
+            column = p.columns[head]
+            missing = tuple(seed for seed in seeds if method.trained and seed not in found)
+            without = [t for t in targets if not values.get((t, head))] if target == AVERAGE and found else []
+            shots = (p.shots if column.shots is None else column.shots) if method.trained else None
+            cells[target, method, head] = Cell(
+                p.name, method.label, (p.source or target) * method.trained, target, column.classes,
+                shots, column.metric, found, missing, partial=bool(without))  # fmt: skip
+            place = f"{method.label} on {target}" + f", {head}" * (not p.source)
+            if without:
+                notes.append(f"{place}: without {', '.join(without)}")
+            elif target != AVERAGE and column.metric != "H" and (missing or not found):
+                notes.append(f"{place}: {lacks(missing)}")
+
+    methods = dict.fromkeys(method for _, method, _ in cells)
+    shown = [p.source] * bool(p.source) + targets + [AVERAGE] * (len(targets) > 1)
+    if p.source:
+        heads = ["method", *map(short, shown)]
+        lines = {(m.label,): [cells.get((t, m, head)) for t in shown for head in p.columns] for m in methods}
+    else:
+        heads = ["data set", "method", *p.columns]
+        lines = {(short(t), m.label): [cells.get((t, m, head)) for head in p.columns] for t in shown for m in methods}
+    rows = [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in lines.items() if any(line)]
+    cells = [cell for line in lines.values() for cell in line if cell]
+    marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
+    notes = ["* over fewer seeds or data sets:"] * marked + notes
+    slug = "_".join(filter(None, [p.name, p.source, p.shots and images(p.shots).replace(" ", "")]))
+    return Table(p.name, slug, p.title, heads, rows, cells, notes, p.runs)
+
+
+def figures(runs: list[Run], p: Protocol, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
+    """{(data set or "average", head): {seed: percent}} of one method; nothing of data sets that it has no run of."""
+    mine = [target for target in targets if p.source or any(run.dataset == target for run in runs)]
+    values = {}
+    for head, column in p.columns.items():
+        if column.metric == "H" or not column.suits(trained):
+            continue
+        for target in [p.source] * bool(p.source) + mine:
+            values[target, head] = {r.seed: r.accuracy for r in runs if r.dataset == target and column.takes(r)}
+        full = [values[target, head] for target in mine if values[target, head]]
+        if len(targets) > 1:  # seed by seed, over the seeds that all have
+            seeds = [seed for seed in (full[0] if full else ()) if all(seed in found for found in full)]
+            values[AVERAGE, head] = {seed: mean(found[seed] for found in full) for seed in seeds}
+    if "H" in p.columns:  # of the average: that of the averages, if both are over the same data sets
+        comparable = all(bool(values[target, "base"]) == bool(values[target, "new"]) for target in mine)
+        for target in [target for target, head in values if head == "base"]:
+            base, new = values[target, "base"], values[target, "new"]
+            seeds = [seed for seed in base if seed in new and (comparable or target != AVERAGE)]
+            values[target, "H"] = {seed: harmonic_mean(base[seed], new[seed]) for seed in seeds}
+    return values
+
+
+def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:
+    """One run for each training and what it was evaluated on; none, but a note, if several contradict each other."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.trained, run.dataset, run.classes].append(run)
+    kept = []
+    for (trained, dataset, classes), same in groups.items():
+        low, high = (choose(same, key=lambda r: r.accuracy) for choose in (min, max))
+        if high.accuracy - low.accuracy > SAME:
+            seed = f", seed {trained.seed}" if trained else ""
+            both = ", ".join(f"{run.accuracy:.2f} in {run.path.parent}" for run in (low, high))
+            notes.append(f"{label} on {dataset}, {classes}{seed} has several results and is left out: {both}")
+        else:
+            kept.append(same[0])
+    return kept
+
+
+def lacks(seeds: tuple[int, ...]) -> str:
+    many = len(seeds) > 1
+    return f"seed{'s' * many} {', '.join(map(str, seeds))} {'are' if many else 'is'} missing" if seeds else "missing"

@@ -1,0 +1,281 @@
+"""The protocols: what scripts/<method>/*.sh run, where results go, skipping, resuming; the embedded data sets."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from dassl.data.datasets import build_dataset
+from dassl.utils import read_json
+from datasets import drawing
+from datasets.shapes import Shapes
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / "scripts"))
+import run  # noqa: E402
+
+METHODS = {"orthcr": "OrthCR", "coop": "CoOp", "zsclip": "ZeroshotCLIP"}
+FAST = ("OPTIM.MAX_EPOCH", "2", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def method(tmp_path, data_root):
+    """method(trainer, *opts): quiet, on the small Shapes, without the real epochs."""
+
+    def make(trainer="OrthCR", *opts):
+        fast = FAST if trainer == "OrthCR" else ()
+        return run.Method(trainer, data=str(data_root), out=tmp_path / "out", opts=(*fast, *opts), quiet=True)
+
+    return make
+
+
+# ------------------------------------------------------------------ the shell scripts
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("protocol", run.PROTOCOLS)
+def test_every_method_has_a_script_of_every_protocol(name, protocol, tmp_path):
+    script = REPO / "scripts" / name / f"{protocol}.sh"
+    echo = tmp_path / "python"
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    words = ["dtd", "2", "OPTIM.LR", "a b"]
+    done = subprocess.run(
+        ["bash", script, *words], env={**os.environ, "PYTHON": str(echo)}, capture_output=True, text=True
+    )
+    path, *rest = done.stdout.splitlines()
+    assert Path(path).resolve() == REPO / "scripts" / "run.py"
+    assert rest == [METHODS[name], protocol, *words]
+    assert len(script.read_text().splitlines()) == 3, "anything more belongs into run.py"
+
+
+def test_a_script_runs(tmp_path, data_root):
+    """From another folder than the repository."""
+    env = {**os.environ, "PYTHON": sys.executable, "DATA": str(data_root), "OUTPUT": "out", "OMP_NUM_THREADS": "1"}
+    words = ["bash", REPO / "scripts" / "coop" / "fewshot.sh", "patterns", "1", "1", "OPTIM.MAX_EPOCH", "1"]
+    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = read_json(tmp_path / "out/fewshot/patterns/CoOp/tiny/shots1/seed1/results.json")
+    assert done.stdout.splitlines()[-1] == f"CoOp fewshot patterns 1 1: {results['accuracy']:.1f}"
+
+
+# ------------------------------------------------------------------ one run after the other
+
+
+def test_base_to_new(method, tmp_path):
+    m = method()
+    base, new = m.base2new_train("shapes", 1), m.base2new_test("shapes", 1)
+    where = tmp_path / "out/base2new/shapes/shots16/OrthCR/tiny/seed1"
+    assert read_json(where / "results.json") == base and read_json(where / "new" / "results.json") == new
+    trained = {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 16}
+    assert base["trained_on"] == new["trained_on"] == trained
+    assert (base["classes"], new["classes"]) == ("base", "new") and new["eval_only"] and not base["eval_only"]
+
+
+def test_transfer(method, tmp_path):
+    m = method("CoOp", "OPTIM.MAX_EPOCH", "1")
+    source, target, variant = m.xd_train("shapes", 1), m.xd_test("patterns", 1), m.dg_test("shapes_fog", 1)
+    where = tmp_path / "out/xd/shapes/shots16/CoOp/tiny/seed1"
+    for results, path in ((source, where), (target, where / "eval/patterns"), (variant, where / "eval/shapes_fog")):
+        assert results == read_json(path / "results.json")
+        assert results["trained_on"] == {"dataset": "Shapes", "classes": "all", "seed": 1, "shots": 16}
+    assert [r["dataset"] for r in (source, target, variant)] == ["Shapes", "Patterns", "ShapesFog"]
+
+
+def test_finished_runs_are_skipped(method, monkeypatch):
+    m = method("CoOp", "OPTIM.MAX_EPOCH", "1")
+    first = [m.fewshot("shapes", 1, 1), m.base2new_train("shapes", 1), m.base2new_test("shapes", 1)]
+
+    def refuse(*args):
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(run, "run", refuse)
+    assert first == [m.fewshot("shapes", 1, 1), m.base2new_train("shapes", 1), m.base2new_test("shapes", 1)]
+    with pytest.raises(AssertionError, match="again"):
+        m.fewshot("shapes", 1, 2)
+    with pytest.raises(ValueError, match="OPTIM.MAX_EPOCH 1, not 2"):  # not passed off as the run asked for
+        method("CoOp", "OPTIM.MAX_EPOCH", "2").fewshot("shapes", 1, 1)
+
+
+def test_what_is_finished_otherwise_is_not_passed_off(method, tmp_path):
+    """TEST.* changes the figure, though not the model."""
+    m = method("CoOp", "OPTIM.MAX_EPOCH", "1", "TEST.SPLIT", "val")
+    assert m.fewshot("patterns", 1, 1)["split"] == "val"
+    with pytest.raises(ValueError, match="TEST.SPLIT val, not test"):
+        method("CoOp", "OPTIM.MAX_EPOCH", "1").fewshot("patterns", 1, 1)
+    results = tmp_path / "out/fewshot/patterns/CoOp/tiny/shots1/seed1/results.json"
+    results.write_text(results.read_text()[:50])
+    with pytest.raises(ValueError, match=f"{results} is damaged"):
+        m.fewshot("patterns", 1, 1)
+    assert run.told({"accuracy": 12.34}) == "12.3" and run.told({}) == "trained, not tested"
+
+
+def test_a_model_trained_again_is_tested_again(method, tmp_path):
+    m = method("CoOp", "OPTIM.MAX_EPOCH", "1")
+    m.xd_train("patterns", 1)
+    where = tmp_path / "out/xd/patterns/shots16/CoOp/tiny/seed1"
+    m.source_dir = lambda dataset, seed: where
+    m.xd_test("outlines", 1)
+    done = where / "eval/outlines/results.json"
+    done.write_text('{"accuracy": -1}')  # to be told from a new one
+    assert m.xd_test("outlines", 1)["accuracy"] == -1
+    os.utime(where / "results.json", (done.stat().st_mtime + 1,) * 2)
+    assert m.xd_test("outlines", 1)["accuracy"] > 0
+
+
+def test_unfinished_runs_go_on(method, tmp_path, capsys):
+    m = method("CoOp", "OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_FREQ", "1")
+    whole = m.fewshot("shapes", 1, 1)
+    where = tmp_path / "out/fewshot/shapes/CoOp/tiny/shots1/seed1"
+    (where / "results.json").unlink()
+    (where / "prompt_learner/model.pth.tar-2").unlink()
+    m.quiet = False
+    again = m.fewshot("shapes", 1, 1)
+    assert "Will resume training after epoch 1" in capsys.readouterr().out
+    assert again["accuracy"] == whole["accuracy"]
+
+
+def test_another_config_has_a_folder_of_its_own(method, tmp_path, monkeypatch):
+    m = method()
+    assert m.base_dir("shapes", 3) == tmp_path / "out/base2new/shapes/shots16/OrthCR/tiny/seed3"
+    assert m.base_dir("dtd", 3) == tmp_path / "out/base2new/dtd/shots16/OrthCR/vit_b16/seed3"
+    m.cfg = "vit_b32"
+    assert m.base_dir("shapes", 3) == tmp_path / "out/base2new/shapes/shots16/OrthCR/vit_b32/seed3"
+    assert m.source_dir("imagenet", 1) == tmp_path / "out/xd/imagenet/shots16/OrthCR/vit_b32/seed1"
+
+
+def test_what_all_means():
+    def listed(protocol, dataset="all", seed="all", shots="all", trained=True):
+        return list(run.jobs(protocol, dataset, seed, shots, trained))
+
+    assert listed("base2new_train", "dtd") == [("dtd", 1), ("dtd", 2), ("dtd", 3)]
+    assert listed("base2new_test", "dtd", "2") == [("dtd", 2)]
+    assert len(listed("base2new_train")) == 33
+    assert listed("fewshot", "dtd", "3") == [("dtd", 3, k) for k in (1, 2, 4, 8, 16)]
+    assert listed("fewshot", "dtd", "3", "4") == [("dtd", 3, 4)]
+    assert listed("xd_train", seed="1") == [("imagenet", 1)]
+    targets = [name for name, _ in listed("xd_test", seed="1")]
+    assert len(targets) == 10 and "imagenet" not in targets and set(targets) < set(run.dataset_names())
+    assert [name for name, _ in listed("dg_test", seed="1")] == [
+        "imagenetv2",
+        "imagenet_sketch",
+        "imagenet_a",
+        "imagenet_r",
+    ]
+    assert listed("fewshot", "dtd", trained=False) == [("dtd", 1, 16)], "zero-shot does not depend on either"
+    assert run.variants("shapes") == ["shapes_fog", "shapes_night", "shapes_neon", "shapes_scribble"]
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["OrthCR", "base2new_train", "dtdd", "1"], 'do you mean "dtd"'),
+    (["OrthCRR", "base2new_train", "dtd", "1"], 'do you mean "OrthCR"'),
+    (["OrthCR", "base2new_train", "dtd", "1"], "DescribableTextures needs the folder"),
+    (["OrthCR", "xd_train", "shapes_fog", "1", "VERBOSE", "False"], "ShapesFog is for testing only"),
+    (["OrthCR", "base2new_train"], "needs a DATASET"),
+    (["OrthCR", "base2new_train", "dtd", "one"], "takes DATASET [SEED]"),
+    (["OrthCR", "fewshot", "dtd", "1", "2", "3"], "takes DATASET [SEED [SHOTS]]"),
+    (["OrthCR", "xd_test", "dtd", "1"], "there is no finished training in"),
+    (["OrthCR", "dg_test", "1"], "OrthCR dg_test imagenet_sketch 1: there is no finished"),
+    (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is what the words before say"),
+])  # fmt: skip
+def test_bad_words_get_one_line(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = run.main(words)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    err = capsys.readouterr().err
+    assert status and told in err and "Traceback" not in err, err
+
+
+def test_one_that_fails_does_not_stop_the_others(monkeypatch, capsys, tmp_path):
+    def fewshot(self, dataset, seed, shots):
+        if shots == 2:
+            raise OSError("the disk")
+        return {"accuracy": 10.0 * shots}
+
+    monkeypatch.setattr(run.Method, "fewshot", fewshot)
+    assert run.main(["CoOp", "fewshot", "dtd", "1"]) == 1
+    done = capsys.readouterr()
+    assert done.err == "error: CoOp fewshot dtd 1 2: the disk\n"
+    assert done.out.split("\n")[1:] == [f"CoOp fewshot dtd 1 {k}: {10 * k:.1f}" for k in (1, 4, 8, 16)] + [""]
+
+
+def test_nothing_is_trained_on_a_variant(data_root, tmp_path, capsys):
+    argv = ["--dataset-config-file", str(REPO / "configs/datasets/shapes_fog.yaml"), "--root", str(data_root)]
+    assert train.main([*argv, "--output-dir", str(tmp_path / "a")]) == 1
+    assert "ShapesFog is for testing only" in capsys.readouterr().err
+    assert train.main([*argv, "--output-dir", str(tmp_path / "b"), "--trainer", "ZeroshotCLIP"]) == 0
+
+
+@pytest.mark.parametrize(("stop", "after"), [(signal.SIGINT, 0), (signal.SIGINT, 1.5), (signal.SIGTERM, 1)])
+def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
+    """At any time, with all its workers, and without a traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` would have it ignored
+    words = [sys.executable, REPO / "scripts" / "protocols.py", "dg", "--output-dir", tmp_path]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert "runs on embedded data" in process.stdout.readline()
+    time.sleep(after)
+    os.killpg(process.pid, stop) if stop == signal.SIGINT else process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (1 if stop == signal.SIGINT else 143) and "Traceback" not in err, err
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.killpg(process.pid, 0)  # nobody is left in its group
+            time.sleep(0.1)
+
+
+# ------------------------------------------------------------------ the embedded targets
+
+
+@pytest.mark.parametrize(("name", "classes", "test"), [
+    ("digits", 10, 535), ("colours", 8, 320), ("patterns", 5, 200), ("outlines", 10, 400), ("compositions", 60, 600),
+    ("shapes_fog", 40, 400), ("shapes_night", 40, 400), ("shapes_neon", 40, 400), ("shapes_scribble", 40, 400),
+])  # fmt: skip
+def test_embedded_data_sets(name, classes, test, make_cfg):
+    data = build_dataset(make_cfg(dataset=name, trainer="ZeroshotCLIP"))
+    assert (data.num_classes, len(data.test)) == (classes, test)
+    assert len({item.impath for item in data.test}) == test
+    if name.startswith("shapes_"):
+        assert data.test_only and data.classnames == [drawing.name(c) for c in Shapes.compositions()]
+        assert data.train_x == data.test
+    else:
+        assert len(data.train_x) == 2 * classes and not {i.impath for i in data.train_x} & {i.impath for i in data.test}
+    with Image.open(data.test[-1].impath) as image:
+        assert image.size == (32, 32) and np.asarray(image).std() > 1
+
+
+def test_no_target_shows_what_the_tiny_clip_has_seen():
+    seen, shapes = set(drawing.SEEN), set(Shapes.compositions())
+    from datasets.shape_parts import Colours, Compositions, Outlines, Patterns
+    from datasets.shapes_variants import ShapesVariant
+
+    assert not set(Compositions.compositions()) & (seen | shapes) and len(Compositions.compositions()) == 60
+    for part in (Colours, Patterns, Outlines):
+        assert part.style not in drawing.SEEN_STYLES
+        assert [c for c in drawing.UNSEEN if c[part.part] == part.names[0]]
+    styles = {cls.style for cls in ShapesVariant.__subclasses__()}
+    assert len(styles) == 4 and not styles & {*drawing.SEEN_STYLES, Shapes.style}
+
+
+def test_the_picture_is_of_its_class(data_root, make_cfg):
+    """Pictures of two colours vary more in the middle than those of one."""
+    data = build_dataset(make_cfg(dataset="patterns", trainer="ZeroshotCLIP"))
+    spread = {}
+    for item in data.test:
+        middle = np.asarray(Image.open(item.impath), float)[12:20, 12:20]
+        spread.setdefault(item.classname, []).append(middle.std((0, 1)).mean())
+    assert np.mean(spread["checkered"]) > 1.3 * np.mean(spread["plain"])
