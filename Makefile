@@ -1,16 +1,20 @@
-# make demo     set-up, then base-to-new on the embedded data: table, output/demo/report.html
-# make test     set-up, then the tests
-# make lint     ruff
-# make bench    seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
+# make demo       set-up, then base-to-new on the embedded data: table, output/demo/report.html
+# make protocols  set-up, then all four protocols on the embedded data: tables, pictures in output/protocols
+# make test       set-up, then the tests
+# make lint       ruff
+# make bench      seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test lint bench setup
+.PHONY: demo protocols test lint bench setup
 
 demo: setup
 	$(PY) scripts/demo.py
+
+protocols: setup
+	$(PY) scripts/protocols.py
 
 test: setup
 	$(PY) -m pytest

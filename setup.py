@@ -24,8 +24,9 @@ setup(
         "tensorboard",
         "safetensors",
         "scikit-learn",  # Digits
-        "matplotlib",  # the pictures of make demo
-        "gdown",  # download_url from Google Drive
+        "scipy",  # annotations in MATLAB's format
+        "matplotlib",  # the pictures of make demo, make protocols, report.py and predict.py
+        "gdown",  # downloads from Google Drive
         "clip-anytorch>=2.6",  # OpenAI's clip, which is on no package index under its own name
         "setuptools<81",  # clip asks pkg_resources for a version; newer setuptools have none
     ],
