@@ -12,6 +12,7 @@ An interrupted run goes on where it was when the same command is given again.
 """
 
 import argparse
+import contextlib
 import glob
 import importlib
 import os
@@ -39,6 +40,7 @@ from dassl.utils import (
     check_availability,
     collect_env_info,
     count_num_param,
+    locked,
     mkdir_if_missing,
     read_json,
     set_random_seed,
@@ -308,22 +310,22 @@ def run(args: argparse.Namespace) -> dict:
         if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
             raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
                              f"choose another --output-dir")  # fmt: skip
-    try:
-        mkdir_if_missing(cfg.OUTPUT_DIR)
-        setup_logger(cfg.OUTPUT_DIR)
-        log = sys.stdout
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
-            f"another --output-dir"
-        ) from error
-    try:
-        return _run(args, cfg, trained)
-    except USER_ERRORS:
-        log.file.write(traceback.format_exc())  # for the log only; the console gets one line
-        raise
-    finally:
-        log.close()
+    with contextlib.ExitStack() as stack:
+        try:
+            mkdir_if_missing(cfg.OUTPUT_DIR)
+            stack.enter_context(locked(cfg.OUTPUT_DIR, "another run is at work there"))
+            setup_logger(cfg.OUTPUT_DIR)
+            log = stack.enter_context(contextlib.closing(sys.stdout))
+        except OSError as error:
+            raise OSError(
+                f"cannot write to the output directory {cfg.OUTPUT_DIR} ({error.strerror or error}): choose "
+                f"another --output-dir"
+            ) from error
+        try:
+            return _run(args, cfg, trained)
+        except USER_ERRORS:
+            log.file.write(traceback.format_exc())  # for the log only; the console gets one line
+            raise
 
 
 def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:

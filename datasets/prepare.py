@@ -9,8 +9,6 @@ had is told, with where its files go; the rest is fetched all the same. Nothing 
 """
 
 import argparse
-import contextlib
-import fcntl
 import os
 import os.path as osp
 import shutil
@@ -19,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.utils import atomic_write, get_most_similar_str_to_a_from_b, read_json
+from dassl.utils import atomic_write, get_most_similar_str_to_a_from_b, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
 from datasets.sources import SOURCES, Item, Source
 
@@ -89,7 +87,7 @@ def prepare(name: str, root: str, keep: bool = False, dry_run: bool = False) -> 
             promised.update(item.gives)
         return []
     os.makedirs(folder, exist_ok=True)
-    with locked(folder):
+    with locked(folder, f"another prepare is at work in {folder}: wait for it"):
         for item in source.items:
             if missing(item, folder) and not item.by_hand:
                 try:
@@ -213,22 +211,6 @@ def report(name: str, source: Source, folder: str) -> list[str]:
     else:
         print(f"{name} is there. Check it: python -m datasets.verify {name} --root {osp.dirname(folder) or '.'}")
     return list(needed)
-
-
-@contextlib.contextmanager
-def locked(folder: str):
-    """Keeps a second `prepare` out of `folder`, where the file system can lock a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"another prepare is at work in {folder}: wait for it") from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def main(argv: list[str] | None = None) -> int:

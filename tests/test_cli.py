@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import locked
 from datasets.shapes import Shapes
 from trainers.shared import clip_model
 
@@ -429,6 +430,14 @@ def test_nothing_to_resume(pictures, fails, tmp_path):
     flags = ["--resume", str(tmp_path / "empty")]
     fails(command(pictures, tmp_path / "out", "CoOp", flags=flags), tmp_path / "empty", "prompt_learner", "--resume")
     assert train.main(command(pictures, tmp_path / "out", "CoOp", epochs=2, opts=["TEST.NO_TEST", "True"])) == 0
+
+
+def test_two_runs_in_one_directory(pictures, fails, tmp_path):
+    """The second is refused before it writes anything; it may go on when the first has ended."""
+    argv = command(pictures, tmp_path, "ZeroshotCLIP")
+    with locked(tmp_path, ""):
+        fails(argv, "another run is at work there", tmp_path, "--output-dir")
+    assert not list(tmp_path.iterdir()) and train.main(argv) == 0
 
 
 def test_a_loss_that_is_not_finite(pictures, fails, tmp_path):

@@ -26,7 +26,7 @@ import pytest
 import datasets
 import train
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
-from dassl.utils import download, download_url
+from dassl.utils import download, download_url, locked
 from dassl.utils.download import check_member, download_gdrive, extract_archive
 from datasets import prepare
 from datasets.sources import SOURCES, Item
@@ -641,7 +641,7 @@ def test_a_damaged_archive_is_fetched_anew(net, drive, tmp_path, capsys):
 
 def test_two_at_once(drive, tmp_path, capsys):
     (tmp_path / "eurosat").mkdir()
-    with prepare.locked(str(tmp_path / "eurosat")):
+    with locked(tmp_path / "eurosat", ""):
         assert run("eurosat", "--root", tmp_path) == 1
     assert "another prepare is at work" in capsys.readouterr().err and os.listdir(tmp_path / "eurosat") == []
 

@@ -43,6 +43,28 @@ def check_isfile(fpath):
 
 
 @contextlib.contextmanager
+def locked(folder, busy):
+    """Keep other processes out of an existing `folder`, where the file system can lock one.
+
+    Raises:
+        BlockingIOError: another process is in it; `busy` is the message.
+    """
+    import fcntl  # Windows has none
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(busy) from None
+        except OSError:  # it cannot
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def atomic_write(fpath):
     """Give a binary file to write to, which becomes `fpath` only once everything is written and on disk.
 
