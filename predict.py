@@ -77,9 +77,11 @@ class Predictor:
             cfg = setup_cfg(parse(["--eval-only", "--model-dir", model_dir]
                                   + (["--template", template] if template else [])
                                   + (["USE_CUDA", str(device == "cuda")] if device else [])))  # fmt: skip
-            if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes)):
-                raise ValueError(f"give two or more different classes, not {', '.join(classes) or 'none'}")
-            self.classnames = list(classes or known_classes(model_dir))
+            if classes is not None:
+                different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
+                if len(classes) < 2 or len(different) < len(classes):
+                    raise ValueError(f"give two or more different classes, not {', '.join(classes) or 'none'}")
+            self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
             self.transform = build_transform(cfg, is_train=False)
@@ -148,10 +150,7 @@ def expand(given: str | Image.Image) -> list[str | Image.Image]:
     given = osp.expanduser(os.fspath(given))
     if not osp.isdir(given):
         return [given]
-    images = images_in(given)[0]
-    if not images:
-        raise FileNotFoundError(f"there are no images in {given}")
-    return images
+    return images_in(given)[0] or [given]  # an empty one is told among the results
 
 
 def known_classes(model_dir: str) -> list[str]:
@@ -192,15 +191,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        classes = [name.strip() for row in csv.reader(io.StringIO(args.classes or "")) for name in row if name.strip()]
-        if args.top < 1:
-            raise ValueError(f"--top is {args.top}: name at least one class")
-        predictor = Predictor(args.model_dir, classes or None, args.load_epoch, args.template)
+        check(args)
+        classes = None
+        if args.classes is not None:
+            classes = [name.strip() for row in csv.reader([args.classes]) for name in row if name.strip()]
+        predictor = Predictor(args.model_dir, classes, args.load_epoch, args.template)
         predictions = list(predictor(args.images, args.top))
         if args.json:
-            print(json.dumps([asdict(p) for p in predictions], indent=2, ensure_ascii=False))
+            text = json.dumps([asdict(p) for p in predictions], indent=2, ensure_ascii=False)
+            print(text if text == printable(text) else json.dumps(json.loads(text), indent=2))
         elif not all(p.error for p in predictions):
-            print(table(predictions))
+            print(printable(table(predictions)))
         if args.picture:
             contact_sheet([p for p in predictions if not p.error], args.picture)
     except USER_ERRORS as error:
@@ -212,6 +213,24 @@ def main(argv: list[str] | None = None) -> int:
     for p in failed:
         print(f"error: {p.image}: {p.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for what would be noticed only when all images have been classified."""
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}: name at least one class")
+    if args.picture:
+        folder = osp.dirname(osp.abspath(args.picture))
+        if not args.picture.lower().endswith(".png"):
+            raise ValueError(f"--picture is {args.picture}: give the name of a .png file")
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"--picture cannot be written: there is no {folder}, or nothing may be written there")
+
+
+def printable(text: str) -> str:
+    """With escapes in place of what the standard output cannot take, as file names that are not in its encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def table(predictions: list[Prediction]) -> str:
@@ -243,7 +262,7 @@ def contact_sheet(predictions: list[Prediction], path: str) -> None:
         image = read_image(p.image, upright=True)
         image.thumbnail((256, 256))
         ax.imshow(image)
-        ax.set_title(f"{p.classname}\n{100 * p.probability:.0f} %", fontsize=9)
+        ax.set_title(f"{p.classname}\n{100 * p.probability:.0f} %", fontsize=9, parse_math=False)  # "$" is no formula
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's font lacks Chinese, Japanese, ...
         fig.tight_layout()

@@ -171,6 +171,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             "USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU"
         )
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
+    if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
+        cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)
     cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
     if not foreign:
         clean_cfg(cfg, args.trainer)  # the other methods' settings play no part

@@ -6,6 +6,7 @@ photos.csv, photos.json              path, label[, split]; paths are relative to
 """
 
 import csv
+import io
 import json
 import os
 import os.path as osp
@@ -135,6 +136,9 @@ def find_images(source: str) -> list[Row]:
         raise FileNotFoundError(
             f"{source} has no images: it should have one folder a class with {', '.join(SUFFIXES[:5])}"
         )
+    odd = next((row.path for row in rows if is_undecoded(row.path)), None)
+    if odd:
+        raise ValueError(f"{source} has names that are not in UTF-8, as {ascii(odd)}: rename them (convmv does)")
     twice = [path for path, count in Counter(osp.realpath(row.path) for row in rows).items() if count > 1]
     if twice:
         raise ValueError(f"{source} has {len(twice)} images more than once, first {twice[0]}: name, or link, each once")
@@ -176,7 +180,7 @@ def from_csv(source: str) -> list[Row]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it as CSV UTF-8") from error
     head = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=";" if ";" in head and "," not in head else ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
     if not {"path", "label"} <= set(reader.fieldnames) or len(set(reader.fieldnames)) < len(reader.fieldnames):
         raise ValueError(
@@ -184,11 +188,14 @@ def from_csv(source: str) -> list[Row]:
             f'"path,label,split"'
         )
     rows = []
-    for line in reader:
-        where = f"line {reader.line_num}"
-        if None in line:
-            raise ValueError(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
-        rows.append(make_row(source, where, line["path"], line["label"], line.get("split")))
+    try:
+        for line in reader:
+            where = f"line {reader.line_num}"
+            if None in line:
+                raise ValueError(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
+            rows.append(make_row(source, where, line["path"], line["label"], line.get("split")))
+    except csv.Error as error:
+        raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
     return rows
 
 
@@ -223,7 +230,10 @@ def make_row(source: str, where: str, path: object, label: object, split: object
     part = part_of(split) if split else ""
     if part is None:
         raise ValueError(f'{source}, {where}: the split is "{split}", but should be train, val or test')
-    return Row(osp.normpath(osp.join(osp.dirname(source), osp.expanduser(path))), normal(label), part)
+    found = osp.normpath(osp.join(osp.dirname(source), osp.expanduser(path)))
+    if "\\" in path and not osp.exists(found):  # written on Windows
+        found = osp.normpath(osp.join(osp.dirname(source), path.replace("\\", "/")))
+    return Row(found, normal(label), part)
 
 
 def part_of(name: str) -> str | None:
@@ -235,6 +245,11 @@ def part_of(name: str) -> str | None:
 def normal(name: str) -> str:
     """One spelling of accented letters: macOS writes file names with the accent as a character of its own."""
     return unicodedata.normalize("NFC", name)
+
+
+def is_undecoded(path: str) -> bool:
+    """Whether bytes of a file name could not be read as characters; nothing can write such a name down."""
+    return any("\udc80" <= character <= "\udcff" for character in path)
 
 
 def visible(folder: str) -> list[str]:
@@ -272,6 +287,8 @@ def is_image(name: str) -> bool:
 def image_problem(path: str, decode: bool = True) -> str:
     """Why an image cannot be taken, "" if it can; with `decode` all of the file is looked at, else its header."""
     try:
+        if osp.isdir(path):
+            return "it is a folder without images"
         if osp.exists(path) and not osp.isfile(path):
             return "it is no file"  # opening a pipe would wait for ever
         with Image.open(path) as image:

@@ -39,7 +39,7 @@ def read_log(path: Path) -> Run:
     try:
         trainer, dataset, backbone = (config[key] for key in ("TRAINER.NAME", "DATASET.NAME", "MODEL.BACKBONE.NAME"))
         classes = config.get("DATASET.SUBSAMPLE_CLASSES", "all")
-        trained = Trained(dataset, classes, int(config.get("DATASET.NUM_SHOTS", -1)), int(config["SEED"]))
+        trained = Trained.of(dataset, classes, config.get("DATASET.NUM_SHOTS", -1), config["SEED"])
     except (KeyError, ValueError) as error:
         raise LeftOut(f"malformed: the config in it has no proper {error}") from None
 
@@ -100,7 +100,7 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
         match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), plain(model_dir))
         if match and match["dataset"] in dataset_names():
             name = dataset_names()[match["dataset"]]
-            trained = Trained(name, match.groupdict().get("classes", "all"), int(match["shots"]), int(match["seed"]))
+            trained = Trained.of(name, match.groupdict().get("classes", "all"), match["shots"], match["seed"])
             return trained, match.string[match.start("dataset") :]
     return None, ""
 

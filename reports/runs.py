@@ -25,6 +25,12 @@ class Trained(NamedTuple):
     shots: int  # -1: all images
     seed: int
 
+    @classmethod
+    def of(cls, dataset, classes, shots, seed) -> "Trained":
+        """Of what a run wrote; any number of shots below 1 is all images."""
+        shots = int(shots)
+        return cls(dataset, classes, shots if shots > 0 else -1, int(seed))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -66,7 +72,7 @@ def read_results(path: Path) -> Run:
         trained, accuracy = results["trained_on"], results.get("accuracy")
         trainer, backbone, dataset, classes = (results[k] for k in ("trainer", "backbone", "dataset", "classes"))
         if trained:
-            trained = Trained(trained["dataset"], trained["classes"], int(trained["shots"]), int(trained["seed"]))
+            trained = Trained.of(*(trained[key] for key in Trained._fields))
         elif results["trainable_params"]:
             raise LeftOut("it cannot be told what its model was trained on, whose directory has no config.yaml")
         if results.get("split") == "val":

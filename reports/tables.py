@@ -70,7 +70,7 @@ class Table:
     rows: list[list[str]]
     cells: list[Cell]
     notes: list[str]
-    runs: list[Run] = field(repr=False)  # that belong to it
+    runs: list[Run] = field(repr=False)  # that have a place in it
 
     def text(self, markdown: bool = False) -> str:
         """Title, table and what is missing."""
@@ -140,7 +140,8 @@ def make_table(p: Protocol, seeds: list[int]) -> Table:
     marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
     notes = ["* over fewer seeds or data sets:"] * marked + notes
     slug = "_".join(filter(None, [p.name, p.source, p.shots and images(p.shots).replace(" ", "")]))
-    return Table(p.name, slug, p.title, heads, rows, cells, notes, p.runs)
+    taken = [r for r in p.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in p.columns.values())]
+    return Table(p.name, slug, p.title, heads, rows, cells, notes, taken)
 
 
 def figures(runs: list[Run], p: Protocol, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:

@@ -9,14 +9,15 @@
 
 DATASET is a file of configs/datasets; "all" is all of the benchmark: its 11 data sets, 10 targets or 4 variants. SEED
 and SHOTS may be "all" too (1 2 3; 1 2 4 8 16), as they are when left out. From the environment: DATA, the folder of the
-data sets (data); CFG, a file of configs/trainers/TRAINER (vit_b16, for embedded data tiny); OUTPUT (output).
+data sets (data); CFG, a file of configs/trainers/TRAINER, for tests that of the training (vit_b16, for embedded data
+tiny, for CoOp those of the published tables); OUTPUT (output).
 Finished runs are skipped, unfinished ones go on where they were. Tables of all: python report.py output
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,12 @@ def variants(source: str) -> list[str]:
     return [stem[name] for name in VARIANTS[dataset_names()[source]]]
 
 
+def coop_cfg(dataset: str, shots: int | None) -> str:
+    """What CoOp was published with: few-shot, its paper's epochs; else, the start "a photo of a" of CoCoOp's paper."""
+    epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
+    return f"vit_b16{epochs}" + "_ctxv1" * (shots is None)
+
+
 @dataclass
 class Method:
     """A trainer with a config, ready for any run of any protocol; each method returns what its `results.json` holds.
@@ -67,36 +74,43 @@ class Method:
     """
 
     trainer: str
-    cfg: str = ""  # "": vit_b16, for embedded data tiny
+    cfg: str = ""  # "": vit_b16, of CoOp `coop_cfg`, for embedded data tiny
     data: str = "data"
     out: Path = Path("output")
     opts: tuple[str, ...] = ()  # KEY VALUE ...
     quiet: bool = False
 
     def base2new_train(self, dataset: str, seed: int) -> dict:
-        return self.train(self.base_dir(dataset, seed), dataset, seed, 16, "base")
+        return self.train(self.base_dir(dataset, seed), self.name(dataset), dataset, seed, 16, "base")
 
     def base2new_test(self, dataset: str, seed: int) -> dict:
         model = self.base_dir(dataset, seed)
         return self.test(model / "new", model, dataset, seed, "new")
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> dict:
-        folder = self.out / "fewshot" / dataset / self.name(dataset) / f"shots{shots}" / f"seed{seed}"
-        return self.train(folder, dataset, seed, shots)
+        name = self.name(dataset, shots)
+        folder = self.out / "fewshot" / dataset / name / f"shots{shots}" / f"seed{seed}"
+        return self.train(folder, name, dataset, seed, shots)
 
     def xd_train(self, dataset: str, seed: int) -> dict:
-        return self.train(self.source_dir(dataset, seed), dataset, seed, 16)
+        return self.train(self.source_dir(dataset, seed), self.name(dataset), dataset, seed, 16)
 
     def xd_test(self, dataset: str, seed: int) -> dict:
         model = self.source_dir(source_of(dataset), seed)
         return self.test(model / "eval" / dataset, model, dataset, seed)
 
-    dg_test = xd_test  # the same model, on a variant of its source
+    def dg_test(self, dataset: str, seed: int) -> dict:
+        known = variants(source_of(dataset))
+        if dataset not in known:
+            raise ValueError(f"{dataset} is no variant of {source_of(dataset)}, as {', '.join(known)} are: use xd_test")
+        return self.xd_test(dataset, seed)
 
     # ---------------------------------------------------------------- where, and how
 
-    def name(self, dataset: str) -> Path:
-        return Path(self.trainer) / (self.cfg or ("tiny" if is_embedded(dataset) else "vit_b16"))
+    def name(self, dataset: str, shots: int | None = None) -> Path:
+        """TRAINER/CFG, below configs/trainers and below the output; `shots` in the few-shot protocol only."""
+        cfg = "tiny" if is_embedded(dataset) else coop_cfg(dataset, shots) if self.trainer == "CoOp" else "vit_b16"
+        return Path(self.trainer) / (self.cfg or cfg)
 
     def base_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "base2new" / dataset / "shots16" / self.name(dataset) / f"seed{seed}"
@@ -104,28 +118,27 @@ class Method:
     def source_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "xd" / dataset / "shots16" / self.name(dataset) / f"seed{seed}"
 
-    def train(self, folder: Path, dataset: str, seed: int, shots: int, classes: str = "all") -> dict:
-        return self.run(folder, dataset, seed, classes, ["DATASET.NUM_SHOTS", str(shots)])
+    def train(self, folder: Path, name: Path, dataset: str, seed: int, shots: int, classes: str = "all") -> dict:
+        config = str(ROOT / "configs" / "trainers" / f"{name}.yaml")
+        return self.run(folder, dataset, seed, classes, ["--config-file", config], ["DATASET.NUM_SHOTS", str(shots)])
 
     def test(self, folder: Path, model: Path, dataset: str, seed: int, classes: str = "all") -> dict:
         if not (model / "results.json").exists():
             raise FileNotFoundError(f"there is no finished training in {model}: train it first")
-        return self.run(folder, dataset, seed, classes, [], model)
+        how = ["--eval-only", "--model-dir", str(model)]  # the settings are the model's
+        return self.run(folder, dataset, seed, classes, how, newer=model / "results.json")
 
-    def run(self, folder: Path, dataset: str, seed: int, classes: str, opts: list, model: Path | None = None) -> dict:
+    def run(self, folder: Path, dataset: str, seed: int, classes: str, how: list[str], opts: Iterable[str] = (),
+            newer: Path | None = None) -> dict:  # fmt: skip
+        """`train.run`, or what it left in `folder` if that is finished and not older than `newer`."""
         check_availability(dataset, list(dataset_names()))
         done = folder / "results.json"
         config = ROOT / "configs" / "datasets" / f"{dataset}.yaml"
         argv = ["--trainer", self.trainer, "--root", self.data, "--seed", str(seed), "--output-dir", str(folder),
-                "--dataset-config-file", str(config)]  # fmt: skip
-        if model:  # a test takes the settings from its model
-            argv += ["--eval-only", "--model-dir", str(model)]
-        else:
-            argv += ["--config-file", str(ROOT / "configs" / "trainers" / f"{self.name(dataset)}.yaml")]
+                "--dataset-config-file", str(config), *how]  # fmt: skip
         args = parse([*argv, "DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.opts])
         with open(os.devnull, "w") as null, redirect_stdout(null if self.quiet else sys.stdout):  # log.txt has it all
-            # a model that was trained again since is tested again
-            if not done.exists() or model and done.stat().st_mtime < (model / "results.json").stat().st_mtime:
+            if not done.exists() or newer and done.stat().st_mtime < newer.stat().st_mtime:
                 return run(args)
             check_same_run(setup_cfg(args), tuple(key for key in MAY_DIFFER if key != "TEST."))
         try:
@@ -170,6 +183,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             f"{args.protocol} takes DATASET [SEED{' [SHOTS]' if args.protocol == 'fewshot' else ''}], not {words}"
         )
+    if words[2:] == ["0"]:
+        parser.error("SHOTS is 0: give 1 or more; zero-shot CLIP is the trainer ZeroshotCLIP")
     if not words and args.protocol in ("base2new_train", "base2new_test", "fewshot"):
         parser.error(f'{args.protocol} needs a DATASET of {", ".join(dataset_names())}, or "all"')
     taken = next((key for key in opts[::2] if key in BY_WORDS), None)
@@ -198,6 +213,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(["", *done]))
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
+    if any("--root" in line or "--output-dir" in line for line in failed):
+        print("(here DATA in the environment stands for --root, OUTPUT for --output-dir)", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -5,12 +5,16 @@ import json
 import os
 import random
 import shutil
+import struct
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 import predict
 import train
@@ -242,6 +246,67 @@ def test_an_image_too_large_for_pillow_is_listed(photos, tmp_path, monkeypatch):
     assert len(images.unreadable([str(p) for p in photos.rglob("img*")])) == 60
     with pytest.raises(OSError, match="exceeds limit"):
         read_image(str(photos / "猫" / "img 00.jpeg"))
+
+
+def test_lists_of_other_programs(photos, tmp_path):
+    """Tabs, Windows' paths, and within a quoted name a character that only Python takes for the end of a line."""
+    odd = photos / "red bus" / "a\u2028b.png"
+    (photos / "red bus" / "img 01.png").rename(odd)
+    paths = [path.relative_to(tmp_path) for path in photos.rglob("*.*")]
+    lines = [f'"{path}"\t{path.parts[1]}' for path in paths]
+    (tmp_path / "photos.csv").write_text("\r\n".join(["path\tlabel", *lines]).replace("/", "\\"), encoding="utf-8")
+    data = build(tmp_path / "photos.csv", tmp_path / "OUT")
+    found = {item.impath for item in data.train_x + data.val + data.test}
+    assert found == {str(tmp_path / path) for path in paths} and str(odd) in found and len(found) == 60
+
+
+def test_a_quotation_mark_that_is_not_closed(tmp_path, capsys):
+    (tmp_path / "photos.csv").write_text('path,label\n"a.png,a\n' + "b.png,b\n" * 30_000)
+    told = said(capsys, "--images", tmp_path / "photos.csv", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+    assert "photos.csv, line" in told and "quotation mark" in told
+
+
+def test_names_that_are_not_in_utf8(photos, tmp_path, capsys):
+    try:
+        os.rename(photos / "red bus", os.fsencode(photos) + b"/\xe9t\xe9")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    told = said(capsys, "--images", photos, "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+    assert "names that are not in UTF-8" in told and r"\udce9t\udce9" in told
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_does(orientation, tmp_path):
+    pixels = np.random.default_rng().integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        wanted = ImageOps.exif_transpose(image).convert("RGB")
+    assert np.array_equal(read_image(tmp_path / "a.png", upright=True), wanted)
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+def test_an_exif_that_pillow_cannot_write_again(tmp_path):
+    """Its resolution is a text: `exif_transpose` raises TypeError."""
+    tiff = b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHI4sI", 0x0112, 3, 1, 6, 0x011A, 2, 4, b"72\0\0", 0)
+    picture = Image.fromarray(np.random.default_rng().integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    picture.save(tmp_path / "phone.jpg", exif=b"Exif\0\0" + tiff)
+    with Image.open(tmp_path / "phone.jpg") as image, pytest.raises(TypeError):
+        ImageOps.exif_transpose(image)
+    assert images.image_problem(str(tmp_path / "phone.jpg")) == ""
+    assert read_image(tmp_path / "phone.jpg", upright=True).size == (20, 30)
+    picture.save(tmp_path / "odd.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert read_image(tmp_path / "odd.jpg", upright=True).size == (30, 20)
+
+
+def test_whatever_a_decoder_raises_is_one_line(photos, monkeypatch):
+    def decode(self, *args):
+        raise RuntimeError("decoding of color planes failed")
+
+    monkeypatch.setattr(PngImageFile, "load", decode)
+    with pytest.raises(OSError, match="Cannot read the image .*planes failed"):
+        read_image(photos / "red bus" / "img 01.png")
 
 
 def test_bad_folders_get_one_line(photos, tmp_path, capsys):
@@ -561,6 +626,31 @@ def test_images_in_memory(trained, photos):
     assert by_image.image == "image 1" and by_image.top == by_path.top
 
 
+def test_an_empty_folder_among_others(trained, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    given = [photos / "red bus" / "img 01.png", tmp_path / "empty", photos / "猫" / "img 01.png"]
+    first, none, last = Predictor(trained)(given)
+    assert first.classname == "red bus" and last.classname == "猫"
+    assert (none.image, none.top, none.error) == (str(tmp_path / "empty"), [], "it is a folder without images")
+
+
+def test_names_that_no_output_can_take(trained, photos, tmp_path):
+    """In JSON and in the table, with a strict standard output; the sheet takes a formula for a name."""
+    odd = os.fsencode(tmp_path) + b"/\xe9.png"
+    try:
+        shutil.copy(photos / "red bus" / "img 01.png", odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    words = [sys.executable, predict.__file__, odd, "--model-dir", trained, "--classes", r"a $5 \frac{x$,b"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*words, "--json"], env=env, capture_output=True, check=True)
+    (answer,) = json.loads(done.stdout)
+    assert os.fsencode(answer["image"]) == odd
+    env["PYTHONIOENCODING"] = "ascii:strict"
+    done = subprocess.run([*words, "--picture", tmp_path / "sheet.png"], env=env, capture_output=True)
+    assert done.returncode == 0 and rb"\udce9.png" in done.stdout and (tmp_path / "sheet.png").exists(), done.stderr
+
+
 def test_the_command(trained, photos, tmp_path, capsys):
     bad = photos / "red bus" / "text.jpg"
     bad.write_text("no image")
@@ -577,7 +667,11 @@ def test_the_command(trained, photos, tmp_path, capsys):
     for argv, told in (
         ([str(photos / "nowhere.jpg")], "No such file"),
         ([str(tmp_path / "my photos" / "猫"), "--classes", "one"], "two or more different classes"),
+        ([str(photos), "--classes", ""], "two or more different classes, not none"),
+        ([str(photos), "--classes", "A_cat,a cat"], "two or more different classes, not A_cat, a cat"),
         ([str(photos), "--top", "0"], "--top is 0"),
+        ([str(photos), "--picture", "sheet.jpg"], "give the name of a .png file"),
+        ([str(photos), "--picture", str(tmp_path / "no" / "sheet.png")], "--picture cannot be written"),
         ([str(photos), "--load-epoch", "7"], "there are [30]"),
         ([str(photos), "--model-dir", str(tmp_path)], "has no config.yaml"),
     ):

@@ -152,9 +152,31 @@ def test_another_config_has_a_folder_of_its_own(method, tmp_path, monkeypatch):
     m = method()
     assert m.base_dir("shapes", 3) == tmp_path / "out/base2new/shapes/shots16/OrthCR/tiny/seed3"
     assert m.base_dir("dtd", 3) == tmp_path / "out/base2new/dtd/shots16/OrthCR/vit_b16/seed3"
+    assert method("CoOp").base_dir("shapes", 3) == tmp_path / "out/base2new/shapes/shots16/CoOp/tiny/seed3"
     m.cfg = "vit_b32"
     assert m.base_dir("shapes", 3) == tmp_path / "out/base2new/shapes/shots16/OrthCR/vit_b32/seed3"
     assert m.source_dir("imagenet", 1) == tmp_path / "out/xd/imagenet/shots16/OrthCR/vit_b32/seed1"
+
+
+def test_coop_runs_as_published(method, tmp_path, monkeypatch):
+    """Epochs of CoOp's paper by shots with 16 random vectors; elsewhere CoCoOp's start; 50 epochs on ImageNet."""
+    seen = []
+
+    def note(args):
+        cfg = train.setup_cfg(args)
+        seen.append((cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.COOP.CTX_INIT or cfg.TRAINER.COOP.N_CTX, cfg.OUTPUT_DIR))
+        return {}
+
+    monkeypatch.setattr(run, "run", note)
+    m, out = method("CoOp"), tmp_path / "out"
+    for shots in run.SHOTS:
+        m.fewshot("dtd", 1, shots)
+    assert [few[:2] for few in seen] == [(50, 16), (100, 16), (100, 16), (200, 16), (200, 16)]
+    assert seen[0][2] == str(out / "fewshot/dtd/CoOp/vit_b16_ep50/shots1/seed1")
+    seen.clear()
+    m.base2new_train("dtd", 1), m.base2new_train("imagenet", 1), m.xd_train("imagenet", 1), m.fewshot("imagenet", 1, 16)
+    assert [few[:2] for few in seen] == [(200, "a photo of a"), *[(50, "a photo of a")] * 2, (50, 16)]
+    assert seen[2][2] == str(out / "xd/imagenet/shots16/CoOp/vit_b16_ep50_ctxv1/seed1")
 
 
 def test_what_all_means():
@@ -189,6 +211,9 @@ def test_what_all_means():
     (["OrthCR", "fewshot", "dtd", "1", "2", "3"], "takes DATASET [SEED [SHOTS]]"),
     (["OrthCR", "xd_test", "dtd", "1"], "there is no finished training in"),
     (["OrthCR", "dg_test", "1"], "OrthCR dg_test imagenet_sketch 1: there is no finished"),
+    (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes, as shapes_fog"),
+    (["OrthCR", "fewshot", "dtd", "1", "0"], "SHOTS is 0: give 1 or more"),
+    (["OrthCR", "base2new_train", "dtd", "1"], "(here DATA in the environment stands for --root"),
     (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is what the words before say"),
 ])  # fmt: skip
 def test_bad_words_get_one_line(words, told, tmp_path, monkeypatch, capsys):

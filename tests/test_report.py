@@ -292,6 +292,17 @@ def test_few_shot_by_hand(tmp_path):
     assert "CoOp on EuroSAT, 4 shots: seed 2 is missing" in only(tmp_path).notes
 
 
+def test_no_shots_are_all_images(tmp_path):
+    """NUM_SHOTS 0 trains on everything, as -1 does: a column of its own, not the one of zero-shot CLIP."""
+    for k, shots in enumerate((0, -1, 16)):
+        ours(tmp_path / f"{k}", "CoOp", ("EuroSAT", "all", shots, k), "EuroSAT", "all", 50 + k)
+        log(tmp_path / f"log{k}", "KgCoOp", "EuroSAT", "all", k, (700 + k, 1000), shots=shots)
+    table = only(tmp_path)
+    assert table.heads[2:] == ["16 shots", "all images"]
+    assert [row[1:] for row in table.rows] == [["CoOp", "52.00*", "50.50 ± 0.50*"],
+                                               ["KgCoOp (Dassl.pytorch)", "70.20*", "70.05 ± 0.05*"]]  # fmt: skip
+
+
 def write_transfer(root):
     """A model of ImageNet on two other data sets and two variants, and zero-shot on all of them."""
     acc = {}

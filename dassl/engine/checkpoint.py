@@ -44,18 +44,17 @@ def find_checkpoint(directory, name, epoch):
 
 def load_weights(model, checkpoint, path):
     """`model.load_state_dict` with an error of one line."""
-    wanted, given = model.state_dict(), checkpoint.get("state_dict", checkpoint)
-    for key in wanted:
-        if key in given and given[key].shape != wanted[key].shape:
-            raise ValueError(
-                f'the checkpoint "{path}" does not fit: "{key}" is {list(given[key].shape)} there and '
-                f"{list(wanted[key].shape)} in this model; use the backbone, trainer settings and classes that it was "
-                f"trained with"
-            )
+    given = checkpoint.get("state_dict", checkpoint)
     try:
         model.load_state_dict(given)
     except RuntimeError as error:
-        raise ValueError(f'the checkpoint "{path}" does not fit: {" ".join(str(error).split())}') from error
+        told = " ".join(str(error).split())
+        for key, wanted in model.state_dict().items():
+            if key in given and given[key].shape != wanted.shape:
+                told = (f'"{key}" is {list(given[key].shape)} there and {list(wanted.shape)} in this model; use the '
+                        f"backbone, trainer settings and classes that it was trained with")  # fmt: skip
+                break
+        raise ValueError(f'the checkpoint "{path}" does not fit: {told}') from error
 
 
 def remove_temporary(folder, but):

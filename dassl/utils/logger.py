@@ -24,7 +24,7 @@ class Logger:
         if fpath is not None:
             mkdir_if_missing(osp.dirname(fpath))
             # Append: nothing is ever lost. Line by line: forked data workers inherit no pending text
-            self.file = open(fpath, "a", buffering=1, encoding="utf-8")
+            self.file = open(fpath, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def __getattr__(self, name):
         return getattr(self.__dict__["console"], name)

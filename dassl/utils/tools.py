@@ -6,7 +6,6 @@ import os
 import os.path as osp
 import platform
 import random
-import struct
 import uuid
 import warnings
 from difflib import SequenceMatcher
@@ -15,7 +14,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from .download import download_url  # noqa: F401  where Dassl has it
 
@@ -117,12 +116,27 @@ def read_image(path, upright=False):
     """
     try:
         with Image.open(path) as img:
-            return (ImageOps.exif_transpose(img) if upright else img).convert("RGB")
+            return (turned_upright(img) if upright else img).convert("RGB")
     except FileNotFoundError:
         advice = "check DATASET.ROOT and that the data set is complete"
         raise FileNotFoundError(f'No image at "{path}": {advice}') from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:  # Pillow
+    except Exception as e:  # Pillow raises a dozen types
         raise OSError(f'Cannot read the image "{path}" ({e}): replace it by an intact copy') from e
+
+
+def turned_upright(img):
+    """Return the `PIL.Image` turned as its EXIF orientation says, or as it is where its EXIF cannot be read.
+
+    Not `ImageOps.exif_transpose`, which also writes all the rest of the EXIF anew, and fails on what cameras put there.
+    """
+    try:
+        orientation = img.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises a dozen types
+        return img
+    turn = Image.Transpose
+    turns = [turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_270,
+             turn.TRANSVERSE, turn.ROTATE_90]  # fmt: skip
+    return img.transpose(turns[orientation - 2]) if orientation in range(2, 9) else img
 
 
 def collect_env_info():
