@@ -131,9 +131,9 @@ def food101(root, rng):
 
 def oxford_pets(root, rng):
     folder, breeds, lists = root / "oxford_pets", ("Abyssinian", "american_bulldog", "Bengal", "yorkshire_terrier"), {}
-    for part in ("trainval", "test"):
+    for part, numbers in (("trainval", range(1, 100)), ("test", range(100, 200))):  # no image is in both
         images = [
-            (f"{breed}_{n}", k) for k, breed in enumerate(breeds) for n in rng.sample(range(1, 200), rng.randint(3, 9))
+            (f"{breed}_{n}", k) for k, breed in enumerate(breeds) for n in rng.sample(numbers, rng.randint(3, 9))
         ]
         lines = [f"{image} {k + 1} {1 + (image[0].islower())} {rng.randint(1, 25)}" for image, k in images]
         put(folder / "annotations" / f"{part}.txt", "\n".join(lines) + "\n")
@@ -218,9 +218,9 @@ def ucf101(root, rng):
                "HandstandPushups": "Handstand_Pushups", "YoYo": "Yo_Yo"}  # fmt: skip
     text = folder / "ucfTrainTestlist"
     put(text / "classInd.txt", "".join(f"{k} {action}\r\n" for k, action in enumerate(actions, 1)))
-    for part in ("train", "test"):
+    for part, groups in (("train", range(8, 99)), ("test", range(8))):  # no video is in both
         videos = [(action, k, f"v_{action.replace('dstandP', 'dStandP')}_g{n:02d}_c01")
-                  for k, action in enumerate(actions) for n in rng.sample(range(99), rng.randint(3, 8))]  # fmt: skip
+                  for k, action in enumerate(actions) for n in rng.sample(groups, rng.randint(3, 8))]  # fmt: skip
         numbered = part == "train"
         put(text / f"{part}list01.txt", "".join(f"{a}/{v}.avi{f' {k + 1}' * numbered}\n" for a, k, v in videos))
         put(text / f"{part}list02.txt", "")
@@ -531,7 +531,10 @@ def test_without_split_file_a_selection_holds_for_the_same_images_only(name, lay
         old.rename(new)
     else:
         listed = tmp_path / cls.dataset_dir / "images_variant_train.txt"
-        listed.write_text("\n".join(listed.read_text().splitlines()[1:]) + "\n")
+        first = listed.read_text().split()[0]
+        listed.write_text(listed.read_text().replace(first, "9999999", 1))
+        image = folder_of(cls, tmp_path) / f"{first}.jpg"
+        image.rename(image.with_name("9999999.jpg"))
     build_dataset(cfg_of(tmp_path, name, 2))
     assert read_json(cache)["split_sha256"] != kept["split_sha256"] and read_json(cache)["train"] != kept["train"]
 
