@@ -1,7 +1,7 @@
 # make demo       set-up, then base-to-new on the embedded data: table, output/demo/report.html
 # make protocols  set-up, then all four protocols on the embedded data: tables, pictures in output/protocols
 # make test       set-up, then the tests
-# make lint       ruff
+# make lint       ruff: rules and format
 # make bench      seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
 
 PYTHON ?= python3
@@ -21,6 +21,7 @@ test: setup
 
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 bench: setup
 	$(PY) scripts/bench.py

@@ -64,8 +64,14 @@ class Predictor:
         ValueError: the model cannot take these classes, or the checkpoint does not fit.
     """
 
-    def __init__(self, model_dir, classes: list[str] | None = None, epoch: int | None = None, template: str = "",
-                 device: str | None = None):  # fmt: skip
+    def __init__(
+        self,
+        model_dir,
+        classes: list[str] | None = None,
+        epoch: int | None = None,
+        template: str = "",
+        device: str | None = None,
+    ):
         model_dir = osp.expanduser(str(model_dir))
         if device:
             check_availability(device, ["cpu", "cuda"])
@@ -74,9 +80,13 @@ class Predictor:
                 f"{model_dir} has no config.yaml: give the --output-dir of a training as --model-dir"
             )
         with redirect_stdout(io.StringIO()):  # what a training would log
-            cfg = setup_cfg(parse(["--eval-only", "--model-dir", model_dir]
-                                  + (["--template", template] if template else [])
-                                  + (["USE_CUDA", str(device == "cuda")] if device else [])))  # fmt: skip
+            cfg = setup_cfg(
+                parse(
+                    ["--eval-only", "--model-dir", model_dir]
+                    + (["--template", template] if template else [])
+                    + (["USE_CUDA", str(device == "cuda")] if device else [])
+                )
+            )
             if classes is not None:
                 different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
                 if len(classes) < 2 or len(different) < len(classes):
@@ -99,8 +109,12 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             images = [images]
         images = [image for given in images for image in expand(given)]
-        loader = DataLoader(Reader(images, self.transform), self.batch_size, collate_fn=list,
-                            num_workers=self.workers if len(images) > self.batch_size else 0)  # fmt: skip
+        loader = DataLoader(
+            Reader(images, self.transform),
+            self.batch_size,
+            collate_fn=list,
+            num_workers=self.workers if len(images) > self.batch_size else 0,
+        )
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:
                 yield from self.predict(batch, top)

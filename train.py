@@ -145,8 +145,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     else:
         args.trainer = args.trainer or "OrthCR"
         own = osp.join(HERE, "configs", "trainers", args.trainer, "tiny.yaml")
-        files = [args.dataset_config_file or osp.join(HERE, "configs", "datasets", "shapes.yaml"),
-                 args.config_file or (own if osp.exists(own) else "")]  # fmt: skip
+        files = [
+            args.dataset_config_file or osp.join(HERE, "configs", "datasets", "shapes.yaml"),
+            args.config_file or (own if osp.exists(own) else ""),
+        ]
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
     # a trainer of somebody else declares no defaults: what its config says under TRAINER is taken as it is
     foreign = () if hasattr(TRAINER_REGISTRY.get(args.trainer), "defaults") else ("TRAINER",)
@@ -158,11 +160,18 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         merge_config(cfg, file, allow_new=foreign)
         if file == trained:  # where and on what the training ran is its own affair
             cfg.update(by_default)
-    given = {"DATASET.ROOT": args.root, "RESUME": args.resume or None, "SEED": args.seed,
-             "DATASET.SOURCE_DOMAINS": args.source_domains, "DATASET.TARGET_DOMAINS": args.target_domains,
-             "INPUT.TRANSFORMS": args.transforms, "TRAINER.NAME": args.trainer,
-             "MODEL.BACKBONE.NAME": args.backbone or None, "MODEL.HEAD.NAME": args.head or None,
-             **own_images(args, cfg)}  # fmt: skip
+    given = {
+        "DATASET.ROOT": args.root,
+        "RESUME": args.resume or None,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone or None,
+        "MODEL.HEAD.NAME": args.head or None,
+        **own_images(args, cfg),
+    }
     merge_config(cfg, [word for item in given.items() if item[1] is not None for word in item])
     merge_config(cfg, args.opts, allow_new=foreign)
 
@@ -198,12 +207,19 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
     given = {"DATASET.SKIP_UNREADABLE": args.skip_unreadable or None}
     kept = osp.join(args.model_dir, "split.json")
     if args.images:
-        given |= {"DATASET.NAME": "Images", "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
-                  "DATASET.NUM_SHOTS": -1, "DATASET.ALL_TEST": args.eval_only,
-                  "INPUT.EXIF_TRANSPOSE": True, "TEST.PER_CLASS_RESULT": True}  # fmt: skip
+        given |= {
+            "DATASET.NAME": "Images",
+            "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
+            "DATASET.NUM_SHOTS": -1,
+            "DATASET.ALL_TEST": args.eval_only,
+            "INPUT.EXIF_TRANSPOSE": True,
+            "TEST.PER_CLASS_RESULT": True,
+        }
         if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
-            print("The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file "
-                  f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)")  # fmt: skip
+            print(
+                "The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file "
+                f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
+            )
         classes = osp.join(args.model_dir, CLASSES)
         if args.eval_only and args.model_dir and osp.exists(classes):
             given["DATASET.CLASSES"] = read_json(classes)
@@ -310,8 +326,10 @@ def run(args: argparse.Namespace) -> dict:
     else:
         trained = check_model_dir(cfg, args.model_dir)
         if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
-            raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
-                             f"choose another --output-dir")  # fmt: skip
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
+                f"choose another --output-dir"
+            )
     with contextlib.ExitStack() as stack:
         try:
             mkdir_if_missing(cfg.OUTPUT_DIR)
@@ -374,18 +392,29 @@ def _run(args: argparse.Namespace, cfg: CfgNode, trained: dict) -> dict:
         "model_dir": osp.abspath(args.model_dir) if args.model_dir else None,
         "trained_on": {  # an evaluation on other classes or data is never mistaken for a training there
             key: trained_cfg.get(name)
-            for key, name in (("dataset", "DATASET.NAME"), ("classes", "DATASET.SUBSAMPLE_CLASSES"),
-                              ("seed", "SEED"), ("shots", "DATASET.NUM_SHOTS"))
-        } if params and trained_cfg else None,
+            for key, name in (
+                ("dataset", "DATASET.NAME"),
+                ("classes", "DATASET.SUBSAMPLE_CLASSES"),
+                ("seed", "SEED"),
+                ("shots", "DATASET.NUM_SHOTS"),
+            )
+        }
+        if params and trained_cfg
+        else None,
         **trainer.results,
         "trainable_params": params,
         "seconds": time.time() - start if args.eval_only else getattr(trainer, "train_seconds", time.time() - start),
         "peak_memory_mib": peak_memory(cfg),
         "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                     "torchvision": torchvision.__version__, "dassl": dassl.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "torchvision": torchvision.__version__,
+            "dassl": dassl.__version__,
+        },
         "git_revision": git_revision(),
-    }  # fmt: skip
+    }
     write_json(results, osp.join(cfg.OUTPUT_DIR, "results.json"))
     print(f"Results are in {osp.join(cfg.OUTPUT_DIR, 'results.json')}")
     return results

@@ -177,8 +177,10 @@ def split_trainval(trainval: list[Datum]) -> tuple[list[Datum], list[Datum]]:
     for items in by_label.values():
         n_val = round(len(items) * 0.2)
         if not n_val:
-            raise ValueError(f'{len(items)} images to train "{items[0].classname}" ({items[0].impath}): '
-                             f"train and val need 3 to share")  # fmt: skip
+            raise ValueError(
+                f'{len(items)} images to train "{items[0].classname}" ({items[0].impath}): '
+                f"train and val need 3 to share"
+            )
         rng.shuffle(items)
         val += items[:n_val]
         train += items[n_val:]

@@ -24,8 +24,21 @@ from dassl.utils import get_most_similar_str_to_a_from_b, read_json, write_json
 
 from .base import PARTS, SplitDataset, Splits, read_split
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".heic", ".heif",
-            ".avif")  # fmt: skip
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".heic",
+    ".heif",
+    ".avif",
+)
 
 
 class Row(NamedTuple):
@@ -238,8 +251,15 @@ def make_row(source: str, where: str, path: object, label: object, split: object
 
 def part_of(name: str) -> str | None:
     """train, val or test, for the names that people give them."""
-    return {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-            "testing": "test"}.get(name.lower())  # fmt: skip
+    return {
+        "train": "train",
+        "training": "train",
+        "val": "val",
+        "valid": "val",
+        "validation": "val",
+        "test": "test",
+        "testing": "test",
+    }.get(name.lower())
 
 
 def normal(name: str) -> str:

@@ -63,8 +63,12 @@ def table() -> str:
         origin = "by hand, with an account" if by_hand else ", ".join([*hosts, *drive])
         size = "144" if by_hand else f"{gigabytes:.2f}"
         rows.append([name, source.config, source.folder + "/", size, origin])
-    return tabulate(rows, ["data set", "config", "folder", "GB", "from"], disable_numparse=True,
-                    colalign=("left", "left", "left", "right", "left"))  # fmt: skip
+    return tabulate(
+        rows,
+        ["data set", "config", "folder", "GB", "from"],
+        disable_numparse=True,
+        colalign=("left", "left", "left", "right", "left"),
+    )
 
 
 # ------------------------------------------------------------------ one data set

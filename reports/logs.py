@@ -55,8 +55,19 @@ def read_log(path: Path) -> Run:
     accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), trains=not eval_only and not zero_shot)
     if eval_only and accuracy is None and split == "val":
         raise LeftOut("evaluated on val")
-    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "Dassl.pytorch", model_dir,
-               model=path.parent.resolve() if trained and not evaluation else None)  # fmt: skip
+    return Run(
+        trainer,
+        backbone,
+        settings,
+        trained,
+        dataset,
+        classes,
+        accuracy,
+        path,
+        "Dassl.pytorch",
+        model_dir,
+        model=path.parent.resolve() if trained and not evaluation else None,
+    )
 
 
 def parse_config(lines: list[str]) -> dict[str, str]:

@@ -3,11 +3,27 @@
 from collections.abc import Iterable
 
 # the order of CoOp's tables; other data sets follow by name
-SHORT = {"ImageNet": "ImageNet", "Caltech101": "Caltech101", "OxfordPets": "Pets", "StanfordCars": "Cars",
-         "OxfordFlowers": "Flowers", "Food101": "Food101", "FGVCAircraft": "Aircraft", "SUN397": "SUN397",
-         "DescribableTextures": "DTD", "EuroSAT": "EuroSAT", "UCF101": "UCF101", "ImageNetV2": "-V2",
-         "ImageNetSketch": "-Sketch", "ImageNetA": "-A", "ImageNetR": "-R", "ShapesFog": "Fog", "ShapesNight": "Night",
-         "ShapesNeon": "Neon", "ShapesScribble": "Scribble"}  # fmt: skip
+SHORT = {
+    "ImageNet": "ImageNet",
+    "Caltech101": "Caltech101",
+    "OxfordPets": "Pets",
+    "StanfordCars": "Cars",
+    "OxfordFlowers": "Flowers",
+    "Food101": "Food101",
+    "FGVCAircraft": "Aircraft",
+    "SUN397": "SUN397",
+    "DescribableTextures": "DTD",
+    "EuroSAT": "EuroSAT",
+    "UCF101": "UCF101",
+    "ImageNetV2": "-V2",
+    "ImageNetSketch": "-Sketch",
+    "ImageNetA": "-A",
+    "ImageNetR": "-R",
+    "ShapesFog": "Fog",
+    "ShapesNight": "Night",
+    "ShapesNeon": "Neon",
+    "ShapesScribble": "Scribble",
+}
 AVERAGE = "average"
 
 

@@ -13,8 +13,18 @@ from .tables import Cell, Table  # noqa: E402
 # told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
 COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 MARKERS = "osD^vP<>"
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-                     "axes.axisbelow": True, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})  # fmt: skip
+plt.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.axisbelow": True,
+        "font.size": 11,
+        "legend.frameon": False,
+        "figure.dpi": 110,
+    }
+)
 
 
 def draw(tables: list[Table], folder: Path) -> list[Path]:
@@ -45,8 +55,11 @@ def styles_of(cells: list[Cell]) -> dict[str, dict]:
     trained = {cell.method: cell.shots is not None for cell in cells}
     free, styles = 1, {}
     for k, (method, learned) in enumerate(trained.items()):
-        styles[method] = {"color": COLOURS[free % len(COLOURS) if learned else 0], "marker": MARKERS[k % len(MARKERS)],
-                          "hatch": None if learned and free < len(COLOURS) or k == 0 else "///"}  # fmt: skip
+        styles[method] = {
+            "color": COLOURS[free % len(COLOURS) if learned else 0],
+            "marker": MARKERS[k % len(MARKERS)],
+            "hatch": None if learned and free < len(COLOURS) or k == 0 else "///",
+        }
         free += learned
     return styles
 
@@ -70,8 +83,15 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
                 ax.errorbar(x, cell.mean, cell.std, color="k", capsize=min(3, 20 * room), lw=1)
             if room > 0.17:  # else they would overlap
                 flat = room > 0.34
-                ax.text(x, cell.mean + cell.std + (1.2 if flat else 2.4), f"{cell.mean:.1f}", ha="center", va="bottom",
-                        fontsize=9 if flat else 8, rotation=0 if flat else 90)  # fmt: skip
+                ax.text(
+                    x,
+                    cell.mean + cell.std + (1.2 if flat else 2.4),
+                    f"{cell.mean:.1f}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=9 if flat else 8,
+                    rotation=0 if flat else 90,
+                )
     ax.set_xticks(places, names)
     ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
     ax.grid(axis="x", visible=False)
@@ -148,16 +168,24 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True)
     for ax, dataset in zip(axes.flat, datasets, strict=False):
         for method, style in styles.items():
-            own = sorted((c for c in cells if c.method == method and c.target == dataset and c.values),
-                         key=lambda c: shots.index(c.shots or 0))  # fmt: skip
+            own = sorted(
+                (c for c in cells if c.method == method and c.target == dataset and c.values),
+                key=lambda c: shots.index(c.shots or 0),
+            )
             x = [shots.index(c.shots or 0) for c in own]
             if own and own[0].shots is None:
                 ax.axhline(own[0].mean, color=style["color"], ls=":", lw=1)
                 ax.plot(x, own[0].mean, "*", color=style["color"], ms=14, label=method, zorder=3)
             elif own:
                 ax.plot(x, [c.mean for c in own], color=style["color"], marker=style["marker"], ms=5, label=method)
-                ax.fill_between(x, [c.mean - c.std for c in own], [c.mean + c.std for c in own], color=style["color"],
-                                alpha=0.2, lw=0)  # fmt: skip
+                ax.fill_between(
+                    x,
+                    [c.mean - c.std for c in own],
+                    [c.mean + c.std for c in own],
+                    color=style["color"],
+                    alpha=0.2,
+                    lw=0,
+                )
         name = next(c.name for c in cells if c.target == dataset)
         ax.set_title(name, fontsize=11, weight="bold" if name == AVERAGE else None)
         ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])

@@ -71,8 +71,11 @@ def transfer(runs: list[Run]) -> Iterator[Protocol]:
     """Trained on all classes of a source: accuracy on other data sets (xd) and on the source's variants (dg)."""
     mine = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
     for name, title in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
-        away = [r for r in mine if r.dataset != r.trained.dataset
-                and (r.dataset in VARIANTS.get(r.trained.dataset, ())) == (name == "dg")]  # fmt: skip
+        away = [
+            r
+            for r in mine
+            if r.dataset != r.trained.dataset and (r.dataset in VARIANTS.get(r.trained.dataset, ())) == (name == "dg")
+        ]
         for source in in_order(r.trained.dataset for r in away):
             for shots, own in by_shots([r for r in away if r.trained.dataset == source]):
                 models = {r.model for r in own}  # on the source itself: those very models, not others trained alike
@@ -80,8 +83,14 @@ def transfer(runs: list[Run]) -> Iterator[Protocol]:
                 home = [r for r in home if r.model in models]
                 zero = zero_shot(runs, ("all",), {r.dataset for r in own})
                 zero += [r for r in zero_shot(runs, ("all",), {source}) if r.method in {z.method for z in zero}]
-                yield Protocol(name, f"{title}: trained on {source}, {images(shots)}", own + home + zero,
-                               {"all": Column("all")}, shots, source)  # fmt: skip
+                yield Protocol(
+                    name,
+                    f"{title}: trained on {source}, {images(shots)}",
+                    own + home + zero,
+                    {"all": Column("all")},
+                    shots,
+                    source,
+                )
 
 
 def new_classes(runs: list[Run]) -> Iterator[Protocol]:

@@ -8,8 +8,21 @@ from typing import NamedTuple
 import yaml
 
 # Config keys that tell nothing about the method: where and on what it ran, and what is in a Run anyway
-NO_METHOD = ("OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "VERSION", "USE_CUDA", "DATASET.", "DATALOADER.NUM_WORKERS",
-             "DATALOADER.TEST.", "TRAIN.", "TEST.", "TRAINER.NAME", "MODEL.BACKBONE.NAME")  # fmt: skip
+NO_METHOD = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "SEED",
+    "VERBOSE",
+    "VERSION",
+    "USE_CUDA",
+    "DATASET.",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.TEST.",
+    "TRAIN.",
+    "TEST.",
+    "TRAINER.NAME",
+    "MODEL.BACKBONE.NAME",
+)
 MODEL_SPLIT = "Images split"  # a user's own images as split and kept in the model's directory
 
 
@@ -92,9 +105,18 @@ def read_results(path: Path) -> Run:
     if dataset == "Images":  # a user's own: the folder says which
         dataset = f"Images {Path(config.get('DATASET.IMAGES') or '').stem}"
         trained = trained if evaluation or not trained else trained._replace(dataset=dataset)
-    return Run(trainer, backbone, method_settings(config, trainer, bool(trained)), trained, dataset, classes, accuracy,
-               path, model_dir=results.get("model_dir") or "" if evaluation else None,
-               model=path.parent.resolve() if trained and not evaluation else None)  # fmt: skip
+    return Run(
+        trainer,
+        backbone,
+        method_settings(config, trainer, bool(trained)),
+        trained,
+        dataset,
+        classes,
+        accuracy,
+        path,
+        model_dir=results.get("model_dir") or "" if evaluation else None,
+        model=path.parent.resolve() if trained and not evaluation else None,
+    )
 
 
 def read_config(path: Path) -> dict:
@@ -113,6 +135,12 @@ def read_config(path: Path) -> dict:
 def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:
     """The config without what does not belong to the method; without training only what concerns the model."""
     mine = ("MODEL.", f"TRAINER.{trainer.upper()}.")
-    return tuple(sorted((key, str(value)) for key, value in config.items()
-                        if (key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD))
-                        and not key.endswith((".PREC", ".MONITOR")) and (trained or key.startswith(mine))))  # fmt: skip
+    return tuple(
+        sorted(
+            (key, str(value))
+            for key, value in config.items()
+            if (key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD))
+            and not key.endswith((".PREC", ".MONITOR"))
+            and (trained or key.startswith(mine))
+        )
+    )

@@ -119,8 +119,17 @@ def make_table(p: Protocol, seeds: list[int]) -> Table:
             without = [t for t in targets if not values.get((t, head))] if target == AVERAGE and found else []
             shots = (p.shots if column.shots is None else column.shots) if method.trained else None
             cells[target, method, head] = Cell(
-                p.name, method.label, (p.source or target) * method.trained, target, column.classes,
-                shots, column.metric, found, missing, partial=bool(without))  # fmt: skip
+                p.name,
+                method.label,
+                (p.source or target) * method.trained,
+                target,
+                column.classes,
+                shots,
+                column.metric,
+                found,
+                missing,
+                partial=bool(without),
+            )
             place = f"{method.label} on {target}" + f", {head}" * (not p.source)
             if without:
                 notes.append(f"{place}: without {', '.join(without)}")

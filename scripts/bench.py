@@ -34,9 +34,18 @@ def random_vit_b16(path: Path) -> None:
     from clip.model import CLIP
 
     torch.manual_seed(0)
-    model = CLIP(embed_dim=512, image_resolution=224, vision_layers=12, vision_width=768, vision_patch_size=16,
-                 context_length=77, vocab_size=49408, transformer_width=512, transformer_heads=8,
-                 transformer_layers=12)  # fmt: skip
+    model = CLIP(
+        embed_dim=512,
+        image_resolution=224,
+        vision_layers=12,
+        vision_width=768,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=512,
+        transformer_heads=8,
+        transformer_layers=12,
+    )
     torch.save(model.half().state_dict(), path)
 
 
@@ -65,11 +74,31 @@ def measure(case: str, args) -> dict:
                 super().__init__(train_x=items, test=items)
 
         config = ROOT / "configs" / "trainers" / trainer_name / "vit_b16.yaml"
-        cfg = setup_cfg(parse([
-            "--trainer", trainer_name, "--config-file", str(config), "--output-dir", folder, "--backbone", args.weights,
-            "DATASET.NAME", "Noise", "DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch), "DATALOADER.NUM_WORKERS", "0",
-            "DATALOADER.TEST.BATCH_SIZE", str(args.batch), f"TRAINER.{trainer_name.upper()}.PREC", args.prec, *opts,
-        ]))  # fmt: skip
+        cfg = setup_cfg(
+            parse(
+                [
+                    "--trainer",
+                    trainer_name,
+                    "--config-file",
+                    str(config),
+                    "--output-dir",
+                    folder,
+                    "--backbone",
+                    args.weights,
+                    "DATASET.NAME",
+                    "Noise",
+                    "DATALOADER.TRAIN_X.BATCH_SIZE",
+                    str(args.batch),
+                    "DATALOADER.NUM_WORKERS",
+                    "0",
+                    "DATALOADER.TEST.BATCH_SIZE",
+                    str(args.batch),
+                    f"TRAINER.{trainer_name.upper()}.PREC",
+                    args.prec,
+                    *opts,
+                ]
+            )
+        )
         trainer = build_trainer(cfg)
         batch = next(iter(trainer.train_loader_x))
 
@@ -93,9 +122,15 @@ def measure(case: str, args) -> dict:
         kept = seconds(lambda: trainer.model_inference(image), args.steps)
         again = seconds(lambda: (trainer.set_model_mode("eval"), trainer.model_inference(image)), args.steps)
     device = torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads"
-    return {"case": case, "step": step, "memory": memory, "eval": kept, "recomputed": again,
-            "params": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            "where": f"{device}, torch {torch.__version__}"}  # fmt: skip
+    return {
+        "case": case,
+        "step": step,
+        "memory": memory,
+        "eval": kept,
+        "recomputed": again,
+        "params": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "where": f"{device}, torch {torch.__version__}",
+    }
 
 
 def main() -> None:
@@ -123,10 +158,27 @@ def main() -> None:
                 sys.exit(f"{case} failed:\n{out.stderr}")
             results.append(json.loads(out.stdout.splitlines()[-1]))
     first = results[0]["step"]
-    rows = [[r["case"], f"{r['params']:,}", f"{r['step']:.3f}", f"{first / r['step']:.2f}", f"{r['memory']:.0f}",
-             f"{r['eval']:.3f}", f"{r['recomputed'] / r['eval']:.2f}"] for r in results]  # fmt: skip
-    heads = ["case", "trained", "s / step", f"faster than {results[0]['case']}", "peak MiB", "s / test batch",
-             "slower if text were recomputed"]  # fmt: skip
+    rows = [
+        [
+            r["case"],
+            f"{r['params']:,}",
+            f"{r['step']:.3f}",
+            f"{first / r['step']:.2f}",
+            f"{r['memory']:.0f}",
+            f"{r['eval']:.3f}",
+            f"{r['recomputed'] / r['eval']:.2f}",
+        ]
+        for r in results
+    ]
+    heads = [
+        "case",
+        "trained",
+        "s / step",
+        f"faster than {results[0]['case']}",
+        "peak MiB",
+        "s / test batch",
+        "slower if text were recomputed",
+    ]
     print(tabulate(rows, heads, "github", colalign=("left", *["right"] * 6)))
     print(f"\nViT-B/16, batch {args.batch}, {args.classes} classes, {args.prec}; {results[0]['where']}")
 

@@ -33,10 +33,15 @@ def base_to_new(trainer: str, seed: int, out: Path, *opts: str) -> dict:
         model = ["--eval-only", "--model-dir", str(out), "--output-dir", str(out / "new")]
         new = run(parse([*common, *model, "DATASET.SUBSAMPLE_CLASSES", "new"]))
     return {
-        "trainer": trainer, "dataset": base["dataset"], "seed": seed,
-        "base": base["accuracy"], "new": new["accuracy"], "hm": harmonic_mean(base["accuracy"], new["accuracy"]),
-        "trainable_params": base["trainable_params"], "seconds": base["seconds"],
-    }  # fmt: skip
+        "trainer": trainer,
+        "dataset": base["dataset"],
+        "seed": seed,
+        "base": base["accuracy"],
+        "new": new["accuracy"],
+        "hm": harmonic_mean(base["accuracy"], new["accuracy"]),
+        "trainable_params": base["trainable_params"],
+        "seconds": base["seconds"],
+    }
 
 
 def table(summary: list[dict], form: str = "simple_outline") -> str:
@@ -65,8 +70,10 @@ def main() -> None:
     for trainer, seed in bar:
         summary.append(base_to_new(trainer, seed, out / trainer / f"seed{seed}"))
         s = summary[-1]
-        tqdm.write(f"[{len(summary)}/{len(jobs)}] {trainer} seed {seed}: base {s['base']:.1f}  new {s['new']:.1f}  "
-                   f"H {s['hm']:.1f}  ({s['seconds']:.0f} s)")  # fmt: skip
+        tqdm.write(
+            f"[{len(summary)}/{len(jobs)}] {trainer} seed {seed}: base {s['base']:.1f}  new {s['new']:.1f}  "
+            f"H {s['hm']:.1f}  ({s['seconds']:.0f} s)"
+        )
         sys.stdout.flush()
     write_json(summary, str(out / "summary.json"))
     demo_report.write(summary, out, table(summary, "html"))

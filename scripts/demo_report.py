@@ -94,8 +94,10 @@ def training(summary: list[dict], out: Path) -> Path:
 def orthogonality(summary: list[dict], out: Path) -> Path:
     """How far R is from orthogonal, and how much the hyperspherical energy of a weight's rows has changed."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
-    titles = {"orthcr/orthogonality_error": r"largest $|R^\top R - I|$",
-              "orthcr/energy_drift": "largest relative change of\nhyperspherical energy"}  # fmt: skip
+    titles = {
+        "orthcr/orthogonality_error": r"largest $|R^\top R - I|$",
+        "orthcr/energy_drift": "largest relative change of\nhyperspherical energy",
+    }
     for ax, (tag, label) in zip(axes, titles.items(), strict=True):
         for s in (s for s in summary if s["trainer"] == "OrthCR"):
             steps, values = curves(out / "OrthCR" / f"seed{s['seed']}")[tag]

@@ -26,8 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from datasets import drawing  # noqa: E402
 
-CAPTIONS = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "an image of a {}.", "a {}.", "{}",
-            "a photo of one {}.", "a photo of the {}.", "a bad photo of a {}.", "a good photo of the {}.")  # fmt: skip
+CAPTIONS = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a drawing of a {}.",
+    "an image of a {}.",
+    "a {}.",
+    "{}",
+    "a photo of one {}.",
+    "a photo of the {}.",
+    "a bad photo of a {}.",
+    "a good photo of the {}.",
+)
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
@@ -80,9 +90,18 @@ def main() -> None:
     tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # nothing lies behind the last end-of-text token
 
     torch.manual_seed(0)
-    model = CLIP(embed_dim=64, image_resolution=32, vision_layers=4, vision_width=128, vision_patch_size=8,
-                 context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
-                 transformer_layers=3)  # fmt: skip
+    model = CLIP(
+        embed_dim=64,
+        image_resolution=32,
+        vision_layers=4,
+        vision_width=128,
+        vision_patch_size=8,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=3,
+    )
     # matrices decay; the embedding does not, or its rows of words never seen would shrink to nothing
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]

@@ -82,9 +82,13 @@ def signals_held() -> Iterator[None]:
 def run_all(jobs: list[tuple[float, str, list[tuple]]], out: Path, workers: int) -> None:
     with (
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=sum(seconds for seconds, *_ in jobs), desc="protocols", disable=None,
-             bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]") as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=sum(seconds for seconds, *_ in jobs),
+            desc="protocols",
+            disable=None,
+            bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]",
+        ) as bar,
+    ):
         try:
             with signals_held():
                 futures = {pool.submit(work, trainer, runs, str(out)): seconds for seconds, trainer, runs in jobs}

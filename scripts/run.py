@@ -37,8 +37,9 @@ from train import MAY_DIFFER, USER_ERRORS, check_same_run, discover, parse, run,
 for package in (trainers, datasets):
     discover(package)
 SEEDS, SHOTS = (1, 2, 3), (1, 2, 4, 8, 16)
-BENCHMARK = ("imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat "
-             "ucf101").split()  # fmt: skip
+BENCHMARK = (
+    "imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
+).split()
 EMBEDDED = "shapes digits colours patterns outlines compositions".split()
 SOURCES = {"imagenet": BENCHMARK[1:], "shapes": EMBEDDED[1:]}  # of cross-dataset transfer: its targets
 BY_WORDS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
@@ -128,14 +129,33 @@ class Method:
         how = ["--eval-only", "--model-dir", str(model)]  # the settings are the model's
         return self.run(folder, dataset, seed, classes, how, newer=model / "results.json")
 
-    def run(self, folder: Path, dataset: str, seed: int, classes: str, how: list[str], opts: Iterable[str] = (),
-            newer: Path | None = None) -> dict:  # fmt: skip
+    def run(
+        self,
+        folder: Path,
+        dataset: str,
+        seed: int,
+        classes: str,
+        how: list[str],
+        opts: Iterable[str] = (),
+        newer: Path | None = None,
+    ) -> dict:
         """`train.run`, or what it left in `folder` if that is finished and not older than `newer`."""
         check_availability(dataset, list(dataset_names()))
         done = folder / "results.json"
         config = ROOT / "configs" / "datasets" / f"{dataset}.yaml"
-        argv = ["--trainer", self.trainer, "--root", self.data, "--seed", str(seed), "--output-dir", str(folder),
-                "--dataset-config-file", str(config), *how]  # fmt: skip
+        argv = [
+            "--trainer",
+            self.trainer,
+            "--root",
+            self.data,
+            "--seed",
+            str(seed),
+            "--output-dir",
+            str(folder),
+            "--dataset-config-file",
+            str(config),
+            *how,
+        ]
         args = parse([*argv, "DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.opts])
         with open(os.devnull, "w") as null, redirect_stdout(null if self.quiet else sys.stdout):  # log.txt has it all
             if not done.exists() or newer and done.stat().st_mtime < newer.stat().st_mtime:
@@ -197,8 +217,13 @@ def main(argv: list[str] | None = None) -> int:
     failed, done = [], []
     try:
         check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
-        method = Method(args.trainer, os.environ.get("CFG", ""), os.environ.get("DATA", "data"),
-                        Path(os.environ.get("OUTPUT", "output")), opts)  # fmt: skip
+        method = Method(
+            args.trainer,
+            os.environ.get("CFG", ""),
+            os.environ.get("DATA", "data"),
+            Path(os.environ.get("OUTPUT", "output")),
+            opts,
+        )
         trained = getattr(TRAINER_REGISTRY.get(args.trainer), "learner", True)
         for job in jobs(args.protocol, dataset, seed, shots, bool(trained)):
             what = " ".join(map(str, (args.trainer, args.protocol, *job)))

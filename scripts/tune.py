@@ -25,21 +25,35 @@ from report import harmonic_mean  # noqa: E402
 
 ABLATION = {"OPTIM.LR": [5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0]}
 GRIDS = {  # method -> (trainer, fixed settings, grid): 8 settings a method; 2 for the regularizers that are no default
-    "OrthCR": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_kl"],
-               {"OPTIM.LR": [2e-4, 5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0], "TRAINER.ORTHCR.TAU": [1.0, 4.0]}),
-    "CoOp": ("CoOp", [], {"OPTIM.LR": [0.002, 0.01, 0.05, 0.2],
-                          "TRAINER.COOP.N_CTX": [0, 4]}),  # 0: from the words "a photo of a"
-    "OrthCR none": ("OrthCR", ["TRAINER.ORTHCR.REG", "none"],
-                    {"OPTIM.LR": [1e-4, 2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [20, 40]}),
+    "OrthCR": (
+        "OrthCR",
+        ["TRAINER.ORTHCR.REG", "cross_kl"],
+        {"OPTIM.LR": [2e-4, 5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0], "TRAINER.ORTHCR.TAU": [1.0, 4.0]},
+    ),
+    "CoOp": (
+        "CoOp",
+        [],
+        {"OPTIM.LR": [0.002, 0.01, 0.05, 0.2], "TRAINER.COOP.N_CTX": [0, 4]},
+    ),  # 0: from the words "a photo of a"
+    "OrthCR none": (
+        "OrthCR",
+        ["TRAINER.ORTHCR.REG", "none"],
+        {"OPTIM.LR": [1e-4, 2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [20, 40]},
+    ),
     "OrthCR self_kl": ("OrthCR", ["TRAINER.ORTHCR.REG", "self_kl", "TRAINER.ORTHCR.TAU", "4.0"], ABLATION),
     "OrthCR cross_ce": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_ce"], ABLATION),
     # only narrowed the ranges above
-    "First pass: OrthCR, 20 epochs": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_kl", "OPTIM.MAX_EPOCH", "20"],
-                                      {"OPTIM.LR": [2e-4, 5e-4, 1e-3, 2e-3],
-                                       "TRAINER.ORTHCR.LAMBDA": [0.05, 0.25, 1.0, 4.0]}),
-    "First pass: OrthCR none": ("OrthCR", ["TRAINER.ORTHCR.REG", "none"],
-                                {"OPTIM.LR": [2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [5, 10]}),
-}  # fmt: skip
+    "First pass: OrthCR, 20 epochs": (
+        "OrthCR",
+        ["TRAINER.ORTHCR.REG", "cross_kl", "OPTIM.MAX_EPOCH", "20"],
+        {"OPTIM.LR": [2e-4, 5e-4, 1e-3, 2e-3], "TRAINER.ORTHCR.LAMBDA": [0.05, 0.25, 1.0, 4.0]},
+    ),
+    "First pass: OrthCR none": (
+        "OrthCR",
+        ["TRAINER.ORTHCR.REG", "none"],
+        {"OPTIM.LR": [2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [5, 10]},
+    ),
+}
 SEEDS = (1, 2, 3)
 
 

@@ -52,9 +52,27 @@ def make_cfg(tmp_path, data_root):
     """
 
     def make(*opts, trainer="OrthCR", dataset="Shapes", out="out"):
-        words = ["--root", data_root, "--output-dir", tmp_path / out, "--trainer", trainer, "--dataset-config-file",
-                 ROOT / "configs" / "datasets" / f"{dataset.lower()}.yaml", "VERBOSE", False, "USE_CUDA", False,
-                 "DATASET.NUM_SHOTS", 2, "DATALOADER.NUM_WORKERS", 0, "OPTIM.WARMUP_EPOCH", -1, *opts]  # fmt: skip
+        words = [
+            "--root",
+            data_root,
+            "--output-dir",
+            tmp_path / out,
+            "--trainer",
+            trainer,
+            "--dataset-config-file",
+            ROOT / "configs" / "datasets" / f"{dataset.lower()}.yaml",
+            "VERBOSE",
+            False,
+            "USE_CUDA",
+            False,
+            "DATASET.NUM_SHOTS",
+            2,
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "OPTIM.WARMUP_EPOCH",
+            -1,
+            *opts,
+        ]
         return train.setup_cfg(train.parse([str(word) for word in words]))
 
     return make

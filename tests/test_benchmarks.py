@@ -92,8 +92,14 @@ def class_folders(folder, names, rng, file="{name}_{n}.jpg", least=4):
 
 def caltech101(root, rng):
     folder = root / "caltech-101" / "101_ObjectCategories"
-    names = {"Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike", "accordion": "accordion",
-             "airplanes": "airplane", "yin_yang": "yin_yang"}  # fmt: skip
+    names = {
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+        "accordion": "accordion",
+        "airplanes": "airplane",
+        "yin_yang": "yin_yang",
+    }
     put(folder / "BACKGROUND_Google" / "image_0001.jpg")
     put(folder / "BACKGROUND_Google" / "tmp", b"")
     put(folder / "Faces_easy" / "image_0001.jpg")
@@ -110,8 +116,13 @@ def describable_textures(root, rng):
 
 
 def eurosat(root, rng):
-    names = {"AnnualCrop": "Annual Crop Land", "Forest": "Forest", "Highway": "Highway or Road", "River": "River",
-             "SeaLake": "Sea or Lake"}  # fmt: skip
+    names = {
+        "AnnualCrop": "Annual Crop Land",
+        "Forest": "Forest",
+        "Highway": "Highway or Road",
+        "River": "River",
+        "SeaLake": "Sea or Lake",
+    }
     return by_half(class_folders(root / "eurosat" / "2750", names, rng))
 
 
@@ -132,9 +143,7 @@ def food101(root, rng):
 def oxford_pets(root, rng):
     folder, breeds, lists = root / "oxford_pets", ("Abyssinian", "american_bulldog", "Bengal", "yorkshire_terrier"), {}
     for part, numbers in (("trainval", range(1, 100)), ("test", range(100, 200))):  # no image is in both
-        images = [
-            (f"{breed}_{n}", k) for k, breed in enumerate(breeds) for n in rng.sample(numbers, rng.randint(3, 9))
-        ]
+        images = [(f"{breed}_{n}", k) for k, breed in enumerate(breeds) for n in rng.sample(numbers, rng.randint(3, 9))]
         lines = [f"{image} {k + 1} {1 + (image[0].islower())} {rng.randint(1, 25)}" for image, k in images]
         put(folder / "annotations" / f"{part}.txt", "\n".join(lines) + "\n")
         lists[part] = [[f"{image}.jpg", k, breeds[k].lower()] for image, k in images]
@@ -158,8 +167,10 @@ def stanford_cars(root, rng):
     lists = {}
     for part, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         labels = shuffled(rng, [k for k in range(3) for _ in range(rng.randint(3, 9))])
-        structure = np.empty((1, len(labels)), [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2",
-                                                                            "class", "fname")])  # fmt: skip
+        structure = np.empty(
+            (1, len(labels)),
+            [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")],
+        )
         for i, label in enumerate(labels):
             boxes = [np.uint16([[rng.randint(1, 999)]]) for _ in range(4)]
             structure[0, i] = (*boxes, np.uint8([[label + 1]]), f"{i + 1:05d}.jpg")
@@ -176,8 +187,12 @@ def oxford_flowers(root, rng):
         put(folder / "jpg" / f"image_{i + 1:05d}.jpg")
     savemat(folder / "imagelabels.mat", {"labels": np.uint8([labels])})
     write_json({str(k): name for k, name in names.items()}, folder / "cat_to_name.json")
-    return by_half({(k - 1, names[k]): [f"image_{i:05d}.jpg" for i, label in enumerate(labels, 1) if label == k]
-                    for k in dict.fromkeys(labels)})  # fmt: skip
+    return by_half(
+        {
+            (k - 1, names[k]): [f"image_{i:05d}.jpg" for i, label in enumerate(labels, 1) if label == k]
+            for k in dict.fromkeys(labels)
+        }
+    )
 
 
 def fgvc_aircraft(root, rng):
@@ -198,12 +213,19 @@ def fgvc_aircraft(root, rng):
 
 def sun397(root, rng):
     folder, lists = root / "sun397", {}
-    scenes = {"/a/abbey": "abbey", "/c/church/indoor": "indoor church", "/c/church/outdoor": "outdoor church",
-              "/t/theater/indoor_procenium": "indoor_procenium theater"}  # fmt: skip
+    scenes = {
+        "/a/abbey": "abbey",
+        "/c/church/indoor": "indoor church",
+        "/c/church/outdoor": "outdoor church",
+        "/t/theater/indoor_procenium": "indoor_procenium theater",
+    }
     put(folder / "ClassName.txt", "".join(f"{scene}\n" for scene in scenes))
     for part in ("Training", "Testing"):
-        paths = [(f"{scene}/sun_{rng.getrandbits(40):x}.jpg", k)
-                 for k, scene in enumerate(scenes) for _ in range(rng.randint(3, 8))]  # fmt: skip
+        paths = [
+            (f"{scene}/sun_{rng.getrandbits(40):x}.jpg", k)
+            for k, scene in enumerate(scenes)
+            for _ in range(rng.randint(3, 8))
+        ]
         put(folder / f"{part}_01.txt", "".join(f"{path}\n" for path, _ in paths))
         put(folder / f"{part}_02.txt", "")
         for path, _ in paths:
@@ -214,13 +236,20 @@ def sun397(root, rng):
 
 def ucf101(root, rng):
     folder, lists = root / "ucf101", {}
-    actions = {"ApplyEyeMakeup": "Apply_Eye_Makeup", "CleanAndJerk": "Clean_And_Jerk",
-               "HandstandPushups": "Handstand_Pushups", "YoYo": "Yo_Yo"}  # fmt: skip
+    actions = {
+        "ApplyEyeMakeup": "Apply_Eye_Makeup",
+        "CleanAndJerk": "Clean_And_Jerk",
+        "HandstandPushups": "Handstand_Pushups",
+        "YoYo": "Yo_Yo",
+    }
     text = folder / "ucfTrainTestlist"
     put(text / "classInd.txt", "".join(f"{k} {action}\r\n" for k, action in enumerate(actions, 1)))
     for part, groups in (("train", range(8, 99)), ("test", range(8))):  # no video is in both
-        videos = [(action, k, f"v_{action.replace('dstandP', 'dStandP')}_g{n:02d}_c01")
-                  for k, action in enumerate(actions) for n in rng.sample(groups, rng.randint(3, 8))]  # fmt: skip
+        videos = [
+            (action, k, f"v_{action.replace('dstandP', 'dStandP')}_g{n:02d}_c01")
+            for k, action in enumerate(actions)
+            for n in rng.sample(groups, rng.randint(3, 8))
+        ]
         numbered = part == "train"
         put(text / f"{part}list01.txt", "".join(f"{a}/{v}.avi{f' {k + 1}' * numbered}\n" for a, k, v in videos))
         put(text / f"{part}list02.txt", "")
@@ -230,9 +259,19 @@ def ucf101(root, rng):
     return by_fifth(lists["train"], lists["test"])
 
 
-WNIDS = {"n01440764": "tench", "n01443537": "goldfish", "n02012849": "crane", "n02795169": "barrel",
-         "n03126707": "crane", "n03710637": "maillot", "n03710721": "tank suit", "n04399382": "teddy bear",
-         "n07753592": "banana", "n13044778": "earth star", "n15075141": "toilet paper"}  # fmt: skip
+WNIDS = {
+    "n01440764": "tench",
+    "n01443537": "goldfish",
+    "n02012849": "crane",
+    "n02795169": "barrel",
+    "n03126707": "crane",
+    "n03710637": "maillot",
+    "n03710721": "tank suit",
+    "n04399382": "teddy bear",
+    "n07753592": "banana",
+    "n13044778": "earth star",
+    "n15075141": "toilet paper",
+}
 
 
 def classnames_txt(folder, rng):
@@ -276,12 +315,16 @@ MINIATURES = {
     "EuroSAT": eurosat,
     "UCF101": ucf101,
     "ImageNet": imagenet,
-    "ImageNetV2": variant("imagenetv2", "imagenetv2-matched-frequency-format-val",
-                          {str(k): name for k, name in enumerate(WNIDS.values())}, "{n:x}.jpeg"),
+    "ImageNetV2": variant(
+        "imagenetv2",
+        "imagenetv2-matched-frequency-format-val",
+        {str(k): name for k, name in enumerate(WNIDS.values())},
+        "{n:x}.jpeg",
+    ),
     "ImageNetSketch": variant("imagenet-sketch", "images", WNIDS, "sketch_{n}.JPEG"),
     "ImageNetA": variant("imagenet-adversarial", "imagenet-a", EVERY_FOURTH, "0.0{n:03d}_fox squirrel _ cliff_0.9.jpg"),
     "ImageNetR": variant("imagenet-rendition", "imagenet-r", EVERY_FOURTH, "art_{n}.jpg"),
-}  # fmt: skip
+}
 WITH_SPLIT_FILE = [n for n in MINIATURES if n not in ("FGVCAircraft",) and not n.startswith("ImageNet")]
 LISTED = ["ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
 TEST_ONLY = LISTED[1:]
@@ -316,8 +359,10 @@ def folder_of(cls, root):
 
 def as_split(data, cls, root):
     """What a built data set holds, as in a split file."""
-    return {part: rows(items, folder_of(cls, root))
-            for part, items in zip(PARTS, (data.train_x, data.val, data.test), strict=True)}  # fmt: skip
+    return {
+        part: rows(items, folder_of(cls, root))
+        for part, items in zip(PARTS, (data.train_x, data.val, data.test), strict=True)
+    }
 
 
 def all_of(cls, split):
@@ -330,10 +375,17 @@ def all_of(cls, split):
 
 def test_every_benchmark_has_a_size_a_config_and_a_miniature():
     own = [n for n in DATASET_REGISTRY.registered_names() if issubclass(DATASET_REGISTRY.get(n), SplitDataset)]
-    registered = {n for n in own if n != "Images" and not issubclass(DATASET_REGISTRY.get(n), DrawnDataset)
-                  and DATASET_REGISTRY.get(n).__module__.startswith("datasets.")}  # fmt: skip
-    configs = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"]
-               for path in (REPO / "configs" / "datasets").glob("*.yaml")}  # fmt: skip
+    registered = {
+        n
+        for n in own
+        if n != "Images"
+        and not issubclass(DATASET_REGISTRY.get(n), DrawnDataset)
+        and DATASET_REGISTRY.get(n).__module__.startswith("datasets.")
+    }
+    configs = {
+        path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"]
+        for path in (REPO / "configs" / "datasets").glob("*.yaml")
+    }
     assert registered == SIZES.keys() == MINIATURES.keys() and len(registered) == 15
     assert registered <= set(configs.values())
     for stem, name in configs.items():
@@ -352,7 +404,12 @@ def test_expected_sizes_are_those_of_the_published_splits(name):
 
 def test_every_name_of_a_benchmark():
     assert benchmark_names(["caltech101", "DTD", "sUN397", "imagenet_a", "ImageNetA"]) == [
-        "Caltech101", "DescribableTextures", "SUN397", "ImageNetA", "ImageNetA"]  # fmt: skip
+        "Caltech101",
+        "DescribableTextures",
+        "SUN397",
+        "ImageNetA",
+        "ImageNetA",
+    ]
     assert set(benchmark_names(config_names())) == SIZES.keys()
     with pytest.raises(ValueError, match='"eurosta".*mean "EuroSAT"'):
         benchmark_names(["eurosta"])
@@ -428,11 +485,22 @@ NAMES = {
     "UCF101": ["Apply_Eye_Makeup", "Clean_And_Jerk", "Handstand_Pushups", "Yo_Yo"],
     **dict.fromkeys(
         ["ImageNet", "ImageNetV2", "ImageNetSketch"],
-        ["tench", "goldfish", "crane", "barrel", "crane", "maillot", "tank suit", "teddy bear", "banana", "earth star",
-         "toilet paper"],
+        [
+            "tench",
+            "goldfish",
+            "crane",
+            "barrel",
+            "crane",
+            "maillot",
+            "tank suit",
+            "teddy bear",
+            "banana",
+            "earth star",
+            "toilet paper",
+        ],
     ),
     **dict.fromkeys(["ImageNetA", "ImageNetR"], ["goldfish", "maillot", "earth star"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -446,8 +514,15 @@ def test_the_classes_of_the_real_eurosat_and_caltech():
     from datasets import caltech101, eurosat
 
     assert list(eurosat.NEW_CNAMES.values()) == [
-        "Annual Crop Land", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings", "Pasture Land",
-        "Permanent Crop Land", "Residential Buildings", "Sea or Lake"]  # fmt: skip
+        "Annual Crop Land",
+        "Herbaceous Vegetation Land",
+        "Highway or Road",
+        "Industrial Buildings",
+        "Pasture Land",
+        "Permanent Crop Land",
+        "Residential Buildings",
+        "Sea or Lake",
+    ]
     path = REFERENCE / "caltech101" / "split_zhou_Caltech101.json"
     if path.exists():
         renamed = {p.split("/")[0]: name for p, _, name in read_json(path)["train"] if p.split("/")[0] != name}
@@ -648,19 +723,28 @@ def edit(path, number, line):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("name, file, number, line, said", [
-    ("OxfordPets", "annotations/trainval.txt", 3, "Abyssinian_1 1", "image class species breed"),
-    ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 x 1 1", '"x" should be the number of a class'),
-    ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 0 1 1", '"0" should be the number of a class'),
-    ("FGVCAircraft", "images_variant_val.txt", 4, "1234567 Concorde", '"Concorde" is no class of'),
-    ("FGVCAircraft", "images_variant_test.txt", 1, "1234567", "image variant"),
-    ("SUN397", "Training_01.txt", 5, "/z/zoo/sun_1.jpg", '"/z/zoo" is no class of'),
-    ("SUN397", "Testing_01.txt", 2, "abbey.jpg", "is no class of"),
-    ("UCF101", "ucfTrainTestlist/classInd.txt", 2, "YoYo", "number action"),
-    ("UCF101", "ucfTrainTestlist/trainlist01.txt", 2, "Napping/v_Napping_g01_c01.avi 5", '"Napping" is no class of'),
-    ("UCF101", "ucfTrainTestlist/testlist01.txt", 3, "v_YoYo.avi", '"v_YoYo.avi" is no class of'),
-    ("ImageNet", "classnames.txt", 2, "n01440764", "folder name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, number, line, said",
+    [
+        ("OxfordPets", "annotations/trainval.txt", 3, "Abyssinian_1 1", "image class species breed"),
+        ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 x 1 1", '"x" should be the number of a class'),
+        ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 0 1 1", '"0" should be the number of a class'),
+        ("FGVCAircraft", "images_variant_val.txt", 4, "1234567 Concorde", '"Concorde" is no class of'),
+        ("FGVCAircraft", "images_variant_test.txt", 1, "1234567", "image variant"),
+        ("SUN397", "Training_01.txt", 5, "/z/zoo/sun_1.jpg", '"/z/zoo" is no class of'),
+        ("SUN397", "Testing_01.txt", 2, "abbey.jpg", "is no class of"),
+        ("UCF101", "ucfTrainTestlist/classInd.txt", 2, "YoYo", "number action"),
+        (
+            "UCF101",
+            "ucfTrainTestlist/trainlist01.txt",
+            2,
+            "Napping/v_Napping_g01_c01.avi 5",
+            '"Napping" is no class of',
+        ),
+        ("UCF101", "ucfTrainTestlist/testlist01.txt", 3, "v_YoYo.avi", '"v_YoYo.avi" is no class of'),
+        ("ImageNet", "classnames.txt", 2, "n01440764", "folder name"),
+    ],
+)
 def test_a_bad_line_is_named(name, file, number, line, said, lay, tmp_path):
     cls, _ = lay(name)
     path = tmp_path / cls.dataset_dir / file
@@ -669,13 +753,23 @@ def test_a_bad_line_is_named(name, file, number, line, said, lay, tmp_path):
     assert told.startswith(f"{path}, line {number}: ") and said in told
 
 
-@pytest.mark.parametrize("name, file", [
-    ("Caltech101", "101_ObjectCategories"), ("OxfordPets", "annotations/test.txt"),
-    ("StanfordCars", "devkit/cars_meta.mat"), ("StanfordCars", "cars_test_annos_withlabels.mat"),
-    ("OxfordFlowers", "imagelabels.mat"), ("OxfordFlowers", "cat_to_name.json"), ("FGVCAircraft", "variants.txt"),
-    ("SUN397", "ClassName.txt"), ("UCF101", "ucfTrainTestlist/classInd.txt"), ("ImageNet", "classnames.txt"),
-    ("ImageNet", "images/val"), ("ImageNetV2", "imagenetv2-matched-frequency-format-val"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("Caltech101", "101_ObjectCategories"),
+        ("OxfordPets", "annotations/test.txt"),
+        ("StanfordCars", "devkit/cars_meta.mat"),
+        ("StanfordCars", "cars_test_annos_withlabels.mat"),
+        ("OxfordFlowers", "imagelabels.mat"),
+        ("OxfordFlowers", "cat_to_name.json"),
+        ("FGVCAircraft", "variants.txt"),
+        ("SUN397", "ClassName.txt"),
+        ("UCF101", "ucfTrainTestlist/classInd.txt"),
+        ("ImageNet", "classnames.txt"),
+        ("ImageNet", "images/val"),
+        ("ImageNetV2", "imagenetv2-matched-frequency-format-val"),
+    ],
+)
 def test_a_missing_annotation_is_named(name, file, lay, tmp_path):
     cls, _ = lay(name)
     path = tmp_path / cls.dataset_dir / file
@@ -686,14 +780,20 @@ def test_a_missing_annotation_is_named(name, file, lay, tmp_path):
         assert str(tmp_path / cls.dataset_dir / cls.split_file) in told
 
 
-@pytest.mark.parametrize("name, file, content", [
-    ("StanfordCars", "devkit/cars_meta.mat", b"not MATLAB"), ("OxfordFlowers", "imagelabels.mat", b""),
-    ("OxfordFlowers", "imagelabels.mat", {"other": [1]}), ("OxfordFlowers", "cat_to_name.json", b"{"),
-    ("OxfordFlowers", "cat_to_name.json", b"[]"), ("OxfordFlowers", "cat_to_name.json", b'{"1": "a rose"}'),
-    ("StanfordCars", "cars_test_annos_withlabels.mat", {"annotations": {"fname": "00001.jpg"}}),
-    ("StanfordCars", "devkit/cars_meta.mat", {"class_names": ["one car 2000"]}),
-    ("SUN397", "ClassName.txt", b"\xff\xfe\x00"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, content",
+    [
+        ("StanfordCars", "devkit/cars_meta.mat", b"not MATLAB"),
+        ("OxfordFlowers", "imagelabels.mat", b""),
+        ("OxfordFlowers", "imagelabels.mat", {"other": [1]}),
+        ("OxfordFlowers", "cat_to_name.json", b"{"),
+        ("OxfordFlowers", "cat_to_name.json", b"[]"),
+        ("OxfordFlowers", "cat_to_name.json", b'{"1": "a rose"}'),
+        ("StanfordCars", "cars_test_annos_withlabels.mat", {"annotations": {"fname": "00001.jpg"}}),
+        ("StanfordCars", "devkit/cars_meta.mat", {"class_names": ["one car 2000"]}),
+        ("SUN397", "ClassName.txt", b"\xff\xfe\x00"),
+    ],
+)
 def test_a_bad_annotation_file_is_named(name, file, content, lay, tmp_path):
     cls, _ = lay(name)
     path = tmp_path / cls.dataset_dir / file

@@ -24,15 +24,27 @@ from trainers.shared import clip_model
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
 RESULT_KEYS = {
-    "trainer", "dataset", "classes", "seed", "shots", "backbone", "eval_only", "model_dir", "trained_on", "split",
+    "trainer",
+    "dataset",
+    "classes",
+    "seed",
+    "shots",
+    "backbone",
+    "eval_only",
+    "model_dir",
+    "trained_on",
+    "split",
     "accuracy",
-    "error_rate", "macro_f1", "trainable_params", "seconds", "peak_memory_mib", "device", "versions", "git_revision",
-}  # fmt: skip
-FAST = {
-    "OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
-    "CoOp": [],
-    "ZeroshotCLIP": [],
+    "error_rate",
+    "macro_f1",
+    "trainable_params",
+    "seconds",
+    "peak_memory_mib",
+    "device",
+    "versions",
+    "git_revision",
 }
+FAST = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": [], "ZeroshotCLIP": []}
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +68,30 @@ def one_thread():
 def command(root, out, trainer="OrthCR", classes="base", epochs=2, flags=(), opts=()):
     """The command line of the README with the tiny config."""
     return [
-        "--root", str(root), "--seed", "1", "--trainer", trainer,
-        "--dataset-config-file", str(CONFIGS / "datasets" / "shapes.yaml"),
-        "--config-file", str(CONFIGS / "trainers" / trainer / "tiny.yaml"), "--output-dir", str(out), *flags,
-        "DATASET.NUM_SHOTS", "4", "DATASET.SUBSAMPLE_CLASSES", classes, "OPTIM.MAX_EPOCH", str(epochs),
-        "VERBOSE", "False", *FAST[trainer], *opts,
-    ]  # fmt: skip
+        "--root",
+        str(root),
+        "--seed",
+        "1",
+        "--trainer",
+        trainer,
+        "--dataset-config-file",
+        str(CONFIGS / "datasets" / "shapes.yaml"),
+        "--config-file",
+        str(CONFIGS / "trainers" / trainer / "tiny.yaml"),
+        "--output-dir",
+        str(out),
+        *flags,
+        "DATASET.NUM_SHOTS",
+        "4",
+        "DATASET.SUBSAMPLE_CLASSES",
+        classes,
+        "OPTIM.MAX_EPOCH",
+        str(epochs),
+        "VERBOSE",
+        "False",
+        *FAST[trainer],
+        *opts,
+    ]
 
 
 def shell(*argv):
@@ -121,8 +151,20 @@ def test_later_wins(tmp_path):
 
     data_set = write("dataset", dict(zip(keys[1:], [0.1, 0.1, "dataset", "dataset"], strict=True)) | {"SEED": 7})
     method = write("method", dict(zip(keys[2:], [0.2, "method", "method"], strict=True)) | {"SEED": 8})
-    flags = ["--source-domains", "a", "b", "--transforms", "normalize", "random_flip", "--backbone", "flag",
-             "--head", "flag", "--seed", "9"]  # fmt: skip
+    flags = [
+        "--source-domains",
+        "a",
+        "b",
+        "--transforms",
+        "normalize",
+        "random_flip",
+        "--backbone",
+        "flag",
+        "--head",
+        "flag",
+        "--seed",
+        "9",
+    ]
     argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.HEAD.NAME", "opts"]
     cfg = train.setup_cfg(train.parse(argv))
     assert train.plain(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
@@ -157,15 +199,29 @@ def test_train_on_base_then_evaluate_on_new_from_the_shell(pictures, tmp_path):
 def test_what_a_training_leaves(trainer, folder, trained, pictures):
     out = trained[trainer]
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "classes.json", "log.txt", "results.json", "tensorboard", folder}  # fmt: skip
+        "config.yaml",
+        "classes.json",
+        "log.txt",
+        "results.json",
+        "tensorboard",
+        folder,
+    }
     assert len(read(out / "classes.json")) == 20
     assert {p.name for p in (out / folder).iterdir()} == {"checkpoint", "model.pth.tar-1", "model.pth.tar-2"}
 
     result = read(out / "results.json")
     assert result.keys() == RESULT_KEYS
-    wanted = {"trainer": trainer, "dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4, "backbone": "tiny",
-              "eval_only": False, "trained_on": {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4},
-              "split": "test"}  # fmt: skip
+    wanted = {
+        "trainer": trainer,
+        "dataset": "Shapes",
+        "classes": "base",
+        "seed": 1,
+        "shots": 4,
+        "backbone": "tiny",
+        "eval_only": False,
+        "trained_on": {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4},
+        "split": "test",
+    }
     assert {key: result[key] for key in wanted} == wanted
     assert result["error_rate"] == pytest.approx(100 - result["accuracy"])
     assert result["trainable_params"] > 0 and result["seconds"] > 0 and result["peak_memory_mib"] > 50
@@ -278,8 +334,10 @@ def told(code, stderr, *words):
 def pets(tmp_path):
     """(root, folder) of an OxfordPets of four classes with real pictures."""
     folder = tmp_path / "data" / "oxford_pets"
-    split = {part: [[f"{k}_{part}{i}.jpg", k, f"cat_{k}"] for k in range(4) for i in range(n)]
-             for part, n in (("train", 4), ("val", 1), ("test", 1))}  # fmt: skip
+    split = {
+        part: [[f"{k}_{part}{i}.jpg", k, f"cat_{k}"] for k in range(4) for i in range(n)]
+        for part, n in (("train", 4), ("val", 1), ("test", 1))
+    }
     (folder / "images").mkdir(parents=True)
     for path, label, _ in sum(split.values(), []):
         Image.effect_noise((40, 40), 10 + 20 * label).convert("RGB").save(folder / "images" / path)
@@ -288,25 +346,42 @@ def pets(tmp_path):
 
 
 def pets_command(root, out, *opts, trainer="CoOp"):
-    return ["--root", root, "--output-dir", out, "--trainer", trainer, "--dataset-config-file",
-            CONFIGS / "datasets" / "oxford_pets.yaml", "DATASET.NUM_SHOTS", "4", "VERBOSE", "False", *opts]  # fmt: skip
+    return [
+        "--root",
+        root,
+        "--output-dir",
+        out,
+        "--trainer",
+        trainer,
+        "--dataset-config-file",
+        CONFIGS / "datasets" / "oxford_pets.yaml",
+        "DATASET.NUM_SHOTS",
+        "4",
+        "VERBOSE",
+        "False",
+        *opts,
+    ]
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--trainer", "OrthRC"], ['"OrthRC"', '"OrthCR"', "CoOp"]),
-    (["DATASET.NAME", "Shape"], ['"Shape"', '"Shapes"']),
-    (["OPTIM.LRR", "1"], ['"OPTIM.LRR"', '"OPTIM.LR"', "on the command line"]),
-    (["TRAINER.ORTHCR.LAMDA", "1"], ['"TRAINER.ORTHCR.LAMBDA"']),
-    (["OPTIM.LR"], ["KEY VALUE"]),
-    (["OPTIM.LR", "fast"], ["OPTIM.LR", "float", "fast"]),
-    (["TRAINER.ORTHCR.REG", "crosskl"], ['"crosskl"', '"cross_kl"']),
-    (["--backbone", "ViT-B/61"], ['"ViT-B/61"', "ViT-B/16", "tiny", "MODEL.BACKBONE.NAME"]),
-    (["--backbone", str(CONFIGS / "datasets" / "shapes.yaml")], ["shapes.yaml", "no CLIP in OpenAI"]),
-    (["DATASET.SUBSAMPLE_CLASSES", "old"], ['"old"', "all, base, new"]),
-    (["INPUT.SIZE", "(224, 224)"], ["INPUT.SIZE", "(224, 224)", "(32, 32)", "--config-file"]),
-    (["--config-file", "no.yaml"], ["no.yaml"]),
-    (["--eval-only", "--model-dir", "no_such_run"], ["no_such_run", "--model-dir"]),
-], ids=lambda v: v[0] if isinstance(v[0], str) and v[0].isupper() else None)  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--trainer", "OrthRC"], ['"OrthRC"', '"OrthCR"', "CoOp"]),
+        (["DATASET.NAME", "Shape"], ['"Shape"', '"Shapes"']),
+        (["OPTIM.LRR", "1"], ['"OPTIM.LRR"', '"OPTIM.LR"', "on the command line"]),
+        (["TRAINER.ORTHCR.LAMDA", "1"], ['"TRAINER.ORTHCR.LAMBDA"']),
+        (["OPTIM.LR"], ["KEY VALUE"]),
+        (["OPTIM.LR", "fast"], ["OPTIM.LR", "float", "fast"]),
+        (["TRAINER.ORTHCR.REG", "crosskl"], ['"crosskl"', '"cross_kl"']),
+        (["--backbone", "ViT-B/61"], ['"ViT-B/61"', "ViT-B/16", "tiny", "MODEL.BACKBONE.NAME"]),
+        (["--backbone", str(CONFIGS / "datasets" / "shapes.yaml")], ["shapes.yaml", "no CLIP in OpenAI"]),
+        (["DATASET.SUBSAMPLE_CLASSES", "old"], ['"old"', "all, base, new"]),
+        (["INPUT.SIZE", "(224, 224)"], ["INPUT.SIZE", "(224, 224)", "(32, 32)", "--config-file"]),
+        (["--config-file", "no.yaml"], ["no.yaml"]),
+        (["--eval-only", "--model-dir", "no_such_run"], ["no_such_run", "--model-dir"]),
+    ],
+    ids=lambda v: v[0] if isinstance(v[0], str) and v[0].isupper() else None,
+)
 def test_wrong_names_and_values(argv, words, fails, pictures, tmp_path):
     root = [] if argv[0] == "OPTIM.LR" else ["--root", str(pictures)]
     fails([*root, "--output-dir", tmp_path / "out", *argv], *words)
@@ -329,8 +404,12 @@ def test_missing_data(fails, tmp_path, pets):
     text = split.read_text()
     for name in ("0_train0", "1_train1", "2_test0", "3_val0"):
         (folder / "images" / f"{name}.jpg").unlink()
-    fails(pets_command(root, tmp_path / "out", "DATASET.NUM_SHOTS", "-1"), "4 of the 24", split,
-          *(folder / "images" / f"{n}.jpg" for n in ("0_train0", "1_train1", "3_val0")))  # fmt: skip
+    fails(
+        pets_command(root, tmp_path / "out", "DATASET.NUM_SHOTS", "-1"),
+        "4 of the 24",
+        split,
+        *(folder / "images" / f"{n}.jpg" for n in ("0_train0", "1_train1", "3_val0")),
+    )
     split.write_text(text[:100])
     fails(pets_command(root, tmp_path / "out"), split, '"train": [[path, label, class name]')
     split.unlink()
@@ -445,10 +524,13 @@ def test_a_loss_that_is_not_finite(pictures, fails, tmp_path):
     fails(argv, "OPTIM.LR", "epoch 1", tmp_path)
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--trainer", "CoOpp"], ['"CoOp"']),
-    (["--root", "nowhere", "--dataset-config-file", str(CONFIGS / "datasets" / "dtd.yaml")], ["nowhere", "--root"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--trainer", "CoOpp"], ['"CoOp"']),
+        (["--root", "nowhere", "--dataset-config-file", str(CONFIGS / "datasets" / "dtd.yaml")], ["nowhere", "--root"]),
+    ],
+)
 def test_from_the_shell(argv, words, tmp_path):
     process = shell("--output-dir", str(tmp_path / "out"), *argv)
     assert process.returncode == 1

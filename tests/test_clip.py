@@ -127,15 +127,18 @@ def save_half_a_clip(path):
     torch.save({name: torch.zeros(4, 4) for name in names}, path)
 
 
-@pytest.mark.parametrize("write, ending", [
-    (write_text, ".pt"),
-    (save_other_net, ".pt"),
-    (write_nothing, ".pt"),
-    (save_list, ".pt"),
-    (save_half_a_clip, ".pt"),
-    (write_text, ".safetensors"),
-    (write_nothing, ".safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write, ending",
+    [
+        (write_text, ".pt"),
+        (save_other_net, ".pt"),
+        (write_nothing, ".pt"),
+        (save_list, ".pt"),
+        (save_half_a_clip, ".pt"),
+        (write_text, ".safetensors"),
+        (write_nothing, ".safetensors"),
+    ],
+)
 def test_file_that_is_no_clip(tmp_path, write, ending):
     path = tmp_path / f"wrong{ending}"
     write(path)
@@ -259,8 +262,12 @@ def test_download_as_other_trainers_call_it(random_clip, tmp_path, cache):
 
 # ------------------------------------------------------------------ text
 
-PROMPTS = ["x", "a photo of a cat.", "a photo of a very long-haired, grey-and-white striped cat on a mat, looking up.",
-           "itap of my " + "very " * 60 + "old dog."]  # fmt: skip
+PROMPTS = [
+    "x",
+    "a photo of a cat.",
+    "a photo of a very long-haired, grey-and-white striped cat on a mat, looking up.",
+    "itap of my " + "very " * 60 + "old dog.",
+]
 
 
 @pytest.mark.parametrize("which", ["tiny", "vit", "resnet"])
@@ -316,9 +323,15 @@ def encoded(model, prompts):
         return unit(model.encode_text(clip.tokenize(prompts)).double().numpy())
 
 
-@pytest.mark.parametrize("name, dataset, count", [
-    ("ZeroshotCLIP", "Shapes", 1), ("ZeroshotCLIP", "Digits", 1), ("ZeroshotCLIP2", "Shapes", 80),
-    ("ZeroshotCLIP2", "Digits", 81)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, dataset, count",
+    [
+        ("ZeroshotCLIP", "Shapes", 1),
+        ("ZeroshotCLIP", "Digits", 1),
+        ("ZeroshotCLIP2", "Shapes", 80),
+        ("ZeroshotCLIP2", "Digits", 81),
+    ],
+)
 def test_class_features_are_the_mean_over_templates(make_trainer, tiny, name, dataset, count):
     trainer = make_trainer("DATASET.SUBSAMPLE_CLASSES", "base", trainer=name, dataset=dataset)
     own = "a photo of a digit {}." if dataset == "Digits" else "a photo of a {}."

@@ -55,8 +55,9 @@ def test_features_are_clips_own_of_the_same_words(random_clip, noise, position):
     form = {"end": "a photo of a {}.", "middle": "a photo {} of a.", "front": "{} a photo of a."}[position]
     with torch.no_grad():
         given = model(image)
-    torch.testing.assert_close(given, plain_logits(plain, image, [form.format(n.replace("_", " ")) for n in NAMES]),
-                               atol=1e-5, rtol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        given, plain_logits(plain, image, [form.format(n.replace("_", " ")) for n in NAMES]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("csc", [False, True])
@@ -172,8 +173,10 @@ def coop_checkpoint(folder, ctx, epoch=50, **others):
     n_cls, width = 7, ctx.shape[-1]
     fixed = {"token_prefix": torch.zeros(n_cls, 1, width), "token_suffix": torch.zeros(n_cls, 60, width)}
     state = {"ctx": ctx, **fixed, **others}
-    torch.save({"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None},
-               folder / "prompt_learner" / f"model.pth.tar-{epoch}")  # fmt: skip
+    torch.save(
+        {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None},
+        folder / "prompt_learner" / f"model.pth.tar-{epoch}",
+    )
 
 
 def test_checkpoint_of_coops_own_code(make_trainer, tmp_path, noise):
@@ -194,8 +197,9 @@ def test_own_checkpoint_holds_the_context_alone(make_trainer, take_steps):
     assert torch.equal(base.model.prompt_learner.ctx, trainer.model.prompt_learner.ctx)
 
 
-@pytest.mark.parametrize("settings", [["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5],
-                                      ["TRAINER.COOP.CSC", True]], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5], ["TRAINER.COOP.CSC", True]], ids=str
+)
 def test_context_of_another_shape_is_refused(make_trainer, tmp_path, noise, settings):
     coop_checkpoint(tmp_path / "theirs", noise(4, 64))
     with pytest.raises(ValueError, match="does not fit") as error:
@@ -210,8 +214,7 @@ def test_checkpoint_with_an_unknown_tensor_is_refused(make_trainer, tmp_path, no
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("trained, other", [("all", "base"), ("base", "all"),
-                                            ("base", "new")])  # fmt: skip
+@pytest.mark.parametrize("trained, other", [("all", "base"), ("base", "all"), ("base", "new")])
 def test_class_specific_context_on_other_classes_is_refused(make_trainer, trained, other):
     opts = ["TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES"]
     trainer = make_trainer(*opts, trained, trainer="CoOp")

@@ -266,12 +266,25 @@ def test_transform_order_and_parameters():
     cfg = make_cfg(INPUT__TRANSFORMS=tuple(reversed(AVAI_CHOICES)), INPUT__CUTOUT_N=3, INPUT__GB_K=5)
     tfm = build_transform(cfg)
     assert [type(step) for step in tfm.transforms] == [
-        Random2DTranslation, T.RandomCrop, T.RandomResizedCrop, T.RandomHorizontalFlip,
-        T.AutoAugment, T.AutoAugment, T.AutoAugment, T.RandAugment,
-        RandAugmentRandomMagnitude, RandAugmentRandomMagnitude,
-        T.ColorJitter, T.RandomGrayscale, T.RandomApply, T.ToTensor,
-        Cutout, T.Normalize, GaussianNoise, InstanceNormalization,
-    ]  # fmt: skip
+        Random2DTranslation,
+        T.RandomCrop,
+        T.RandomResizedCrop,
+        T.RandomHorizontalFlip,
+        T.AutoAugment,
+        T.AutoAugment,
+        T.AutoAugment,
+        T.RandAugment,
+        RandAugmentRandomMagnitude,
+        RandAugmentRandomMagnitude,
+        T.ColorJitter,
+        T.RandomGrayscale,
+        T.RandomApply,
+        T.ToTensor,
+        Cutout,
+        T.Normalize,
+        GaussianNoise,
+        InstanceNormalization,
+    ]
     steps = {type(step): step for step in tfm.transforms}
     assert steps[T.RandomResizedCrop].scale == cfg.INPUT.RRCROP_SCALE
     assert (steps[Cutout].n_holes, steps[Cutout].length) == (3, cfg.INPUT.CUTOUT_LEN)

@@ -78,8 +78,11 @@ def coop_selection(split, shots, seed):
         by_class = {}
         for row in split[part]:
             by_class.setdefault(row[1], []).append(row)
-        chosen[part] = [row for of_class in by_class.values()
-                        for row in (random.sample(of_class, n) if len(of_class) >= n else of_class)]  # fmt: skip
+        chosen[part] = [
+            row
+            for of_class in by_class.values()
+            for row in (random.sample(of_class, n) if len(of_class) >= n else of_class)
+        ]
     random.setstate(state)
     return chosen
 
@@ -238,12 +241,21 @@ def test_a_changed_split_file_is_selected_from_again(pets):
     assert read_json(cache_of(folder))["split_sha256"] == base.file_hash(str(folder / OxfordPets.split_file))
 
 
-@pytest.mark.parametrize("content", [
-    "", "{", '{"split_sha256": "0"}', '{"train": []}', '{"split_sha256": "HASH"}', b"\x80\x04\xff",
-    '{"split_sha256": "HASH", "train": [["a.jpg"]], "val": []}',
-    "[]", "null",
-    '{"split_sha256": "HASH", "train": 5, "val": []}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '{"split_sha256": "0"}',
+        '{"train": []}',
+        '{"split_sha256": "HASH"}',
+        b"\x80\x04\xff",
+        '{"split_sha256": "HASH", "train": [["a.jpg"]], "val": []}',
+        "[]",
+        "null",
+        '{"split_sha256": "HASH", "train": 5, "val": []}',
+    ],
+)
 def test_a_corrupt_cache_is_made_again(content, pets):
     root, folder, split = pets
     cache = cache_of(folder)
@@ -321,8 +333,17 @@ def message(error):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"train": [], "val": []}', '{"train": [[1]], "val": [], "test": []}',
-                                     '{"train": 5, "val": [], "test": []}', b"\xff\xfe\x00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"train": [], "val": []}',
+        '{"train": [[1]], "val": [], "test": []}',
+        '{"train": 5, "val": [], "test": []}',
+        b"\xff\xfe\x00",
+    ],
+)
 def test_a_split_file_that_is_none(content, pets):
     root, folder, _ = pets
     file = folder / OxfordPets.split_file
@@ -347,11 +368,17 @@ def test_what_is_not_there_is_named(pets, tmp_path):
         assert f"OxfordPets needs the folder {named}," in said and "--root" in said
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    (lambda split: split["train"].__setitem__(slice(None), [r for r in split["train"] if r[1] != 2]), "labels 0, 1, 3"),
-    (lambda split: split["test"][-1].__setitem__(2, "other"), '"other" in'),
-    (lambda split: split["test"][-1].__setitem__(1, 77), "has no training image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda split: split["train"].__setitem__(slice(None), [r for r in split["train"] if r[1] != 2]),
+            "labels 0, 1, 3",
+        ),
+        (lambda split: split["test"][-1].__setitem__(2, "other"), '"other" in'),
+        (lambda split: split["test"][-1].__setitem__(1, 77), "has no training image"),
+    ],
+)
 def test_labels_that_do_not_fit_are_refused(change, told, tmp_path):
     """They would name, or count, the wrong classes."""
     split = made_up(5)

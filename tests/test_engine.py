@@ -24,10 +24,7 @@ from dassl.utils import tools
 from datasets.shapes import Shapes
 
 REPO = Path(__file__).resolve().parents[1]
-SMALL = {
-    "OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
-    "CoOp": ["OPTIM.LR", "0.05"],
-}
+SMALL = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": ["OPTIM.LR", "0.05"]}
 FOLDER = {"OrthCR": "rotations", "CoOp": "prompt_learner"}
 NOT_COMPARED = ("seconds", "peak_memory_mib")
 
@@ -62,10 +59,29 @@ def run(tmp_path, pictures):
     """run("a", ...) -> exit code of a small training on Shapes base into tmp_path/a."""
 
     def run(out, *opts, trainer="OrthCR", seed=1, epochs=3, flags=()):
-        return train.main([
-            "--root", str(pictures), "--output-dir", str(tmp_path / out), "--seed", str(seed), "--trainer", trainer,
-            *flags, "VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", "4",
-            "OPTIM.MAX_EPOCH", str(epochs), *SMALL[trainer], *opts])  # fmt: skip
+        return train.main(
+            [
+                "--root",
+                str(pictures),
+                "--output-dir",
+                str(tmp_path / out),
+                "--seed",
+                str(seed),
+                "--trainer",
+                trainer,
+                *flags,
+                "VERBOSE",
+                "False",
+                "DATASET.SUBSAMPLE_CLASSES",
+                "base",
+                "DATASET.NUM_SHOTS",
+                "4",
+                "OPTIM.MAX_EPOCH",
+                str(epochs),
+                *SMALL[trainer],
+                *opts,
+            ]
+        )
 
     return run
 
@@ -123,13 +139,17 @@ def checkpoints(out, trainer="OrthCR"):
 # ------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("trainer, opts, extra", [
-    ("OrthCR", ["INPUT.TRANSFORMS", "['random_resized_crop','random_flip','cutout','normalize']"], []),
-    ("OrthCR", ["DATALOADER.NUM_WORKERS", "2"], []),
-    ("OrthCR", ["TEST.FINAL_MODEL", "best_val"], ["model-best.pth.tar"]),
-    ("CoOp", [], []),
-    ("CoOp", ["TEST.FINAL_MODEL", "best_val", "OPTIM.LR", "1.0"], ["model-best.pth.tar"]),
-], ids=["OrthCR", "OrthCR-workers", "OrthCR-best", "CoOp", "CoOp-best"])  # fmt: skip
+@pytest.mark.parametrize(
+    "trainer, opts, extra",
+    [
+        ("OrthCR", ["INPUT.TRANSFORMS", "['random_resized_crop','random_flip','cutout','normalize']"], []),
+        ("OrthCR", ["DATALOADER.NUM_WORKERS", "2"], []),
+        ("OrthCR", ["TEST.FINAL_MODEL", "best_val"], ["model-best.pth.tar"]),
+        ("CoOp", [], []),
+        ("CoOp", ["TEST.FINAL_MODEL", "best_val", "OPTIM.LR", "1.0"], ["model-best.pth.tar"]),
+    ],
+    ids=["OrthCR", "OrthCR-workers", "OrthCR-best", "CoOp", "CoOp-best"],
+)
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(trainer, opts, extra, run, tmp_path, every_epoch):
     assert run("whole", *opts, trainer=trainer) == 0
     for epoch in (1, 2):
@@ -289,8 +309,10 @@ def test_models_by_name():
 
 
 def loader(name, length):
-    return [{"img": torch.zeros(1, 2), "label": torch.zeros(1), "domain": torch.zeros(1), "name": f"{name}{i}"}
-            for i in range(length)]  # fmt: skip
+    return [
+        {"img": torch.zeros(1, 2), "label": torch.zeros(1), "domain": torch.zeros(1), "name": f"{name}{i}"}
+        for i in range(length)
+    ]
 
 
 class Fake:
@@ -330,11 +352,9 @@ class FakeXU(Fake, TrainerXU):
     before_train = after_epoch = after_train = TrainerBase.before_train
 
 
-@pytest.mark.parametrize("count, seen", [
-    ("train_x", "x0u0 x1u1"),
-    ("train_u", "x0u0 x1u1 x0u2 x1u3 x0u4"),
-    ("smaller_one", "x0u0 x1u1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "count, seen", [("train_x", "x0u0 x1u1"), ("train_u", "x0u0 x1u1 x0u2 x1u3 x0u4"), ("smaller_one", "x0u0 x1u1")]
+)
 def test_epochs_of_labelled_and_unlabelled_batches(count, seen):
     trainer = FakeXU(2, 5, count)
     assert trainer.train(3) == 3 * seen.split()
@@ -357,12 +377,15 @@ def test_epochs_of_labelled_batches():
 # ------------------------------------------------------------------ SimpleNet
 
 
-@pytest.mark.parametrize("head, classes, width, out", [
-    ({}, 5, 512, 5),
-    ({"NAME": "mlp", "HIDDEN_LAYERS": (64, 32)}, 5, 32, 5),
-    ({"NAME": "mlp", "HIDDEN_LAYERS": (64,), "BN": False, "DROPOUT": 0.5, "ACTIVATION": "leaky_relu"}, 5, 64, 5),
-    ({}, 0, 512, 512),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "head, classes, width, out",
+    [
+        ({}, 5, 512, 5),
+        ({"NAME": "mlp", "HIDDEN_LAYERS": (64, 32)}, 5, 32, 5),
+        ({"NAME": "mlp", "HIDDEN_LAYERS": (64,), "BN": False, "DROPOUT": 0.5, "ACTIVATION": "leaky_relu"}, 5, 64, 5),
+        ({}, 0, 512, 512),
+    ],
+)
 def test_simple_net(head, classes, width, out):
     cfg = get_cfg_default()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED = "resnet18", False
@@ -392,9 +415,12 @@ def test_a_broken_file_is_named_and_does_not_stop_the_others(tmp_path, monkeypat
     package = tmp_path / "some_trainers"
     package.mkdir()
     for name, content in {
-        "__init__": "", "a_missing": "import a_module_that_is_not_there", "b_typo": "def f(:", "c_good": "FINE = 1",
+        "__init__": "",
+        "a_missing": "import a_module_that_is_not_there",
+        "b_typo": "def f(:",
+        "c_good": "FINE = 1",
         "d_twice": "from dassl.engine import TRAINER_REGISTRY\n@TRAINER_REGISTRY.register()\nclass OrthCR: pass",
-    }.items():  # fmt: skip
+    }.items():
         (package / f"{name}.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     train.discover(SimpleNamespace(__name__="some_trainers", __path__=[str(package)]))
@@ -545,15 +571,26 @@ class MyCoOp(TrainerX):
 
 MYCOOP_CONFIG = {
     "DATALOADER": {"TRAIN_X": {"BATCH_SIZE": 32}, "TEST": {"BATCH_SIZE": 100}, "NUM_WORKERS": 0},
-    "INPUT": {"SIZE": [32, 32], "INTERPOLATION": "bicubic", "PIXEL_MEAN": [0.48145466, 0.4578275, 0.40821073],
-              "PIXEL_STD": [0.26862954, 0.26130258, 0.27577711],
-              "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"]},
-    "OPTIM": {"NAME": "sgd", "LR": 0.02, "MAX_EPOCH": 2, "LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1,
-              "WARMUP_TYPE": "constant", "WARMUP_CONS_LR": "1e-5"},
+    "INPUT": {
+        "SIZE": [32, 32],
+        "INTERPOLATION": "bicubic",
+        "PIXEL_MEAN": [0.48145466, 0.4578275, 0.40821073],
+        "PIXEL_STD": [0.26862954, 0.26130258, 0.27577711],
+        "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
+    },
+    "OPTIM": {
+        "NAME": "sgd",
+        "LR": 0.02,
+        "MAX_EPOCH": 2,
+        "LR_SCHEDULER": "cosine",
+        "WARMUP_EPOCH": 1,
+        "WARMUP_TYPE": "constant",
+        "WARMUP_CONS_LR": "1e-5",
+    },
     "TRAIN": {"PRINT_FREQ": 5},
     "MODEL": {"BACKBONE": {"NAME": "Nano/8"}},
     "TRAINER": {"MYCOOP": {"N_CTX": 4, "INIT": {"STD": 0.02}, "PREC": "fp32"}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -578,9 +615,27 @@ def elsewhere(tmp_path_factory, pictures):
         env = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
         env.pop("PYTHONPATH", None)
         return subprocess.run(
-            [sys.executable, "train.py", "--root", str(pictures), "--seed", "1", "--trainer", "MyCoOp", "--config-file",
-             "configs/mycoop.yaml", "--dataset-config-file", "configs/datasets/shapes.yaml", *args],
-            cwd=tree, env=env, capture_output=True, text=True, timeout=300)  # fmt: skip
+            [
+                sys.executable,
+                "train.py",
+                "--root",
+                str(pictures),
+                "--seed",
+                "1",
+                "--trainer",
+                "MyCoOp",
+                "--config-file",
+                "configs/mycoop.yaml",
+                "--dataset-config-file",
+                "configs/datasets/shapes.yaml",
+                *args,
+            ],
+            cwd=tree,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     return command
 
@@ -602,8 +657,18 @@ def test_a_coop_style_trainer_of_somebody_else_runs_unmodified(elsewhere, tmp_pa
     assert (out / "prompt_learner" / "checkpoint").read_text().strip() == "model.pth.tar-2"
     assert list((out / "tensorboard").glob("events.*")) and (out / "log.txt").exists()
 
-    tested = elsewhere("--eval-only", "--model-dir", str(out), "--load-epoch", "2", "--output-dir", str(new), *shots,
-                       "DATASET.SUBSAMPLE_CLASSES", "new")  # fmt: skip
+    tested = elsewhere(
+        "--eval-only",
+        "--model-dir",
+        str(out),
+        "--load-epoch",
+        "2",
+        "--output-dir",
+        str(new),
+        *shots,
+        "DATASET.SUBSAMPLE_CLASSES",
+        "new",
+    )
     assert tested.returncode == 0, tested.stderr
     result = json.loads((new / "results.json").read_text())
     assert result["accuracy"] == pytest.approx(accuracy(tested), abs=0.051) and accuracy(tested) > 15
@@ -614,7 +679,19 @@ def test_a_coop_style_trainer_of_somebody_else_runs_unmodified(elsewhere, tmp_pa
 
 
 def test_its_amp_branch_runs_on_this_machine(elsewhere, tmp_path):
-    process = elsewhere("--output-dir", str(tmp_path), "DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base",
-                        "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True", "TRAINER.MYCOOP.PREC", "amp")  # fmt: skip
+    process = elsewhere(
+        "--output-dir",
+        str(tmp_path),
+        "DATASET.NUM_SHOTS",
+        "2",
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "OPTIM.MAX_EPOCH",
+        "1",
+        "TEST.NO_TEST",
+        "True",
+        "TRAINER.MYCOOP.PREC",
+        "amp",
+    )
     assert process.returncode == 0, process.stderr
     assert load(tmp_path / "prompt_learner" / "model.pth.tar-1")["state_dict"]["ctx"].isfinite().all()

@@ -22,8 +22,13 @@ from dassl.utils import read_image, read_json
 from datasets import images
 from predict import Predictor
 
-COLOURS = {"café crème": (205, 160, 110), "red bus": (210, 30, 30), "green_tree": (30, 150, 40), "猫": (90, 60, 110),
-           "blue boat": (30, 60, 210)}  # fmt: skip
+COLOURS = {
+    "café crème": (205, 160, 110),
+    "red bus": (210, 30, 30),
+    "green_tree": (30, 150, 40),
+    "猫": (90, 60, 110),
+    "blue boat": (30, 60, 210),
+}
 KINDS = ("jpeg", "png", "webp", "grey", "cmyk", "exif")
 SMALL = ["VERBOSE", "False", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"]
 
@@ -128,8 +133,18 @@ def test_the_split_is_seeded_and_kept(photos, tmp_path, capsys):
         assert names_of(getattr(copied, part)) == names_of(getattr(first, part))
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 1, 1)),
-                                          (5, (2, 1, 2)), (10, (5, 2, 3)), (100, (50, 20, 30))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [
+        (1, (1, 0, 0)),
+        (2, (1, 0, 1)),
+        (3, (2, 0, 1)),
+        (4, (2, 1, 1)),
+        (5, (2, 1, 2)),
+        (10, (5, 2, 3)),
+        (100, (50, 20, 30)),
+    ],
+)
 def test_few_images_go_to_the_training_first(n, sizes):
     rows = [images.Row(f"/{c}/{k}.jpg", c, "") for c in "ab" for k in range(n)]
     divided = images.divide(rows, seed=random.randrange(100))
@@ -157,8 +172,10 @@ def test_split_folders(names, photos, tmp_path):
 @pytest.mark.parametrize("form", ["csv", "csv;", "json", "json lists"])
 @pytest.mark.parametrize("with_split", [True, False])
 def test_lists(form, with_split, photos, tmp_path):
-    rows = [(str(p.relative_to(photos.parent)), p.parent.name, ("train", "val", "test")[k % 3])
-            for k, p in enumerate(sorted(photos.rglob("img*")))]  # fmt: skip
+    rows = [
+        (str(p.relative_to(photos.parent)), p.parent.name, ("train", "val", "test")[k % 3])
+        for k, p in enumerate(sorted(photos.rglob("img*")))
+    ]
     heads = ["path", "label", "split"]
     if not with_split:
         rows, heads = [row[:2] for row in rows], heads[:2]
@@ -332,17 +349,23 @@ def test_bad_folders_get_one_line(photos, tmp_path, capsys):
     assert not (tmp_path / "OUT" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    ("", "its first line should read"),
-    ("file,class\na.jpg,cat\n", "'file', 'class'"),
-    ("path,label\na.jpg,\n", "line 2: the label is missing"),
-    ("path,label\na.jpg,cat\n,dog\n", "line 3: the path is missing"),
-    ("path,label,split\na.jpg,cat,tset\n", 'line 2: the split is "tset"'),
-    ("path,label\na.jpg,cat\na.jpg,dog\n", "more than once, first"),
-    ("path,label,split\na.jpg,cat,train\nb.jpg,dog,\n", "1 of 2 images have no split"),
-    ("path,label,split\na.jpg,cat,train\nb.jpg,cats,test\n", 'no training image, first "cats" (did you mean "cat"?)'),
-    ("path,label\na.jpg,cat\ngone.jpg,dog\n", "1 of 2 images cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "its first line should read"),
+        ("file,class\na.jpg,cat\n", "'file', 'class'"),
+        ("path,label\na.jpg,\n", "line 2: the label is missing"),
+        ("path,label\na.jpg,cat\n,dog\n", "line 3: the path is missing"),
+        ("path,label,split\na.jpg,cat,tset\n", 'line 2: the split is "tset"'),
+        ("path,label\na.jpg,cat\na.jpg,dog\n", "more than once, first"),
+        ("path,label,split\na.jpg,cat,train\nb.jpg,dog,\n", "1 of 2 images have no split"),
+        (
+            "path,label,split\na.jpg,cat,train\nb.jpg,cats,test\n",
+            'no training image, first "cats" (did you mean "cat"?)',
+        ),
+        ("path,label\na.jpg,cat\ngone.jpg,dog\n", "1 of 2 images cannot be read"),
+    ],
+)
 def test_bad_lists_get_one_line(content, told, tmp_path, capsys):
     for name in "ab":
         Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.jpg")
@@ -351,13 +374,16 @@ def test_bad_lists_get_one_line(content, told, tmp_path, capsys):
     assert told in line, line
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    ("path,label\na.jpg,cat\nb.jpg,d\xf6g\n".encode("latin-1"), "save it as CSV UTF-8"),
-    ("path,label\na.jpg,cat\n".encode("utf-16"), "save it as CSV UTF-8"),
-    (b"path,label\na.jpg,cat, black\n", "line 2 has more fields than the first line"),
-    (b"path,label,label\na.jpg,cat,dog\n", "its first line should read"),
-    (b"path,label\na.jpg,  \n", "line 2: the label is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("path,label\na.jpg,cat\nb.jpg,d\xf6g\n".encode("latin-1"), "save it as CSV UTF-8"),
+        ("path,label\na.jpg,cat\n".encode("utf-16"), "save it as CSV UTF-8"),
+        (b"path,label\na.jpg,cat, black\n", "line 2 has more fields than the first line"),
+        (b"path,label,label\na.jpg,cat,dog\n", "its first line should read"),
+        (b"path,label\na.jpg,  \n", "line 2: the label is missing"),
+    ],
+)
 def test_what_excel_makes_gets_one_line(content, told, tmp_path, capsys):
     (tmp_path / "list.csv").write_bytes(content)
     line = said(capsys, "--images", tmp_path / "list.csv", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")

@@ -11,15 +11,7 @@ from clip.model import LayerNorm
 from torch.nn import functional as F
 
 from dassl.utils import set_random_seed
-from trainers.orthcr import (
-    REGULARIZERS,
-    WEIGHTS,
-    OrthogonalCLIP,
-    cayley,
-    hyperspherical_energy,
-    regularizer,
-    rotate,
-)
+from trainers.orthcr import REGULARIZERS, WEIGHTS, OrthogonalCLIP, cayley, hyperspherical_energy, regularizer, rotate
 from trainers.shared.text import TextEncoder
 
 NAMES = ["red circle", "dark_blue striped heart", "x"]
@@ -103,11 +95,20 @@ SIZES = [2, 3, 16, 64, 128, 256]
 LARGE = [(b, 100.0, torch.float32, 1e-6) for b in SIZES]
 
 
-@pytest.mark.parametrize("b, scale, dtype, limit", LARGE + [
-    (b, scale, dtype, limit) for b in SIZES for scale, dtype, limit in [
-        (1e-3, torch.float32, 1e-6), (1.0, torch.float32, 1e-6), (1.0, torch.float64, 1e-12),
-        (100.0, torch.float64, 1e-12)]
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "b, scale, dtype, limit",
+    LARGE
+    + [
+        (b, scale, dtype, limit)
+        for b in SIZES
+        for scale, dtype, limit in [
+            (1e-3, torch.float32, 1e-6),
+            (1.0, torch.float32, 1e-6),
+            (1.0, torch.float64, 1e-12),
+            (100.0, torch.float64, 1e-12),
+        ]
+    ],
+)
 def test_r_is_orthogonal_with_determinant_one(b, scale, dtype, limit):
     gen = torch.Generator().manual_seed(b)
     upper = scale * (2 * torch.rand(3, b * (b - 1) // 2, generator=gen, dtype=dtype) - 1)
@@ -268,8 +269,9 @@ def test_each_kind_of_weight_has_an_effect(random_clip, noise, which, kind):
             assert change > 1e-3 if name == which else change < 1e-6, (name, change)
 
 
-@pytest.mark.parametrize("changes", [{}, {"BLOCK_SIZE": 0}, {"ENCODERS": ["text"], "LAYERS": [-1]},
-                                     {"WEIGHTS": ["v", "out"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes", [{}, {"BLOCK_SIZE": 0}, {"ENCODERS": ["text"], "LAYERS": [-1]}, {"WEIGHTS": ["v", "out"]}]
+)
 def test_called_with_rotated_weights_is_a_clip_that_has_them(random_clip, noise, changes):
     plain, image = random_clip(), noise(4, 3, 32, 32)
     before = copy.deepcopy(plain.state_dict())
@@ -291,8 +293,16 @@ def test_merged_weights_carry_no_gradient(random_clip):
 
 
 @pytest.mark.parametrize("encoders", [["image"], ["text"], BOTH, ["text", "image"]], ids="+".join)
-@pytest.mark.parametrize("layers, image, text", [([], [0, 1], [0, 1, 2]), ([-1], [1], [2]), ([0, -1], [0, 1], [0, 2]),
-                                                 ([1, -1], [1], [1, 2]), ([-2, 0], [0], [0, 1])])  # fmt: skip
+@pytest.mark.parametrize(
+    "layers, image, text",
+    [
+        ([], [0, 1], [0, 1, 2]),
+        ([-1], [1], [2]),
+        ([0, -1], [0, 1], [0, 2]),
+        ([1, -1], [1], [1, 2]),
+        ([-2, 0], [0], [0, 1]),
+    ],
+)
 def test_chosen_encoders_and_layers(random_clip, encoders, layers, image, text):
     model = orthogonal(random_clip(), ENCODERS=encoders, LAYERS=layers, WEIGHTS=["q", "c_proj"])
     blocks = {"image": image, "text": text}
@@ -319,10 +329,23 @@ def test_block_size_that_does_not_divide(random_clip, b, width):
     assert offered == [16, 32, 64, 128] and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key, value", [("BLOCK_SIZE", 1), ("BLOCK_SIZE", -4), ("LAMBDA", -0.1), ("TAU", 0.0),
-                                        ("ENCODERS", []), ("ENCODERS", ["vision"]), ("WEIGHTS", []),
-                                        ("WEIGHTS", ["qkv"]), ("REG", "kl"), ("PREC", "fp16"),
-                                        ("BLOCK_SIZE", 48), ("LAYERS", [9])])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("BLOCK_SIZE", 1),
+        ("BLOCK_SIZE", -4),
+        ("LAMBDA", -0.1),
+        ("TAU", 0.0),
+        ("ENCODERS", []),
+        ("ENCODERS", ["vision"]),
+        ("WEIGHTS", []),
+        ("WEIGHTS", ["qkv"]),
+        ("REG", "kl"),
+        ("PREC", "fp16"),
+        ("BLOCK_SIZE", 48),
+        ("LAYERS", [9]),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(make_trainer, key, value):
     with pytest.raises(ValueError) as error:
         make_trainer(f"TRAINER.ORTHCR.{key}", value)
@@ -464,9 +487,17 @@ def test_regularizer_by_hand(reg, tau, noise):
     assert given.shape == () and float(given) == pytest.approx(wanted, rel=1e-10)
 
 
-@pytest.mark.parametrize("reg, lam, tau", [("cross_kl", 4.0, 1.0), ("cross_kl", 0.7, 2.0), ("cross_ce", 2.0, 1.0),
-                                           ("none", 4.0, 1.0), ("self_kl", 4.0, 1.0),
-                                           ("self_kl", 0.0, 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "reg, lam, tau",
+    [
+        ("cross_kl", 4.0, 1.0),
+        ("cross_kl", 0.7, 2.0),
+        ("cross_ce", 2.0, 1.0),
+        ("none", 4.0, 1.0),
+        ("self_kl", 4.0, 1.0),
+        ("self_kl", 0.0, 1.0),
+    ],
+)
 def test_loss_of_a_training_step_by_hand(make_trainer, tiny, reg, lam, tau):
     """From pixels on: two plain CLIPs, one with the rotated weights written into it, and NumPy for the rest."""
     trainer = make_trainer("TRAINER.ORTHCR.REG", reg, "TRAINER.ORTHCR.LAMBDA", lam, "TRAINER.ORTHCR.TAU", tau)
@@ -587,9 +618,18 @@ def test_lambda_weighs_the_gradient(make_trainer):
 # ------------------------------------------------------------------ what is trained
 
 
-@pytest.mark.parametrize("encoders, reg", [(["image"], "cross_kl"), (["text"], "cross_kl"), (BOTH, "cross_kl"),
-                                           (BOTH, "cross_ce"), (BOTH, "self_kl"), (["image"], "none")],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "encoders, reg",
+    [
+        (["image"], "cross_kl"),
+        (["text"], "cross_kl"),
+        (BOTH, "cross_kl"),
+        (BOTH, "cross_ce"),
+        (BOTH, "self_kl"),
+        (["image"], "none"),
+    ],
+    ids=str,
+)
 def test_gradients_reach_every_rotation_and_nothing_else(make_trainer, take_steps, encoders, reg):
     trainer = make_trainer("TRAINER.ORTHCR.ENCODERS", encoders, "TRAINER.ORTHCR.REG", reg, "OPTIM.LR", 0.01)
     trained = {id(p) for p in trainer.model.rotations.parameters()}
@@ -664,8 +704,7 @@ def test_evaluation_encodes_the_classes_and_rotates_once(make_trainer, take_step
     assert len(texts) == 1 and len(rotations) == 2
 
 
-@pytest.mark.parametrize("encoders, a_step", [
-    (BOTH, 1), (["text"], 1), (["image"], 0)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("encoders, a_step", [(BOTH, 1), (["text"], 1), (["image"], 0)], ids=str)
 @pytest.mark.parametrize("reg", ["cross_kl", "none"])
 def test_frozen_text_is_encoded_once_a_run(make_trainer, take_steps, monkeypatch, encoders, a_step, reg):
     calls, forward = [], TextEncoder.forward
@@ -676,8 +715,9 @@ def test_frozen_text_is_encoded_once_a_run(make_trainer, take_steps, monkeypatch
     assert len(calls) == 1 + 3 * a_step
 
 
-@pytest.mark.parametrize("reg, encoders, passes", [("cross_kl", BOTH, 2), ("cross_kl", ["text"], 1), ("none", BOTH, 1)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "reg, encoders, passes", [("cross_kl", BOTH, 2), ("cross_kl", ["text"], 1), ("none", BOTH, 1)], ids=str
+)
 def test_the_frozen_image_side_runs_only_where_needed(make_trainer, take_steps, count, reg, encoders, passes):
     trainer = make_trainer("TRAINER.ORTHCR.REG", reg, "TRAINER.ORTHCR.ENCODERS", encoders)
     images = count(trainer.model.image_encoder)

@@ -367,10 +367,15 @@ ESCAPES = {
 }
 
 
-@pytest.mark.parametrize(("case", "pack"), [
-    *((case, tar_bytes) for case in ESCAPES),
-    *((case, zip_bytes) for case in ESCAPES if case not in ("device", "pipe", "hard link")),  # of which zip has none
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("case", "pack"),
+    [
+        *((case, tar_bytes) for case in ESCAPES),
+        *(
+            (case, zip_bytes) for case in ESCAPES if case not in ("device", "pipe", "hard link")
+        ),  # of which zip has none
+    ],
+)
 def test_nothing_escapes(case, pack, tmp_path):
     tree = {path.format(tmp_path): content for path, content in ESCAPES[case].items()}
     if pack is zip_bytes:
@@ -475,8 +480,11 @@ def run(*argv):
 
 def test_caltech_with_an_archive_in_an_archive(net, drive, tmp_path, capsys):
     images = random_tree("101_ObjectCategories/ant/image_0001.jpg", "101_ObjectCategories/crab/image_0001.jpg")
-    outer = {"caltech-101/101_ObjectCategories.tar.gz": tar_bytes(images), "caltech-101/Annotations.tar": b"",
-             "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"mac"}  # fmt: skip
+    outer = {
+        "caltech-101/101_ObjectCategories.tar.gz": tar_bytes(images),
+        "caltech-101/Annotations.tar": b"",
+        "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"mac",
+    }
     served = net(*urls("Caltech101"), zip_bytes(outer))
     drive[split_id("Caltech101")] = split = split_of("ant/image_0001.jpg")
     assert run("caltech101", "--root", tmp_path) == 0
@@ -515,8 +523,14 @@ def test_dtd_interrupted_and_given_again(net, drive, tmp_path, monkeypatch, caps
 
 
 def test_aircraft_keeps_only_data(net, tmp_path):
-    tree = random_tree("images/1.jpg", "variants.txt", "images_variant_train.txt", "images_variant_val.txt",
-                       "images_variant_test.txt", "families.txt")  # fmt: skip
+    tree = random_tree(
+        "images/1.jpg",
+        "variants.txt",
+        "images_variant_train.txt",
+        "images_variant_val.txt",
+        "images_variant_test.txt",
+        "families.txt",
+    )
     packed = {f"fgvc-aircraft-2013b/data/{path}": body for path, body in tree.items()}
     net(*urls("FGVCAircraft"), tar_bytes(packed | {"fgvc-aircraft-2013b/evaluation.m": b"m"}))
     assert run("fgvc-aircraft", "--root", tmp_path, "--keep-archives") == 0
@@ -536,15 +550,21 @@ def test_sketch_and_class_names(net, drive, tmp_path, capsys):
     (tmp_path / "imagenet" / "classnames.txt").write_text("n01440764 tench\n")
     assert run("imagenet_sketch", "--root", tmp_path) == 0
     assert files_in(tmp_path / "imagenet-sketch") == {
-        "images/n01440764/sketch_0.JPEG": tree["sketch/n01440764/sketch_0.JPEG"], "classnames.txt": b"n01440764 tench\n"
-    }  # fmt: skip
+        "images/n01440764/sketch_0.JPEG": tree["sketch/n01440764/sketch_0.JPEG"],
+        "classnames.txt": b"n01440764 tench\n",
+    }
 
 
 def test_cars_without_drive(net, drive, tmp_path, capsys):
     """The archive of the mirror lies below other folders, and its split makes up for Drive's refusal."""
-    tree = random_tree("cars_train/00001.jpg", "cars_train/cars_train/00001.jpg", "cars_test/00001.jpg",
-                       "devkit/cars_meta.mat",
-                       "cars_test_annos_withlabels.mat", "split_zhou_StanfordCars.json")  # fmt: skip
+    tree = random_tree(
+        "cars_train/00001.jpg",
+        "cars_train/cars_train/00001.jpg",
+        "cars_test/00001.jpg",
+        "devkit/cars_meta.mat",
+        "cars_test_annos_withlabels.mat",
+        "split_zhou_StanfordCars.json",
+    )
     net(*urls("StanfordCars"), zip_bytes({f"data/x/stanford_cars/{path}": body for path, body in tree.items()}))
     assert run("stanford_cars", "--root", tmp_path) == 0
     assert files_in(tmp_path / "stanford_cars") == tree
@@ -602,8 +622,12 @@ def test_what_a_user_has_is_respected(net, drive, tmp_path, capsys):
     (own / "annotations.tar.gz").write_bytes(archive)
     assert run("oxford_pets", "--root", root) == 0
     assert served.sent == [] and "annotations.tar.gz is kept" in capsys.readouterr().out
-    assert files_in(own) == {"annotations/list.txt": b"2", "images/cat.jpg": b"mine", "annotations.tar.gz": archive,
-                             "split_zhou_OxfordPets.json": b"my split"}  # fmt: skip
+    assert files_in(own) == {
+        "annotations/list.txt": b"2",
+        "images/cat.jpg": b"mine",
+        "annotations.tar.gz": archive,
+        "split_zhou_OxfordPets.json": b"my split",
+    }
     assert (root / "oxford_pets").is_symlink()
 
 

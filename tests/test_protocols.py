@@ -201,21 +201,24 @@ def test_what_all_means():
     assert run.variants("shapes") == ["shapes_fog", "shapes_night", "shapes_neon", "shapes_scribble"]
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["OrthCR", "base2new_train", "dtdd", "1"], 'do you mean "dtd"'),
-    (["OrthCRR", "base2new_train", "dtd", "1"], 'do you mean "OrthCR"'),
-    (["OrthCR", "base2new_train", "dtd", "1"], "DescribableTextures needs the folder"),
-    (["OrthCR", "xd_train", "shapes_fog", "1", "VERBOSE", "False"], "ShapesFog is for testing only"),
-    (["OrthCR", "base2new_train"], "needs a DATASET"),
-    (["OrthCR", "base2new_train", "dtd", "one"], "takes DATASET [SEED]"),
-    (["OrthCR", "fewshot", "dtd", "1", "2", "3"], "takes DATASET [SEED [SHOTS]]"),
-    (["OrthCR", "xd_test", "dtd", "1"], "there is no finished training in"),
-    (["OrthCR", "dg_test", "1"], "OrthCR dg_test imagenet_sketch 1: there is no finished"),
-    (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes, as shapes_fog"),
-    (["OrthCR", "fewshot", "dtd", "1", "0"], "SHOTS is 0: give 1 or more"),
-    (["OrthCR", "base2new_train", "dtd", "1"], "(here DATA in the environment stands for --root"),
-    (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is what the words before say"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["OrthCR", "base2new_train", "dtdd", "1"], 'do you mean "dtd"'),
+        (["OrthCRR", "base2new_train", "dtd", "1"], 'do you mean "OrthCR"'),
+        (["OrthCR", "base2new_train", "dtd", "1"], "DescribableTextures needs the folder"),
+        (["OrthCR", "xd_train", "shapes_fog", "1", "VERBOSE", "False"], "ShapesFog is for testing only"),
+        (["OrthCR", "base2new_train"], "needs a DATASET"),
+        (["OrthCR", "base2new_train", "dtd", "one"], "takes DATASET [SEED]"),
+        (["OrthCR", "fewshot", "dtd", "1", "2", "3"], "takes DATASET [SEED [SHOTS]]"),
+        (["OrthCR", "xd_test", "dtd", "1"], "there is no finished training in"),
+        (["OrthCR", "dg_test", "1"], "OrthCR dg_test imagenet_sketch 1: there is no finished"),
+        (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes, as shapes_fog"),
+        (["OrthCR", "fewshot", "dtd", "1", "0"], "SHOTS is 0: give 1 or more"),
+        (["OrthCR", "base2new_train", "dtd", "1"], "(here DATA in the environment stands for --root"),
+        (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is what the words before say"),
+    ],
+)
 def test_bad_words_get_one_line(words, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     try:
@@ -266,10 +269,20 @@ def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
 # ------------------------------------------------------------------ the embedded targets
 
 
-@pytest.mark.parametrize(("name", "classes", "test"), [
-    ("digits", 10, 535), ("colours", 8, 320), ("patterns", 5, 200), ("outlines", 10, 400), ("compositions", 60, 600),
-    ("shapes_fog", 40, 400), ("shapes_night", 40, 400), ("shapes_neon", 40, 400), ("shapes_scribble", 40, 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "classes", "test"),
+    [
+        ("digits", 10, 535),
+        ("colours", 8, 320),
+        ("patterns", 5, 200),
+        ("outlines", 10, 400),
+        ("compositions", 60, 600),
+        ("shapes_fog", 40, 400),
+        ("shapes_night", 40, 400),
+        ("shapes_neon", 40, 400),
+        ("shapes_scribble", 40, 400),
+    ],
+)
 def test_embedded_data_sets(name, classes, test, make_cfg):
     data = build_dataset(make_cfg(dataset=name, trainer="ZeroshotCLIP"))
     assert (data.num_classes, len(data.test)) == (classes, test)

@@ -16,8 +16,15 @@ import report
 import train
 from report import Trained, collect, harmonic_mean, main, spread, tables
 
-STEMS = {"DescribableTextures": "dtd", "Caltech101": "caltech101", "ImageNet": "imagenet", "EuroSAT": "eurosat",
-         "ImageNetV2": "imagenetv2", "ImageNetSketch": "imagenet_sketch", "OxfordPets": "oxford_pets"}  # fmt: skip
+STEMS = {
+    "DescribableTextures": "dtd",
+    "Caltech101": "caltech101",
+    "ImageNet": "imagenet",
+    "EuroSAT": "eurosat",
+    "ImageNetV2": "imagenetv2",
+    "ImageNetSketch": "imagenet_sketch",
+    "OxfordPets": "oxford_pets",
+}
 SEEDS = (1, 2, 3)
 NEW = random.Random()  # fresh at every run
 
@@ -26,14 +33,26 @@ def accuracy():
     return NEW.uniform(20, 99)
 
 
-def ours(folder, trainer, on, dataset, classes, acc, eval_only=False, backbone="ViT-B/16", split="test", config=None,
-         **more):  # fmt: skip
+def ours(
+    folder, trainer, on, dataset, classes, acc, eval_only=False, backbone="ViT-B/16", split="test", config=None, **more
+):
     """`on`: (data set, classes, shots, seed) of the training; None: zero-shot."""
     folder.mkdir(parents=True, exist_ok=True)
     trained_on = on and dict(zip(("dataset", "classes", "shots", "seed"), on, strict=True))
-    results = {"trainer": trainer, "dataset": dataset, "classes": classes, "seed": on[3] if on else 1, "shots": 16,
-               "backbone": backbone, "eval_only": eval_only, "trained_on": trained_on, "split": split, "accuracy": acc,
-               "trainable_params": 10 if on else 0, **more}  # fmt: skip
+    results = {
+        "trainer": trainer,
+        "dataset": dataset,
+        "classes": classes,
+        "seed": on[3] if on else 1,
+        "shots": 16,
+        "backbone": backbone,
+        "eval_only": eval_only,
+        "trained_on": trained_on,
+        "split": split,
+        "accuracy": acc,
+        "trainable_params": 10 if on else 0,
+        **more,
+    }
     (folder / "results.json").write_text(json.dumps(results))
     if config is not None:
         (folder / "config.yaml").write_text(json.dumps(config))  # which is YAML
@@ -89,22 +108,60 @@ VERSION: 1
 
 def result(correct, total, split="test"):
     acc = 100 * correct / total
-    return (f"Evaluate on the *{split}* set\n=> result\n* total: {total:,}\n* correct: {correct:,}\n"
-            f"* accuracy: {acc:.1f}%\n* error: {100 - acc:.1f}%\n* macro_f1: {acc - 1:.1f}%\n")  # fmt: skip
+    return (
+        f"Evaluate on the *{split}* set\n=> result\n* total: {total:,}\n* correct: {correct:,}\n"
+        f"* accuracy: {acc:.1f}%\n* error: {100 - acc:.1f}%\n* macro_f1: {acc - 1:.1f}%\n"
+    )
 
 
-def log(folder, trainer, dataset, classes, seed, tail, model_dir="", eval_only=None, shots=16, backbone="ViT-B/16",
-        epochs=5, split="test", csc=False, cfg="vit_b16_c2_ep5_batch4_2ctx", name="log.txt"):  # fmt: skip
+def log(
+    folder,
+    trainer,
+    dataset,
+    classes,
+    seed,
+    tail,
+    model_dir="",
+    eval_only=None,
+    shots=16,
+    backbone="ViT-B/16",
+    epochs=5,
+    split="test",
+    csc=False,
+    cfg="vit_b16_c2_ep5_batch4_2ctx",
+    name="log.txt",
+):
     """`tail`: what follows the config, or (correct, total) of the usual end."""
     folder.mkdir(parents=True, exist_ok=True)
     eval_only = bool(model_dir) if eval_only is None else eval_only
-    args = {"backbone": "", "config_file": f"configs/trainers/{trainer}/{cfg}.yaml",
-            "dataset_config_file": f"configs/datasets/{STEMS[dataset]}.yaml", "eval_only": eval_only, "head": "",
-            "load_epoch": epochs if eval_only else None, "model_dir": model_dir, "no_train": False,
-            "opts": ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes],
-            "output_dir": "output/x", "resume": "", "root": "/data", "seed": seed, "trainer": trainer}  # fmt: skip
-    config = CONFIG.format(dataset=dataset, shots=shots, classes=classes, backbone=backbone, epochs=epochs,
-                           out="output/x", seed=seed, split=split, csc=csc, trainer=trainer)  # fmt: skip
+    args = {
+        "backbone": "",
+        "config_file": f"configs/trainers/{trainer}/{cfg}.yaml",
+        "dataset_config_file": f"configs/datasets/{STEMS[dataset]}.yaml",
+        "eval_only": eval_only,
+        "head": "",
+        "load_epoch": epochs if eval_only else None,
+        "model_dir": model_dir,
+        "no_train": False,
+        "opts": ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes],
+        "output_dir": "output/x",
+        "resume": "",
+        "root": "/data",
+        "seed": seed,
+        "trainer": trainer,
+    }
+    config = CONFIG.format(
+        dataset=dataset,
+        shots=shots,
+        classes=classes,
+        backbone=backbone,
+        epochs=epochs,
+        out="output/x",
+        seed=seed,
+        split=split,
+        csc=csc,
+        trainer=trainer,
+    )
     if isinstance(tail, tuple):
         trained = "epoch [5/5] batch [5/5] time 0.1 (0.1) loss 0.1 (0.1) acc 99.0 (99.0)\nFinish training\n"
         tail = result(*tail) if eval_only else f"{trained}Deploy the last-epoch model\n{result(*tail)}Elapsed: 0:01\n"
@@ -122,8 +179,17 @@ def base_log(root, trainer, dataset, seed, tail, cfg="cfg", part="train_base", *
 
 def new_log(root, trainer, dataset, seed, tail, cfg="cfg", trained="train_base", **kwargs):
     common = f"{STEMS[dataset]}/shots_16/{trainer}/{cfg}/seed{seed}"
-    return log(root / "base2new" / "test_new" / common, trainer, dataset, "new", seed, tail, cfg=cfg,
-               model_dir=f"output/base2new/{trained}/{common}", **kwargs)  # fmt: skip
+    return log(
+        root / "base2new" / "test_new" / common,
+        trainer,
+        dataset,
+        "new",
+        seed,
+        tail,
+        cfg=cfg,
+        model_dir=f"output/base2new/{trained}/{common}",
+        **kwargs,
+    )
 
 
 def made(*paths, seeds=None):
@@ -299,8 +365,10 @@ def test_no_shots_are_all_images(tmp_path):
         log(tmp_path / f"log{k}", "KgCoOp", "EuroSAT", "all", k, (700 + k, 1000), shots=shots)
     table = only(tmp_path)
     assert table.heads[2:] == ["16 shots", "all images"]
-    assert [row[1:] for row in table.rows] == [["CoOp", "52.00*", "50.50 ± 0.50*"],
-                                               ["KgCoOp (Dassl.pytorch)", "70.20*", "70.05 ± 0.05*"]]  # fmt: skip
+    assert [row[1:] for row in table.rows] == [
+        ["CoOp", "52.00*", "50.50 ± 0.50*"],
+        ["KgCoOp (Dassl.pytorch)", "70.20*", "70.05 ± 0.05*"],
+    ]
 
 
 def write_transfer(root):
@@ -458,9 +526,12 @@ def test_which_result_of_a_log_counts(tmp_path):
 
 def test_unfinished_runs_are_named(tmp_path):
     log(tmp_path / "done", "CoOp", "EuroSAT", "all", 1, (500, 1000))
-    tails = {"killed": "epoch [1/5] batch [5/5] loss 1\n", "while-testing": result(1, 10),
-             "cut": "Finish training\n=> result\n",
-             "trace": f"Finish training\n{result(1, 10)}Traceback (most recent call last):\n  x\n"}  # fmt: skip
+    tails = {
+        "killed": "epoch [1/5] batch [5/5] loss 1\n",
+        "while-testing": result(1, 10),
+        "cut": "Finish training\n=> result\n",
+        "trace": f"Finish training\n{result(1, 10)}Traceback (most recent call last):\n  x\n",
+    }
     for k, (name, tail) in enumerate(tails.items()):
         log(tmp_path / name, "CoOp", "EuroSAT", "all", k + 2, tail)
     (tmp_path / "ours").mkdir()
@@ -513,17 +584,31 @@ def test_configs_and_backbones_are_kept_apart(tmp_path):
     for reg, lr, shift in (("cross_kl", 1e-3, 0), ("none", 1e-3, 10)):
         for seed in SEEDS:
             for backbone in ("ViT-B/16", "RN50"):
-                config = {"TRAINER": {"ORTHCR": {"REG": reg, "PREC": NEW.choice(["amp", "fp32"])}}, "OPTIM": {"LR": lr},
-                          "SEED": seed, "DATASET": {"ROOT": str(NEW.random())}}  # fmt: skip
+                config = {
+                    "TRAINER": {"ORTHCR": {"REG": reg, "PREC": NEW.choice(["amp", "fp32"])}},
+                    "OPTIM": {"LR": lr},
+                    "SEED": seed,
+                    "DATASET": {"ROOT": str(NEW.random())},
+                }
                 acc = 40 + seed + shift + 20 * (backbone == "RN50")
-                train_and_new(tmp_path / f"{reg}{seed}{backbone[:2]}", "OrthCR", "EuroSAT", seed, acc, acc,
-                              backbone=backbone, config=config)  # fmt: skip
+                train_and_new(
+                    tmp_path / f"{reg}{seed}{backbone[:2]}",
+                    "OrthCR",
+                    "EuroSAT",
+                    seed,
+                    acc,
+                    acc,
+                    backbone=backbone,
+                    config=config,
+                )
     shutil.rmtree(tmp_path / "none3RN")
     table = only(tmp_path)
     labels = [row[1:3] for row in table.rows]
     assert labels[:2] == [["OrthCR (RN50, REG cross_kl)", "62.00 ± 0.82"], ["OrthCR (RN50, REG none)", "71.50 ± 0.50*"]]
-    assert labels[2:] == [["OrthCR (ViT-B/16, REG cross_kl)", "42.00 ± 0.82"],
-                          ["OrthCR (ViT-B/16, REG none)", "52.00 ± 0.82"]]  # fmt: skip
+    assert labels[2:] == [
+        ["OrthCR (ViT-B/16, REG cross_kl)", "42.00 ± 0.82"],
+        ["OrthCR (ViT-B/16, REG none)", "52.00 ± 0.82"],
+    ]
     assert "OrthCR (RN50, REG none) on EuroSAT, new: seed 3 is missing" in table.notes
 
 
@@ -531,8 +616,17 @@ def test_epochs_that_follow_the_shots_make_one_curve(tmp_path):
     """CoOp trains 50 epochs on one image a class and 200 on sixteen, from two files."""
     for shots, epochs in ((1, 50), (16, 200)):
         for seed in SEEDS:
-            log(tmp_path / f"{shots}_{seed}", "CoOp", "EuroSAT", "all", seed, (500 + shots, 1000), shots=shots,
-                epochs=epochs, cfg=f"rn50_ep{epochs}")  # fmt: skip
+            log(
+                tmp_path / f"{shots}_{seed}",
+                "CoOp",
+                "EuroSAT",
+                "all",
+                seed,
+                (500 + shots, 1000),
+                shots=shots,
+                epochs=epochs,
+                cfg=f"rn50_ep{epochs}",
+            )
     table = only(tmp_path)
     assert len(table.rows) == 1
     said = "not all of its runs have the same OPTIM.MAX_EPOCH (200, 50), config (rn50_ep200, rn50_ep50)"
@@ -540,8 +634,10 @@ def test_epochs_that_follow_the_shots_make_one_curve(tmp_path):
 
     for seed in SEEDS:  # but what differs where all else is the same makes two rows
         log(tmp_path / f"csc{seed}", "CoOp", "EuroSAT", "all", seed, (300, 1000), shots=16, csc=True, epochs=200)
-    assert [row[1:] for row in only(tmp_path).rows] == [["CoOp (CSC False)", "50.10 ± 0.00", "51.60 ± 0.00"],
-                                                        ["CoOp (CSC True)", "-", "30.00 ± 0.00"]]  # fmt: skip
+    assert [row[1:] for row in only(tmp_path).rows] == [
+        ["CoOp (CSC False)", "50.10 ± 0.00", "51.60 ± 0.00"],
+        ["CoOp (CSC True)", "-", "30.00 ± 0.00"],
+    ]
     for seed in SEEDS:
         log(tmp_path / f"file{seed}", "CoOp", "EuroSAT", "all", seed, (200, 1000), shots=8, cfg="one")
         log(tmp_path / f"file{seed}_2", "CoOp", "EuroSAT", "all", seed, (400, 1000), shots=8, cfg="two")
@@ -555,8 +651,10 @@ def test_zero_shot_results_differ_by_what_concerns_the_model_only(tmp_path):
     for k, (epochs, prompt) in enumerate([(5, "a"), (10, "a"), (5, "b")]):
         config = {"OPTIM": {"MAX_EPOCH": epochs}, "TRAINER": {"ZEROSHOTCLIP": {"TEMPLATE": prompt}}}
         ours(tmp_path / str(k), "ZeroshotCLIP", None, "EuroSAT", "all", 50.0 + 10 * (prompt == "b"), config=config)
-    assert [row[1:] for row in only(tmp_path).rows] == [["ZeroshotCLIP (TEMPLATE a)", "50.00"],
-                                                        ["ZeroshotCLIP (TEMPLATE b)", "60.00"]]  # fmt: skip
+    assert [row[1:] for row in only(tmp_path).rows] == [
+        ["ZeroshotCLIP (TEMPLATE a)", "50.00"],
+        ["ZeroshotCLIP (TEMPLATE b)", "60.00"],
+    ]
 
 
 def test_our_runs_and_those_on_the_original_dassl_are_kept_apart(tmp_path):

@@ -50,9 +50,18 @@ def test_a_whole_data_set_is_found_to_be_so_and_left_as_it_is(name, lay, run, tm
     assert status == 0, said
     counts = {part: f"{len(split[part])}/{len(split[part])}" if split[part] else "-" for part in PARTS}
     classes = len({row[1] for part in PARTS for row in split[part]})
-    assert table == {name: {"data set": name, "present": "yes", "classes": f"{classes}/{classes}", **counts,
-                            "missing": "0", "unreadable": "0", "verdict": "ok",
-                            "same name": "1" if classes == 11 else "0"}}  # fmt: skip
+    assert table == {
+        name: {
+            "data set": name,
+            "present": "yes",
+            "classes": f"{classes}/{classes}",
+            **counts,
+            "missing": "0",
+            "unreadable": "0",
+            "verdict": "ok",
+            "same name": "1" if classes == 11 else "0",
+        }
+    }
     assert ("several classes of the same name: crane" in said) == (classes == 11)
     assert state_of(tmp_path) == before
 
@@ -98,8 +107,16 @@ def test_missing_images_are_listed(name, lay, run, tmp_path):
         assert [str(path) in said for path in paths] == [path in gone for path in paths]
 
 
-@pytest.mark.parametrize("name, part", [("OxfordPets", "train"), ("Caltech101", "classes"), ("SUN397", "val"),
-                                        ("ImageNet", "test"), ("ImageNetV2", "test")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("OxfordPets", "train"),
+        ("Caltech101", "classes"),
+        ("SUN397", "val"),
+        ("ImageNet", "test"),
+        ("ImageNetV2", "test"),
+    ],
+)
 def test_other_numbers_than_expected(name, part, lay, run, monkeypatch):
     lay(name)
     found = getattr(SIZES[name], part)
@@ -117,7 +134,10 @@ def test_what_cannot_be_read_at_all_is_said(lay, run, tmp_path):
     lay("EuroSAT")
     status, table, said = run()
     assert status == 1 and {name: row["verdict"] for name, row in table.items()} == {
-        "UCF101": "wrong", "ImageNetSketch": "wrong", "EuroSAT": "ok"}  # fmt: skip
+        "UCF101": "wrong",
+        "ImageNetSketch": "wrong",
+        "EuroSAT": "ok",
+    }
     assert table["UCF101"]["present"] == "incomplete" and "classInd.txt, line 1" in said
     assert "10 of the 11 class folders; missing or empty: n01440764" in said
 

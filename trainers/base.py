@@ -84,8 +84,11 @@ class ClipTrainer(TrainerX):
             precision = "fp32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise ValueError("PREC bf16: this GPU has no bfloat16; take amp or fp32")
-        self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32",
-                         "dtype": torch.float16 if precision == "amp" else torch.bfloat16}  # fmt: skip
+        self.autocast = {
+            "device_type": self.device.type,
+            "enabled": precision != "fp32",
+            "dtype": torch.float16 if precision == "amp" else torch.bfloat16,
+        }
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
 
     # ---------------------------------------------------------------- the one training step

@@ -51,8 +51,10 @@ def load_weights(model, checkpoint, path):
         told = " ".join(str(error).split())
         for key, wanted in model.state_dict().items():
             if key in given and given[key].shape != wanted.shape:
-                told = (f'"{key}" is {list(given[key].shape)} there and {list(wanted.shape)} in this model; use the '
-                        f"backbone, trainer settings and classes that it was trained with")  # fmt: skip
+                told = (
+                    f'"{key}" is {list(given[key].shape)} there and {list(wanted.shape)} in this model; use the '
+                    f"backbone, trainer settings and classes that it was trained with"
+                )
                 break
         raise ValueError(f'the checkpoint "{path}" does not fit: {told}') from error
 
@@ -68,8 +70,11 @@ def remove_temporary(folder, but):
 def rng_state():
     """State of all random generators as tensors and plain types, which load with weights_only=True."""
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
-    state = {"python": random.getstate(), "torch": torch.get_rng_state(),
-             "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss)}  # fmt: skip
+    state = {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss),
+    }
     if torch.cuda.is_initialized():  # else this run is on the CPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state

@@ -362,8 +362,10 @@ class SimpleTrainer(TrainerBase):
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, ["val", "test"])
         if split == "val" and self.val_loader is None:
-            raise ValueError(f"{self.cfg.DATASET.NAME} has no val split: nothing is selected on test instead; "
-                             f"leave TEST.FINAL_MODEL and TEST.SPLIT at last_step and test")  # fmt: skip
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has no val split: nothing is selected on test instead; "
+                f"leave TEST.FINAL_MODEL and TEST.SPLIT at last_step and test"
+            )
         loader = self.val_loader if split == "val" else self.test_loader
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")

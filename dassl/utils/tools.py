@@ -134,8 +134,15 @@ def turned_upright(img):
     except Exception:  # Pillow raises a dozen types
         return img
     turn = Image.Transpose
-    turns = [turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_270,
-             turn.TRANSVERSE, turn.ROTATE_90]  # fmt: skip
+    turns = [
+        turn.FLIP_LEFT_RIGHT,
+        turn.ROTATE_180,
+        turn.FLIP_TOP_BOTTOM,
+        turn.TRANSPOSE,
+        turn.ROTATE_270,
+        turn.TRANSVERSE,
+        turn.ROTATE_90,
+    ]
     return img.transpose(turns[orientation - 2]) if orientation in range(2, 9) else img
 
 
