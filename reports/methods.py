@@ -7,12 +7,14 @@ from typing import NamedTuple
 from .runs import Run
 
 
-class Method(NamedTuple):
+class Label(NamedTuple):
+    """How the rows of a method are called."""
+
     trained: bool
-    label: str  # as its rows are called
+    text: str
 
 
-def by_method(runs: list[Run], notes: list[str]) -> dict[Method, list[Run]]:
+def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
     """Zero-shot first, then by name. Runs of one trainer that differ in backbone, code or settings are kept apart.
 
     A setting keeps runs apart if it takes several values where nothing else differs but the seed. If it follows the
@@ -20,9 +22,9 @@ def by_method(runs: list[Run], notes: list[str]) -> dict[Method, list[Run]]:
     """
     groups = defaultdict(list)
     for run in runs:
-        groups[run.trained is not None, run.method].append(run)
+        groups[run.trained is not None, run.family].append(run)
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
-    methods = {}
+    labels = {}
     for (trained, (trainer, backbone, code)), own in sorted(groups.items()):
         keys = separating(own)
         variants = defaultdict(list)
@@ -31,13 +33,13 @@ def by_method(runs: list[Run], notes: list[str]) -> dict[Method, list[Run]]:
         for variant, members in sorted(variants.items()):
             words = [f"{key.rpartition('.')[2]} {value}" for key, value in variant]
             words = [backbone] * (len(backbones) > 1) + [code] * (bool(code) and len(codes) > 1) + words
-            label = f"{trainer} ({', '.join(words)})" if words else trainer
-            methods[Method(trained, label)] = members
+            text = f"{trainer} ({', '.join(words)})" if words else trainer
+            labels[Label(trained, text)] = members
             mixed = differing(members)
             if mixed:
                 found = ", ".join(f"{key} ({', '.join(sorted(values))})" for key, values in list(mixed.items())[:4])
-                notes.append(f"{label}: not all of its runs have the same {found}" + ", ..." * (len(mixed) > 4))
-    return methods
+                notes.append(f"{text}: not all of its runs have the same {found}" + ", ..." * (len(mixed) > 4))
+    return labels
 
 
 def separating(runs: list[Run]) -> list[str]:

@@ -28,10 +28,10 @@ class Column(NamedTuple):
         return self.shots is None or (self.shots != 0) == trained
 
 
-class Protocol(NamedTuple):
-    """One table to be made; one row for each data set and method, or, of one source, for each method."""
+class Selection(NamedTuple):
+    """The runs of one table; one row for each data set and method, or, of one source, for each method."""
 
-    name: str  # base2new, fewshot, xd, dg or new
+    protocol: str  # base2new, fewshot, xd or dg; new: of CoOp's upper bound, which is none
     title: str
     runs: list[Run]
     columns: dict[str, Column]  # by their heads; of one source a single one, which each data set has
@@ -39,35 +39,35 @@ class Protocol(NamedTuple):
     source: str = ""  # what all were trained on; "": each on the data set that it is evaluated on
 
 
-def protocols(runs: list[Run]) -> list[Protocol]:
+def selections(runs: list[Run]) -> list[Selection]:
     """All of which there are runs."""
-    return [p for p in (*base_to_new(runs), *few_shot(runs), *transfer(runs), *new_classes(runs)) if p.runs]
+    return [s for s in (*base_to_new(runs), *few_shot(runs), *transfer(runs), *new_classes(runs)) if s.runs]
 
 
-def base_to_new(runs: list[Run]) -> Iterator[Protocol]:
+def base_to_new(runs: list[Run]) -> Iterator[Selection]:
     """Trained on the base classes: accuracy on base and on new classes, and their harmonic mean."""
     mine = [r for r in trained_on_target(runs) if r.trained.classes == "base" and r.classes in ("base", "new")]
     for shots, own in by_shots(mine):
         title = f"Base-to-new, {images(shots)}" if shots else "Base-to-new"
         columns = {"base": Column("base"), "new": Column("new"), "H": Column("", metric="H")}
         own += zero_shot(runs, ("base", "new"), {r.dataset for r in own})
-        yield Protocol("base2new", title, own, columns, shots)
+        yield Selection("base2new", title, own, columns, shots)
 
 
-def few_shot(runs: list[Run]) -> Iterator[Protocol]:
+def few_shot(runs: list[Run]) -> Iterator[Selection]:
     """Trained on k images of all classes: accuracy on them by k; zero-shot is k = 0."""
     mine = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "all"]
     # the source models of the transfers are few-shot models too, but no reason for a table: they only fill a gap in one
     sources = {r.model for r in runs if r.trained and r.model and r.trained.dataset != r.dataset}
     own = [r for r in mine if r.model not in sources]
-    curves, points = {(r.method, r.dataset) for r in own}, {(r.method, r.dataset, r.trained.shots) for r in own}
-    own += [r for r in mine if (r.method, r.dataset) in curves and (r.method, r.dataset, r.trained.shots) not in points]
+    curves, points = {(r.family, r.dataset) for r in own}, {(r.family, r.dataset, r.trained.shots) for r in own}
+    own += [r for r in mine if (r.family, r.dataset) in curves and (r.family, r.dataset, r.trained.shots) not in points]
     own += zero_shot(runs, ("all",), {r.dataset for r in own})
     shots = sorted({shots_of(r) for r in own}, key=lambda k: (k < 0, k))  # all images come last
-    yield Protocol("fewshot", "Few-shot, all classes", own, {images(k): Column("all", k) for k in shots})
+    yield Selection("fewshot", "Few-shot, all classes", own, {images(k): Column("all", k) for k in shots})
 
 
-def transfer(runs: list[Run]) -> Iterator[Protocol]:
+def transfer(runs: list[Run]) -> Iterator[Selection]:
     """Trained on all classes of a source: accuracy on other data sets (xd) and on the source's variants (dg)."""
     mine = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
     for name, title in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
@@ -82,8 +82,8 @@ def transfer(runs: list[Run]) -> Iterator[Protocol]:
                 home = [r for r in mine if r.dataset == r.trained.dataset == source and r.trained.shots == shots]
                 home = [r for r in home if r.model in models]
                 zero = zero_shot(runs, ("all",), {r.dataset for r in own})
-                zero += [r for r in zero_shot(runs, ("all",), {source}) if r.method in {z.method for z in zero}]
-                yield Protocol(
+                zero += [r for r in zero_shot(runs, ("all",), {source}) if r.family in {z.family for z in zero}]
+                yield Selection(
                     name,
                     f"{title}: trained on {source}, {images(shots)}",
                     own + home + zero,
@@ -93,12 +93,12 @@ def transfer(runs: list[Run]) -> Iterator[Protocol]:
                 )
 
 
-def new_classes(runs: list[Run]) -> Iterator[Protocol]:
+def new_classes(runs: list[Run]) -> Iterator[Selection]:
     """Trained on the new classes themselves: CoOp's upper bound, which is no base-to-new result."""
     mine = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "new"]
     for shots, own in by_shots(mine):
         title = f"Trained on the new classes, {images(shots)} (no base-to-new result)"
-        yield Protocol("new", title, own, {"new": Column("new")}, shots)
+        yield Selection("new", title, own, {"new": Column("new")}, shots)
 
 
 def trained_on_target(runs: list[Run]) -> list[Run]:

@@ -60,14 +60,16 @@ class Run:
     code: str = ""  # "": this repository, or the name of another one
     model_dir: str | None = None  # of an evaluation: where its model is, "" if that was not written; else None
     model: Path | None = None  # directory of the training, if that was found; resolved
+    params: int = 0  # trained
+    seconds: float | None = None  # of the training; None: an evaluation, or not written
 
     @property
     def seed(self) -> int | None:
         return self.trained and self.trained.seed
 
     @property
-    def method(self) -> tuple[str, str, str]:
-        """What is compared, settings aside."""
+    def family(self) -> tuple[str, str, str]:
+        """What methods that differ in settings only have in common."""
         return self.trainer, self.backbone, self.code
 
     @property
@@ -78,15 +80,18 @@ class Run:
 
 
 def read_results(path: Path) -> Run:
-    """The run of a `results.json` and the `config.yaml` beside it. Raises LeftOut."""
+    """The run of a `results.json`; of older ones, which lack the config, also of the `config.yaml` beside it.
+
+    Raises LeftOut.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        config = read_config(path.with_name("config.yaml"))
+        config = results["config"] if "config" in results else read_config(path.with_name("config.yaml"))
         trained, accuracy = results["trained_on"], results.get("accuracy")
         trainer, backbone, dataset, classes = (results[k] for k in ("trainer", "backbone", "dataset", "classes"))
         if trained:
             trained = Trained.of(*(trained[key] for key in Trained._fields))
-        elif results["trainable_params"]:
+        elif results.get("trained", results["trainable_params"]):
             raise LeftOut("it cannot be told what its model was trained on, whose directory has no config.yaml")
         if results.get("split") == "val":
             raise LeftOut("evaluated on val")
@@ -96,19 +101,24 @@ def read_results(path: Path) -> Run:
         if accuracy is not None and not 0 <= accuracy <= 100:
             raise LeftOut(f"malformed: its accuracy is {accuracy}")
         evaluation = results["eval_only"] and trained
+        # None: of an older evaluation; then `tree.with_model` finds it
+        trained_config = results.get("model_config") if evaluation else config
+        settings = method_settings(trained_config or config, trainer, bool(trained))
+        if dataset == "Images":
+            dataset = own_images(config)
+        if trained and trained.dataset == "Images" and trained_config is not None:
+            trained = trained._replace(dataset=own_images(trained_config))
+            dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
     except LeftOut:
         raise
     except KeyError as error:
         raise LeftOut(f"malformed: it has no {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
-    if dataset == "Images":  # a user's own: the folder says which
-        dataset = f"Images {Path(config.get('DATASET.IMAGES') or '').stem}"
-        trained = trained if evaluation or not trained else trained._replace(dataset=dataset)
     return Run(
         trainer,
         backbone,
-        method_settings(config, trainer, bool(trained)),
+        settings,
         trained,
         dataset,
         classes,
@@ -116,7 +126,14 @@ def read_results(path: Path) -> Run:
         path,
         model_dir=results.get("model_dir") or "" if evaluation else None,
         model=path.parent.resolve() if trained and not evaluation else None,
+        params=results["trainable_params"],
+        seconds=None if results["eval_only"] else results.get("seconds"),
     )
+
+
+def own_images(config: dict) -> str:
+    """A user's own images are told apart by their folder."""
+    return f"Images {Path(config.get('DATASET.IMAGES') or '').stem}"
 
 
 def read_config(path: Path) -> dict:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from .methods import by_method
 from .names import AVERAGE, images, in_order, short
-from .protocols import Protocol, protocols
+from .protocols import Selection, selections
 from .runs import Run
 
 SAME = 0.1  # percentage points: two results of one model that are as near are one result, computed twice
@@ -74,13 +74,15 @@ class Table:
 
     def text(self, markdown: bool = False) -> str:
         """Title, table and what is missing."""
+        return section(self.title, [self.grid("github" if markdown else "simple_outline")], self.notes, markdown)
+
+    def grid(self, form: str) -> str:
+        """The table alone, in a format of tabulate's."""
         rows = self.rows
-        if self.protocol in ("xd", "dg") and not markdown:  # one column a target: too wide for a terminal
+        if self.protocol in ("xd", "dg") and form == "simple_outline":  # one column a target: too wide for a terminal
             rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
         align = ["left" if head in ("method", "data set") else "right" for head in self.heads]
-        form = "github" if markdown else "simple_outline"
-        table = tabulate(rows, self.heads, form, colalign=align, disable_numparse=True)
-        return section(self.title, [table], self.notes, markdown)
+        return tabulate(rows, self.heads, form, colalign=align, disable_numparse=True)
 
     __str__ = text
 
@@ -99,29 +101,29 @@ def tables(runs: list[Run], seeds: Iterable[int] | None = None) -> list[Table]:
         seeds: only these count, and each is expected; None: all, and of a table those that any method in it has.
     """
     seeds = sorted(set(seeds or ()))
-    return [make_table(protocol, seeds) for protocol in protocols(of_seeds(runs, seeds))]
+    return [make_table(selection, seeds) for selection in selections(of_seeds(runs, seeds))]
 
 
 def of_seeds(runs: list[Run], seeds: Iterable[int] | None) -> list[Run]:
     return [run for run in runs if run.trained is None or not seeds or run.seed in seeds]
 
 
-def make_table(p: Protocol, seeds: list[int]) -> Table:
+def make_table(s: Selection, seeds: list[int]) -> Table:
     """Args: seeds: expected; none: all that any trained method has."""
     notes, cells = [], {}
-    seeds = seeds or sorted({run.seed for run in p.runs if run.trained})
-    targets = in_order({run.dataset for run in p.runs} - {p.source})
-    for method, runs in by_method(p.runs, notes).items():
-        values = figures(agreeing(runs, method.label, notes), p, targets, method.trained)
+    seeds = seeds or sorted({run.seed for run in s.runs if run.trained})
+    targets = in_order({run.dataset for run in s.runs} - {s.source})
+    for label, runs in by_method(s.runs, notes).items():
+        values = figures(agreeing(runs, label.text, notes), s, targets, label.trained)
         for (target, head), found in values.items():
-            column = p.columns[head]
-            missing = tuple(seed for seed in seeds if method.trained and seed not in found)
+            column = s.columns[head]
+            missing = tuple(seed for seed in seeds if label.trained and seed not in found)
             without = [t for t in targets if not values.get((t, head))] if target == AVERAGE and found else []
-            shots = (p.shots if column.shots is None else column.shots) if method.trained else None
-            cells[target, method, head] = Cell(
-                p.name,
-                method.label,
-                (p.source or target) * method.trained,
+            shots = (s.shots if column.shots is None else column.shots) if label.trained else None
+            cells[target, label, head] = Cell(
+                s.protocol,
+                label.text,
+                (s.source or target) * label.trained,
                 target,
                 column.classes,
                 shots,
@@ -130,43 +132,43 @@ def make_table(p: Protocol, seeds: list[int]) -> Table:
                 missing,
                 partial=bool(without),
             )
-            place = f"{method.label} on {target}" + f", {head}" * (not p.source)
+            place = f"{label.text} on {target}" + f", {head}" * (not s.source)
             if without:
                 notes.append(f"{place}: without {', '.join(without)}")
             elif target != AVERAGE and column.metric != "H" and (missing or not found):
                 notes.append(f"{place}: {lacks(missing)}")
 
-    methods = dict.fromkeys(method for _, method, _ in cells)
-    shown = [p.source] * bool(p.source) + targets + [AVERAGE] * (len(targets) > 1)
-    if p.source:
+    labels = dict.fromkeys(label for _, label, _ in cells)
+    shown = [s.source] * bool(s.source) + targets + [AVERAGE] * (len(targets) > 1)
+    if s.source:
         heads = ["method", *map(short, shown)]
-        lines = {(m.label,): [cells.get((t, m, head)) for t in shown for head in p.columns] for m in methods}
+        lines = {(m.text,): [cells.get((t, m, head)) for t in shown for head in s.columns] for m in labels}
     else:
-        heads = ["data set", "method", *p.columns]
-        lines = {(short(t), m.label): [cells.get((t, m, head)) for head in p.columns] for t in shown for m in methods}
+        heads = ["data set", "method", *s.columns]
+        lines = {(short(t), m.text): [cells.get((t, m, head)) for head in s.columns] for t in shown for m in labels}
     rows = [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in lines.items() if any(line)]
     cells = [cell for line in lines.values() for cell in line if cell]
     marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
     notes = ["* over fewer seeds or data sets:"] * marked + notes
-    slug = "_".join(filter(None, [p.name, p.source, p.shots and images(p.shots).replace(" ", "")]))
-    taken = [r for r in p.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in p.columns.values())]
-    return Table(p.name, slug, p.title, heads, rows, cells, notes, taken)
+    slug = "_".join(filter(None, [s.protocol, s.source, s.shots and images(s.shots).replace(" ", "")]))
+    taken = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in s.columns.values())]
+    return Table(s.protocol, slug, s.title, heads, rows, cells, notes, taken)
 
 
-def figures(runs: list[Run], p: Protocol, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
+def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
     """{(data set or "average", head): {seed: percent}} of one method; nothing of data sets that it has no run of."""
-    mine = [target for target in targets if p.source or any(run.dataset == target for run in runs)]
+    mine = [target for target in targets if s.source or any(run.dataset == target for run in runs)]
     values = {}
-    for head, column in p.columns.items():
+    for head, column in s.columns.items():
         if column.metric == "H" or not column.suits(trained):
             continue
-        for target in [p.source] * bool(p.source) + mine:
+        for target in [s.source] * bool(s.source) + mine:
             values[target, head] = {r.seed: r.accuracy for r in runs if r.dataset == target and column.takes(r)}
         full = [values[target, head] for target in mine if values[target, head]]
         if len(targets) > 1:  # seed by seed, over the seeds that all have
             seeds = [seed for seed in (full[0] if full else ()) if all(seed in found for found in full)]
             values[AVERAGE, head] = {seed: mean(found[seed] for found in full) for seed in seeds}
-    if "H" in p.columns:  # of the average: that of the averages, if both are over the same data sets
+    if "H" in s.columns:  # of the average: that of the averages, if both are over the same data sets
         comparable = all(bool(values[target, "base"]) == bool(values[target, "new"]) for target in mine)
         for target in [target for target, head in values if head == "base"]:
             base, new = values[target, "base"], values[target, "new"]
@@ -190,6 +192,15 @@ def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:
         else:
             kept.append(same[0])
     return kept
+
+
+def costs(runs: Iterable[Run], form: str = "simple_outline") -> str:
+    """What a training of each method takes: its trained parameters, and seconds, the mean over the trainings."""
+    rows = []
+    for label, own in by_method([run for run in runs if run.seconds is not None], []).items():
+        rows.append([label.text, f"{own[0].params:,}", f"{mean(run.seconds for run in own):.0f}"])
+    heads = ["method", "trained parameters", "seconds of training"]
+    return tabulate(rows, heads, form, colalign=["left", "right", "right"], disable_numparse=True)
 
 
 def lacks(seeds: tuple[int, ...]) -> str:

@@ -40,7 +40,7 @@ def collect(paths: Iterable[str | Path], left_out: list[str] | None = None) -> l
 
 def order(run: Run) -> tuple:
     trained = (str(run.trained[:3]), run.seed) if run.trained else ("", 0)
-    return run.method, run.dataset, run.classes, *trained, run.settings, run.accuracy
+    return run.family, run.dataset, run.classes, *trained, run.settings, run.accuracy
 
 
 def folders(paths: Iterable[str | Path]) -> Iterable[Path]:
@@ -107,6 +107,6 @@ def find_model(run: Run, trainings: list[Run]) -> Run | None:
     def shared(training: Run) -> int:
         return len(os.path.commonpath([training.model, path]))
 
-    fitting = [t for t in trainings if t.method == run.method and fits(t)]
+    fitting = [t for t in trainings if t.family == run.family and fits(t)]
     nearest = [t for t in fitting if shared(t) == max(map(shared, fitting))]  # of several trees with the same names
     return nearest[0] if len({(t.trained, t.settings) for t in nearest}) == 1 else None

@@ -2,51 +2,59 @@
 
     python scripts/ablation.py [--output-dir output/ablation]
 
-The last column is the harmonic mean less that of OrthCR as configured, paired by seed.
+The last column is the harmonic mean less that of OrthCR as configured, paired by seed. Given again, it goes on where it
+was.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from statistics import mean, pstdev
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from demo import SEEDS, base_to_new  # noqa: E402
-
-from report import spread  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from experiments.command import command  # noqa: E402
+from experiments.plans import Job, execute, parser, tell  # noqa: E402
+from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
+from reports.tables import harmonic_mean, spread  # noqa: E402
 
 CASES = {  # the settings are those in bold in docs/tuning.md
-    "OrthCR": [],
-    "no regularizer": ["TRAINER.ORTHCR.REG", "none", "OPTIM.LR", "0.0005"],
-    "self_kl (OrthSR)": ["TRAINER.ORTHCR.REG", "self_kl", "TRAINER.ORTHCR.LAMBDA", "1.0"],
-    "cross_ce": ["TRAINER.ORTHCR.REG", "cross_ce", "TRAINER.ORTHCR.LAMBDA", "0.25"],
-    "no Cutout": ["INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"],
+    "OrthCR": (),
+    "no regularizer": ("TRAINER.ORTHCR.REG", "none", "OPTIM.LR", "0.0005"),
+    "self_kl (OrthSR)": ("TRAINER.ORTHCR.REG", "self_kl", "TRAINER.ORTHCR.LAMBDA", "1.0"),
+    "cross_ce": ("TRAINER.ORTHCR.REG", "cross_ce", "TRAINER.ORTHCR.LAMBDA", "0.25"),
+    "no Cutout": ("INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "output" / "ablation")
-    out = parser.parse_args().output_dir
-    runs = {}
-    for case, seed in tqdm([(case, seed) for case in CASES for seed in SEEDS], "ablation", unit="run"):
-        runs[case, seed] = base_to_new(
-            "OrthCR", seed, out / case.split(" (")[0].replace(" ", "_") / f"seed{seed}", *CASES[case]
-        )
+def main(argv: list[str] | None = None) -> list[str]:
+    """Returns a line for each case and seed that failed."""
+    args = parser(__doc__, "ablation").parse_args(argv)
+    jobs, found = {}, {}
+    for case, opts in CASES.items():
+        folder = args.output_dir / case.split(" (")[0].replace(" ", "_")
+        stages = Stages(Method("OrthCR", opts=opts), ROOT / "data", folder)
+        for seed in SEEDS:
+            jobs[Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))] = case, seed
+
+    def done(job: Job, results: list[dict]) -> None:
+        tell(job, results)
+        base, new = (r["accuracy"] for r in results)
+        found[jobs[job]] = base, new, harmonic_mean(base, new)
+
+    failed = execute(list(jobs), args.workers, "ablation", done)
+    if failed:
+        return failed
     rows = []
     for case in CASES:
-        of = [runs[case, seed] for seed in SEEDS]
-        less = [runs[case, seed]["hm"] - runs["OrthCR", seed]["hm"] for seed in SEEDS]
-        figures = [spread([r[key] for r in of]) for key in ("base", "new", "hm")]
+        less = [found[case, seed][2] - found["OrthCR", seed][2] for seed in SEEDS]
+        figures = [spread(values) for values in zip(*(found[case, seed] for seed in SEEDS), strict=True)]
         rows.append([case, *figures, f"{mean(less):+.1f} ± {pstdev(less):.1f}" if case != "OrthCR" else ""])
-    print(
-        tabulate(rows, ["", "base", "new", "harmonic mean", "less OrthCR"], "github", colalign=("left", *["right"] * 4))
-    )
+    heads = ["", "base", "new", "harmonic mean", "less OrthCR"]
+    print(tabulate(rows, heads, "github", colalign=("left", *["right"] * 4)))
+    return []
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))

@@ -58,7 +58,8 @@ def measure(case: str, args) -> dict:
     import trainers.coop
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
-    from train import parse, peak_memory, setup_cfg
+    from experiments.config import parse, setup_cfg
+    from experiments.run import peak_memory
 
     if "77" in case:
         trainers.coop.tokenize = clip.tokenize

@@ -6,25 +6,23 @@ A setting is trained on 16 shots of the base classes with seeds 1, 2, 3 and judg
 accuracy on the val images of the base and of the new classes. No test image is looked at.
 """
 
-import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
 from pathlib import Path
+from statistics import fmean
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from report import harmonic_mean  # noqa: E402
+from experiments.command import command  # noqa: E402
+from experiments.plans import Job, execute, parser  # noqa: E402
+from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
+from reports.tables import harmonic_mean  # noqa: E402
 
 ABLATION = {"OPTIM.LR": [5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0]}
-GRIDS = {  # method -> (trainer, fixed settings, grid): 8 settings a method; 2 for the regularizers that are no default
+GRIDS = {  # heading -> (trainer, fixed settings, grid): 8 settings each; 2 for the regularizers that are no default
     "OrthCR": (
         "OrthCR",
         ["TRAINER.ORTHCR.REG", "cross_kl"],
@@ -54,71 +52,60 @@ GRIDS = {  # method -> (trainer, fixed settings, grid): 8 settings a method; 2 f
         {"OPTIM.LR": [2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [5, 10]},
     ),
 }
-SEEDS = (1, 2, 3)
+KEPT = ROOT / "docs" / "tuning.json"
 
 
-def job(task: tuple[str, dict, int, str]) -> dict:
-    """Trains one setting with one seed; returns its accuracies on val."""
-    method, setting, seed, out = task
-    import torch
+def settings(heading: str) -> list[dict]:
+    """Each point of its grid."""
+    grid = GRIDS[heading][2]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
-    from train import parse, run
 
-    torch.set_num_threads(1)
-    trainer, fixed, _ = GRIDS[method]
-    words = [str(w) for item in setting.items() for w in item]
+def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
+    """A training on the base classes, and its evaluations on the val images of the base and of the new classes."""
+    trainer, fixed, _ = GRIDS[heading]
+    words = [str(word) for item in setting.items() for word in item]
     if trainer == "CoOp":
         words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting["TRAINER.COOP.N_CTX"] == 0 else ""]
-    folder = f"{out}/{method}/{'_'.join(words[1::2]).replace(' ', '-')}/seed{seed}".replace(" ", "_")
-    common = ["--trainer", trainer, "--seed", str(seed), "--root", str(ROOT / "data")]
-    with open(os.devnull, "w") as null, redirect_stdout(null):
-        base = ["DATASET.SUBSAMPLE_CLASSES", "base", "TEST.NO_TEST", "True"]
-        run(parse([*common, "--output-dir", folder, *fixed, *words, *base]))
-        acc = {}
-        for classes in ("base", "new"):
-            ask = [
-                "DATASET.SUBSAMPLE_CLASSES",
-                classes,
-                "DATASET.NUM_SHOTS",
-                "-1",
-                "TEST.SPLIT",
-                "val",
-                "TEST.NO_TEST",
-                "False",
-            ]
-            acc[classes] = run(parse([*common, "--eval-only", "--model-dir", folder, *ask]))["accuracy"]
-    return {"method": method, "setting": setting, "seed": seed, **acc}
+    name = "_".join(words[1::2]).replace(" ", "-")
+    folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
+    stages = Stages(Method(trainer, opts=(*fixed, *words)), ROOT / "data", out)
+    runs = [stages.train("base_train", folder, "shapes", seed, classes="base", opts=("TEST.NO_TEST", "True"))]
+    on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
+    for classes in ("base", "new"):
+        where = folder / "eval" / f"Shapes-{classes}-val"
+        runs.append(stages.test(f"{classes}_val", where, folder, "shapes", seed, classes, on_val))
+    return Job(tuple(runs))
 
 
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def main(argv: list[str] | None = None) -> list[str]:
+    """Returns a line for each setting and seed that failed."""
+    arguments = parser(__doc__, "tune")
+    arguments.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
+    args = arguments.parse_args(argv)
+    unknown = [heading for heading in args.methods if heading not in GRIDS]
+    if unknown:
+        arguments.error(f"there is no {unknown[0]}, only {', '.join(GRIDS)}")
+
+    tuned = json.loads(KEPT.read_text()) if KEPT.exists() else []
+    known = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuned}
+    jobs = {}
+    for heading in args.methods or GRIDS:
+        for setting, seed in itertools.product(settings(heading), SEEDS):
+            if (heading, json.dumps(setting), seed) not in known:
+                what = {"method": heading, "setting": setting, "seed": seed}
+                jobs[job(heading, setting, seed, args.output_dir)] = what
+
+    def done(job: Job, results: list[dict]) -> None:
+        tuned.append(jobs[job] | {"base": results[1]["accuracy"], "new": results[2]["accuracy"]})
+        KEPT.write_text(json.dumps(tuned, indent=0))
+
+    failed = execute(list(jobs), args.workers, "tuning", done)
+    (ROOT / "docs" / "tuning.md").write_text(page(tuned))
+    return failed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", default=list(GRIDS), help=f"of {list(GRIDS)}")
-    parser.add_argument("--out", default=str(ROOT / "output" / "tune"))
-    args = parser.parse_args()
-
-    kept = ROOT / "docs" / "tuning.json"
-    done = json.loads(kept.read_text()) if kept.exists() else []
-    known = {(d["method"], json.dumps(d["setting"]), d["seed"]) for d in done}
-    tasks = []
-    for method in args.methods:
-        grid = GRIDS[method][2]
-        for values in itertools.product(*grid.values()):
-            setting = dict(zip(grid, values, strict=True))
-            tasks += [(method, setting, s, args.out) for s in SEEDS if (method, json.dumps(setting), s) not in known]
-    # spawn, one thread each: two runs side by side are faster than one run on two cores
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for result in tqdm(pool.map(job, tasks), "tuning", total=len(tasks)):
-            done.append(result)
-            kept.write_text(json.dumps(done, indent=0))
-    (ROOT / "docs" / "tuning.md").write_text(page(done))
-
-
-def page(done: list[dict]) -> str:
+def page(tuned: list[dict]) -> str:
     """Markdown: a table a method, mean of the seeds in percent, the best setting in bold."""
     intro = __doc__.split("\n\n")[-1].strip()
     text = [
@@ -126,19 +113,19 @@ def page(done: list[dict]) -> str:
         "`configs/trainers/*/tiny.yaml`. Accuracies on val in percent, mean of 3 seeds; the best setting in bold. For "
         'CoOp, `N_CTX 0` means a context that starts from the words "a photo of a".\n'
     ]
-    for method, (_, _, grid) in GRIDS.items():
+    for heading, (_, _, grid) in GRIDS.items():
         rows = []
-        for values in itertools.product(*grid.values()):
-            runs = [d for d in done if d["method"] == method and list(d["setting"].values()) == list(values)]
+        for setting in settings(heading):
+            runs = [t for t in tuned if t["method"] == heading and t["setting"] == setting]
             if runs:
-                h = mean(harmonic_mean(d["base"], d["new"]) for d in runs)
-                rows.append([*values, mean(d["base"] for d in runs), mean(d["new"] for d in runs), h])
+                h = fmean(harmonic_mean(t["base"], t["new"]) for t in runs)
+                rows.append([*setting.values(), fmean(t["base"] for t in runs), fmean(t["new"] for t in runs), h])
         best = max((row[-1] for row in rows), default=0)
         for row in rows:
             row[-3:] = [f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:]]
-        text.append(f"## {method}\n\n" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
+        text.append(f"## {heading}\n\n" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
     return "\n".join(text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))

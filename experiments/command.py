@@ -1,0 +1,28 @@
+"""How every entry point ends: an exit status, and one line for an error that its user can mend."""
+
+import sys
+from collections.abc import Callable, Iterable
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
+
+
+def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", status: int = 130) -> int:
+    """The exit status of an entry point.
+
+    Args:
+        work: does everything; returns a line for each part that failed.
+        interrupted: what Ctrl-C prints.
+        status: after Ctrl-C.
+    """
+    try:
+        failed = list(work() or ())
+    except USER_ERRORS as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        failed = [lines[-1] if lines else type(error).__name__]
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return status
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failed else 0

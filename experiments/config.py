@@ -1,0 +1,232 @@
+"""The config of a run: the command line, and what it, the files and the defaults give together.
+
+Later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs. In an evaluation the
+config of the model stands before all files, so that what is not given is as it was in training.
+"""
+
+import argparse
+import importlib
+import os.path as osp
+import pkgutil
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from yacs.config import CfgNode
+
+import datasets
+import trainers
+from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability, read_json
+from trainers.base import extend_cfg
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
+UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # told apart from what is asked for
+COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
+    "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
+    "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
+}
+
+
+def parse(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """The command line of train.py, which are CoOp's flags and a few more."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
+    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
+    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
+    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
+    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
+    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
+    parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: tiny, an OpenAI name, or a path")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
+    parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
+    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
+    return parser.parse_args(argv)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The merged, frozen config; `args` gets its trainer, and as `model_config` the config of the model evaluated.
+
+    Raises:
+        FileNotFoundError, ValueError: a config file that is not there; an unknown key or name, with the nearest.
+    """
+    check_flags(args)
+    discover(trainers)
+    discover(datasets)
+    args.model_config = read_config(model_file(args)) if model_file(args) else {}
+    args.trainer = args.trainer or args.model_config.get("TRAINER.NAME") or "OrthCR"
+    check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
+
+    cfg = default_cfg()
+    cfg.update(UNSET)
+    new = ("TRAINER",) if is_foreign(args.trainer) else ()  # what its config says there is taken as it is
+    for node in COOPS_OWN if new else ():
+        cfg.TRAINER.setdefault(node, CfgNode(COOPS_OWN[node]))
+    for file in files(args):
+        merge_config(cfg, file, allow_new=new)
+        if file == model_file(args):  # where and on what the training ran is its own affair
+            cfg.update(UNSET)
+    merge_config(cfg, overrides(args, cfg))
+    merge_config(cfg, args.opts, allow_new=new)
+    return finish(cfg, args)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict each other."""
+    late = next((word for word in args.opts[::2] if word.startswith("--")), None)
+    if late:
+        raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
+    if args.images == "":
+        raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if args.skip_unreadable and not args.images:
+        raise ValueError("--skip-unreadable goes with --images")
+    if args.images and args.dataset_config_file:
+        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+
+
+def discover(package) -> None:
+    """Imports every module of `trainers` or `datasets`, so that it registers itself; one that fails is named."""
+    for module in pkgutil.iter_modules(package.__path__):
+        try:
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        except Exception as error:  # somebody's file with a missing dependency must not stop all the others
+            print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def default_cfg() -> CfgNode:
+    """Dassl's defaults, those of this project and those of every registered method."""
+    cfg = get_cfg_default()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
+    cfg.DATASET.ROOT, cfg.SEED = "data", 1
+    cfg.DATASET.IMAGES = ""  # of the data set Images: folder, CSV or JSON
+    cfg.DATASET.SKIP_UNREADABLE = False  # its images that cannot be read are left out, not refused
+    cfg.DATASET.ALL_TEST = False  # its images without a split are all for test
+    cfg.DATASET.CLASSES = []  # then: the classes to tell apart, if those of the images are among them
+    extend_cfg(cfg)
+    return cfg
+
+
+def is_foreign(trainer: str) -> bool:
+    """Whether it is written for the original Dassl: such a trainer declares no defaults."""
+    return not hasattr(TRAINER_REGISTRY.get(trainer), "defaults")
+
+
+# ------------------------------------------------------------------ what is merged
+
+
+def model_file(args: argparse.Namespace) -> str:
+    """The config of the model to be evaluated; "" if there is none, as in the directories of other code bases."""
+    path = osp.join(args.model_dir, "config.yaml")
+    return path if args.eval_only and args.model_dir and osp.exists(path) else ""
+
+
+def files(args: argparse.Namespace) -> list[str]:
+    """The config files, later over earlier."""
+    if model_file(args) and not (args.config_file and args.dataset_config_file):
+        given = [model_file(args), args.dataset_config_file, args.config_file]
+    else:
+        tiny = CONFIGS / "trainers" / args.trainer / "tiny.yaml"
+        given = [args.dataset_config_file or str(CONFIGS / "datasets" / "shapes.yaml")]
+        given.append(args.config_file or (str(tiny) if tiny.exists() else ""))
+    return [file for file in given if file]
+
+
+def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
+    """What the flags say, as KEY VALUE pairs; `cfg`: what the files say."""
+    given = {
+        "DATASET.ROOT": args.root,
+        "RESUME": args.resume or None,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone or None,
+        "MODEL.HEAD.NAME": args.head or None,
+        "DATASET.SKIP_UNREADABLE": args.skip_unreadable or None,
+        **own_images(args, cfg),
+    }
+    if args.template is not None:
+        if "TEMPLATE" not in cfg.TRAINER.get(args.trainer.upper(), {}):
+            raise ValueError(f"{args.trainer} takes no --template: its prompts are not hand-crafted")
+        given[f"TRAINER.{args.trainer.upper()}.TEMPLATE"] = args.template
+    return [word for key, value in given.items() if value is not None for word in (key, value)]
+
+
+def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
+    """What --images says; without it, an evaluation of a model of own images takes the split kept beside the model."""
+    kept, classes = (osp.join(args.model_dir, name) for name in ("split.json", CLASSES))
+    if args.images:
+        given = {
+            "DATASET.NAME": "Images",
+            "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
+            "DATASET.NUM_SHOTS": -1,
+            "DATASET.ALL_TEST": args.eval_only,
+            "INPUT.EXIF_TRANSPOSE": True,
+            "TEST.PER_CLASS_RESULT": True,
+        }
+        if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
+            print(
+                "The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file "
+                f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
+            )
+        if args.eval_only and args.model_dir and osp.exists(classes):
+            given["DATASET.CLASSES"] = read_json(classes)
+        return given
+    if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
+        return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
+    return {}
+
+
+def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """What nobody asked for is found, what plays no part goes; frozen."""
+    if cfg.USE_CUDA and not torch.cuda.is_available():
+        raise ValueError(
+            "USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU"
+        )
+    cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
+    if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
+        cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)
+    cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
+    if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
+        cfg.OUTPUT_DIR = default_output(cfg, args)
+        print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
+    if not is_foreign(args.trainer):
+        clean_cfg(cfg, args.trainer)
+    cfg.freeze()
+    return cfg
+
+
+def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
+    name = osp.splitext(osp.basename(cfg.DATASET.IMAGES))[0] if args.images else cfg.DATASET.NAME
+    run = [name, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
+    if args.eval_only and args.model_dir:  # beside the model, never over its own results
+        return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT]))
+    return osp.join("output", cfg.TRAINER.NAME, *run)
+
+
+# ------------------------------------------------------------------ what a run keeps of it
+
+
+def read_config(path: str) -> dict:
+    """Dotted keys of a `config.yaml` that a run wrote."""
+    with open(path, encoding="utf-8") as f:
+        return flatten(yaml.safe_load(f))
+
+
+def plain(cfg: CfgNode) -> dict:
+    """Dotted keys of a config with the values that its `config.yaml` has."""
+    return flatten(yaml.safe_load(cfg.dump()))

@@ -1,0 +1,167 @@
+"""A trained model as a classifier of images, from its output directory alone: no data set is needed."""
+
+import io
+import os
+import os.path as osp
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability, read_image, read_json
+from datasets.images import image_problem, images_in
+
+from .config import CLASSES, parse, setup_cfg
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image."""
+
+    image: str  # path; of an image given as such "image <number>"
+    classname: str  # the likeliest; "" if the image could not be read
+    probability: float  # its softmax probability among the classes
+    top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
+    error: str = ""  # why the image could not be read
+
+
+class Predictor:
+    """A trained model, ready to classify.
+
+    Args:
+        model_dir: output directory of a training, or of a zero-shot run.
+        classes: names to choose between; None: those of the training.
+        epoch: of the checkpoint; None: the best on val if kept, else the last.
+        template: prompt with {} for the class name; "": that of the training.
+        device: "cpu" or "cuda"; None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: no run or no checkpoint in `model_dir`.
+        ValueError: the model cannot take these classes, or the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        model_dir,
+        classes: list[str] | None = None,
+        epoch: int | None = None,
+        template: str = "",
+        device: str | None = None,
+    ):
+        model_dir = osp.expanduser(str(model_dir))
+        if device:
+            check_availability(device, ["cpu", "cuda"])
+        if not osp.exists(osp.join(model_dir, "config.yaml")):
+            raise FileNotFoundError(
+                f"{model_dir} has no config.yaml: give the --output-dir of a training as --model-dir"
+            )
+        with redirect_stdout(io.StringIO()):  # what a training would log
+            argv = ["--eval-only", "--model-dir", model_dir]
+            argv += ["--template", template] if template else []
+            argv += ["USE_CUDA", str(device == "cuda")] if device else []
+            cfg = setup_cfg(parse(argv))
+            if classes is not None:
+                different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
+                if len(classes) < 2 or len(different) < len(classes):
+                    raise ValueError(f"give two or more different classes, not {', '.join(classes) or 'none'}")
+            self.classnames = known_classes(model_dir) if classes is None else list(classes)
+            self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
+            self.trainer.load_model(model_dir, epoch=epoch)
+            self.transform = build_transform(cfg, is_train=False)
+        self.trainer.set_model_mode("eval")
+        self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
+
+    def __call__(self, images: Iterable[str | Image.Image], top: int = 5) -> Iterator[Prediction]:
+        """Yields a `Prediction` an image, in order, as the batches are done.
+
+        Args:
+            images: paths of images or of folders with images, which are turned upright as their EXIF says, or PIL
+                images of any size and mode, which are taken as they are.
+            top: how many classes to name.
+        """
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            images = [images]
+        images = [image for given in images for image in expand(given)]
+        loader = DataLoader(
+            Reader(images, self.transform),
+            self.batch_size,
+            collate_fn=list,
+            num_workers=self.workers if len(images) > self.batch_size else 0,
+        )
+        with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
+            for batch in loader:
+                yield from self.predict(batch, top)
+                bar.update(len(batch))
+
+    @torch.no_grad()
+    def predict(self, batch: list[tuple[str, torch.Tensor | None, str]], top: int) -> Iterator[Prediction]:
+        read = [tensor for _, tensor, _ in batch if tensor is not None]
+        if read:
+            logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
+            best = logits.float().softmax(dim=-1).topk(min(top, len(self.classnames)))
+            rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        for name, tensor, error in batch:
+            if tensor is None:
+                yield Prediction(name, "", 0.0, [], error)
+            else:
+                ranked = [(self.classnames[k], p) for k, p in zip(*next(rows), strict=True)]
+                yield Prediction(name, *ranked[0], ranked)
+
+
+class Reader(Dataset):
+    """(name, float [3, H, W] or None, why it could not be read)."""
+
+    def __init__(self, images: list[str | Image.Image], transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, k):
+        image = self.images[k]
+        if isinstance(image, Image.Image):
+            return f"image {k + 1}", self.transform(image.convert("RGB")), ""
+        problem = image_problem(image, decode=False)
+        if problem:
+            return image, None, problem
+        try:
+            return image, self.transform(read_image(image, upright=True)), ""
+        except OSError as error:
+            return image, None, str(error)
+
+
+def expand(given: str | Image.Image) -> list[str | Image.Image]:
+    """The images below a folder, sorted; anything else as it is."""
+    if isinstance(given, Image.Image):
+        return [given]
+    given = osp.expanduser(os.fspath(given))
+    if not osp.isdir(given):
+        return [given]
+    return images_in(given)[0] or [given]  # an empty one is told among the results
+
+
+def known_classes(model_dir: str) -> list[str]:
+    path = osp.join(model_dir, CLASSES)
+    if not osp.exists(path):
+        raise FileNotFoundError(f'{model_dir} has no {CLASSES}: give the classes with --classes "a,b,c"')
+    return read_json(path)
+
+
+def without_data(trainer: type, classnames: list[str]) -> type:
+    """The trainer with class names in place of a data set."""
+
+    def build_data_loader(self):
+        dataset = DatasetBase(train_x=[Datum(label=k, classname=name) for k, name in enumerate(classnames)])
+        self.dm = SimpleNamespace(dataset=dataset, num_classes=len(classnames), lab2cname=dataset.lab2cname)
+        self.num_classes, self.lab2cname = len(classnames), dataset.lab2cname
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+
+    return type(trainer.__name__, (trainer,), {"build_data_loader": build_data_loader})

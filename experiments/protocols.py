@@ -1,0 +1,164 @@
+"""The protocols of CoOp, CoCoOp and MaPLe: their stages as runs to be made, and where each run lies.
+
+base2new: 16 shots of the base classes; then that model on the new classes.
+fewshot: 1, 2, 4, 8, 16 shots of all classes.
+xd: 16 shots of all classes of a source; then that model on other data sets.
+dg: the same model on the variants of its source.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dassl.utils import check_availability
+from datasets import benchmarks
+
+from .config import CONFIGS
+from .plans import PlannedRun
+
+PROTOCOLS = ("base2new", "fewshot", "xd", "dg")
+STAGES = ("base2new_train", "base2new_test", "fewshot", "xd_train", "xd_test", "dg_test")
+SEEDS, SHOTS = (1, 2, 3), (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with its settings."""
+
+    trainer: str
+    cfg: str = ""  # of configs/trainers/TRAINER; "": vit_b16, of CoOp as it was published, for embedded data tiny
+    opts: tuple[str, ...] = ()  # KEY VALUE ...
+
+    def config(self, dataset: str, shots: int | None = None) -> Path:
+        """TRAINER/CFG, below configs/trainers and below the output; `shots`: of the few-shot protocol."""
+        if self.cfg:
+            return Path(self.trainer, self.cfg)
+        row = benchmarks.get(benchmarks.stems()[dataset])
+        if row and row.embedded:
+            return Path(self.trainer, "tiny")
+        return Path(self.trainer, published_coop(dataset, shots) if self.trainer == "CoOp" else "vit_b16")
+
+
+def published_coop(dataset: str, shots: int | None) -> str:
+    """Few-shot, its paper's epochs; else the start "a photo of a" of CoCoOp's paper."""
+    epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
+    return f"vit_b16{epochs}" + "_ctxv1" * (shots is None)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Every stage of the protocols for one method; data sets are called by their files in configs/datasets.
+
+    Raises ValueError for a data set that is not there or not of that protocol.
+    """
+
+    method: Method
+    data: str | Path = "data"
+    out: Path = Path("output")
+
+    def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
+        return self.train("base2new_train", self.base_dir(dataset, seed), dataset, seed, classes="base")
+
+    def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
+        model = self.base_dir(dataset, seed)
+        return self.test("base2new_test", model / "new", model, dataset, seed, "new")
+
+    def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
+        config = self.config(dataset, shots)
+        folder = self.out / "fewshot" / dataset / config / f"shots{shots}" / f"seed{seed}"
+        return self.train("fewshot", folder, dataset, seed, shots, config=config)
+
+    def xd_train(self, dataset: str, seed: int) -> PlannedRun:
+        return self.train("xd_train", self.source_dir(dataset, seed), dataset, seed)
+
+    def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
+        model = self.source_dir(source_of(dataset), seed)
+        return self.test(stage, model / "eval" / dataset, model, dataset, seed)
+
+    def dg_test(self, dataset: str, seed: int) -> PlannedRun:
+        source = source_of(dataset)
+        if dataset not in variants(source):
+            raise ValueError(f"{dataset} is no variant of {source}, as {', '.join(variants(source))} are: use xd_test")
+        return self.xd_test(dataset, seed, "dg_test")
+
+    # ---------------------------------------------------------------- where, and how
+
+    def config(self, dataset: str, shots: int | None = None) -> Path:
+        check_availability(dataset, list(benchmarks.stems()))
+        return self.method.config(dataset, shots)
+
+    def base_dir(self, dataset: str, seed: int) -> Path:
+        return self.out / "base2new" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
+
+    def source_dir(self, dataset: str, seed: int) -> Path:
+        return self.out / "xd" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
+
+    def train(
+        self,
+        stage: str,
+        folder: Path,
+        dataset: str,
+        seed: int,
+        shots: int = 16,
+        classes: str = "all",
+        config: Path | None = None,
+        opts: Iterable[str] = (),
+    ) -> PlannedRun:
+        file = CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"
+        what = f"{dataset} {seed}" + f" {shots}" * (stage == "fewshot")
+        opts = ("DATASET.SUBSAMPLE_CLASSES", classes, "DATASET.NUM_SHOTS", str(shots), *opts, *self.method.opts)
+        return self.run(f"{stage} {what}", folder, dataset, seed, ("--config-file", str(file)), opts)
+
+    def test(
+        self,
+        stage: str,
+        folder: Path,
+        model: Path,
+        dataset: str,
+        seed: int,
+        classes: str = "all",
+        opts: Iterable[str] = (),
+    ) -> PlannedRun:
+        """With the settings of the model."""
+        how = ("--eval-only", "--model-dir", str(model))
+        opts = ("DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.method.opts)
+        return self.run(f"{stage} {dataset} {seed}", folder, dataset, seed, how, opts, model)
+
+    def run(
+        self, what: str, folder: Path, dataset: str, seed: int, how: tuple, opts: tuple, model: Path | None = None
+    ) -> PlannedRun:
+        where = ("--root", str(self.data), "--output-dir", str(folder))
+        on = ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed))
+        trainer = self.method.trainer
+        return PlannedRun(f"{trainer} {what}", folder, ("--trainer", trainer, *where, *on, *how, *opts), model)
+
+
+# ------------------------------------------------------------------ what is all of a benchmark
+
+
+def source_of(dataset: str) -> str:
+    """On what the models that are tested on `dataset` are trained."""
+    check_availability(dataset, list(benchmarks.stems()))
+    row = benchmarks.get(benchmarks.stems()[dataset])
+    return benchmarks.find(benchmarks.source_of(row) if row else "ImageNet").stem
+
+
+def variants(source: str) -> list[str]:
+    return [row.stem for row in benchmarks.variants(benchmarks.stems()[source])]
+
+
+def targets(source: str) -> list[str]:
+    return [row.stem for row in benchmarks.targets(benchmarks.stems()[source])]
+
+
+def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
+    """Those of each run where any may be "all"; without training each seed and number of shots gives the same."""
+    of = {"xd_train": ["imagenet"], "xd_test": targets("imagenet"), "dg_test": variants("imagenet")}
+    names = of.get(stage, ["imagenet", *targets("imagenet")]) if dataset == "all" else [dataset]
+    seeds = (SEEDS if trained else SEEDS[:1]) if seed == "all" else [int(seed)]
+    for name in names:
+        for s in seeds:
+            if stage == "fewshot":
+                yield from ((name, s, k) for k in ((SHOTS if trained else [16]) if shots == "all" else [int(shots)]))
+            else:
+                yield name, s

@@ -1,0 +1,229 @@
+"""One run: it trains or evaluates in its output directory, and its `results.json` says how, on what and how well."""
+
+import argparse
+import contextlib
+import glob
+import os
+import os.path as osp
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+
+import numpy as np
+import torch
+import torchvision
+from yacs.config import CfgNode
+
+import dassl
+from dassl.engine import build_trainer
+from dassl.utils import (
+    collect_env_info,
+    count_num_param,
+    locked,
+    mkdir_if_missing,
+    set_random_seed,
+    setup_logger,
+    write_json,
+)
+
+from .command import USER_ERRORS, command
+from .config import CLASSES, CONFIGS, default_cfg, parse, plain, read_config, setup_cfg
+
+# Settings that may differ between a run and its continuation: they do not change what is trained
+MAY_DIFFER = tuple("OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN. TEST.".split())
+
+
+def main(argv: list[str] | None = None, description: str | None = None) -> int:
+    """The command train.py; returns its exit status."""
+
+    def work() -> None:
+        run(parse(argv, description))
+
+    return command(work, "interrupted: given again, the same command goes on from the last checkpoint, if there is one")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One training or evaluation; returns what `results.json` holds.
+
+    Everything printed also goes to `log.txt` in the output directory.
+    """
+    cfg = setup_cfg(args)
+    if args.eval_only:
+        check_model_dir(cfg, args)
+        check_no_training(cfg)
+    else:
+        check_same_run(cfg)
+    with logged(cfg.OUTPUT_DIR):
+        trainer = build(cfg, args)
+        if args.no_train and not args.eval_only:
+            return {}
+        start = time.time()
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            trainer.test()
+        else:
+            trainer.train()
+        results = describe(trainer, cfg, args, time.time() - start)
+        path = osp.join(cfg.OUTPUT_DIR, "results.json")
+        write_json(results, path)
+        print(f"Results are in {path}")
+    return results
+
+
+# ------------------------------------------------------------------ what it must not mix up
+
+
+def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raises ValueError if the model is of another trainer, backbone or method setting.
+
+    A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy. A model of
+    another code base, which has no config.yaml, is checked when its checkpoint is loaded.
+    """
+    trained = args.model_config
+    for key, now in plain(cfg).items():
+        matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
+        if matters and not key.endswith((".PREC", ".MONITOR")) and trained.get(key, now) != now:
+            raise ValueError(
+                f'the model in {args.model_dir} was trained with {key} "{trained[key]}", not "{now}": give the same '
+                f"here, or another --model-dir"
+            )
+
+
+def check_no_training(cfg: CfgNode) -> None:
+    """Raises ValueError if the output directory holds a training."""
+    if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
+        raise ValueError(
+            f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
+            f"choose another --output-dir"
+        )
+
+
+def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
+    """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path):
+        return
+    old, new, default = read_config(path), plain(cfg), plain(default_cfg())  # older runs lack newer keys
+    for key in sorted(old.keys() | new.keys()):
+        was, now = (some.get(key, default.get(key)) for some in (old, new))
+        if not key.startswith(may_differ) and was != now:
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} holds a run with {key} {was}, not {now}: choose another "
+                f"--output-dir, or remove that one"
+            )
+
+
+@contextlib.contextmanager
+def logged(folder: str):
+    """Keeps other runs out of `folder` and copies what is printed to its log.txt, where an error leaves its trace."""
+    with contextlib.ExitStack() as stack:
+        try:
+            mkdir_if_missing(folder)
+            stack.enter_context(locked(folder, "another run is at work there"))
+            setup_logger(folder)
+            log = stack.enter_context(contextlib.closing(sys.stdout))
+        except OSError as error:
+            raise OSError(
+                f"cannot write to the output directory {folder} ({error.strerror or error}): choose another "
+                f"--output-dir"
+            ) from error
+        try:
+            yield
+        except USER_ERRORS:
+            log.file.write(traceback.format_exc())  # the console gets one line
+            raise
+
+
+# ------------------------------------------------------------------ its trainer, its description
+
+
+def build(cfg: CfgNode, args: argparse.Namespace):
+    """The trainer, after seeding; leaves `config.yaml` and the class names in the output directory."""
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.reset_peak_memory_stats()
+    if cfg.VERBOSE:
+        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
+    trainer = build_trainer(cfg)
+    if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
+        raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
+
+    # only now: a run that could not be built leaves nothing that a later one would be compared with
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        f.write(cfg.dump())
+    os.replace(path + ".tmp", path)
+    write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
+    return trainer
+
+
+def learns(trainer) -> bool:
+    """Whether it has a learner, be it one without parameters; a trainer written for Dassl: a registered model."""
+    learner = getattr(trainer, "learner", None)
+    return bool(trainer._models) if learner is None else bool(learner)
+
+
+def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) -> dict:
+    """What `results.json` holds: all that tells what this figure is of, without any other file."""
+    config, model_config = plain(cfg), args.model_config if args.eval_only else None
+    trained_config = (model_config if args.eval_only else config) if learns(trainer) else None
+    trained_on = {  # an evaluation on other classes or data is never mistaken for a training there
+        "dataset": "DATASET.NAME",
+        "classes": "DATASET.SUBSAMPLE_CLASSES",
+        "seed": "SEED",
+        "shots": "DATASET.NUM_SHOTS",
+    }
+    models = trainer._models.values()
+    return {
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "seed": cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "eval_only": args.eval_only,
+        "model_dir": osp.abspath(args.model_dir) if args.model_dir else None,
+        "trained": learns(trainer),  # False: zero-shot
+        "trained_on": {key: trained_config.get(name) for key, name in trained_on.items()} if trained_config else None,
+        **trainer.results,
+        "trainable_params": sum(count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in models),
+        "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
+        "peak_memory_mib": peak_memory(cfg),
+        "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "torchvision": torchvision.__version__,
+            "dassl": dassl.__version__,
+        },
+        "git_revision": git_revision(),
+        "config": config,
+        "model_config": model_config,  # of the model evaluated; empty if it is of another code base
+    }
+
+
+def peak_memory(cfg: CfgNode) -> float:
+    """MiB: allocated on the GPU, or resident in this process on the CPU."""
+    if cfg.USE_CUDA:
+        return torch.cuda.max_memory_allocated() / 2**20
+    # the highest of the process so far: of several runs in one process the later ones report at least the earlier's
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with "+" if files were changed since; None outside a repository."""
+    ask = {"cwd": CONFIGS, "capture_output": True, "text": True, "check": True}
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changed else "")
