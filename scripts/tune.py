@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         KEPT.write_text(json.dumps(tuned, indent=0))
 
     failed = execute(list(jobs), args.workers, "tuning", done)
-    (ROOT / "docs" / "tuning.md").write_text(page(tuned))
+    KEPT.with_suffix(".md").write_text(page(tuned))
     return failed
 
 

@@ -21,10 +21,10 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from clip.model import CLIP  # noqa: E402
 
-import train  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from dassl.utils import set_random_seed  # noqa: E402
 from datasets.shapes import Shapes  # noqa: E402
+from experiments.config import parse, setup_cfg  # noqa: E402
 from trainers.shared.clip_model import load_clip  # noqa: E402
 
 VOCABULARY = 49408
@@ -73,7 +73,7 @@ def make_cfg(tmp_path, data_root):
             -1,
             *opts,
         ]
-        return train.setup_cfg(train.parse([str(word) for word in words]))
+        return setup_cfg(parse([str(word) for word in words]))
 
     return make
 

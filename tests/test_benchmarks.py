@@ -16,7 +16,6 @@ from scipy.io import savemat
 from test_datasets import PARTS, PUBLISHED, REFERENCE, REPO, cfg_of, coop_selection, message, rows, two_at_once
 
 import datasets
-import train
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.utils import read_json, write_json
 from datasets import annotations, base
@@ -25,8 +24,9 @@ from datasets.imagenet import ImageNet, ImageNetVariant
 from datasets.imagenet_a import ImageNetA
 from datasets.imagenet_r import ImageNetR
 from datasets.sizes import SIZES, Size, benchmark_names, config_names
+from experiments.config import discover
 
-train.discover(datasets)
+discover(datasets)
 
 _file = io.BytesIO()
 Image.new("RGB", (8, 6), "teal").save(_file, "JPEG")

@@ -1,4 +1,4 @@
-"""train.py's command line: configs, their precedence, what a run leaves, and one clear line for every bad input."""
+"""train.py's command line: what a run leaves, and one clear line for every bad input."""
 
 import json
 import os
@@ -15,35 +15,19 @@ from clip import clip
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import locked
 from datasets.shapes import Shapes
+from experiments.config import parse, plain, read_config, setup_cfg
+from experiments.run import main
 from trainers.shared import clip_model
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
-RESULT_KEYS = {
-    "trainer",
-    "dataset",
-    "classes",
-    "seed",
-    "shots",
-    "backbone",
-    "eval_only",
-    "model_dir",
-    "trained_on",
-    "split",
-    "accuracy",
-    "error_rate",
-    "macro_f1",
-    "trainable_params",
-    "seconds",
-    "peak_memory_mib",
-    "device",
-    "versions",
-    "git_revision",
-}
+RESULT_KEYS = set(
+    """trainer dataset classes seed shots backbone eval_only model_dir trained trained_on split accuracy error_rate
+    macro_f1 trainable_params seconds peak_memory_mib device versions git_revision config model_config""".split()
+)
 FAST = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": [], "ZeroshotCLIP": []}
 
 
@@ -53,7 +37,7 @@ def pictures(tmp_path_factory):
     root = tmp_path_factory.getbasetemp() / "few-pictures"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
-        Shapes(train.setup_cfg(train.parse(["--root", str(root), "VERBOSE", "False"])))
+        Shapes(setup_cfg(parse(["--root", str(root), "VERBOSE", "False"])))
     return root
 
 
@@ -109,73 +93,12 @@ def trained(pictures, tmp_path_factory):
         outs[trainer] = tmp_path_factory.mktemp(trainer)
         argv = command(pictures, outs[trainer], trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])
         torch.set_num_threads(1)
-        assert train.main(argv) == 0
+        assert main(argv) == 0
     return outs
 
 
 def read(path):
     return json.loads(Path(path).read_text())
-
-
-# ------------------------------------------------------------------ configs
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda f: str(f.relative_to(CONFIGS)))
-def test_every_config_merges(file, tmp_path):
-    argv = ["--output-dir", str(tmp_path)]
-    if file.parent.name == "datasets":
-        argv += ["--dataset-config-file", str(file)]
-    else:
-        argv += ["--trainer", file.parent.name, "--config-file", str(file)]
-    cfg = train.setup_cfg(train.parse(argv))
-    assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
-    given, merged = train.flatten(yaml.safe_load(file.read_text()) or {}), train.plain(cfg)
-    assert given and given.keys() <= merged.keys()
-
-
-def test_later_wins(tmp_path):
-    """Each level sets all keys from its own on: a key's value tells the last level that set it."""
-    keys = ["OPTIM.STEPSIZE", "OPTIM.LR", "OPTIM.GAMMA", "MODEL.BACKBONE.NAME", "MODEL.HEAD.NAME"]
-
-    def write(name, values):
-        tree = {}
-        for key, value in values.items():
-            *sections, leaf = key.split(".")
-            node = tree
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[leaf] = value
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**tree}))
-        return str(path)
-
-    data_set = write("dataset", dict(zip(keys[1:], [0.1, 0.1, "dataset", "dataset"], strict=True)) | {"SEED": 7})
-    method = write("method", dict(zip(keys[2:], [0.2, "method", "method"], strict=True)) | {"SEED": 8})
-    flags = [
-        "--source-domains",
-        "a",
-        "b",
-        "--transforms",
-        "normalize",
-        "random_flip",
-        "--backbone",
-        "flag",
-        "--head",
-        "flag",
-        "--seed",
-        "9",
-    ]
-    argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.HEAD.NAME", "opts"]
-    cfg = train.setup_cfg(train.parse(argv))
-    assert train.plain(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
-    assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == (0.1, 0.2, "flag", "opts")
-    assert (cfg.SEED, cfg.INPUT.TRANSFORMS) == (9, ("normalize", "random_flip"))
-    assert cfg.DATASET.SOURCE_DOMAINS == ("a", "b")
-    assert train.setup_cfg(train.parse([*argv, "SEED", "10"])).SEED == 10
-
-
-def test_seed_zero_is_a_seed():
-    assert train.setup_cfg(train.parse(["--seed", "0"])).SEED == 0
 
 
 # ------------------------------------------------------------------ the two commands
@@ -223,12 +146,13 @@ def test_what_a_training_leaves(trainer, folder, trained, pictures):
         "split": "test",
     }
     assert {key: result[key] for key in wanted} == wanted
+    assert result["trained"] and result["model_config"] is None
     assert result["error_rate"] == pytest.approx(100 - result["accuracy"])
     assert result["trainable_params"] > 0 and result["seconds"] > 0 and result["peak_memory_mib"] > 50
     assert result["versions"]["torch"] == torch.__version__
 
-    cfg = train.setup_cfg(train.parse(command(pictures, out, trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])))
-    assert train.read_config(str(out / "config.yaml")) == train.plain(cfg)
+    cfg = setup_cfg(parse(command(pictures, out, trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])))
+    assert read_config(str(out / "config.yaml")) == plain(cfg) == result["config"]
 
     log = (out / "log.txt").read_text()
     assert f"* accuracy: {result['accuracy']:.1f}%\n" in log and "epoch [2/2] batch [2/2]" in log and "\r" not in log
@@ -248,12 +172,14 @@ def test_evaluating_into_the_same_directory_keeps_the_results_of_the_training(tr
     before = snapshot(out)
     for flags in (["--output-dir", str(out)], []):  # asked for, and by default
         argv = ["--root", str(pictures), "--eval-only", "--model-dir", str(out), "--load-epoch", "2", *flags]
-        assert train.main([*argv, "DATASET.SUBSAMPLE_CLASSES", "new"]) == 0
+        assert main([*argv, "DATASET.SUBSAMPLE_CLASSES", "new"]) == 0
         assert snapshot(out).items() >= before.items()
         result = read(out / "eval" / "Shapes-new-test" / "results.json")
         assert result["eval_only"] and result["classes"] == "new" and result["trainer"] == "OrthCR"
         assert result["trained_on"] == {"dataset": "Shapes", "classes": "base", "seed": 1, "shots": 4}
-        assert result["shots"] == 4
+        assert result["shots"] == 4 and result["trained"]
+        assert result["model_config"] == read(out / "results.json")["config"]
+        assert result["config"]["DATASET.SUBSAMPLE_CLASSES"] == "new"
     assert "those of the training stay" in capsys.readouterr().out
 
 
@@ -265,14 +191,14 @@ def test_a_run_of_an_older_version_goes_on(trained, pictures, tmp_path):
     for section, key in (("DATASET", "ALL_TEST"), ("DATASET", "CLASSES"), ("INPUT", "EXIF_TRANSPOSE")):
         del config[section][key]
     (out / "config.yaml").write_text(yaml.safe_dump(config))
-    assert train.main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
-    assert train.main(command(pictures, out, "CoOp", opts=["INPUT.EXIF_TRANSPOSE", "True"])) == 1
+    assert main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
+    assert main(command(pictures, out, "CoOp", opts=["INPUT.EXIF_TRANSPOSE", "True"])) == 1
 
 
 def test_load_epoch(trained, pictures, tmp_path, capsys):
     for epoch in (1, 2, None):
         flags = ["--eval-only", "--model-dir", str(trained["CoOp"]), *(["--load-epoch", str(epoch)] if epoch else [])]
-        assert train.main(command(pictures, tmp_path, "CoOp", flags=flags)) == 0
+        assert main(command(pictures, tmp_path, "CoOp", flags=flags)) == 0
         assert f'model.pth.tar-{epoch or 2}" (epoch = {epoch or 2})' in capsys.readouterr().out
     assert read(tmp_path / "results.json")["accuracy"] == read(trained["CoOp"] / "results.json")["accuracy"]
 
@@ -280,9 +206,9 @@ def test_load_epoch(trained, pictures, tmp_path, capsys):
 def test_evaluation_takes_seed_and_root_of_the_training(pictures, tmp_path, monkeypatch):
     argv = command(pictures, tmp_path / "out", "CoOp", epochs=1)
     argv[argv.index("--seed") + 1] = "3"
-    assert train.main(argv) == 0
+    assert main(argv) == 0
     monkeypatch.chdir(tmp_path)
-    cfg = train.setup_cfg(train.parse(["--eval-only", "--model-dir", str(tmp_path / "out")]))
+    cfg = setup_cfg(parse(["--eval-only", "--model-dir", str(tmp_path / "out")]))
     assert (cfg.SEED, cfg.DATASET.ROOT) == (3, str(pictures))
 
 
@@ -293,8 +219,8 @@ def test_a_finished_run_is_not_trained_again(trained, pictures, monkeypatch):
     def never(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train.TRAINER_REGISTRY.get("CoOp"), "forward_backward", never)
-    assert train.main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "forward_backward", never)
+    assert main(command(pictures, out, "CoOp", opts=["TRAIN.CHECKPOINT_FREQ", "1"])) == 0
     assert snapshot(out, but=("events", "log", "results")) == before
     again = read(out / "results.json")
     for key in ("accuracy", "macro_f1", "seconds", "trainable_params"):
@@ -302,7 +228,7 @@ def test_a_finished_run_is_not_trained_again(trained, pictures, monkeypatch):
 
 
 def test_no_train_builds_only(pictures, tmp_path):
-    assert train.main(command(pictures, tmp_path, "CoOp", flags=["--no-train"])) == 0
+    assert main(command(pictures, tmp_path, "CoOp", flags=["--no-train"])) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"log.txt", "config.yaml", "classes.json"}
 
 
@@ -315,7 +241,7 @@ def fails(capsys):
 
     def fails(argv, *words):
         stdout = sys.stdout
-        code = train.main([str(word) for word in argv])
+        code = main([str(word) for word in argv])
         assert sys.stdout is stdout, "the console is given back"
         told(code, capsys.readouterr().err, *words)
 
@@ -459,7 +385,7 @@ def bare_model(trained, tmp_path):
 def test_a_model_without_a_config(bare_model, pictures, fails, tmp_path):
     argv = evaluate(tmp_path / "model", pictures, tmp_path / "out")
     fails(argv, '"rotations"', tmp_path / "model", "['prompt_learner']", "another trainer")
-    assert train.main(evaluate(tmp_path / "model", pictures, tmp_path / "out", trainer="CoOp")) == 0
+    assert main(evaluate(tmp_path / "model", pictures, tmp_path / "out", trainer="CoOp")) == 0
 
 
 @pytest.mark.parametrize("kept", [0, 0.02, 0.6, 0.97])
@@ -473,7 +399,7 @@ def test_a_truncated_checkpoint(kept, bare_model, pictures, fails, tmp_path):
 def test_other_settings_into_the_same_directory(trained, pictures, fails):
     out = trained["CoOp"]
     before = snapshot(out)
-    was = train.read_config(str(out / "config.yaml"))["OPTIM.LR"]
+    was = read_config(str(out / "config.yaml"))["OPTIM.LR"]
     fails(command(pictures, out, "CoOp", opts=["OPTIM.LR", "0.5"]), out, "OPTIM.LR", was, "not 0.5", "--output-dir")
     fails(command(pictures, out, "OrthCR"), out, "--output-dir")
     assert snapshot(out) == before
@@ -508,7 +434,7 @@ def test_nothing_to_resume(pictures, fails, tmp_path):
     (tmp_path / "empty").mkdir()
     flags = ["--resume", str(tmp_path / "empty")]
     fails(command(pictures, tmp_path / "out", "CoOp", flags=flags), tmp_path / "empty", "prompt_learner", "--resume")
-    assert train.main(command(pictures, tmp_path / "out", "CoOp", epochs=2, opts=["TEST.NO_TEST", "True"])) == 0
+    assert main(command(pictures, tmp_path / "out", "CoOp", epochs=2, opts=["TEST.NO_TEST", "True"])) == 0
 
 
 def test_two_runs_in_one_directory(pictures, fails, tmp_path):
@@ -516,7 +442,7 @@ def test_two_runs_in_one_directory(pictures, fails, tmp_path):
     argv = command(pictures, tmp_path, "ZeroshotCLIP")
     with locked(tmp_path, ""):
         fails(argv, "another run is at work there", tmp_path, "--output-dir")
-    assert not list(tmp_path.iterdir()) and train.main(argv) == 0
+    assert not list(tmp_path.iterdir()) and main(argv) == 0
 
 
 def test_a_loss_that_is_not_finite(pictures, fails, tmp_path):

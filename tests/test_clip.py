@@ -18,17 +18,17 @@ from clip import clip
 from clip.model import CLIP
 
 import datasets
-import train
 import trainers
 from dassl.engine import TRAINER_REGISTRY
+from experiments.config import discover
 from trainers.base import ClipTrainer
 from trainers.shared import clip_model
 from trainers.shared.clip_model import is_vit, load_clip
 from trainers.shared.templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES
 from trainers.shared.text import TextEncoder, fill_template, template_for, tokenize
 
-train.discover(trainers)
-train.discover(datasets)
+discover(trainers)
+discover(datasets)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
 
 

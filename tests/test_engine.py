@@ -16,12 +16,13 @@ import torch
 import yaml
 from torch import nn
 
-import train
 from dassl.config import get_cfg_default
-from dassl.engine import SimpleNet, TrainerBase, TrainerX, TrainerXU
+from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerBase, TrainerX, TrainerXU
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import tools
 from datasets.shapes import Shapes
+from experiments.config import discover, parse, setup_cfg
+from experiments.run import main
 
 REPO = Path(__file__).resolve().parents[1]
 SMALL = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": ["OPTIM.LR", "0.05"]}
@@ -50,7 +51,7 @@ def pictures(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
         argv = ["--root", str(root), "VERBOSE", "False"]
-        Shapes(train.setup_cfg(train.parse(argv)))
+        Shapes(setup_cfg(parse(argv)))
     return root
 
 
@@ -59,7 +60,7 @@ def run(tmp_path, pictures):
     """run("a", ...) -> exit code of a small training on Shapes base into tmp_path/a."""
 
     def run(out, *opts, trainer="OrthCR", seed=1, epochs=3, flags=()):
-        return train.main(
+        return main(
             [
                 "--root",
                 str(pictures),
@@ -89,7 +90,7 @@ def run(tmp_path, pictures):
 @contextlib.contextmanager
 def interrupted(trainer, epoch, batch=1):
     """Ctrl-C in that batch of that epoch, both counted from 0."""
-    cls = train.TRAINER_REGISTRY.get(trainer)
+    cls = TRAINER_REGISTRY.get(trainer)
     step = cls.forward_backward
 
     def forward_backward(self, *args):
@@ -423,7 +424,7 @@ def test_a_broken_file_is_named_and_does_not_stop_the_others(tmp_path, monkeypat
     }.items():
         (package / f"{name}.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
-    train.discover(SimpleNamespace(__name__="some_trainers", __path__=[str(package)]))
+    discover(SimpleNamespace(__name__="some_trainers", __path__=[str(package)]))
     said = capsys.readouterr().err.splitlines()
     named = [line.split(" is skipped: ")[0] for line in said]
     assert named == [f"some_trainers/{name}.py" for name in ("a_missing", "b_typo", "d_twice")]
@@ -597,7 +598,7 @@ MYCOOP_CONFIG = {
 def elsewhere(tmp_path_factory, pictures):
     """A copy of the repository with two files of somebody else in trainers/, and a home with downloaded weights."""
     tree, home = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("home")
-    for part in ("dassl", "trainers", "datasets", "configs", "assets"):
+    for part in ("dassl", "trainers", "datasets", "experiments", "configs", "assets"):
         shutil.copytree(REPO / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "train.py", tree)
     weights = home / ".cache" / "clip" / "Nano-8.pt"

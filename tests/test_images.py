@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 import predict
-import train
 from dassl.utils import read_image, read_json
 from datasets import images
+from experiments.config import parse, setup_cfg
+from experiments.run import main
 from predict import Predictor
 
 COLOURS = {
@@ -68,20 +69,20 @@ def trained(tmp_path_factory):
     folder = make_photos(home / "photos")
     torch.set_num_threads(1)
     opts = [*SMALL, "OPTIM.MAX_EPOCH", "30", "OPTIM.LR", "0.003"]
-    assert train.main(["--images", str(folder), "--output-dir", str(home / "OUT"), *opts]) == 0
+    assert main(["--images", str(folder), "--output-dir", str(home / "OUT"), *opts]) == 0
     shutil.rmtree(folder)
     return home / "OUT"
 
 
 def build(source, out, *flags):
     """The data set that train.py would build."""
-    cfg = train.setup_cfg(train.parse(["--images", str(source), "--output-dir", str(out), *map(str, flags)]))
+    cfg = setup_cfg(parse(["--images", str(source), "--output-dir", str(out), *map(str, flags)]))
     return images.Images(cfg)
 
 
 def said(capsys, *argv):
     """The one line that train.py says of a bad input."""
-    assert train.main([*map(str, argv)]) == 1
+    assert main([*map(str, argv)]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -478,7 +479,7 @@ def test_a_class_without_test_image_is_said(photos, tmp_path, capsys):
 def test_one_image_a_class_trains_and_says_that_nothing_is_tested(tmp_path, capsys):
     make_photos(tmp_path / "photos", n=1)
     argv = ["--images", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "OUT"), *SMALL, "OPTIM.MAX_EPOCH", "1"]
-    assert train.main(argv) == 0
+    assert main(argv) == 0
     assert "There are no test images: the accuracy is not measured" in capsys.readouterr().out
     assert "accuracy" not in read_json(tmp_path / "OUT" / "results.json")
     assert len(list(Predictor(tmp_path / "OUT")(tmp_path / "photos"))) == 5
@@ -489,8 +490,8 @@ def test_exif_turns_own_images_upright_and_no_benchmark(photos, tmp_path):
     upright, lying = (np.asarray(read_image(str(path), upright=u), float) for u in (True, False))
     assert upright.shape == (40, 56, 3) and lying.shape == (56, 40, 3)
     assert upright[:8].mean() < upright[-8:].mean() - 20, "darker at the top, as drawn"
-    cfg = train.setup_cfg(train.parse(["--images", str(photos)]))
-    assert cfg.INPUT.EXIF_TRANSPOSE and not train.setup_cfg(train.parse([])).INPUT.EXIF_TRANSPOSE
+    cfg = setup_cfg(parse(["--images", str(photos)]))
+    assert cfg.INPUT.EXIF_TRANSPOSE and not setup_cfg(parse([])).INPUT.EXIF_TRANSPOSE
 
 
 # ------------------------------------------------------------------ training and predicting
@@ -517,7 +518,7 @@ def test_own_images_are_learnt(trained, tmp_path):
 def test_predictions_are_what_the_evaluation_sees(trained, photos, tmp_path):
     """The same photos through train.py --eval-only: every one of them is for test, and the accuracy is the same."""
     flags = ["--eval-only", "--model-dir", str(trained), "--images", str(photos), "--output-dir", str(tmp_path / "E")]
-    assert train.main([*flags, "VERBOSE", "False"]) == 0
+    assert main([*flags, "VERBOSE", "False"]) == 0
     predictions = list(Predictor(trained)(photos))
     right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
     results = read_json(tmp_path / "E" / "results.json")
@@ -527,16 +528,16 @@ def test_predictions_are_what_the_evaluation_sees(trained, photos, tmp_path):
 def test_the_training_split_is_the_one_evaluated(photos, tmp_path):
     out = tmp_path / "OUT"
     argv = ["--images", str(photos), "--output-dir", str(out), *SMALL, "OPTIM.MAX_EPOCH", "1"]
-    assert train.main(argv) == 0
+    assert main(argv) == 0
     before = read_json(out / "results.json")["accuracy"]
     for name in COLOURS:
         draw(photos / name / "later", (0, 0, 0), "png", np.random.default_rng(0))
-    assert train.main(["--eval-only", "--model-dir", str(out), "VERBOSE", "False"]) == 0
+    assert main(["--eval-only", "--model-dir", str(out), "VERBOSE", "False"]) == 0
     results = read_json(out / "eval" / "Images-all-test" / "results.json")
     assert results["accuracy"] == before and results["trained_on"]["dataset"] == "Images"
     log = (out / "eval" / "Images-all-test" / "log.txt").read_text()
     assert "* total: 20\n" in log, "those for test, not the 65 that are there now"
-    assert train.main(argv) == 0, "the same command again goes on with the same split"
+    assert main(argv) == 0, "the same command again goes on with the same split"
 
 
 def test_evaluation_is_among_the_models_classes(trained, photos, tmp_path, capsys):
@@ -544,21 +545,21 @@ def test_evaluation_is_among_the_models_classes(trained, photos, tmp_path, capsy
     for name in list(COLOURS)[2:]:
         shutil.rmtree(photos / name)
     flags = ["--eval-only", "--model-dir", str(trained)]
-    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "E")]) == 0
+    assert main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "E")]) == 0
     predictions = list(Predictor(trained)(photos))
     right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
     assert read_json(tmp_path / "E" / "results.json")["accuracy"] == pytest.approx(100 * right / 24)
     assert len(read_json(tmp_path / "E" / "classes.json")) == 5
 
     (photos / "red bus").rename(photos / "a new class")  # then those of the folder, as for new classes
-    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "N")]) == 0
+    assert main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "N")]) == 0
     assert "the 2 of the images alone are told apart" in capsys.readouterr().out
     assert read_json(tmp_path / "N" / "classes.json") == ["a new class", "café crème"]
 
     root = tmp_path / "divided"  # a class in test that train lacks
     for part, name in (("train", "green_tree"), ("train", "猫"), ("test", "green_tree"), ("test", "blue boat")):
         draw(root / part / name / "x", COLOURS[name], "png", np.random.default_rng(0))
-    assert train.main([*flags, "--images", str(root), "--output-dir", str(tmp_path / "D")]) == 0
+    assert main([*flags, "--images", str(root), "--output-dir", str(tmp_path / "D")]) == 0
     assert "* total: 2\n" in (tmp_path / "D" / "log.txt").read_text()
 
 
@@ -567,11 +568,11 @@ def test_base_to_new_with_own_images(photos, tmp_path, capsys):
     for path in sorted((photos / sorted(COLOURS)[0]).iterdir())[1:]:
         path.unlink()
     out, opts = str(tmp_path / "OUT"), [*SMALL, "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES"]
-    assert train.main(["--images", str(photos), "--output-dir", out, *opts, "base"]) == 0
+    assert main(["--images", str(photos), "--output-dir", out, *opts, "base"]) == 0
     for half, names in (("base", sorted(COLOURS)[:3]), ("new", sorted(COLOURS)[3:])):
         where = tmp_path / half
         argv = ["--eval-only", "--model-dir", out, "--output-dir", str(where), "DATASET.SUBSAMPLE_CLASSES", half]
-        assert train.main(argv) == 0
+        assert main(argv) == 0
         assert read_json(where / "classes.json") == names
         assert read_json(where / "results.json")["trained_on"]["classes"] == "base"
     assert read_json(tmp_path / "base" / "results.json")["accuracy"] == read_json(f"{out}/results.json")["accuracy"]
@@ -593,7 +594,7 @@ def test_batches_do_not_matter(trained, photos):
 @pytest.mark.parametrize("trainer", ["CoOp", "ZeroshotCLIP"])
 def test_other_trainers_predict(trainer, photos, tmp_path):
     argv = ["--images", str(photos), "--output-dir", str(tmp_path / "OUT"), "--trainer", trainer, "VERBOSE", "False"]
-    assert train.main([*argv, "OPTIM.MAX_EPOCH", "1"]) == 0
+    assert main([*argv, "OPTIM.MAX_EPOCH", "1"]) == 0
     results = read_json(tmp_path / "OUT" / "results.json")
     split = read_json(tmp_path / "OUT" / "split.json")
     predictions = list(Predictor(tmp_path / "OUT")([row[0] for row in split["test"]]))

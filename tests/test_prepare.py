@@ -24,12 +24,12 @@ import gdown
 import pytest
 
 import datasets
-import train
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import download, download_url, locked
 from dassl.utils.download import check_member, download_gdrive, extract_archive
 from datasets import prepare
 from datasets.sources import SOURCES, Item
+from experiments.config import discover
 
 REPO = Path(__file__).resolve().parents[1]
 DRIVE_DOWN = "Cannot retrieve the public link of the file.\nYou may need to change the permission"
@@ -743,7 +743,7 @@ def test_source(name):
         places = set(item.take.values())
         assert not item.take or "." in places or places >= set(item.gives)
         assert not item.megabytes or item.megabytes > 10
-    train.discover(datasets)
+    discover(datasets)
     if name in DATASET_REGISTRY.registered_names():
         cls = DATASET_REGISTRY.get(name)
         assert cls.dataset_dir == source.folder

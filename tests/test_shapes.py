@@ -4,6 +4,7 @@ import json
 import os
 import re
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import train
 from dassl.data.datasets import build_dataset
 from datasets import drawing
 from datasets.shapes import Shapes
+from experiments.config import parse, setup_cfg
+from experiments.run import main
 
 IMAGES = dict(Shapes.images)  # as the file says; fixtures of other tests draw fewer
 CLASSES = {"Shapes": 40, "Digits": 10}
@@ -31,12 +33,12 @@ def root(tmp_path_factory):
 def cfg_of(name, root, *opts):
     config = f"configs/datasets/{name.lower()}.yaml"
     argv = ["--root", str(root), "--trainer", "ZeroshotCLIP", "--dataset-config-file", config]
-    return train.setup_cfg(train.parse([*argv, "VERBOSE", "False", "DATASET.NUM_SHOTS", "-1", *opts]))
+    return setup_cfg(parse([*argv, "VERBOSE", "False", "DATASET.NUM_SHOTS", "-1", *opts]))
 
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch):
-    monkeypatch.chdir(train.HERE)
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,7 +119,7 @@ def test_a_picture_is_a_function_of_its_seed(style):
 @pytest.mark.parametrize("classes", ["base", "new"])
 def test_zero_shot_leaves_room_above_and_below(classes, root, tmp_path, capsys):
     argv = ["--root", str(root), "--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path), "--eval-only"]
-    assert train.main([*argv, "VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", classes]) == 0
+    assert main([*argv, "VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", classes]) == 0
     result = json.loads((tmp_path / "results.json").read_text())
     assert re.search(r"\* total: 800$", capsys.readouterr().out, re.MULTILINE), "20 classes of 40 images"
     assert 40 <= result["accuracy"] <= 80
