@@ -57,23 +57,23 @@ class Stages:
     out: Path = Path("output")
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.train("base2new_train", self.base_dir(dataset, seed), dataset, seed, classes="base")
+        return self.run("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
 
     def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
         model = self.base_dir(dataset, seed)
-        return self.test("base2new_test", model / "new", model, dataset, seed, "new")
+        return self.run("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
         config = self.config(dataset, shots)
         folder = self.out / "fewshot" / dataset / config / f"shots{shots}" / f"seed{seed}"
-        return self.train("fewshot", folder, dataset, seed, shots, config=config)
+        return self.run("fewshot", folder, dataset, seed, shots=shots, config=config)
 
     def xd_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.train("xd_train", self.source_dir(dataset, seed), dataset, seed)
+        return self.run("xd_train", self.source_dir(dataset, seed), dataset, seed)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
-        return self.test(stage, model / "eval" / dataset, model, dataset, seed)
+        return self.run(stage, model / "eval" / dataset, dataset, seed, model=model)
 
     def dg_test(self, dataset: str, seed: int) -> PlannedRun:
         source = source_of(dataset)
@@ -93,44 +93,29 @@ class Stages:
     def source_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "xd" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
 
-    def train(
-        self,
-        stage: str,
-        folder: Path,
-        dataset: str,
-        seed: int,
-        shots: int = 16,
-        classes: str = "all",
-        config: Path | None = None,
-        opts: Iterable[str] = (),
-    ) -> PlannedRun:
-        file = CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"
-        what = f"{dataset} {seed}" + f" {shots}" * (stage == "fewshot")
-        opts = ("DATASET.SUBSAMPLE_CLASSES", classes, "DATASET.NUM_SHOTS", str(shots), *opts, *self.method.opts)
-        return self.run(f"{stage} {what}", folder, dataset, seed, ("--config-file", str(file)), opts)
-
-    def test(
-        self,
-        stage: str,
-        folder: Path,
-        model: Path,
-        dataset: str,
-        seed: int,
-        classes: str = "all",
-        opts: Iterable[str] = (),
-    ) -> PlannedRun:
-        """With the settings of the model."""
-        how = ("--eval-only", "--model-dir", str(model))
-        opts = ("DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.method.opts)
-        return self.run(f"{stage} {dataset} {seed}", folder, dataset, seed, how, opts, model)
-
     def run(
-        self, what: str, folder: Path, dataset: str, seed: int, how: tuple, opts: tuple, model: Path | None = None
+        self,
+        stage: str,
+        folder: Path,
+        dataset: str,
+        seed: int,
+        classes: str = "all",
+        shots: int = 16,
+        config: Path | None = None,
+        model: Path | None = None,
+        opts: Iterable[str] = (),
     ) -> PlannedRun:
-        where = ("--root", str(self.data), "--output-dir", str(folder))
-        on = ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed))
-        trainer = self.method.trainer
-        return PlannedRun(f"{trainer} {what}", folder, ("--trainer", trainer, *where, *on, *how, *opts), model)
+        """A training in `folder`; with `model`, the folder of one, its evaluation with the settings that it had."""
+        if model:
+            how = ("--eval-only", "--model-dir", str(model))
+        else:
+            how = ("--config-file", str(CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"))
+            opts = ("DATASET.NUM_SHOTS", str(shots), *opts)
+        argv = ("--trainer", self.method.trainer, "--root", str(self.data), "--output-dir", str(folder))
+        argv += ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed), *how)
+        argv += ("DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.method.opts)
+        name = f"{self.method.trainer} {stage} {dataset} {seed}" + f" {shots}" * (stage == "fewshot")
+        return PlannedRun(name, folder, argv, model)
 
 
 # ------------------------------------------------------------------ what is all of a benchmark

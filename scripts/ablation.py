@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 from tabulate import tabulate
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments.command import command  # noqa: E402
-from experiments.plans import Job, execute, parser, tell  # noqa: E402
+from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402
 
@@ -39,9 +40,10 @@ def main(argv: list[str] | None = None) -> list[str]:
             jobs[Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))] = case, seed
 
     def done(job: Job, results: list[dict]) -> None:
-        tell(job, results)
         base, new = (r["accuracy"] for r in results)
-        found[jobs[job]] = base, new, harmonic_mean(base, new)
+        case, seed = jobs[job]
+        found[case, seed] = base, new, harmonic_mean(base, new)
+        tqdm.write(f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {found[case, seed][2]:.1f}")
 
     failed = execute(list(jobs), args.workers, "ablation", done)
     if failed:

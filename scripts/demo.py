@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         return failed
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
-    (table,) = make([out], output_dir=out)
+    (table,) = make([out / "base2new"], output_dir=out)
     print(f"\n{costs(table.runs)}")
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
