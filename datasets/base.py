@@ -73,10 +73,8 @@ class SplitDataset(DatasetBase):
         name = type(self).__name__
         for folder in (self.root, self.dataset_dir):
             if not osp.isdir(folder):
-                raise FileNotFoundError(
-                    f"{name} needs the folder {folder}, which is not there: give the folder that holds "
-                    f'"{osp.basename(self.dataset_dir)}" with --root'
-                )
+                advice = f'give the folder that holds "{osp.basename(self.dataset_dir)}" with --root'
+                raise FileNotFoundError(f"{name} needs the folder {folder}, which is not there: {advice}")
         try:
             splits = self.raw_splits()
         except FileNotFoundError as error:

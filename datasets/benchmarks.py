@@ -239,9 +239,9 @@ def downloads(words: Iterable[str]) -> list[Benchmark]:
     found = []
     for word in words:
         found += [b for b in BENCHMARKS if not b.embedded] if word.lower() == "all" else [find(word)]
-    for benchmark in found:
-        if benchmark.embedded:
-            raise ValueError(f"{benchmark.name} is embedded: it is drawn at first use, so there is nothing to download")
+    for b in found:
+        if b.embedded:
+            raise ValueError(f"{b.name} is embedded: it is drawn at first use, and has no files to get or check")
     return list(dict.fromkeys(found))
 
 

@@ -8,7 +8,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import write_json
 
 from .base import SplitDataset, Splits, read_split
-from .shared.image_files import Row, find_images, unreadable
+from .shared.image_files import Row, find_images, listing, unreadable
 from .shared.image_split import as_split, check_classes, divide
 
 
@@ -26,6 +26,8 @@ class Images(SplitDataset):
         ValueError: fewer than two classes, a class without training image, images that cannot be read.
     """
 
+    advice = "put them back, or take another --output-dir"
+
     def __init__(self, cfg):
         self.cfg = cfg
         self.kept = osp.join(cfg.OUTPUT_DIR, "split.json")
@@ -38,8 +40,6 @@ class Images(SplitDataset):
         prompts = Counter(name.replace("_", " ").lower() for name in self.classnames)
         for name in (name for name, count in prompts.items() if count > 1):
             print(f'several classes read as "{name}" to CLIP, which cannot tell them apart')
-
-    advice = "put them back, or take another --output-dir"
 
     def source(self) -> str:
         return self.kept
@@ -78,13 +78,10 @@ class Images(SplitDataset):
         return self.sample(train, val, shots, random.Random(seed if seed >= 0 else None))  # kept nowhere but in OUT
 
     def readable(self, rows: list[Row]) -> list[Row]:
-        problems = unreadable([row.path for row in rows])
+        problems = unreadable([row.path for row in rows], "reading all images")
         if not problems:
             return rows
-        for path, reason in list(problems.items())[:20]:
-            print(f"  {path}: {reason}")
-        if len(problems) > 20:
-            print(f"  ... and {len(problems) - 20:,} more")
+        print("\n".join(listing([f"{path}: {reason}" for path, reason in problems.items()])))
         told = f"{len(problems):,} of {len(rows):,} images cannot be read, see above"
         if not self.cfg.DATASET.SKIP_UNREADABLE:
             raise ValueError(f"{told}: replace or remove them, or leave them out with --skip-unreadable")

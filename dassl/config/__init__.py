@@ -105,7 +105,7 @@ def _read_with_bases(path, users=()):
     try:
         content = _read_yaml(path)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f'{e} (it is the "{BASE}" of "{users[-1]}")' if users else str(e)) from None
+        raise FileNotFoundError(f'The "{BASE}" of "{users[-1]}" is missing: {e}' if users else str(e)) from None
     bases = content.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):

@@ -12,7 +12,8 @@ import os
 import os.path as osp
 import unicodedata
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 from PIL import Image
@@ -37,9 +38,7 @@ def find_images(source: str) -> list[Row]:
     if osp.isdir(source):
         rows = from_folders(source)
     elif not osp.exists(source):
-        raise FileNotFoundError(
-            f"there is no {source}: give --images a folder with one folder a class, a CSV or a JSON"
-        )
+        raise FileNotFoundError(f"there is no {source}: --images takes a folder of class folders, a CSV or a JSON")
     elif source.lower().endswith(".csv"):
         rows = from_csv(source)
     elif source.lower().endswith(".json"):
@@ -47,9 +46,8 @@ def find_images(source: str) -> list[Row]:
     else:
         raise ValueError(f"{source} is neither a folder nor a .csv or .json file of path, label[, split]")
     if not rows:
-        raise FileNotFoundError(
-            f"{source} has no images: it should have one folder a class with {', '.join(SUFFIXES[:5])}"
-        )
+        kinds = ", ".join(SUFFIXES[:5])
+        raise FileNotFoundError(f"{source} has no images: it should have one folder a class with {kinds}")
     odd = next((row.path for row in rows if is_undecoded(row.path)), None)
     if odd:
         raise ValueError(f"{source} has names that are not in UTF-8, as {ascii(odd)}: rename them (convmv does)")
@@ -67,10 +65,8 @@ def from_folders(source: str) -> list[Row]:
     if "train" in parts or (parts and len(parts) == len(folders)):
         others = sorted(folders.keys() - {osp.basename(path) for path in parts.values()})
         if others:
-            raise ValueError(
-                f"{source} has train/ with class folders, but also {', '.join(others)}, which is no val/ or test/ with "
-                f"class folders: move it away"
-            )
+            odd = f"{', '.join(others)}, which is no val/ or test/ with class folders: move it away"
+            raise ValueError(f"{source} has train/ with class folders, but also {odd}")
         return [row._replace(split=part) for part, path in parts.items() for row in from_folders(path)]
     if loose:
         print(f"{len(loose):,} images in {source} are in no class folder and are left out, first {loose[0]}")
@@ -97,10 +93,8 @@ def from_csv(source: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
     if not {"path", "label"} <= set(reader.fieldnames) or len(set(reader.fieldnames)) < len(reader.fieldnames):
-        raise ValueError(
-            f'{source} has the columns {reader.fieldnames}: its first line should read "path,label" or '
-            f'"path,label,split"'
-        )
+        wanted = '"path,label" or "path,label,split"'
+        raise ValueError(f"{source} has the columns {reader.fieldnames}: its first line should read {wanted}")
     rows = []
     try:
         for line in reader:
@@ -123,16 +117,12 @@ def from_json(source: str) -> list[Row]:
         splits = zip(PARTS, read_split(source, osp.dirname(source)), strict=True)
         content = [[item.impath, item.classname, part] for part, items in splits for item in items]
     if not isinstance(content, list):
-        raise ValueError(
-            f'{source} should read [{{"path": ..., "label": ..., "split": ...}}, ...]; "split" may be left out'
-        )
+        raise ValueError(f'{source} should read [{{"path": ..., "label": ...}}, ...], with "split": ... if wanted')
     rows = []
     for k, entry in enumerate(content):
         fields = [entry.get(c) for c in ("path", "label", "split")] if isinstance(entry, dict) else entry
         if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
-            raise ValueError(
-                f'{source}, entry {k + 1} is {str(entry)[:60]}: it should be {{"path": ..., "label": ...}}'
-            )
+            raise ValueError(f'{source}, entry {k + 1} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
         rows.append(make_row(source, f"entry {k + 1}", *fields))
     return rows
 
@@ -217,8 +207,19 @@ def image_problem(path: str, decode: bool = True) -> str:
     return ""
 
 
-def unreadable(paths: list[str]) -> dict[str, str]:
+def unreadable(paths: list[str], title: str) -> dict[str, str]:
     """{path: what is wrong} of those images that cannot be read; all are decoded."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # not more: each holds a decoded image
-        problems = tqdm(pool.map(image_problem, paths), "reading all images", len(paths), unit="image", disable=None)
-        return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
+    return {path: problem for path, problem in of_all(image_problem, paths, title).items() if problem}
+
+
+def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
+    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # not more: each holds a decoded image
+        results = pool.imap(function, paths, chunksize=32)
+        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
+
+
+def listing(lines: list[str], most: int = 20) -> list[str]:
+    """The first of many lines, indented, and how many more there are."""
+    rest = [f"  ... and {len(lines) - most:,} more"] if len(lines) > most else []
+    return [*(f"  {line}" for line in lines[:most]), *rest]

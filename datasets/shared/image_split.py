@@ -12,9 +12,8 @@ def divide(rows: list[Row], seed: int) -> list[Row]:
     """The same rows, each with a split; by the rule of `Images` where none was said."""
     unsaid = [row for row in rows if not row.split]
     if unsaid and len(unsaid) < len(rows):
-        raise ValueError(
-            f"{len(unsaid):,} of {len(rows):,} images have no split, first {unsaid[0].path}: give all one, or none"
-        )
+        some = f"{len(unsaid):,} of {len(rows):,} images"
+        raise ValueError(f"{some} have no split, first {unsaid[0].path}: give all one, or none")
     classes = {}
     for row in rows:
         classes.setdefault(row.classname, []).append(row)

@@ -5,7 +5,7 @@
     python -m datasets.tools.prepare all --root DATA --dry-run
 
 A name is the registered one (DescribableTextures) or that of the config (dtd). What needs an account or cannot be
-had is told, with where its files go; the rest is fetched all the same. Nothing that is there is ever overwritten.
+downloaded is listed, with the place for its files; the rest is fetched all the same. No existing file is overwritten.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool =
     """
     folder = osp.join(root, benchmark.folder)
     print(f"{benchmark.name}: {folder}")
-    there(folder)  # a link to nothing is told
+    there(folder)  # raises for a link to nothing
     if dry_run:
         promised = set()
         for item in benchmark.items:

@@ -13,21 +13,17 @@ import os
 import os.path as osp
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.base import PARTS, SplitDataset
 from datasets.benchmarks import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
-from datasets.shared.image_files import image_problem
+from datasets.shared.image_files import listing, of_all, unreadable
 
 HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
-MOST = 20  # of a list that are shown
 
 
 @dataclass
@@ -66,18 +62,16 @@ class Report:
         lines = [f"{self.name}: {self.error}"] if self.error else []
         if self.same_name:
             lines.append(f"{self.name}, several classes of the same name: {', '.join(self.same_name)}")
-        lines += listing(f"{self.name}, images that are not there", self.missing)
-        unreadable = [f"{path}: {problem}" for path, problem in (self.unreadable or {}).items()]
-        return lines + listing(f"{self.name}, images that cannot be read", unreadable)
+        if self.missing:
+            lines += [f"{self.name}, images that are not there:", *listing(self.missing)]
+        if self.unreadable:
+            problems = [f"{path}: {problem}" for path, problem in self.unreadable.items()]
+            lines += [f"{self.name}, images that cannot be read:", *listing(problems)]
+        return lines
 
 
 def against(found: int | None, expected: int | None) -> str:
     return "-" if found == expected is None else f"{found or 0:,}/{expected or 0:,}"
-
-
-def listing(title: str, lines: list[str]) -> list[str]:
-    rest = [f"  ... and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
-    return [f"{title}:", *(f"  {line}" for line in lines[:MOST]), *rest] if lines else []
 
 
 def locate(benchmark: Benchmark, root: str) -> SplitDataset:
@@ -112,16 +106,8 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
         report.missing = [path for path in paths if not there[path]]
         paths = [path for path in paths if there[path]]
     if not fast:
-        problems = of_all(image_problem, paths, f"{name}, decoding")
-        report.unreadable = {path: problem for path, problem in problems.items() if problem}
+        report.unreadable = unreadable(paths, f"{name}, decoding")
     return report
-
-
-def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
-    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.imap(function, paths, chunksize=32)
-        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:
