@@ -64,7 +64,7 @@ class Benchmark:
     short: str  # in tables and pictures
     folder: str  # below --root
     size: Size | None = None  # None: embedded, drawn into its folder at first use
-    items: tuple[Item, ...] = ()  # what `datasets.tools.prepare` gets
+    items: tuple[Item, ...] = field(default=(), hash=False)  # what `datasets.tools.prepare` gets
     variant_of: str = ""  # name of the source of which it is a domain-generalization variant
 
     @property
@@ -94,7 +94,7 @@ BENCHMARKS = (  # in the order of CoOp's tables; then the embedded ones
             "ILSVRC2012_img_val.tar (6.3 GB) and ILSVRC2012_devkit_t12.tar.gz to {0}/images, and unpack them there "
             "with python -c \"from torchvision.datasets import ImageNet as I; I('{0}/images', 'train'); "
             "I('{0}/images', 'val')\": train/ and val/ then hold 1,000 folders each, n01440764 and so on; "
-            "links to a copy of yours do as well")),
+            "links to a copy of yours do as well"), megabytes=144_300),
     )),
     Benchmark("caltech101", "Caltech101", "Caltech101", "caltech-101", Size(100, 4_128, 1_649, 2_465), (
         split("Caltech101", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
@@ -232,6 +232,17 @@ def find(word: str) -> Benchmark:
         names = ", ".join(b.name for b in BENCHMARKS)
         raise ValueError(f'no data set "{word}", do you mean "{nearest}"? There are: {names}')
     return known[plain(word)]
+
+
+def downloads(words: Iterable[str]) -> list[Benchmark]:
+    """Those that `words` name, "all" being all that are not embedded; raises ValueError as `find`, or if one is."""
+    found = []
+    for word in words:
+        found += [b for b in BENCHMARKS if not b.embedded] if word.lower() == "all" else [find(word)]
+    for b in found:
+        if b.embedded:
+            raise ValueError(f"{b.name} is embedded: it is drawn at first use, and has no files to get or check")
+    return list(dict.fromkeys(found))
 
 
 def source_of(benchmark: Benchmark) -> str:

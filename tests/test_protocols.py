@@ -13,8 +13,9 @@ from PIL import Image
 
 from dassl.data.datasets import build_dataset
 from dassl.utils import read_json
-from datasets import benchmarks, drawing
+from datasets import benchmarks
 from datasets.shapes import Shapes
+from datasets.shared import drawing
 from experiments import plans
 from experiments.command import command
 from experiments.config import setup_cfg

@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from dassl.data.datasets import build_dataset
-from datasets import drawing
 from datasets.shapes import Shapes
+from datasets.shared import drawing
 from experiments.config import parse, setup_cfg
 from experiments.run import main
 
