@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
     (table,) = make([out / "base2new"], output_dir=out)
-    print(f"\n{costs(table.runs)}")
+    seeds = ", ".join(map(str, SEEDS))
+    print(f"\n{costs(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
     pictures = {out / f"{table.slug}.png": "Accuracy of each method on base and new classes, and the harmonic mean."}
@@ -74,10 +75,10 @@ def main(argv: list[str] | None = None) -> list[str]:
         ("shapes", examples, ROOT / "data" / "shapes"),
     ):
         pictures[save(draw(given), out / f"{name}.png")] = draw.__doc__.split("\n")[0]
-    text = TEXT.format(seeds=", ".join(map(str, SEEDS)), **device)
+    text = TEXT.format(seeds=seeds, **device)
     tables = [table.grid("html"), costs(table.runs, "html")]
     (out / "report.html").write_text(page("Base-to-new on Shapes", text, tables, pictures), encoding="utf-8")
-    print(f"\n{out / 'summary.json'}\n{out / 'report.html'}")
+    print(f"{out / 'summary.json'}\n{out / 'report.html'}")
     return []
 
 
