@@ -29,21 +29,6 @@ class Method:
     cfg: str = ""  # of configs/trainers/TRAINER; "": vit_b16, of CoOp as it was published, for embedded data tiny
     opts: tuple[str, ...] = ()  # KEY VALUE ...
 
-    def config(self, dataset: str, shots: int | None = None) -> Path:
-        """TRAINER/CFG, below configs/trainers and below the output; `shots`: of the few-shot protocol."""
-        if self.cfg:
-            return Path(self.trainer, self.cfg)
-        row = benchmarks.get(benchmarks.stems()[dataset])
-        if row and row.embedded:
-            return Path(self.trainer, "tiny")
-        return Path(self.trainer, published_coop(dataset, shots) if self.trainer == "CoOp" else "vit_b16")
-
-
-def published_coop(dataset: str, shots: int | None) -> str:
-    """Few-shot, its paper's epochs; else the start "a photo of a" of CoCoOp's paper."""
-    epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
-    return f"vit_b16{epochs}" + "_ctxv1" * (shots is None)
-
 
 @dataclass(frozen=True)
 class Stages:
@@ -84,8 +69,13 @@ class Stages:
     # ---------------------------------------------------------------- where, and how
 
     def config(self, dataset: str, shots: int | None = None) -> Path:
-        check_availability(dataset, list(benchmarks.stems()))
-        return self.method.config(dataset, shots)
+        """TRAINER/CFG, below configs/trainers and below the output; `shots`: of the few-shot protocol."""
+        row, cfg = row_of(dataset), "vit_b16"
+        if row and row.embedded:
+            cfg = "tiny"
+        elif self.method.trainer == "CoOp":
+            cfg = published_coop(dataset, shots)
+        return Path(self.method.trainer, self.method.cfg or cfg)
 
     def base_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "base2new" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
@@ -118,13 +108,24 @@ class Stages:
         return PlannedRun(name, folder, argv, model)
 
 
+def published_coop(dataset: str, shots: int | None) -> str:
+    """Few-shot, its paper's epochs; else the start "a photo of a" of CoCoOp's paper."""
+    epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
+    return f"vit_b16{epochs}" + "_ctxv1" * (shots is None)
+
+
 # ------------------------------------------------------------------ what is all of a benchmark
+
+
+def row_of(dataset: str) -> benchmarks.Benchmark | None:
+    """Its facts; None: a user's own. Raises ValueError, with the nearest, if there is no such file."""
+    check_availability(dataset, list(benchmarks.stems()))
+    return benchmarks.get(benchmarks.stems()[dataset])
 
 
 def source_of(dataset: str) -> str:
     """On what the models that are tested on `dataset` are trained."""
-    check_availability(dataset, list(benchmarks.stems()))
-    row = benchmarks.get(benchmarks.stems()[dataset])
+    row = row_of(dataset)
     return benchmarks.find(benchmarks.source_of(row) if row else "ImageNet").stem
 
 

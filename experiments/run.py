@@ -19,19 +19,12 @@ from yacs.config import CfgNode
 
 import dassl
 from dassl.engine import build_trainer
-from dassl.utils import (
-    collect_env_info,
-    count_num_param,
-    locked,
-    mkdir_if_missing,
-    set_random_seed,
-    setup_logger,
-    write_json,
-)
+from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 
 from .command import USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, parse, plain, read_config, setup_cfg
 
+VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained
 MAY_DIFFER = tuple("OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN. TEST.".split())
 
@@ -121,7 +114,7 @@ def logged(folder: str):
     """Keeps other runs out of `folder` and copies what is printed to its log.txt, where an error leaves its trace."""
     with contextlib.ExitStack() as stack:
         try:
-            mkdir_if_missing(folder)
+            os.makedirs(folder, exist_ok=True)
             stack.enter_context(locked(folder, "another run is at work there"))
             setup_logger(folder)
             log = stack.enter_context(contextlib.closing(sys.stdout))
@@ -155,10 +148,8 @@ def build(cfg: CfgNode, args: argparse.Namespace):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
 
     # only now: a run that could not be built leaves nothing that a later one would be compared with
-    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.write(cfg.dump())
-    os.replace(path + ".tmp", path)
+    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
+        f.write(cfg.dump().encode())
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     return trainer
 
@@ -179,7 +170,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         "seed": "SEED",
         "shots": "DATASET.NUM_SHOTS",
     }
-    models = trainer._models.values()
+    tensors = (p for model in trainer._models.values() for p in model.parameters())
     return {
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
@@ -192,17 +183,11 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         "trained": learns(trainer),  # False: zero-shot
         "trained_on": {key: trained_config.get(name) for key, name in trained_on.items()} if trained_config else None,
         **trainer.results,
-        "trainable_params": sum(count_num_param(params=[p for p in m.parameters() if p.requires_grad]) for m in models),
+        "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
         "peak_memory_mib": peak_memory(cfg),
         "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "torchvision": torchvision.__version__,
-            "dassl": dassl.__version__,
-        },
+        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in VERSIONS},
         "git_revision": git_revision(),
         "config": config,
         "model_config": model_config,  # of the model evaluated; empty if it is of another code base

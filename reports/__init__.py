@@ -1,1 +1,4 @@
-"""From directories of runs to tables and pictures: runs, logs -> tree -> protocols, methods -> tables -> pictures."""
+"""From directories of runs to what is shown: runs, logs -> tree -> protocols, methods -> tables -> pictures -> report.
+
+Beside them: training (curves of a run), page (HTML), predictions (of predict.py).
+"""
