@@ -25,7 +25,7 @@ import train  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from dassl.utils import set_random_seed  # noqa: E402
 from datasets.shapes import Shapes  # noqa: E402
-from trainers.shared.clip_model import load_clip  # noqa: E402
+from trainers.shared.backbones import load_clip  # noqa: E402
 
 VOCABULARY = 49408
 

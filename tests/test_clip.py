@@ -22,10 +22,11 @@ import train
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from trainers.base import ClipTrainer
-from trainers.shared import clip_model
-from trainers.shared.clip_model import is_vit, load_clip
+from trainers.shared import backbones
+from trainers.shared.backbones import is_vit, load_clip
+from trainers.shared.encoders import TextEncoder
+from trainers.shared.prompts import fill_template, template_for, tokenize
 from trainers.shared.templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES
-from trainers.shared.text import TextEncoder, fill_template, template_for, tokenize
 
 train.discover(trainers)
 train.discover(datasets)
@@ -210,7 +211,7 @@ def serving(folder):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty folder in place of the user's cache; 127.0.0.1 is asked directly."""
-    monkeypatch.setattr(clip_model, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(clip._download, "__defaults__", (str(tmp_path / "cache"),))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(urllib.request, "_opener", None)
@@ -336,7 +337,7 @@ def test_class_features_are_the_mean_over_templates(make_trainer, tiny, name, da
     trainer = make_trainer("DATASET.SUBSAMPLE_CLASSES", "base", trainer=name, dataset=dataset)
     own = "a photo of a digit {}." if dataset == "Digits" else "a photo of a {}."
     templates = [own] if count == 1 else [*IMAGENET_TEMPLATES, own][:count]
-    assert trainer.templates() == templates and len(trainer.model.prompts) == count
+    assert trainer.templates() == templates and trainer.model.templates == templates
     names = [n.replace("_", " ") for n in trainer.dm.dataset.classnames]
     mean = sum(encoded(tiny, [t.format(n) for n in names]) for t in templates) / count
     image = next(iter(trainer.test_loader))["img"][:12]

@@ -97,8 +97,16 @@ class TrainerBase:
                 "train_seconds": self.train_seconds,
                 "temporary": epoch + 1 == self._temporary,
                 "rng": rng_state(),
+                "extra_state": self.get_extra_state(),
             }
             save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def get_extra_state(self):
+        """Hook: what else an interrupted training needs to go on exactly, as a dict of tensors and plain types."""
+        return {}
+
+    def set_extra_state(self, state):
+        """Hook: take back what `get_extra_state` gave; `{}` from a checkpoint without it."""
 
     def resume_model_if_exist(self, directory):
         """Go on from the newest epoch that all models have a checkpoint of in `directory`.
@@ -128,6 +136,7 @@ class TrainerBase:
         self._temporary = epoch if checkpoint.get("temporary") else None
         if "rng" in checkpoint:
             set_rng_state(checkpoint["rng"])
+        self.set_extra_state(checkpoint.get("extra_state", {}))
         return epoch
 
     def load_model(self, directory, epoch=None):
