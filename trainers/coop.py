@@ -14,7 +14,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 
 from .base import ClipTrainer
-from .shared.classifier import ClipClassifier, normalize
+from .shared.classifier import ClipClassifier
+from .shared.encoders import normalize
 from .shared.prompts import POSITIONS, PromptLearner
 
 

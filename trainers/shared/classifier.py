@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .backbones import is_vit
-from .encoders import ImageEncoder, TextEncoder
+from .encoders import ImageEncoder, TextEncoder, normalize, wide
 from .prompts import fill_template, template_features
 
 
@@ -84,14 +83,9 @@ class ClipClassifier(nn.Module):
         Never in half precision, which would round logits to a sixteenth at s = 100.
         """
         with torch.autocast(f.device.type, enabled=False):
-            f, g = self.logit_scale * f.float(), g.float()
+            f, g = self.logit_scale * wide(f), wide(g)
             return f @ g.t() if g.dim() == 2 else (g @ f.unsqueeze(-1)).squeeze(-1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """float [B, 3, H, W] -> logits float32 [B, n_cls]."""
         return self.logits(self.encode_image(image), self.once("text", self.encode_text))
-
-
-def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length, float32."""
-    return F.normalize(features.float(), dim=-1)

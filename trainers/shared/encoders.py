@@ -73,9 +73,18 @@ def attention(attn: nn.MultiheadAttention, x: torch.Tensor, causal: bool, place:
 
 
 def layer_norm(ln: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """In fp32 whatever the autocast, like OpenAI's, which would round fp64 to it, too."""
-    wide = x.to(torch.promote_types(x.dtype, ln.weight.dtype))
-    return F.layer_norm(wide, ln.normalized_shape, ln.weight, ln.bias, ln.eps).to(x.dtype)
+    """In fp32 whatever the autocast, as OpenAI's."""
+    return F.layer_norm(wide(x), ln.normalized_shape, ln.weight, ln.bias, ln.eps).to(x.dtype)
+
+
+def normalize(features: torch.Tensor) -> torch.Tensor:
+    """Rows of unit length, in fp32."""
+    return F.normalize(wide(features), dim=-1)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In fp32 if it was in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class ImageEncoder(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from clip import clip
 from torch import nn
 
-from .encoders import TextEncoder
+from .encoders import TextEncoder, normalize, wide
 from .templates import CUSTOM_TEMPLATES
 
 POSITIONS = ["end", "middle", "front"]
@@ -65,9 +65,9 @@ def template_features(
     device, total = text_encoder.token_embedding.weight.device, 0
     unit = unit and len(templates) > 1  # a single one gets its length in the end
     for template in templates:  # one at a time: 80 x 1,000 prompts at once would not fit
-        features = text_encoder(None, tokenize(fill_template(template, classnames)).to(device)).float()
-        total = total + (nn.functional.normalize(features, dim=-1) if unit else features)
-    return nn.functional.normalize(total, dim=-1)
+        features = text_encoder(None, tokenize(fill_template(template, classnames)).to(device))
+        total = total + (normalize(features) if unit else wide(features))
+    return normalize(total)
 
 
 class PromptLearner(nn.Module):

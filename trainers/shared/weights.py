@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dassl.utils import check_availability
 
-from .classifier import ClipClassifier, normalize
+from .classifier import ClipClassifier
+from .encoders import normalize
 from .prompts import fill_template, tokenize
 
 ENCODERS = ["image", "text"]
