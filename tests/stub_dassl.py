@@ -99,7 +99,7 @@ class TrainerBase:
     def train(self, start_epoch, max_epoch):
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
-        for self.epoch in range(self.start_epoch, self.max_epoch):
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
@@ -160,7 +160,7 @@ class TrainerX(SimpleTrainer):
     def run_epoch(self):
         self.set_model_mode("train")
         self.num_batches = len(self.train_loader_x)
-        for self.batch_idx, batch in enumerate(self.train_loader_x):
+        for self.batch_idx, batch in enumerate(self.train_loader_x):  # noqa: B020
             LOSSES.append(self.forward_backward(batch)["loss"])
 
     def parse_batch_train(self, batch):

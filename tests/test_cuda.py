@@ -41,7 +41,7 @@ class SameTypes(TorchDispatchMode):
 
 @pytest.fixture
 def fake_cuda():
-    """fake_cuda(trainer, precision): a trainer that was built on the CPU, as it would be on a GPU; fake from then on."""
+    """fake_cuda(trainer, precision): a trainer built on the CPU, as it would be on a GPU; fake from then on."""
     with ExitStack() as stack:
 
         def move(trainer, precision):

@@ -201,7 +201,7 @@ def test_a_schedule_of_batches(make_trainer, registered):
     trainer.set_model_mode("train")
     trainer.num_batches = len(trainer.train_loader_x)
     for _ in range(3):
-        for trainer.batch_idx, batch in enumerate(trainer.train_loader_x):
+        for trainer.batch_idx, batch in enumerate(trainer.train_loader_x):  # noqa: B020
             rates.append(trainer.get_current_lr())
             trainer.forward_backward(batch)
     n = trainer.num_batches
