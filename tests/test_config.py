@@ -1,10 +1,12 @@
 """The config: defaults, and merging files and options into it."""
 
+import ast
 import json
 
 import pytest
 
-from dassl.config import clean_cfg, get_cfg_default, merge_config
+from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config, read_config
+from dassl.config.defaults import RETIRED
 
 
 def trainer_cfg():
@@ -137,3 +139,57 @@ def test_allow_new(tmp_path):
         merge_config(cfg, ["TRAINER.COOPX.A", "1"], allow_new=("TRAINER.COOP",))
     with pytest.raises(ValueError, match="section"):
         merge_config(cfg, ["TRAINER.COOP", "1"], allow_new=("TRAINER.COOP",))
+
+
+# ---------------------------------------------------------------- keys that nothing reads
+
+
+def test_every_default_is_read_somewhere(root):
+    folders = [root / name for name in ("dassl", "trainers", "datasets", "experiments")]
+    files = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    leaves = {key: key.split(".")[-1] for key in flatten(get_cfg_default())}
+    assert not [key for key, leaf in leaves.items() if leaf not in read]
+
+
+OLD = """
+VERSION: 1
+SEED: 3
+DATASET:
+  NAME: Shapes
+  NUM_LABELED: -1
+  VAL_PERCENT: 0.1
+  STL10_FOLD: 4
+  CIFAR_C_TYPE: ''
+  CIFAR_C_LEVEL: 1
+  ALL_AS_UNLABELED: false
+"""
+
+
+def test_retired_keys_of_an_old_config_are_passed_over(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD)
+    assert read_config(path) == {"SEED": 3, "DATASET.NAME": "Shapes"}
+    cfg = get_cfg_default()
+    merge_config(cfg, path)
+    merge_config(cfg, ["DATASET.VAL_PERCENT", "0.2", "SEED", "4"])
+    assert (cfg.SEED, cfg.DATASET.NAME) == (4, "Shapes") and capsys.readouterr() == ("", "")
+    assert not flatten(cfg).keys() & set(RETIRED)
+    with pytest.raises(ValueError, match="STL10_FOLDS"):
+        merge_config(cfg, ["DATASET.STL10_FOLDS", "1"])
+
+    cfg.DATASET.VAL_PERCENT = 0.1  # somebody's data set declares it: then it is a key like any other
+    merge_config(cfg, ["DATASET.VAL_PERCENT", "0.2"])
+    assert cfg.DATASET.VAL_PERCENT == 0.2
+
+
+def test_read_config_names_a_file_that_it_cannot_read(tmp_path, one_line):
+    path = tmp_path / "config.yaml"
+    with pytest.raises(FileNotFoundError) as error:
+        read_config(path)
+    assert str(path) in one_line(error)
+    path.write_text("OPTIM: [1")
+    with pytest.raises(ValueError) as error:
+        read_config(path)
+    assert str(path) in one_line(error)

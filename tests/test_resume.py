@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import yaml
 
 import train
 from dassl.engine import TRAINER_REGISTRY, TrainerBase
@@ -156,6 +157,23 @@ def test_an_interrupted_resume_goes_on_from_its_own_checkpoints(run, tmp_path, e
     capsys.readouterr()
     assert again() == 0
     assert "resume training after epoch 4" in capsys.readouterr().out
+
+
+def test_runs_whose_config_has_keys_that_are_gone(run, tmp_path, every_epoch, capsys):
+    """Their training goes on, and their model is evaluated, as the same command says."""
+    with interrupted("CoOp", 1):
+        assert run("old", trainer="CoOp", epochs=2) == 130
+    path = tmp_path / "old" / "config.yaml"
+    old = yaml.safe_load(path.read_text()) | {"VERSION": 1}
+    old["DATASET"] |= {"NUM_LABELED": -1, "VAL_PERCENT": 0.1, "STL10_FOLD": -1, "CIFAR_C_TYPE": ""}
+    old["DATASET"] |= {"CIFAR_C_LEVEL": 1, "ALL_AS_UNLABELED": False}
+    path.write_text(yaml.safe_dump(old))
+    assert run("old", trainer="CoOp", epochs=2) == 0, capsys.readouterr().err
+    assert "VERSION" not in path.read_text()
+
+    path.write_text(yaml.safe_dump(old))
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "old"))
+    assert run("eval", trainer="CoOp", epochs=2, flags=flags) == 0, capsys.readouterr().err
 
 
 def test_same_seed_same_weights_other_seed_others(run, tmp_path):

@@ -10,8 +10,9 @@ from yacs.config import CfgNode as CN
 from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
+from .defaults import RETIRED
 
-__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config"]
+__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
 
 
 def get_cfg_default():
@@ -61,6 +62,8 @@ def merge_config(cfg, source, allow_new=()):
         section = key + "."
         if key in known:
             value = _convert(value, known[key], key, where)
+        elif key in RETIRED:  # silently: they never had an effect, and every config.yaml of earlier runs has them all
+            continue
         elif any(name.startswith(section) for name in [*known, *new]):
             if value is not None:  # in YAML a section of which every line is commented out
                 raise ValueError(f'"{key}" {where} is a section, which takes no value: set one of its keys')
@@ -117,6 +120,15 @@ def flatten(tree, prefix=""):
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def read_config(path):
+    """Return the `config.yaml` of a run as a dict of dotted keys, without the keys that nothing reads any more.
+
+    Raises:
+        FileNotFoundError, ValueError: see `merge_config`.
+    """
+    return {key: value for key, value in flatten(_read_yaml(path)).items() if key not in RETIRED}
 
 
 def _decode(value):
