@@ -97,7 +97,7 @@ def test_logger_flushes_half_a_line(tmp_path, monkeypatch):
 def test_logger_on_a_path_that_cannot_be_written(tmp_path, monkeypatch, one_line):
     out = new_console(monkeypatch)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="choose an output directory") as error:
+    with pytest.raises(OSError) as error:
         setup_logger(str(tmp_path / "file" / "run"))
     assert str(tmp_path) in one_line(error)
     assert sys.stdout is out
