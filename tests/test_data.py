@@ -3,7 +3,10 @@
 import json
 import pickle
 import random
+import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,13 +40,13 @@ def files(tmp_path):
 
 @pytest.fixture
 def registered(files, monkeypatch):
-    """A data set named Tiny, in the registry for the test: train 8, val 0, test 4 images."""
+    """A data set named Tiny, registered during the test: train 8, val 0, test 4 images."""
 
     class Tiny(DatasetBase):
-        val_items = []
+        val_items, unlabelled = [], []
 
         def __init__(self, cfg):
-            super().__init__(train_x=files[:8], val=self.val_items, test=files[8:])
+            super().__init__(train_x=files[:8], train_u=self.unlabelled, val=self.val_items, test=files[8:])
 
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Tiny", Tiny)
     return Tiny
@@ -83,6 +86,24 @@ def test_dataset_domains():
     dataset.check_input_domains(["photo"], ["sketch"])
     with pytest.raises(ValueError, match="sketch"):
         dataset.check_input_domains(["photo"], ["sketsh"])
+
+
+def test_items_by_label_and_by_domain():
+    items = items_of([1, 0, 1, 2], [3, 3, 0, 3])
+    by_label = DatasetBase.split_dataset_by_label(items)
+    assert list(by_label.items()) == [(1, [items[0], items[2]]), (0, [items[1]]), (2, [items[3]])]
+    by_domain = DatasetBase.split_dataset_by_domain(items)
+    assert list(by_domain.items()) == [(3, [items[0], items[1], items[3]]), (0, [items[2]])]
+
+
+def test_download_from_google_drive(tmp_path, monkeypatch):
+    def download(url, dst):
+        with tarfile.open(dst, "w") as tar:
+            tar.addfile(tarfile.TarInfo(url))
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=download))
+    DatasetBase.download_data("inside", str(tmp_path / "new" / "x.tar"))
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["inside", "x.tar"]
 
 
 def test_build_dataset_names_the_nearest(registered, bare_cfg):
@@ -245,3 +266,22 @@ def test_data_manager(registered, files, capsys, bare_cfg):
     manager = DataManager(cfg, custom_tfm_train=T.ToTensor(), custom_tfm_test=T.ToTensor())
     assert next(iter(manager.val_loader))["img"].shape == (2, 3, 36, 44)
     assert next(iter(manager.train_loader_x))["img"].shape == (3, 3, 36, 44)
+
+
+def test_loaders_of_unlabelled_images_and_of_several_domains(registered, files, bare_cfg, capsys):
+    registered.unlabelled = files  # two domains, which alternate
+    domains = ["DATASET.SOURCE_DOMAINS", ("photo", "sketch"), "DATASET.TARGET_DOMAINS", ("cartoon",)]
+    labelled = ["DATALOADER.TRAIN_X.SAMPLER", "SeqDomainSampler", "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
+    cfg = bare_cfg("DATASET.NAME", "Tiny", *domains, *labelled)
+    manager = DataManager(cfg)
+    assert manager.num_source_domains == 2
+    table = capsys.readouterr().out
+    assert "('photo', 'sketch')" in table and "('cartoon',)" in table and "# train_u  12" in table
+    for loader, batches in ((manager.train_loader_x, 2), (manager.train_loader_u, 3)):  # the same settings
+        assert [batch["domain"].tolist() for batch in loader] == [[0, 0, 1, 1]] * batches
+
+    own = ["SAMPLER", "RandomClassSampler", "BATCH_SIZE", 6, "N_INS", 2]
+    own = [f"DATALOADER.TRAIN_U.{word}" if i % 2 == 0 else word for i, word in enumerate(own)]
+    manager = DataManager(bare_cfg("DATASET.NAME", "Tiny", "DATALOADER.TRAIN_U.SAME_AS_X", False, *labelled, *own))
+    assert [sorted(batch["label"].tolist()) for batch in manager.train_loader_u] == [[0, 0, 1, 1, 2, 2]] * 2
+    assert [len(batch["label"]) for batch in manager.train_loader_x] == [4, 4]

@@ -1,13 +1,17 @@
-"""Trainers: models by name, what an epoch is, SimpleNet."""
+"""Trainers: models by name, what an epoch is, what a trainer is without a line of its own, SimpleNet."""
 
 import os
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from dassl.config import get_cfg_default
-from dassl.engine import SimpleNet, TrainerBase, TrainerX, TrainerXU
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
 
 
@@ -48,6 +52,8 @@ def test_models_by_name():
         trainer.register_model("a", nn.Linear(1, 1))
     trainer.set_model_mode("eval", "a")
     assert [model.training for model in trainer._models.values()] == [False, True]
+    trainer.load_model("")  # no directory: nothing is loaded
+    trainer.write_scalar("loss", 1.0)  # nor written, while there is no writer
     trainer.epoch = trainer.batch_idx = 0
     with pytest.raises(FloatingPointError, match="OPTIM.LR"):
         trainer.model_backward_and_update(torch.tensor(float("nan"), requires_grad=True))
@@ -120,6 +126,110 @@ def test_epochs_of_labelled_batches():
     trainer = FakeX(3)
     assert trainer.train(2) == ["x0", "x1", "x2"] * 2
     assert trainer.sched.last_epoch == 2
+
+
+# ------------------------------------------------------------------ from the config alone
+
+
+@pytest.fixture
+def small(tmp_path, bare_cfg, monkeypatch):
+    """small(trainer class, KEY, VALUE...): that trainer of a ResNet on noise, 8 train, 4 unlabelled, 4 test images."""
+    noise = np.random.default_rng(0)
+    items = [Datum(str(tmp_path / f"{i}.png"), i % 2, 0, f"class {i % 2}") for i in range(16)]
+    for item in items:
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(item.impath)
+
+    class Noise(DatasetBase):
+        def __init__(self, cfg):
+            tested = items[12:] if cfg.DATASET.NUM_SHOTS else None
+            super().__init__(train_x=items[:8], train_u=items[8:12], test=tested)
+
+    def build(trainer, *opts):
+        monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Noise", Noise)
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, trainer.__name__, trainer)
+        opts = ["DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1, *opts]
+        opts += ["MODEL.BACKBONE.NAME", "resnet18", "MODEL.BACKBONE.PRETRAINED", False]
+        opts += ["TRAINER.NAME", trainer.__name__, "DATASET.NAME", "Noise", "OUTPUT_DIR", str(tmp_path / "out")]
+        torch.manual_seed(0)
+        return build_trainer(bare_cfg(*opts))
+
+    return build
+
+
+class Plain(TrainerX):
+    """Dassl's Vanilla: a step is all that it says."""
+
+    def forward_backward(self, batch):
+        image, label, _ = self.parse_batch_train(batch)
+        loss = F.cross_entropy(self.model(image), label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.item()}
+
+
+class PlainU(TrainerXU):
+    """The same on labelled images, and as low an entropy as can be on unlabelled ones."""
+
+    def forward_backward(self, batch_x, batch_u):
+        image, label, _, image_u = self.parse_batch_train(batch_x, batch_u)
+        p = self.model(image_u).softmax(1)
+        loss = F.cross_entropy(self.model(image), label) - (p * p.log()).sum(1).mean()
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item(), "unlabelled": len(image_u)}
+
+
+def test_a_trainer_that_says_only_what_a_step_is(small, tmp_path, capsys):
+    trainer = small(Plain)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert (trainer.num_classes, trainer.num_source_domains, trainer.get_current_lr()) == (2, 0, 0.0003)
+    trainer.train()
+    said = capsys.readouterr().out
+    assert f"# params: {sum(p.numel() for p in trainer.model.parameters()):,}\n" in said
+    for line in ("epoch [1/2] batch [1/2] time ", "epoch [2/2] batch [2/2] time ", "Finish training", "* accuracy: "):
+        assert line in said
+    assert trainer.results["split"] == "test" and 0 <= trainer.results["accuracy"] <= 100
+    assert trainer.sched.last_epoch == 2 and len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+    after = trainer.model.state_dict()
+    assert not any(torch.equal(before[name], after[name]) for name in ("backbone.conv1.weight", "classifier.weight"))
+
+    weights = tmp_path / "out" / "model" / "model.pth.tar-2"
+    for other in (small(Plain), small(Plain, "MODEL.INIT_WEIGHTS", str(weights))):
+        same = torch.equal(other.model.classifier.weight, after["classifier.weight"])
+        assert same == bool(other.cfg.MODEL.INIT_WEIGHTS)
+        other.load_model(str(tmp_path / "out"))
+        assert torch.equal(other.model.classifier.weight, after["classifier.weight"])
+        assert other.test() == trainer.results["accuracy"]
+
+
+def test_a_trainer_on_unlabelled_images_too(small, capsys):
+    trainer = small(PlainU, "TEST.NO_TEST", True)
+    trainer.train()
+    said = capsys.readouterr().out
+    assert "epoch [2/2] batch [2/2]" in said and "unlabelled 4.0000 (4.0000)" in said and "accuracy" not in said
+
+
+def test_what_no_trainer_can_do(small, one_line):
+    for opts, method, words in [
+        (["OPTIM.MAX_EPOCH", 0], "train", "OPTIM.MAX_EPOCH is 0"),
+        (["TEST.SPLIT", "val"], "test", "Noise has no val split"),
+        (["TEST.SPLIT", "train"], "test", '"train" is not available'),
+        (["DATASET.NUM_SHOTS", 0], "test", "Noise has no test images"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            getattr(small(Plain, *opts), method)()
+        assert words in one_line(error)
+    trainer = small(PlainU)
+    trainer.train_loader_u = None
+    with pytest.raises(ValueError, match="Noise has no unlabelled images"):
+        trainer.train()
+
+    class Early(SimpleTrainer):
+        def __init__(self):
+            self.register_model("model", nn.Linear(1, 1))
+
+    with pytest.raises(AttributeError, match="before super"):
+        Early()
 
 
 # ------------------------------------------------------------------ SimpleNet

@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
 from dassl.config import get_cfg_default
-from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
-from dassl.metrics import compute_accuracy, compute_distance_matrix
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from dassl.metrics import compute_accuracy, compute_distance_matrix, cosine_distance, euclidean_squared_distance
 
 # ---------------------------------------------------------------- metrics
 
@@ -21,6 +21,12 @@ def test_compute_accuracy():
         expected = 100 * np.mean([label in row[:k] for label, row in zip(labels, order, strict=True)])
         assert acc.shape == (1,) and acc.dtype == torch.float32
         assert acc.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distances_by_hand():
+    a, b = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [-4.0, 3.0]])
+    assert euclidean_squared_distance(a, b).tolist() == [[16, 50], [13, 17]]
+    torch.testing.assert_close(cosine_distance(a, b), torch.tensor([[0.4, 1.0], [1.0, 0.4]]))
 
 
 def test_distances():
@@ -52,6 +58,7 @@ def eval_cfg(tmp_path, **keys):
 def test_classification_by_hand(tmp_path, capsys):
     cfg = eval_cfg(tmp_path, PER_CLASS_RESULT=True, COMPUTE_CMAT=True)
     evaluator = build_evaluator(cfg, lab2cname={0: "cat", 1: "dog", 2: "emu", 3: "fox"})
+    assert type(evaluator) is Classification
     evaluator.process(torch.eye(4)[[3]], torch.tensor([0]))
     evaluator.reset()  # forgets that batch
     true = torch.tensor([0, 0, 0, 0, 2, 2, 3])
@@ -95,6 +102,27 @@ def test_classification_against_scikit_learn(tmp_path, capsys):
     cmat = torch.load(tmp_path / "cmat.pt", weights_only=True)
     np.testing.assert_allclose(cmat.numpy(), confusion_matrix(true, pred, normalize="true"), rtol=1e-12)
     assert "* total: 3,000\n" in capsys.readouterr().out
+
+
+def test_an_evaluator_of_somebody_else(tmp_path, monkeypatch):
+    class Hits(EvaluatorBase):
+        def __init__(self, cfg, lab2cname=None, **kwargs):
+            super().__init__(cfg)
+            self.lab2cname, self.kwargs, self.hits = lab2cname, kwargs, 0
+
+        def process(self, mo, gt):
+            self.hits += (mo.argmax(1) == gt).sum().item()
+
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "Hits", Hits)
+    cfg = eval_cfg(tmp_path, EVALUATOR="Hits")
+    evaluator = build_evaluator(cfg, lab2cname={0: "cat"}, extra=3)
+    assert type(evaluator) is Hits and evaluator.cfg is cfg
+    assert evaluator.lab2cname == {0: "cat"} and evaluator.kwargs == {"extra": 3}
+    evaluator.process(torch.eye(3), torch.tensor([0, 1, 0]))
+    assert evaluator.hits == 2
+    for unwritten in (evaluator.reset, evaluator.evaluate):
+        with pytest.raises(NotImplementedError):
+            unwritten()
 
 
 def test_evaluator_errors(tmp_path):

@@ -9,6 +9,7 @@ import torch.nn as nn
 
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
 
 
 class Net(nn.Module):
@@ -107,6 +108,14 @@ def test_schedule_state_is_plain():
             check(build_schedule(optim_cfg(**keys, WARMUP_EPOCH=warmup))[1].state_dict())
 
 
+def test_warmup_before_a_scheduler_of_ones_own():
+    for kind, value, warmup in ((ConstantWarmupScheduler, 0.2, [0.2, 0.2]), (LinearWarmupScheduler, 0.1, [0.1, 0.5])):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        successor = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        rates = run(optimizer, kind(optimizer, successor, 2, value), 5)
+        assert [r[0] for r in rates] == pytest.approx([*warmup, 1, 0.5, 0.25])
+
+
 def test_coop_schedule():
     """CoOp's own: SGD 0.002, cosine over 50 epochs, one constant epoch at 1e-5."""
     keys = {"LR_SCHEDULER": "cosine", "MAX_EPOCH": 50, "WARMUP_TYPE": "constant", "WARMUP_EPOCH": 1}
@@ -153,6 +162,15 @@ def test_optimizer_by_name_gets_trainable_parameters_only(name, kind):
         assert (group["lr"], group["weight_decay"]) == (0.01, 0.02)
         assert group.get("momentum", 0.8) == 0.8 and group.get("betas", (0.7, 0.95)) == (0.7, 0.95)
         assert group.get("amsgrad", False) == (name == "amsgrad")
+
+
+def test_settings_of_one_optimizer_only():
+    params = [nn.Parameter(torch.ones(1))]
+    (group,) = build_optimizer(params, optim_cfg(SGD_NESTEROV=True, SGD_DAMPNING=0)).param_groups
+    assert group["nesterov"] and group["dampening"] == 0
+    assert build_optimizer(params, optim_cfg(SGD_DAMPNING=1)).param_groups[0]["dampening"] == 1
+    rmsprop = build_optimizer(params, optim_cfg(NAME="rmsprop", RMSPROP_ALPHA=0.7))
+    assert rmsprop.param_groups[0]["alpha"] == 0.7
 
 
 def test_radam_decouples_weight_decay():

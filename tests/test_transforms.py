@@ -76,6 +76,30 @@ def test_transform_order_and_parameters(bare_cfg):
     assert (steps[T.RandAugment].num_ops, steps[T.RandAugment].magnitude) == (2, 10)
 
 
+def test_every_setting_reaches_its_transform(bare_cfg):
+    settings = {
+        "CROP_PADDING": 3,
+        "RANDAUGMENT_N": 5,
+        "COLORJITTER_B": 0.1,
+        "COLORJITTER_C": 0.2,
+        "COLORJITTER_S": 0.3,
+        "COLORJITTER_H": 0.4,
+        "RGS_P": 0.6,
+        "GB_P": 0.7,
+        "GN_MEAN": 0.8,
+        "GN_STD": 0.9,
+    }
+    cfg = bare_cfg(*(word for key, value in settings.items() for word in (f"INPUT.{key}", value)))
+    steps = {type(step): step for step in build_transform(cfg, choices=AVAI_CHOICES).transforms}
+    jitter = steps[T.ColorJitter]
+    assert [jitter.brightness, jitter.contrast, jitter.saturation] == [(0.9, 1.1), (0.8, 1.2), (0.7, 1.3)]
+    assert jitter.hue == (-0.4, 0.4)
+    assert steps[T.RandomCrop].padding == 3 and steps[T.RandomCrop].size == (32, 32)
+    assert steps[T.RandAugment].num_ops == steps[RandAugmentRandomMagnitude].num_ops == 5
+    assert steps[T.RandomGrayscale].p == 0.6 and steps[T.RandomApply].p == 0.7
+    assert (steps[GaussianNoise].mean, steps[GaussianNoise].std) == (0.8, 0.9)
+
+
 def test_plain_training_resizes_to_size_and_bicubic_is_passed_on(photo, bare_cfg):
     tfm = build_transform(bare_cfg("INPUT.INTERPOLATION", "bicubic"), choices=["center_crop"])
     expected = photo.resize((32, 32), Image.Resampling.BICUBIC)

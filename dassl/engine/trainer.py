@@ -307,7 +307,7 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self):
         if self.max_epoch < 1:
-            raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing would be trained; --eval-only evaluates")
+            raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
         for name in self._models:
             remove_temporary(osp.join(self.output_dir, name), keep=self.start_epoch)
