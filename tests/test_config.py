@@ -109,6 +109,8 @@ def test_other_config_errors(tmp_path, one_line):
     with pytest.raises(FileNotFoundError, match="folder does not exist") as error:
         merge_config(cfg, str(tmp_path / "no" / "x.yaml"))
     one_line(error)
+    with pytest.raises(ValueError, match="is a directory"):
+        merge_config(cfg, str(tmp_path))
     with pytest.raises(ValueError, match=r"vit_b16\.yaml.*line 3") as error:
         merge_config(cfg, str(tmp_path / "vit_b16.yaml"))
     one_line(error)

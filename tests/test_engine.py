@@ -41,6 +41,9 @@ def test_several_models_go_on_from_the_last_epoch_that_all_have(tmp_path, capsys
     assert all(torch.equal(other._models[name].weight, weight) for name, weight in kept.items())
     assert Bare("c").resume_model_if_exist(str(tmp_path)) == 0
     assert "from scratch" in capsys.readouterr().out
+    (tmp_path / "c").mkdir()
+    with pytest.raises(FileNotFoundError, match=f'no checkpoints in "{tmp_path / "c"}"'):
+        Bare("c").load_model(str(tmp_path))
 
 
 def test_models_by_name():

@@ -1,5 +1,6 @@
 """Files, downloads, images, names, seeds and meters."""
 
+import fcntl
 import io
 import os
 import platform
@@ -9,7 +10,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dassl.utils import (
     AverageMeter,
@@ -22,6 +23,7 @@ from dassl.utils import (
     download_url,
     get_most_similar_str_to_a_from_b,
     listdir_nohidden,
+    locked,
     mkdir_if_missing,
     read_image,
     read_json,
@@ -57,6 +59,20 @@ def test_atomic_write_keeps_links_and_common_permissions(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "real").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_locked(tmp_path, monkeypatch):
+    with locked(tmp_path, "busy"), pytest.raises(BlockingIOError, match="busy"), locked(tmp_path, "busy"):
+        pass
+    with locked(tmp_path, "busy"):  # free again
+        pass
+
+    def no_locks(descriptor, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path, "busy"), locked(tmp_path, "busy"):
+        pass
 
 
 def test_small_file_helpers(tmp_path):
@@ -104,6 +120,30 @@ def test_read_image(mode, tmp_path):
     assert got.mode == "RGB" and got.size == (7, 9)
     path.unlink()  # fully decoded: the file is needed no more
     assert np.array_equal(np.asarray(got), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_read_image_upright(orientation, tmp_path):
+    pixels = np.random.default_rng().integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    # Row 0 and column 0 of what is stored are, of the scene: 1 top, left; 2 top, right; 3 bottom, right ... (EXIF 2.3)
+    swapped = pixels.transpose(1, 0, 2)
+    scene = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    scene |= {5: swapped, 6: swapped[:, ::-1], 7: swapped[::-1, ::-1], 8: swapped[::-1]}
+    wanted = scene.get(orientation, pixels)
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / "x.png"), upright=True)), wanted)
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / "x.png"))), pixels)
+
+
+def test_read_image_upright_without_readable_exif(tmp_path, monkeypatch):
+    def broken(self):
+        raise SyntaxError("not a TIFF file")
+
+    Image.new("RGB", (2, 3)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert read_image(str(tmp_path / "x.png"), upright=True).size == (2, 3)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
