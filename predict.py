@@ -34,7 +34,7 @@ from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, read_image, read_json
-from datasets.images import image_problem, images_in
+from datasets.shared.image_files import image_problem, images_in
 from train import CLASSES, USER_ERRORS, parse, setup_cfg
 
 

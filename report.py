@@ -20,12 +20,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from reports.protocols import VARIANTS
 from reports.runs import Run, Trained
 from reports.tables import Table, harmonic_mean, of_seeds, section, spread, tables
 from reports.tree import collect
 
-__all__ = ["VARIANTS", "Run", "Table", "Trained", "collect", "harmonic_mean", "make", "spread", "tables", "write"]
+__all__ = ["Run", "Table", "Trained", "collect", "harmonic_mean", "make", "spread", "tables", "write"]
 
 
 def make(

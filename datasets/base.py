@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
 
-from .sizes import SIZES, Size
+from .benchmarks import Size, get
 
 PARTS = ("train", "val", "test")
 Splits = tuple[list[Datum], list[Datum], list[Datum]]  # of PARTS
@@ -73,10 +73,8 @@ class SplitDataset(DatasetBase):
         name = type(self).__name__
         for folder in (self.root, self.dataset_dir):
             if not osp.isdir(folder):
-                raise FileNotFoundError(
-                    f"{name} needs the folder {folder}, which is not there: give the folder that holds "
-                    f'"{osp.basename(self.dataset_dir)}" with --root'
-                )
+                advice = f'give the folder that holds "{osp.basename(self.dataset_dir)}" with --root'
+                raise FileNotFoundError(f"{name} needs the folder {folder}, which is not there: {advice}")
         try:
             splits = self.raw_splits()
         except FileNotFoundError as error:
@@ -98,8 +96,9 @@ class SplitDataset(DatasetBase):
     def keep(self, splits: Splits) -> None:
         """Writes the split file, unless the copy is known not to be whole: it would stay like that for ever."""
         name, size = type(self).__name__, Size.of(*splits)
-        if size != SIZES.get(name, size):
-            print(f"{name} is split anew each time until it is whole: it has {size}, but should have {SIZES[name]}")
+        benchmark = get(name)
+        if benchmark and size != benchmark.size:
+            print(f"{name} is split anew each time until it is whole: it has {size}, but should have {benchmark.size}")
             return
         try:
             save_split(*splits, self.split_path, self.image_dir)

@@ -2,8 +2,8 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .annotations import split_folders
 from .base import SplitDataset
+from .shared.annotations import split_folders
 
 IGNORED = ("BACKGROUND_Google", "Faces_easy")
 NEW_CNAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}

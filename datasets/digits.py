@@ -5,8 +5,8 @@ from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from . import drawing
 from .base import DrawnDataset
+from .shared import drawing
 
 
 @DATASET_REGISTRY.register()

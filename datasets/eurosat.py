@@ -2,8 +2,8 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .annotations import split_folders
 from .base import SplitDataset
+from .shared.annotations import split_folders
 
 NEW_CNAMES = {
     "AnnualCrop": "Annual Crop Land",

@@ -4,8 +4,8 @@ import os.path as osp
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .annotations import read_class_folders, read_classnames
 from .base import SplitDataset
+from .shared.annotations import read_class_folders, read_classnames
 
 CLASSNAMES = "classnames.txt"
 

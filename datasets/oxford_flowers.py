@@ -4,8 +4,8 @@ import os.path as osp
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .annotations import look_up, read_dict, read_mat, split_groups
 from .base import SplitDataset
+from .shared.annotations import look_up, read_dict, read_mat, split_groups
 
 
 @DATASET_REGISTRY.register()

@@ -4,8 +4,8 @@ import os.path as osp
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from .annotations import read_lines, split_trainval, to_label
 from .base import SplitDataset, read_split, save_split, subsample_classes
+from .shared.annotations import read_lines, split_trainval, to_label
 
 
 @DATASET_REGISTRY.register()

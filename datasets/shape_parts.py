@@ -8,9 +8,9 @@ import numpy as np
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from . import drawing
 from .base import DrawnDataset
 from .shapes import Shapes
+from .shared import drawing
 
 
 class ShapePart(DrawnDataset):

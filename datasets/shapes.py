@@ -4,8 +4,8 @@ import numpy as np
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from . import drawing
 from .base import DrawnDataset
+from .shared import drawing
 
 BASE_SHAPES = ("circle", "triangle", "square", "hexagon", "star")
 

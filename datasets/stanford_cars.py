@@ -4,8 +4,8 @@ import os.path as osp
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from .annotations import look_up, read_mat, split_trainval
 from .base import SplitDataset
+from .shared.annotations import look_up, read_mat, split_trainval
 
 
 @DATASET_REGISTRY.register()

@@ -5,8 +5,8 @@ import re
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from .annotations import look_up, read_lines, split_trainval, to_label
 from .base import SplitDataset
+from .shared.annotations import look_up, read_lines, split_trainval, to_label
 
 
 @DATASET_REGISTRY.register()

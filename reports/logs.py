@@ -5,14 +5,12 @@ An evaluation's log says where its model is, not what that was trained on: the t
 """
 
 import re
-from functools import cache
 from pathlib import Path
 
-import yaml
+from datasets.benchmarks import stems
 
 from .runs import LeftOut, Run, Trained, method_settings
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "datasets"
 TITLES = ("** Arguments **", "** Config **")
 FINISHED = re.compile(r"Finish(ed)? training")
 SPLIT = re.compile(r"(?:Evaluate on the \*|Do evaluation on )(\w+)\*? set")
@@ -109,8 +107,8 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
     """What the known scripts train in a directory of that name, and its part from the data set on; else None, ""."""
     for layout in LAYOUTS:
         match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), plain(model_dir))
-        if match and match["dataset"] in dataset_names():
-            name = dataset_names()[match["dataset"]]
+        if match and match["dataset"] in stems():
+            name = stems()[match["dataset"]]
             trained = Trained.of(name, match.groupdict().get("classes", "all"), match["shots"], match["seed"])
             return trained, match.string[match.start("dataset") :]
     return None, ""
@@ -119,9 +117,3 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
 def plain(path: str | Path) -> str:
     """Without a ../ or / before it or behind it."""
     return "/".join(part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".", ".."))
-
-
-@cache
-def dataset_names() -> dict[str, str]:
-    """{name of a file in configs/datasets, which are CoOp's: name of the data set}."""
-    return {file.stem: yaml.safe_load(file.read_text())["DATASET"]["NAME"] for file in sorted(CONFIGS.glob("*.yaml"))}

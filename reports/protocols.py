@@ -3,14 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .names import images, in_order
-from .runs import Run
+from datasets.benchmarks import in_order, variants
 
-# of each source: its variants, which are domain generalization and no cross-dataset transfer
-VARIANTS = {
-    "ImageNet": ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"],
-    "Shapes": ["ShapesFog", "ShapesNight", "ShapesNeon", "ShapesScribble"],
-}
+from .names import images
+from .runs import Run
 
 
 class Column(NamedTuple):
@@ -71,11 +67,7 @@ def transfer(runs: list[Run]) -> Iterator[Protocol]:
     """Trained on all classes of a source: accuracy on other data sets (xd) and on the source's variants (dg)."""
     mine = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
     for name, title in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
-        away = [
-            r
-            for r in mine
-            if r.dataset != r.trained.dataset and (r.dataset in VARIANTS.get(r.trained.dataset, ())) == (name == "dg")
-        ]
+        away = [r for r in mine if r.dataset != r.trained.dataset and is_variant(r) == (name == "dg")]
         for source in in_order(r.trained.dataset for r in away):
             for shots, own in by_shots([r for r in away if r.trained.dataset == source]):
                 models = {r.model for r in own}  # on the source itself: those very models, not others trained alike
@@ -103,6 +95,11 @@ def new_classes(runs: list[Run]) -> Iterator[Protocol]:
 
 def trained_on_target(runs: list[Run]) -> list[Run]:
     return [r for r in runs if r.trained and r.trained.dataset == r.dataset]
+
+
+def is_variant(run: Run) -> bool:
+    """Whether it was evaluated on a variant of what it was trained on."""
+    return run.dataset in {b.name for b in variants(run.trained.dataset)}
 
 
 def zero_shot(runs: list[Run], classes: tuple[str, ...], datasets: set[str]) -> list[Run]:

@@ -7,8 +7,10 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
+from datasets.benchmarks import in_order, short
+
 from .methods import by_method
-from .names import AVERAGE, images, in_order, short
+from .names import AVERAGE, images
 from .protocols import Protocol, protocols
 from .runs import Run
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from datasets import drawing  # noqa: E402
+from datasets.shared import drawing  # noqa: E402
 
 CAPTIONS = (
     "a photo of a {}.",

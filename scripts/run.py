@@ -29,9 +29,9 @@ import trainers  # noqa: E402
 from dassl.data.datasets import DATASET_REGISTRY  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import check_availability, read_json  # noqa: E402
+from datasets import benchmarks  # noqa: E402
 from datasets.base import DrawnDataset  # noqa: E402
-from reports.logs import dataset_names  # noqa: E402
-from reports.protocols import VARIANTS  # noqa: E402
+from datasets.benchmarks import stems as dataset_names  # noqa: E402
 from train import MAY_DIFFER, USER_ERRORS, check_same_run, discover, parse, run, setup_cfg  # noqa: E402
 
 for package in (trainers, datasets):
@@ -57,8 +57,7 @@ def source_of(dataset: str) -> str:
 
 
 def variants(source: str) -> list[str]:
-    stem = {name: file for file, name in dataset_names().items()}
-    return [stem[name] for name in VARIANTS[dataset_names()[source]]]
+    return [benchmark.stem for benchmark in benchmarks.variants(dataset_names()[source])]
 
 
 def coop_cfg(dataset: str, shots: int | None) -> str:

@@ -1,829 +1,164 @@
-"""The benchmarks: a miniature of each one's real layout on disk, read from its annotations and from a split file."""
+"""The table of the data sets: complete, true of the classes and the YAML files, and found by any name."""
 
-import io
-import os
-import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
-from scipy.io import savemat
-from test_datasets import PARTS, PUBLISHED, REFERENCE, REPO, cfg_of, coop_selection, message, rows, two_at_once
+from miniatures import MINIATURES, TEST_ONLY, size_of
+from test_datasets import PUBLISHED, REFERENCE
 
 import datasets
 import train
-from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.utils import read_json, write_json
-from datasets import annotations, base
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import read_json
+from datasets import benchmarks
 from datasets.base import DrawnDataset, SplitDataset
-from datasets.imagenet import ImageNet, ImageNetVariant
-from datasets.imagenet_a import ImageNetA
-from datasets.imagenet_r import ImageNetR
-from datasets.sizes import SIZES, Size, benchmark_names, config_names
+from datasets.benchmarks import BENCHMARKS, downloads, find, get, in_order, short, source_of, stems, targets, variants
 
+REPO = Path(__file__).resolve().parents[1]
 train.discover(datasets)
+DOWNLOADS = downloads(["all"])
 
-_file = io.BytesIO()
-Image.new("RGB", (8, 6), "teal").save(_file, "JPEG")
-JPEG = _file.getvalue()
-
-
-def put(path, content=JPEG):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def shuffled(rng, items):
-    return rng.sample(list(items), len(items))
-
-
-# ------------------------------------------------------------------ CoOp's rules, again and otherwise
-
-
-def by_half(groups):
-    """50/20/30 of {(label, class name): paths}, with the global generator."""
-    state, split = random.getstate(), {part: [] for part in PARTS}
-    random.seed(1)
-    for (label, name), paths in groups.items():
-        order = list(range(len(paths)))
-        random.shuffle(order)
-        a = round(len(paths) / 2)
-        b = a + round(len(paths) / 5)
-        for k, index in enumerate(order):
-            split[PARTS[(k >= a) + (k >= b)]].append([paths[index], label, name])
-    random.setstate(state)
-    return split
-
-
-def by_fifth(trainval, test):
-    """Val gets the first fifth of each class of the shuffled trainval, with the global generator."""
-    state, split = random.getstate(), {"train": [], "val": [], "test": test}
-    random.seed(1)
-    for label in dict.fromkeys(row[1] for row in trainval):
-        order = [k for k, row in enumerate(trainval) if row[1] == label]
-        random.shuffle(order)
-        for k, index in enumerate(order):
-            split["val" if k < round(len(order) / 5) else "train"].append(trainval[index])
-    random.setstate(state)
-    return split
-
-
-# ------------------------------------------------------------------ miniatures: each returns the split it should give
-
-
-def class_folders(folder, names, rng, file="{name}_{n}.jpg", least=4):
-    """A folder of images for each of {folder name: class name}; returns {(label, class name): sorted paths}."""
-    groups = {}
-    for label, (name, classname) in enumerate(names.items()):
-        numbers = rng.sample(range(1, 130), rng.randint(least, 12))
-        paths = [f"{name}/" + file.format(name=name, n=n) for n in numbers]
-        for path in paths:
-            put(folder / path)
-        put(folder / name / ".DS_Store", b"\0")
-        groups[label, classname] = sorted(paths)
-    put(folder / ".DS_Store", b"\0")
-    return groups
-
-
-def caltech101(root, rng):
-    folder = root / "caltech-101" / "101_ObjectCategories"
-    names = {
-        "Faces": "face",
-        "Leopards": "leopard",
-        "Motorbikes": "motorbike",
-        "accordion": "accordion",
-        "airplanes": "airplane",
-        "yin_yang": "yin_yang",
-    }
-    put(folder / "BACKGROUND_Google" / "image_0001.jpg")
-    put(folder / "BACKGROUND_Google" / "tmp", b"")
-    put(folder / "Faces_easy" / "image_0001.jpg")
-    return by_half(class_folders(folder, names, rng, "image_{n:04d}.jpg"))
-
-
-def describable_textures(root, rng):
-    put(root / "dtd" / "labels" / "train1.txt", "banded/banded_0002.jpg\n")
-    put(root / "dtd" / "imdb" / "imdb.mat", b"")
-    names = {name: name for name in ("banded", "blotchy", "polka-dotted", "zigzagged")}
-    put(root / "dtd" / "images" / "waffled.txt", "no folder")
-    put(root / "dtd" / "images" / "banded" / ".directory", "[Dolphin]")
-    return by_half(class_folders(root / "dtd" / "images", names, rng, "{name}_{n:04d}.jpg"))
-
-
-def eurosat(root, rng):
-    names = {
-        "AnnualCrop": "Annual Crop Land",
-        "Forest": "Forest",
-        "Highway": "Highway or Road",
-        "River": "River",
-        "SeaLake": "Sea or Lake",
-    }
-    return by_half(class_folders(root / "eurosat" / "2750", names, rng))
-
-
-def food101(root, rng):
-    folder = root / "food-101"
-    for file in (
-        "license_agreement.txt",
-        "README.txt",
-        "meta/classes.txt",
-        "meta/train.txt",
-        "images/apple_pie/Thumbs.db",
-    ):
-        put(folder / file, "text")
-    names = {name: name for name in ("apple_pie", "baby_back_ribs", "waffles")}
-    return by_half(class_folders(folder / "images", names, rng, "10{n}.jpg"))
-
-
-def oxford_pets(root, rng):
-    folder, breeds, lists = root / "oxford_pets", ("Abyssinian", "american_bulldog", "Bengal", "yorkshire_terrier"), {}
-    for part, numbers in (("trainval", range(1, 100)), ("test", range(100, 200))):  # no image is in both
-        images = [(f"{breed}_{n}", k) for k, breed in enumerate(breeds) for n in rng.sample(numbers, rng.randint(3, 9))]
-        lines = [f"{image} {k + 1} {1 + (image[0].islower())} {rng.randint(1, 25)}" for image, k in images]
-        put(folder / "annotations" / f"{part}.txt", "\n".join(lines) + "\n")
-        lists[part] = [[f"{image}.jpg", k, breeds[k].lower()] for image, k in images]
-        for image, _ in images:
-            put(folder / "images" / f"{image}.jpg")
-    put(folder / "images" / "Abyssinian_100.mat", b"")  # there are such
-    put(folder / "annotations" / "list.txt", "#Image CLASS-ID SPECIES BREED ID\n")
-    put(folder / "annotations" / "trimaps" / "._Abyssinian_1.png", b"")
-    return by_fifth(lists["trainval"], lists["test"])
-
-
-def stanford_cars(root, rng):
-    folder = root / "stanford_cars"
-    models = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012"]
-    names = ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Ram C/V Cargo Van Minivan"]
-    class_names = np.empty((1, 3), object)
-    class_names[0, :] = models
-    (folder / "devkit").mkdir(parents=True)
-    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": class_names})
-    put(folder / "devkit" / "README.txt", "text")
-    lists = {}
-    for part, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        labels = shuffled(rng, [k for k in range(3) for _ in range(rng.randint(3, 9))])
-        structure = np.empty(
-            (1, len(labels)),
-            [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")],
-        )
-        for i, label in enumerate(labels):
-            boxes = [np.uint16([[rng.randint(1, 999)]]) for _ in range(4)]
-            structure[0, i] = (*boxes, np.uint8([[label + 1]]), f"{i + 1:05d}.jpg")
-            put(folder / f"cars_{part}" / f"{i + 1:05d}.jpg")
-        savemat(folder / file, {"annotations": structure})
-        lists[part] = [[f"cars_{part}/{i + 1:05d}.jpg", label, names[label]] for i, label in enumerate(labels)]
-    return by_fifth(lists["train"], lists["test"])
-
-
-def oxford_flowers(root, rng):
-    folder, names = root / "oxford_flowers", {2: "hard-leaved pocket orchid", 1: "pink primrose", 3: "canterbury bells"}
-    labels = shuffled(rng, [k for k in names for _ in range(rng.randint(4, 12))])
-    for i in range(len(labels)):
-        put(folder / "jpg" / f"image_{i + 1:05d}.jpg")
-    savemat(folder / "imagelabels.mat", {"labels": np.uint8([labels])})
-    write_json({str(k): name for k, name in names.items()}, folder / "cat_to_name.json")
-    return by_half(
-        {
-            (k - 1, names[k]): [f"image_{i:05d}.jpg" for i, label in enumerate(labels, 1) if label == k]
-            for k in dict.fromkeys(labels)
-        }
-    )
-
-
-def fgvc_aircraft(root, rng):
-    folder, variants, split = root / "fgvc_aircraft", ["707-320", "Cessna 172", "F-16A/B", "F/A-18", "DC-10"], {}
-    put(folder / "variants.txt", "\n".join(variants) + "\n")
-    put(folder / "families.txt", "Boeing 707\n")
-    put(folder / "images_box.txt", "0000001 1 2 3 4\n")
-    for part in PARTS:
-        chosen = shuffled(rng, [k for k in range(5) for _ in range(rng.randint(1, 6))])
-        images = [f"{number:07d}" for number in rng.sample(range(10**6), len(chosen))]
-        lines = [f"{image} {variants[k]}" for image, k in zip(images, chosen, strict=True)]
-        put(folder / f"images_variant_{part}.txt", "\n".join(lines) + "\n")
-        split[part] = [[f"{image}.jpg", k, variants[k]] for image, k in zip(images, chosen, strict=True)]
-        for image in images:
-            put(folder / "images" / f"{image}.jpg")
-    return split
-
-
-def sun397(root, rng):
-    folder, lists = root / "sun397", {}
-    scenes = {
-        "/a/abbey": "abbey",
-        "/c/church/indoor": "indoor church",
-        "/c/church/outdoor": "outdoor church",
-        "/t/theater/indoor_procenium": "indoor_procenium theater",
-    }
-    put(folder / "ClassName.txt", "".join(f"{scene}\n" for scene in scenes))
-    for part in ("Training", "Testing"):
-        paths = [
-            (f"{scene}/sun_{rng.getrandbits(40):x}.jpg", k)
-            for k, scene in enumerate(scenes)
-            for _ in range(rng.randint(3, 8))
-        ]
-        put(folder / f"{part}_01.txt", "".join(f"{path}\n" for path, _ in paths))
-        put(folder / f"{part}_02.txt", "")
-        for path, _ in paths:
-            put(folder / "SUN397" / path[1:])
-        lists[part] = [[path[1:], k, list(scenes.values())[k]] for path, k in paths]
-    return by_fifth(lists["Training"], lists["Testing"])
-
-
-def ucf101(root, rng):
-    folder, lists = root / "ucf101", {}
-    actions = {
-        "ApplyEyeMakeup": "Apply_Eye_Makeup",
-        "CleanAndJerk": "Clean_And_Jerk",
-        "HandstandPushups": "Handstand_Pushups",
-        "YoYo": "Yo_Yo",
-    }
-    text = folder / "ucfTrainTestlist"
-    put(text / "classInd.txt", "".join(f"{k} {action}\r\n" for k, action in enumerate(actions, 1)))
-    for part, groups in (("train", range(8, 99)), ("test", range(8))):  # no video is in both
-        videos = [
-            (action, k, f"v_{action.replace('dstandP', 'dStandP')}_g{n:02d}_c01")
-            for k, action in enumerate(actions)
-            for n in rng.sample(groups, rng.randint(3, 8))
-        ]
-        numbered = part == "train"
-        put(text / f"{part}list01.txt", "".join(f"{a}/{v}.avi{f' {k + 1}' * numbered}\n" for a, k, v in videos))
-        put(text / f"{part}list02.txt", "")
-        lists[part] = [[f"{actions[a]}/{v}.jpg", k, actions[a]] for a, k, v in videos]
-        for path, *_ in lists[part]:
-            put(folder / "UCF-101-midframes" / path)
-    return by_fifth(lists["train"], lists["test"])
-
-
-WNIDS = {
-    "n01440764": "tench",
-    "n01443537": "goldfish",
-    "n02012849": "crane",
-    "n02795169": "barrel",
-    "n03126707": "crane",
-    "n03710637": "maillot",
-    "n03710721": "tank suit",
-    "n04399382": "teddy bear",
-    "n07753592": "banana",
-    "n13044778": "earth star",
-    "n15075141": "toilet paper",
+# CoOp's DATASETS.md, folder by folder
+COOP = {
+    "caltech-101": "101_ObjectCategories split_zhou_Caltech101.json",
+    "oxford_pets": "images annotations split_zhou_OxfordPets.json",
+    "stanford_cars": "cars_test cars_test_annos_withlabels.mat cars_train devkit split_zhou_StanfordCars.json",
+    "oxford_flowers": "cat_to_name.json imagelabels.mat jpg split_zhou_OxfordFlowers.json",
+    "food-101": "images license_agreement.txt meta README.txt split_zhou_Food101.json",
+    "fgvc_aircraft": "images variants.txt images_variant_train.txt images_variant_val.txt images_variant_test.txt",
+    "sun397": "SUN397 split_zhou_SUN397.json",
+    "dtd": "images imdb labels split_zhou_DescribableTextures.json",
+    "eurosat": "2750 split_zhou_EuroSAT.json",
+    "ucf101": "UCF-101-midframes split_zhou_UCF101.json",
+    "imagenet": "images/train images/val classnames.txt",
+    "imagenetv2": "imagenetv2-matched-frequency-format-val classnames.txt",
+    "imagenet-sketch": "images classnames.txt",
+    "imagenet-adversarial": "imagenet-a classnames.txt",
+    "imagenet-rendition": "imagenet-r classnames.txt",
 }
 
 
-def classnames_txt(folder, rng):
-    put(folder / "classnames.txt", "".join(f"{wnid} {WNIDS[wnid]}\n" for wnid in shuffled(rng, WNIDS)))
+def names(found):
+    return [benchmark.name for benchmark in found]
 
 
-def as_rows(groups):
-    return [[path, label, name] for (label, name), paths in groups.items() for path in paths]
+# ------------------------------------------------------------------ what it says
 
 
-def imagenet(root, rng):
-    images, split = root / "imagenet" / "images", {"val": []}
-    classnames_txt(root / "imagenet", rng)
-    for part, folder, file in (("train", "train", "{name}_{n}.JPEG"), ("test", "val", "ILSVRC2012_val_{n:08d}.JPEG")):
-        found = as_rows(class_folders(images / folder, WNIDS, rng, file, least=1))
-        split[part] = [[f"{folder}/{path}", label, name] for path, label, name in found]
-    return split
+def test_every_data_set_has_a_row_a_config_and_a_class():
+    files = (REPO / "configs" / "datasets").glob("*.yaml")
+    configs = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in files}
+    assert {b.stem: b.name for b in BENCHMARKS} == configs == stems() and len(configs) == len(BENCHMARKS) == 25
+    own = [DATASET_REGISTRY.get(n) for n in DATASET_REGISTRY.registered_names()]
+    own = [cls for cls in own if issubclass(cls, SplitDataset) and cls.__module__.startswith("datasets.")]
+    assert {cls.__name__ for cls in own} == {*configs.values(), "Images"}
+    assert set(names(DOWNLOADS)) == MINIATURES.keys() and len(DOWNLOADS) == 15
 
 
-def variant(folder, images, names, file):
-    def lay(root, rng):
-        # with a list of its own, as in CoOp, or beside ImageNet's
-        classnames_txt(root / rng.choice([folder, "imagenet"]), rng)
-        put(root / folder / images / "README.txt", "text")
-        groups = class_folders(root / folder / images, names, rng, file, least=1)
-        return {"train": [], "val": [], "test": as_rows(groups)}
-
-    return lay
-
-
-EVERY_FOURTH = dict(list(WNIDS.items())[1::4])
-MINIATURES = {
-    "Caltech101": caltech101,
-    "OxfordPets": oxford_pets,
-    "StanfordCars": stanford_cars,
-    "OxfordFlowers": oxford_flowers,
-    "Food101": food101,
-    "FGVCAircraft": fgvc_aircraft,
-    "SUN397": sun397,
-    "DescribableTextures": describable_textures,
-    "EuroSAT": eurosat,
-    "UCF101": ucf101,
-    "ImageNet": imagenet,
-    "ImageNetV2": variant(
-        "imagenetv2",
-        "imagenetv2-matched-frequency-format-val",
-        {str(k): name for k, name in enumerate(WNIDS.values())},
-        "{n:x}.jpeg",
-    ),
-    "ImageNetSketch": variant("imagenet-sketch", "images", WNIDS, "sketch_{n}.JPEG"),
-    "ImageNetA": variant("imagenet-adversarial", "imagenet-a", EVERY_FOURTH, "0.0{n:03d}_fox squirrel _ cliff_0.9.jpg"),
-    "ImageNetR": variant("imagenet-rendition", "imagenet-r", EVERY_FOURTH, "art_{n}.jpg"),
-}
-WITH_SPLIT_FILE = [n for n in MINIATURES if n not in ("FGVCAircraft",) and not n.startswith("ImageNet")]
-LISTED = ["ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
-TEST_ONLY = LISTED[1:]
+@pytest.mark.parametrize("b", BENCHMARKS, ids=lambda b: b.name)
+def test_a_row_is_true_of_its_class(b):
+    cls = DATASET_REGISTRY.get(b.name)
+    assert cls.dataset_dir == b.folder
+    assert b.embedded == issubclass(cls, DrawnDataset) == (not b.items)
+    assert cls.test_only == bool(b.variant_of)
+    if not b.embedded:
+        assert cls.__module__ == f"datasets.{b.stem}"
+        assert getattr(cls, "n_classes", b.size.classes) == b.size.classes
+        assert not cls.image_dir or any((path + "/").startswith(cls.image_dir + "/") for path in b.layout)
+        assert not cls.split_file.startswith("split_zhou") or cls.split_file in b.layout
 
 
-def size_of(split):
-    classes = {label for part in PARTS for _, label, _ in split[part]}
-    return Size(len(classes), *(len(split[part]) or None for part in PARTS))
-
-
-@pytest.fixture
-def lay(tmp_path, monkeypatch):
-    """lay(name): its miniature in tmp_path, which then has the expected size; returns its class and split."""
-    monkeypatch.setattr(ImageNet, "n_classes", len(WNIDS))
-    monkeypatch.setattr(ImageNetVariant, "n_classes", len(WNIDS))
-    for cls in (ImageNetA, ImageNetR):
-        monkeypatch.setattr(cls, "n_classes", len(EVERY_FOURTH))
-
-    def make(name):
-        seed = random.SystemRandom().getrandbits(32)
-        print(f"the miniature of {name} is that of {seed}")
-        split = MINIATURES[name](tmp_path, random.Random(seed))
-        monkeypatch.setitem(SIZES, name, size_of(split))
-        return DATASET_REGISTRY.get(name), split
-
-    return make
-
-
-def folder_of(cls, root):
-    return root / cls.dataset_dir / cls.image_dir
-
-
-def as_split(data, cls, root):
-    """What a built data set holds, as in a split file."""
-    return {
-        part: rows(items, folder_of(cls, root))
-        for part, items in zip(PARTS, (data.train_x, data.val, data.test), strict=True)
+def test_layouts_are_coops():
+    assert {b.folder: set(b.layout) for b in DOWNLOADS} == {
+        folder: set(paths.split()) for folder, paths in COOP.items()
     }
 
 
-def all_of(cls, split):
-    """The split that a data set with all its images holds: one for testing only has its test images as train too."""
-    return {**split, "train": split["test"]} if cls.test_only else split
-
-
-# ------------------------------------------------------------------ all of them
-
-
-def test_every_benchmark_has_a_size_a_config_and_a_miniature():
-    own = [n for n in DATASET_REGISTRY.registered_names() if issubclass(DATASET_REGISTRY.get(n), SplitDataset)]
-    registered = {
-        n
-        for n in own
-        if n != "Images"
-        and not issubclass(DATASET_REGISTRY.get(n), DrawnDataset)
-        and DATASET_REGISTRY.get(n).__module__.startswith("datasets.")
-    }
-    configs = {
-        path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"]
-        for path in (REPO / "configs" / "datasets").glob("*.yaml")
-    }
-    assert registered == SIZES.keys() == MINIATURES.keys() and len(registered) == 15
-    assert registered <= set(configs.values())
-    for stem, name in configs.items():
-        if name in registered:
-            assert DATASET_REGISTRY.get(name).__module__ == f"datasets.{stem}"
+@pytest.mark.parametrize("b", DOWNLOADS, ids=lambda b: b.name)
+def test_items(b):
+    for item in b.items:
+        assert sum(map(bool, (item.url, item.drive, item.by_hand))) == 1 and item.gives
+        assert bool(item.archive) == bool(item.take) and (item.archive or item.by_hand or len(item.gives) == 1)
+        if item.url:
+            address = urlsplit(item.url)
+            assert address.scheme == "https" and "." in address.netloc and " " not in item.url and not address.query
+        assert not item.drive or re.fullmatch(r"[\w-]{33}", item.drive)
+        assert item.checksum is None or re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", item.checksum)
+        places = set(item.take.values())
+        assert not item.take or "." in places or places >= set(item.gives)
+        assert not item.megabytes or item.megabytes > 10
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_expected_sizes_are_those_of_the_published_splits(name):
+def test_sizes_are_those_of_the_published_splits(name):
     cls = PUBLISHED[name]
     path = REFERENCE / name / cls.split_file
     if not path.exists():
         pytest.skip("the published split files are not here")
-    assert SIZES[cls.__name__] == size_of(read_json(path))
+    assert get(cls.__name__).size == size_of(read_json(path))
 
 
-def test_every_name_of_a_benchmark():
-    assert benchmark_names(["caltech101", "DTD", "sUN397", "imagenet_a", "ImageNetA"]) == [
-        "Caltech101",
+# ------------------------------------------------------------------ looking up
+
+
+def test_any_name_is_found():
+    for b in BENCHMARKS:
+        for word in (b.name, b.name.upper(), b.stem, b.stem.replace("_", "-"), b.folder):
+            assert find(word) is b
+    for word, nearest in (("oxfrd_flowers", "OxfordFlowers"), ("eurosta", "EuroSAT"), ("", "")):
+        with pytest.raises(ValueError, match=f'no data set "{word}".*mean "{nearest}') as error:
+            find(word)
+        assert "\n" not in str(error.value)
+    assert get("dtd") is None and get("DescribableTextures").stem == "dtd"
+
+
+def test_what_can_be_downloaded():
+    assert names(downloads(["dtd", "ALL", "dtd"])) == [
         "DescribableTextures",
-        "SUN397",
-        "ImageNetA",
-        "ImageNetA",
+        *names(DOWNLOADS)[:8],
+        *names(DOWNLOADS)[9:],
     ]
-    assert set(benchmark_names(config_names())) == SIZES.keys()
-    with pytest.raises(ValueError, match='"eurosta".*mean "EuroSAT"'):
-        benchmark_names(["eurosta"])
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_raw_annotations_are_split_by_the_rule_and_kept(name, lay, tmp_path, capsys):
-    cls, split = lay(name)
-    before = {path for path in tmp_path.rglob("*")}
-    random.seed(7)
-    state = random.getstate()
-    data = build_dataset(cfg_of(tmp_path, name))
-    assert random.getstate() == state, "the global generator is left alone"
-    assert as_split(data, cls, tmp_path) == all_of(cls, split)
-    assert all(Path(item.impath).exists() for items in (data.train_x, data.val, data.test) for item in items)
-
-    written = {path for path in tmp_path.rglob("*")} - before
-    if name not in WITH_SPLIT_FILE:
-        assert not written and not cls.split_file
-        return
-    path = tmp_path / cls.dataset_dir / cls.split_file
-    assert path.name == f"split_zhou_{name}.json" and written == {path}
-    assert read_json(path) == split
-    assert str(path) in capsys.readouterr().out
-
-    moved = tmp_path / "elsewhere"  # read again: with the images alone, and from another place
-    moved.mkdir()
-    (tmp_path / cls.dataset_dir).rename(moved / cls.dataset_dir)
-    for file in (moved / cls.dataset_dir).rglob("*"):
-        if file.suffix in (".mat", ".txt") or file.name == "cat_to_name.json":
-            file.unlink()
-    assert as_split(build_dataset(cfg_of(moved, name)), cls, moved) == split
-
-
-@pytest.mark.parametrize("name", WITH_SPLIT_FILE)
-def test_a_split_file_made_elsewhere_is_taken_as_it_is(name, lay, tmp_path):
-    cls, split = lay(name)
-    every = shuffled(random.Random(), [row for part in PARTS for row in split[part]])
-    first = list({row[1]: row for row in every}.values())  # every class has one to train
-    every = [row for row in every if row not in first]
-    other = {"train": first + every[::3], "val": every[1::3], "test": every[2::3]}
-    write_json(other, tmp_path / cls.dataset_dir / cls.split_file)
-    assert as_split(build_dataset(cfg_of(tmp_path, name)), cls, tmp_path) == other
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_shots_and_halves_follow_the_published_procedure(name, lay, tmp_path):
-    cls, split = lay(name)
-    labels = sorted({label for part in PARTS for _, label, _ in split[part]})
-    half = -(-len(labels) // 2)
-    for seed in (1, 2, 3):
-        chosen = all_of(cls, {**split, **({} if cls.test_only else coop_selection(split, 2, seed))})
-        for _ in ("selected", "kept"):
-            assert as_split(build_dataset(cfg_of(tmp_path, name, 2, seed)), cls, tmp_path) == chosen
-        for classes, kept in (("base", labels[:half]), ("new", labels[half:])):
-            data = build_dataset(cfg_of(tmp_path, name, 2, seed, classes))
-            wanted = {part: [[p, k - kept[0], c] for p, k, c in chosen[part] if k in kept] for part in PARTS}
-            assert as_split(data, cls, tmp_path) == wanted
-            assert data.num_classes == len(kept)
-    assert (tmp_path / cls.dataset_dir / "split_fewshot").exists() != cls.test_only
-
-
-NAMES = {
-    "Caltech101": ["face", "leopard", "motorbike", "accordion", "airplane", "yin_yang"],
-    "OxfordPets": ["abyssinian", "american_bulldog", "bengal", "yorkshire_terrier"],
-    "StanfordCars": ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Ram C/V Cargo Van Minivan"],
-    "OxfordFlowers": ["pink primrose", "hard-leaved pocket orchid", "canterbury bells"],
-    "Food101": ["apple_pie", "baby_back_ribs", "waffles"],
-    "FGVCAircraft": ["707-320", "Cessna 172", "F-16A/B", "F/A-18", "DC-10"],
-    "SUN397": ["abbey", "indoor church", "outdoor church", "indoor_procenium theater"],
-    "DescribableTextures": ["banded", "blotchy", "polka-dotted", "zigzagged"],
-    "EuroSAT": ["Annual Crop Land", "Forest", "Highway or Road", "River", "Sea or Lake"],
-    "UCF101": ["Apply_Eye_Makeup", "Clean_And_Jerk", "Handstand_Pushups", "Yo_Yo"],
-    **dict.fromkeys(
-        ["ImageNet", "ImageNetV2", "ImageNetSketch"],
-        [
-            "tench",
-            "goldfish",
-            "crane",
-            "barrel",
-            "crane",
-            "maillot",
-            "tank suit",
-            "teddy bear",
-            "banana",
-            "earth star",
-            "toilet paper",
-        ],
-    ),
-    **dict.fromkeys(["ImageNetA", "ImageNetR"], ["goldfish", "maillot", "earth star"]),
-}
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_class_names(name, lay, tmp_path):
-    lay(name)
-    data = build_dataset(cfg_of(tmp_path, name))
-    assert data.classnames == NAMES[name] and data.num_classes == len(NAMES[name])
-
-
-def test_the_classes_of_the_real_eurosat_and_caltech():
-    from datasets import caltech101, eurosat
-
-    assert list(eurosat.NEW_CNAMES.values()) == [
-        "Annual Crop Land",
-        "Herbaceous Vegetation Land",
-        "Highway or Road",
-        "Industrial Buildings",
-        "Pasture Land",
-        "Permanent Crop Land",
-        "Residential Buildings",
-        "Sea or Lake",
-    ]
-    path = REFERENCE / "caltech101" / "split_zhou_Caltech101.json"
-    if path.exists():
-        renamed = {p.split("/")[0]: name for p, _, name in read_json(path)["train"] if p.split("/")[0] != name}
-        assert renamed == caltech101.NEW_CNAMES
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_linked_folders_are_followed(name, lay, tmp_path):
-    cls, split = lay(name)
-    storage = tmp_path / "storage"
-    storage.mkdir()
-    inner = folder_of(cls, tmp_path)
-    for number, folder in enumerate([*(p for p in inner.iterdir() if p.is_dir()), inner, tmp_path / cls.dataset_dir]):
-        folder.rename(storage / str(number))
-        folder.symlink_to(storage / str(number), target_is_directory=True)
-        if folder == tmp_path / cls.dataset_dir:
-            break  # of StanfordCars it is the folder of the images as well
-    assert as_split(build_dataset(cfg_of(tmp_path, name)), cls, tmp_path) == all_of(cls, split)
-
-
-def test_importing_the_data_sets_takes_neither_scipy_nor_torch_of_theirs():
-    stems = list(config_names())
-    code = "import sys; import dassl.data.datasets; before = set(sys.modules)\n"
-    code += "".join(f"import datasets.{stem}\n" for stem in stems)
-    code += "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "datasets" in done.stdout and "scipy" not in done.stdout
-    assert not [stem for stem in stems if "torch" in (REPO / "datasets" / f"{stem}.py").read_text()]
-
-
-# ------------------------------------------------------------------ keeping splits and selections
-
-
-@pytest.mark.parametrize("name", ["Food101", "OxfordPets"])
-def test_an_incomplete_copy_is_not_kept_as_the_split(name, lay, tmp_path, monkeypatch, capsys):
-    cls, split = lay(name)
-    monkeypatch.setitem(SIZES, name, Size(101, 50_500, 20_200, 30_300))
-    for _ in range(2):
-        data = build_dataset(cfg_of(tmp_path, name, 2))
-        assert as_split(data, cls, tmp_path) == {**split, **coop_selection(split, 2, 1)}
-        said = capsys.readouterr().out
-        assert f"{len(split['train'])} train" in said and "50,500 train" in said
-    assert not (tmp_path / cls.dataset_dir / cls.split_file).exists()
-
-
-def test_a_read_only_folder_still_works_without_split_file(lay, tmp_path, monkeypatch, capsys):
-    def refuse(*args):
-        raise OSError(30, "Read-only file system")
-
-    cls, split = lay("SUN397")
-    monkeypatch.setattr(base, "write_json", refuse)
-    data = build_dataset(cfg_of(tmp_path, "SUN397", 2))
-    assert as_split(data, cls, tmp_path) == {**split, **coop_selection(split, 2, 1)}
-    assert "The split is not kept: [Errno 30]" in capsys.readouterr().out
-
-
-def test_two_runs_at_once_split_the_same(lay, tmp_path):
-    for name in ("StanfordCars", "EuroSAT"):
-        cls, split = lay(name)
-        a, b = two_at_once(cfg_of(tmp_path, name))
-        wanted = [(str(folder_of(cls, tmp_path) / path), label) for part in PARTS for path, label, _ in split[part]]
-        assert a == b == wanted, (a, b)
-        assert read_json(tmp_path / cls.dataset_dir / cls.split_file) == split
-        assert not list((tmp_path / cls.dataset_dir).glob(".*.tmp"))
-
-
-@pytest.mark.parametrize("name", ["FGVCAircraft", "ImageNet"])
-def test_without_split_file_a_selection_holds_for_the_same_images_only(name, lay, tmp_path):
-    cls, split = lay(name)
-    build_dataset(cfg_of(tmp_path, name, 2))
-    cache = tmp_path / cls.dataset_dir / "split_fewshot" / "shot_2-seed_1.json"
-    kept = read_json(cache)
-    kept["train"].reverse()  # so that reading can be told from selecting again
-    write_json(kept, cache)
-    assert rows(build_dataset(cfg_of(tmp_path, name, 2)).train_x, folder_of(cls, tmp_path)) == kept["train"]
-
-    if name == "ImageNet":
-        old = folder_of(cls, tmp_path) / split["train"][0][0]
-        new = old.with_name("another.JPEG")
-        old.rename(new)
-    else:
-        listed = tmp_path / cls.dataset_dir / "images_variant_train.txt"
-        first = listed.read_text().split()[0]
-        listed.write_text(listed.read_text().replace(first, "9999999", 1))
-        image = folder_of(cls, tmp_path) / f"{first}.jpg"
-        image.rename(image.with_name("9999999.jpg"))
-    build_dataset(cfg_of(tmp_path, name, 2))
-    assert read_json(cache)["split_sha256"] != kept["split_sha256"] and read_json(cache)["train"] != kept["train"]
-
-
-# ------------------------------------------------------------------ ImageNet
-
-
-def remove(folder):
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-
-
-@pytest.mark.parametrize("name, part", [("ImageNet", "train"), ("ImageNet", "val"), ("ImageNetSketch", "")])
-def test_a_truncated_imagenet_is_refused(name, part, lay, tmp_path):
-    cls, _ = lay(name)
-    images = folder_of(cls, tmp_path) / part
-    gone, emptied, broken = random.sample(list(WNIDS), 3)
-    remove(images / gone)
-    for file in (images / emptied).glob("*.JPEG"):
-        file.unlink()
-    remove(images / broken)
-    (images / broken).symlink_to(tmp_path / "nowhere", target_is_directory=True)
-    said = message(lambda: build_dataset(cfg_of(tmp_path, name)))
-    assert said.startswith(f"{images} has 8 of the 11 class folders; missing or empty: ")
-    assert set(re.findall(r"n\d{8}", said)) == {gone, emptied, broken}
-
-
-def test_the_missing_classes_of_an_imagenet_are_counted_and_named(tmp_path):
-    names = {f"n{k:08d}": f"class {k}" for k in random.sample(range(10**8), 1000)}
-    gone = random.sample(list(names), 9)
-    for wnid in names.keys() - set(gone):
-        put(tmp_path / wnid / "a.JPEG", b"")
-    said = message(lambda: annotations.read_class_folders(str(tmp_path), names, 1000))
-    assert "has 991 of the 1,000 class folders" in said and all(wnid in said for wnid in gone) and "more" not in said
-
-    for wnid in random.sample(sorted(names.keys() - set(gone)), 16):
-        remove(tmp_path / wnid)
-    said = message(lambda: annotations.read_class_folders(str(tmp_path), names, 1000))
-    assert "has 975 of the 1,000" in said and len(re.findall(r"n\d{8}", said)) == 20 and "and 5 more" in said
-
-
-def test_imagenet_without_class_folders(lay, tmp_path):
-    cls, split = lay("ImageNet")
-    val = folder_of(cls, tmp_path) / "val"
-    for file in list(val.rglob("*.JPEG")):  # as the archive is unpacked
-        file.rename(val / f"{file.parent.name}-{file.name}")
-    said = message(lambda: build_dataset(cfg_of(tmp_path, "ImageNet")))
-    assert f"{val} has 0 of the 11" in said and "one folder for each class" in said
-
-
-@pytest.mark.parametrize("name", ["ImageNetA", "ImageNetR"])
-def test_a_truncated_variant_is_refused(name, lay, tmp_path):
-    cls, _ = lay(name)
-    remove(folder_of(cls, tmp_path) / next(iter(EVERY_FOURTH)))
-    assert "has 2 of the 3 class folders" in message(lambda: build_dataset(cfg_of(tmp_path, name)))
-
-
-def test_imagenetv2_is_in_the_order_of_numbers(lay, tmp_path):
-    cls, _ = lay("ImageNetV2")
-    test = build_dataset(cfg_of(tmp_path, "ImageNetV2")).test
-    assert len(WNIDS) == 11 and {int(Path(i.impath).parent.name) for i in test} == set(range(11))
-    assert all(int(Path(i.impath).parent.name) == i.label for i in test)
-
-
-def test_a_folder_or_a_list_that_is_not_imagenets(lay, tmp_path):
-    cls, _ = lay("ImageNetR")
-    put(folder_of(cls, tmp_path) / "n99999999" / "a.jpg")
-    said = message(lambda: build_dataset(cfg_of(tmp_path, "ImageNetR")))
-    assert str(folder_of(cls, tmp_path)) in said and "n99999999" in said
-    lists = list(tmp_path.rglob("classnames.txt"))
-    assert len(lists) == 1
-    lists[0].write_text("\n".join(lists[0].read_text().splitlines()[:-1]))
-    said = message(lambda: build_dataset(cfg_of(tmp_path, "ImageNetR")))
-    assert f"{lists[0]} names 10 classes instead of 11" in said
-
-
-def test_imagenet_is_listed_without_a_look_at_each_file(lay, tmp_path, monkeypatch):
-    _, split = lay("ImageNet")
-    looked_at = []
-
-    def watching(function):
-        def watch(path, *args, **kwargs):
-            looked_at.append(str(path))
-            return function(path, *args, **kwargs)
-
-        return watch
-
-    for module, function in ((os, "stat"), (os, "lstat"), (os.path, "exists"), (os.path, "isfile")):
-        monkeypatch.setattr(module, function, watching(getattr(module, function)))
-    data = build_dataset(cfg_of(tmp_path, "ImageNet"))
-    monkeypatch.undo()
-    assert len(data.train_x) == len(split["train"]) and looked_at
-    assert not [path for path in looked_at if path.endswith(".JPEG")]
-
-
-def test_real_class_counts():
-    """What the miniatures replace."""
-    for name in LISTED:
-        assert DATASET_REGISTRY.get(name).n_classes == SIZES[name].classes
-    assert [n for n in SIZES if DATASET_REGISTRY.get(n).test_only] == TEST_ONLY
-
-
-# ------------------------------------------------------------------ faults
-
-
-def edit(path, number, line):
-    """Replaces a line, counted from 1."""
-    lines = path.read_text().splitlines()
-    lines[number - 1] = line
-    path.write_text("\n".join(lines) + "\n")
-
-
-@pytest.mark.parametrize(
-    "name, file, number, line, said",
-    [
-        ("OxfordPets", "annotations/trainval.txt", 3, "Abyssinian_1 1", "image class species breed"),
-        ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 x 1 1", '"x" should be the number of a class'),
-        ("OxfordPets", "annotations/test.txt", 2, "Abyssinian_1 0 1 1", '"0" should be the number of a class'),
-        ("FGVCAircraft", "images_variant_val.txt", 4, "1234567 Concorde", '"Concorde" is no class of'),
-        ("FGVCAircraft", "images_variant_test.txt", 1, "1234567", "image variant"),
-        ("SUN397", "Training_01.txt", 5, "/z/zoo/sun_1.jpg", '"/z/zoo" is no class of'),
-        ("SUN397", "Testing_01.txt", 2, "abbey.jpg", "is no class of"),
-        ("UCF101", "ucfTrainTestlist/classInd.txt", 2, "YoYo", "number action"),
-        (
-            "UCF101",
-            "ucfTrainTestlist/trainlist01.txt",
-            2,
-            "Napping/v_Napping_g01_c01.avi 5",
-            '"Napping" is no class of',
-        ),
-        ("UCF101", "ucfTrainTestlist/testlist01.txt", 3, "v_YoYo.avi", '"v_YoYo.avi" is no class of'),
-        ("ImageNet", "classnames.txt", 2, "n01440764", "folder name"),
-    ],
-)
-def test_a_bad_line_is_named(name, file, number, line, said, lay, tmp_path):
-    cls, _ = lay(name)
-    path = tmp_path / cls.dataset_dir / file
-    edit(path, number, line)
-    told = message(lambda: build_dataset(cfg_of(tmp_path, name)))
-    assert told.startswith(f"{path}, line {number}: ") and said in told
-
-
-@pytest.mark.parametrize(
-    "name, file",
-    [
-        ("Caltech101", "101_ObjectCategories"),
-        ("OxfordPets", "annotations/test.txt"),
-        ("StanfordCars", "devkit/cars_meta.mat"),
-        ("StanfordCars", "cars_test_annos_withlabels.mat"),
-        ("OxfordFlowers", "imagelabels.mat"),
-        ("OxfordFlowers", "cat_to_name.json"),
-        ("FGVCAircraft", "variants.txt"),
-        ("SUN397", "ClassName.txt"),
-        ("UCF101", "ucfTrainTestlist/classInd.txt"),
-        ("ImageNet", "classnames.txt"),
-        ("ImageNet", "images/val"),
-        ("ImageNetV2", "imagenetv2-matched-frequency-format-val"),
-    ],
-)
-def test_a_missing_annotation_is_named(name, file, lay, tmp_path):
-    cls, _ = lay(name)
-    path = tmp_path / cls.dataset_dir / file
-    path.rename(tmp_path / "away")
-    told = message(lambda: build_dataset(cfg_of(tmp_path, name)))
-    assert told.startswith(name) and str(path) in told
-    if name in WITH_SPLIT_FILE:
-        assert str(tmp_path / cls.dataset_dir / cls.split_file) in told
-
-
-@pytest.mark.parametrize(
-    "name, file, content",
-    [
-        ("StanfordCars", "devkit/cars_meta.mat", b"not MATLAB"),
-        ("OxfordFlowers", "imagelabels.mat", b""),
-        ("OxfordFlowers", "imagelabels.mat", {"other": [1]}),
-        ("OxfordFlowers", "cat_to_name.json", b"{"),
-        ("OxfordFlowers", "cat_to_name.json", b"[]"),
-        ("OxfordFlowers", "cat_to_name.json", b'{"1": "a rose"}'),
-        ("StanfordCars", "cars_test_annos_withlabels.mat", {"annotations": {"fname": "00001.jpg"}}),
-        ("StanfordCars", "devkit/cars_meta.mat", {"class_names": ["one car 2000"]}),
-        ("SUN397", "ClassName.txt", b"\xff\xfe\x00"),
-    ],
-)
-def test_a_bad_annotation_file_is_named(name, file, content, lay, tmp_path):
-    cls, _ = lay(name)
-    path = tmp_path / cls.dataset_dir / file
-    savemat(path, content) if isinstance(content, dict) else path.write_bytes(content)
-    assert str(path) in message(lambda: build_dataset(cfg_of(tmp_path, name)))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_a_class_with_too_few_images_to_split(count, lay, tmp_path):
-    cls, _ = lay("DescribableTextures")
-    for file in sorted((folder_of(cls, tmp_path) / "blotchy").glob("*.jpg"))[count:]:
-        file.unlink()
-    told = message(lambda: build_dataset(cfg_of(tmp_path, "DescribableTextures")))
-    assert f'has {count} images of "blotchy"' in told and "need 4" in told
-    assert not (tmp_path / cls.dataset_dir / cls.split_file).exists()
-
-
-def test_a_class_with_too_few_images_for_val(lay, tmp_path):
-    cls, _ = lay("OxfordPets")
-    path = tmp_path / cls.dataset_dir / "annotations" / "trainval.txt"
-    lines = path.read_text().splitlines()
-    bengal = [line for line in lines if line.startswith("Bengal")]
-    path.write_text("\n".join(line for line in lines if line not in bengal[2:]))
-    told = message(lambda: build_dataset(cfg_of(tmp_path, "OxfordPets")))
-    assert '2 images to train "bengal"' in told and "need 3" in told
-
-
-@pytest.mark.parametrize("name", ["UCF101", "FGVCAircraft"])
-def test_images_that_an_annotation_names_are_looked_for(name, lay, tmp_path):
-    cls, split = lay(name)
-    (folder_of(cls, tmp_path) / split["test"][0][0]).unlink()
-    told = message(lambda: build_dataset(cfg_of(tmp_path, name)))
-    assert told.startswith("1 of the ") and split["test"][0][0] in told
+    assert downloads([]) == []
+    with pytest.raises(ValueError, match="ShapesFog is embedded"):
+        downloads(["dtd", "shapes-fog"])
+
+
+def test_protocols_targets_and_variants():
+    assert names(variants("ImageNet")) == TEST_ONLY == [f"ImageNet{v}" for v in ("V2", "Sketch", "A", "R")]
+    assert names(variants("Shapes")) == [f"Shapes{v}" for v in ("Fog", "Night", "Neon", "Scribble")]
+    assert len(targets("ImageNet")) == 10 and not {"ImageNet", *TEST_ONLY} & set(names(targets("ImageNet")))
+    assert names(targets("Shapes")) == ["Colours", "Compositions", "Digits", "Outlines", "Patterns"]
+    assert variants("Digits") == targets("Digits") == variants("Unknown") == targets("Unknown") == []
+    assert all(source_of(b) == b.variant_of for b in BENCHMARKS if b.variant_of)
+
+
+def test_order_and_short_names():
+    unknown = ["Zebra", "Aardvark"]
+    shuffled = ["Shapes", *unknown, "UCF101", "Digits", "ImageNetV2", "Caltech101", "Caltech101", "ImageNet"]
+    ordered = ["ImageNet", "Caltech101", "UCF101", "ImageNetV2", "Digits", "Shapes", "Aardvark", "Zebra"]
+    assert in_order(shuffled) == ordered
+    assert [
+        short(name) for name in ("DescribableTextures", "ImageNetR", "ShapesFog", "Zebra")
+    ] == "DTD -R Fog Zebra".split()
+
+
+def test_a_users_own_yaml_is_known(tmp_path, monkeypatch):
+    (tmp_path / "birds.yaml").write_text("DATASET:\n  NAME: MyBirds\n")
+    monkeypatch.setattr(benchmarks, "CONFIGS", tmp_path)
+    stems.cache_clear()
+    try:
+        assert stems() == {b.stem: b.name for b in BENCHMARKS} | {"birds": "MyBirds"}
+    finally:
+        stems.cache_clear()
+
+
+def test_the_table_needs_nothing_but_python():
+    code = "import sys, datasets.benchmarks as b; b.find('dtd'); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    loaded = set(re.findall(r"'(\w+)", done.stdout))
+    assert "datasets" in loaded and not loaded & {"torch", "dassl", "yaml", "numpy"}

@@ -1,4 +1,4 @@
-"""A user's own images: found, checked, divided, trained on, and predicted from the output directory alone."""
+"""A user's own images: found, checked and divided."""
 
 import csv
 import json
@@ -6,89 +6,22 @@ import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
+import own_photos
 import pytest
-import torch
+from own_photos import COLOURS, SMALL, build, draw, make_photos, names_of, said
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-import predict
 import train
 from dassl.utils import read_image, read_json
-from datasets import images
+from datasets.shared.image_files import Row, image_problem, unreadable
+from datasets.shared.image_split import divide
 from predict import Predictor
 
-COLOURS = {
-    "café crème": (205, 160, 110),
-    "red bus": (210, 30, 30),
-    "green_tree": (30, 150, 40),
-    "猫": (90, 60, 110),
-    "blue boat": (30, 60, 210),
-}
-KINDS = ("jpeg", "png", "webp", "grey", "cmyk", "exif")
-SMALL = ["VERBOSE", "False", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"]
-
-
-def draw(path, colour, kind, rng, size=(40, 56)):
-    """A noisy picture of one colour, darker at the top, in the format `kind`."""
-    pixels = np.array(colour) * np.linspace(0.7, 1.1, size[0])[:, None, None] + rng.normal(0, 12, (*size, 3))
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "exif":  # lies on its side, and says so
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        image.rotate(90, expand=True).save(path.with_suffix(".JPG"), exif=exif, quality=98)
-    elif kind in ("grey", "cmyk"):
-        image.convert({"grey": "L", "cmyk": "CMYK"}[kind]).save(path.with_suffix(".jpg"))
-    else:
-        image.save(path.with_suffix(f".{kind}"))
-
-
-def make_photos(folder, n=12, classes=COLOURS):
-    rng = np.random.default_rng(5)
-    for name, colour in classes.items():
-        for k in range(n):
-            draw(folder / name / f"img {k:02}", colour, KINDS[k % len(KINDS)], rng)
-    return folder
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return make_photos(tmp_path / "my photos")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """An output directory whose images are gone; not to be changed."""
-    home = tmp_path_factory.mktemp("own")
-    folder = make_photos(home / "photos")
-    torch.set_num_threads(1)
-    opts = [*SMALL, "OPTIM.MAX_EPOCH", "30", "OPTIM.LR", "0.003"]
-    assert train.main(["--images", str(folder), "--output-dir", str(home / "OUT"), *opts]) == 0
-    shutil.rmtree(folder)
-    return home / "OUT"
-
-
-def build(source, out, *flags):
-    """The data set that train.py would build."""
-    cfg = train.setup_cfg(train.parse(["--images", str(source), "--output-dir", str(out), *map(str, flags)]))
-    return images.Images(cfg)
-
-
-def said(capsys, *argv):
-    """The one line that train.py says of a bad input."""
-    assert train.main([*map(str, argv)]) == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
-def names_of(items):
-    return sorted((item.classname, item.impath) for item in items)
+photos = own_photos.photos  # the fixture
 
 
 # ------------------------------------------------------------------ finding and dividing
@@ -146,8 +79,8 @@ def test_the_split_is_seeded_and_kept(photos, tmp_path, capsys):
     ],
 )
 def test_few_images_go_to_the_training_first(n, sizes):
-    rows = [images.Row(f"/{c}/{k}.jpg", c, "") for c in "ab" for k in range(n)]
-    divided = images.divide(rows, seed=random.randrange(100))
+    rows = [Row(f"/{c}/{k}.jpg", c, "") for c in "ab" for k in range(n)]
+    divided = divide(rows, seed=random.randrange(100))
     assert sorted(r.path for r in divided) == sorted(r.path for r in rows)
     for name in "ab":
         count = Counter(row.split for row in divided if row.classname == name)
@@ -254,13 +187,13 @@ def test_one_pixel_and_100_megapixels_are_images(photos, tmp_path):
     data = build(photos, tmp_path / "OUT")
     assert len(data.train_x + data.val + data.test) == 62
     assert read_image(str(photos / "猫" / "huge.png")).size == (10_000, 10_000)
-    rows = [images.Row(str(p), p.parent.name, rng.choice(["train", "test"])) for p in photos.rglob("*.png")]
-    assert not images.unreadable([row.path for row in rows])
+    rows = [Row(str(p), p.parent.name, rng.choice(["train", "test"])) for p in photos.rglob("*.png")]
+    assert not unreadable([row.path for row in rows], "")
 
 
 def test_an_image_too_large_for_pillow_is_listed(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert len(images.unreadable([str(p) for p in photos.rglob("img*")])) == 60
+    assert len(unreadable([str(p) for p in photos.rglob("img*")], "")) == 60
     with pytest.raises(OSError, match="exceeds limit"):
         read_image(str(photos / "猫" / "img 00.jpeg"))
 
@@ -311,7 +244,7 @@ def test_an_exif_that_pillow_cannot_write_again(tmp_path):
     picture.save(tmp_path / "phone.jpg", exif=b"Exif\0\0" + tiff)
     with Image.open(tmp_path / "phone.jpg") as image, pytest.raises(TypeError):
         ImageOps.exif_transpose(image)
-    assert images.image_problem(str(tmp_path / "phone.jpg")) == ""
+    assert image_problem(str(tmp_path / "phone.jpg")) == ""
     assert read_image(tmp_path / "phone.jpg", upright=True).size == (20, 30)
     picture.save(tmp_path / "odd.jpg", exif=b"Exif\0\0no TIFF at all")
     assert read_image(tmp_path / "odd.jpg", upright=True).size == (30, 20)
@@ -428,7 +361,7 @@ def test_links_do_not_leak(photos, tmp_path, capsys):
 
 def test_a_pipe_is_no_image(photos, tmp_path):
     os.mkfifo(photos / "猫" / "pipe.jpg")
-    assert images.unreadable([str(photos / "猫" / "pipe.jpg")]) == {str(photos / "猫" / "pipe.jpg"): "it is no file"}
+    assert unreadable([str(photos / "猫" / "pipe.jpg")], "") == {str(photos / "猫" / "pipe.jpg"): "it is no file"}
 
 
 def test_folders_that_cannot_be_read_are_said(photos, tmp_path, monkeypatch):
@@ -491,216 +424,3 @@ def test_exif_turns_own_images_upright_and_no_benchmark(photos, tmp_path):
     assert upright[:8].mean() < upright[-8:].mean() - 20, "darker at the top, as drawn"
     cfg = train.setup_cfg(train.parse(["--images", str(photos)]))
     assert cfg.INPUT.EXIF_TRANSPOSE and not train.setup_cfg(train.parse([])).INPUT.EXIF_TRANSPOSE
-
-
-# ------------------------------------------------------------------ training and predicting
-
-
-def test_own_images_are_learnt(trained, tmp_path):
-    results = read_json(trained / "results.json")
-    assert results["dataset"] == "Images" and results["accuracy"] > 60 and results["shots"] == -1
-    assert read_json(trained / "classes.json") == sorted(COLOURS)
-    fresh, rng = tmp_path / "fresh", np.random.default_rng(99)
-    for name, colour in COLOURS.items():
-        for k in range(4):
-            draw(fresh / name / f"{k}", colour, ("jpeg", "png", "webp", "exif")[k], rng)
-    predictions = list(Predictor(trained)(fresh))
-    right = [p.classname == p.image.split("/")[-2] for p in predictions]
-    assert len(right) == 20 and sum(right) >= 15
-    for p in predictions:
-        assert len(p.top) == 5 and p.top[0] == (p.classname, p.probability) and not p.error
-        assert sum(q for _, q in p.top) == pytest.approx(1, abs=1e-5) and sorted(q for _, q in p.top)[::-1] == [
-            q for _, q in p.top
-        ]
-
-
-def test_predictions_are_what_the_evaluation_sees(trained, photos, tmp_path):
-    """The same photos through train.py --eval-only: every one of them is for test, and the accuracy is the same."""
-    flags = ["--eval-only", "--model-dir", str(trained), "--images", str(photos), "--output-dir", str(tmp_path / "E")]
-    assert train.main([*flags, "VERBOSE", "False"]) == 0
-    predictions = list(Predictor(trained)(photos))
-    right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
-    results = read_json(tmp_path / "E" / "results.json")
-    assert len(predictions) == 60 and results["accuracy"] == pytest.approx(100 * right / 60)
-
-
-def test_the_training_split_is_the_one_evaluated(photos, tmp_path):
-    out = tmp_path / "OUT"
-    argv = ["--images", str(photos), "--output-dir", str(out), *SMALL, "OPTIM.MAX_EPOCH", "1"]
-    assert train.main(argv) == 0
-    before = read_json(out / "results.json")["accuracy"]
-    for name in COLOURS:
-        draw(photos / name / "later", (0, 0, 0), "png", np.random.default_rng(0))
-    assert train.main(["--eval-only", "--model-dir", str(out), "VERBOSE", "False"]) == 0
-    results = read_json(out / "eval" / "Images-all-test" / "results.json")
-    assert results["accuracy"] == before and results["trained_on"]["dataset"] == "Images"
-    log = (out / "eval" / "Images-all-test" / "log.txt").read_text()
-    assert "* total: 20\n" in log, "those for test, not the 65 that are there now"
-    assert train.main(argv) == 0, "the same command again goes on with the same split"
-
-
-def test_evaluation_is_among_the_models_classes(trained, photos, tmp_path, capsys):
-    """A folder with two of five classes: what the model takes for a third one is wrong."""
-    for name in list(COLOURS)[2:]:
-        shutil.rmtree(photos / name)
-    flags = ["--eval-only", "--model-dir", str(trained)]
-    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "E")]) == 0
-    predictions = list(Predictor(trained)(photos))
-    right = sum(p.classname == p.image.split("/")[-2] for p in predictions)
-    assert read_json(tmp_path / "E" / "results.json")["accuracy"] == pytest.approx(100 * right / 24)
-    assert len(read_json(tmp_path / "E" / "classes.json")) == 5
-
-    (photos / "red bus").rename(photos / "a new class")  # then those of the folder, as for new classes
-    assert train.main([*flags, "--images", str(photos), "--output-dir", str(tmp_path / "N")]) == 0
-    assert "the 2 of the images alone are told apart" in capsys.readouterr().out
-    assert read_json(tmp_path / "N" / "classes.json") == ["a new class", "café crème"]
-
-    root = tmp_path / "divided"  # a class in test that train lacks
-    for part, name in (("train", "green_tree"), ("train", "猫"), ("test", "green_tree"), ("test", "blue boat")):
-        draw(root / part / name / "x", COLOURS[name], "png", np.random.default_rng(0))
-    assert train.main([*flags, "--images", str(root), "--output-dir", str(tmp_path / "D")]) == 0
-    assert "* total: 2\n" in (tmp_path / "D" / "log.txt").read_text()
-
-
-def test_base_to_new_with_own_images(photos, tmp_path, capsys):
-    """The halves are those of all classes, also if one has no test image."""
-    for path in sorted((photos / sorted(COLOURS)[0]).iterdir())[1:]:
-        path.unlink()
-    out, opts = str(tmp_path / "OUT"), [*SMALL, "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES"]
-    assert train.main(["--images", str(photos), "--output-dir", out, *opts, "base"]) == 0
-    for half, names in (("base", sorted(COLOURS)[:3]), ("new", sorted(COLOURS)[3:])):
-        where = tmp_path / half
-        argv = ["--eval-only", "--model-dir", out, "--output-dir", str(where), "DATASET.SUBSAMPLE_CLASSES", half]
-        assert train.main(argv) == 0
-        assert read_json(where / "classes.json") == names
-        assert read_json(where / "results.json")["trained_on"]["classes"] == "base"
-    assert read_json(tmp_path / "base" / "results.json")["accuracy"] == read_json(f"{out}/results.json")["accuracy"]
-
-
-def test_batches_do_not_matter(trained, photos):
-    paths = sorted(str(p) for p in photos.rglob("img*"))[:7]
-    predictor = Predictor(trained)
-    whole = list(predictor(paths))
-    predictor.batch_size = 2
-    for a, b in zip(whole, predictor(paths), strict=True):
-        assert (
-            a.image == b.image
-            and a.classname == b.classname
-            and a.probability == pytest.approx(b.probability, abs=1e-5)
-        )
-
-
-@pytest.mark.parametrize("trainer", ["CoOp", "ZeroshotCLIP"])
-def test_other_trainers_predict(trainer, photos, tmp_path):
-    argv = ["--images", str(photos), "--output-dir", str(tmp_path / "OUT"), "--trainer", trainer, "VERBOSE", "False"]
-    assert train.main([*argv, "OPTIM.MAX_EPOCH", "1"]) == 0
-    results = read_json(tmp_path / "OUT" / "results.json")
-    split = read_json(tmp_path / "OUT" / "split.json")
-    predictions = list(Predictor(tmp_path / "OUT")([row[0] for row in split["test"]]))
-    right = [p.classname == row[2] for p, row in zip(predictions, split["test"], strict=True)]
-    assert 100 * sum(right) / len(right) == pytest.approx(results["accuracy"])
-
-
-def test_unseen_classes(trained, photos, capsys):
-    path = str(photos / "red bus" / "img 01.png")
-    names = ["a plain blue circle", "a plain red circle"]
-    (p,) = Predictor(trained, names)(path)
-    assert p.classname == names[1] and len(p.top) == 2
-    assert (
-        predict.main(
-            [path, "--model-dir", str(trained), "--classes", "a plain blue circle, a plain red circle", "--json"]
-        )
-        == 0
-    )
-    (said_json,) = json.loads(capsys.readouterr().out)
-    assert said_json["classname"] == names[1] and said_json["probability"] == pytest.approx(p.probability, abs=1e-6)
-    # the prompt changes what is said
-    (q,) = Predictor(trained, names, template="{}")(path)
-    assert q.probability != pytest.approx(p.probability, abs=1e-6)
-
-
-def test_predictions_turn_images_upright(trained, tmp_path):
-    rng = np.random.default_rng(3)
-    pixels = np.zeros((60, 60, 3), np.uint8)
-    pixels[:30], pixels[30:] = (210, 30, 30), rng.integers(0, 255, 3)
-    upright = Image.fromarray(pixels)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    upright.rotate(90).save(tmp_path / "lying.png", exif=exif)
-    upright.save(tmp_path / "upright.png")
-    upright.rotate(90).save(tmp_path / "unsaid.png")
-    a, b, c = Predictor(trained)([tmp_path / f"{name}.png" for name in ("lying", "upright", "unsaid")])
-    assert a.top == b.top != c.top
-
-
-def test_a_model_of_classes_with_the_same_name_predicts(trained, photos, tmp_path):
-    """ImageNet's list has some; only asked-for classes must differ."""
-    shutil.copytree(trained, tmp_path / "OUT")
-    (tmp_path / "OUT" / "classes.json").write_text(json.dumps(["a", "b", "a"]))
-    (p,) = Predictor(tmp_path / "OUT")(photos / "red bus" / "img 01.png")
-    assert len(p.top) == 3
-    with pytest.raises(ValueError, match="different classes"):
-        Predictor(trained, ["a", "b", "a"])
-    with pytest.raises(ValueError, match='mean "cuda"'):
-        Predictor(trained, device="cuda:1")
-
-
-def test_images_in_memory(trained, photos):
-    path = photos / "red bus" / "img 03.jpg"  # grey
-    (by_path,) = Predictor(trained)(path)
-    (by_image,) = Predictor(trained)(Image.open(path))
-    assert by_image.image == "image 1" and by_image.top == by_path.top
-
-
-def test_an_empty_folder_among_others(trained, photos, tmp_path):
-    (tmp_path / "empty").mkdir()
-    given = [photos / "red bus" / "img 01.png", tmp_path / "empty", photos / "猫" / "img 01.png"]
-    first, none, last = Predictor(trained)(given)
-    assert first.classname == "red bus" and last.classname == "猫"
-    assert (none.image, none.top, none.error) == (str(tmp_path / "empty"), [], "it is a folder without images")
-
-
-def test_names_that_no_output_can_take(trained, photos, tmp_path):
-    """In JSON and in the table, with a strict standard output; the sheet takes a formula for a name."""
-    odd = os.fsencode(tmp_path) + b"/\xe9.png"
-    try:
-        shutil.copy(photos / "red bus" / "img 01.png", odd)
-    except OSError:
-        pytest.skip("this file system takes UTF-8 only")
-    words = [sys.executable, predict.__file__, odd, "--model-dir", trained, "--classes", r"a $5 \frac{x$,b"]
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run([*words, "--json"], env=env, capture_output=True, check=True)
-    (answer,) = json.loads(done.stdout)
-    assert os.fsencode(answer["image"]) == odd
-    env["PYTHONIOENCODING"] = "ascii:strict"
-    done = subprocess.run([*words, "--picture", tmp_path / "sheet.png"], env=env, capture_output=True)
-    assert done.returncode == 0 and rb"\udce9.png" in done.stdout and (tmp_path / "sheet.png").exists(), done.stderr
-
-
-def test_the_command(trained, photos, tmp_path, capsys):
-    bad = photos / "red bus" / "text.jpg"
-    bad.write_text("no image")
-    sheet = tmp_path / "sheet.png"
-    argv = [str(photos / "red bus"), "--model-dir", str(trained), "--top", "2", "--picture", str(sheet)]
-    assert predict.main(argv) == 1, "one image could not be read"
-    done = capsys.readouterr()
-    lines = done.out.splitlines()
-    assert len(lines) == 2 + 12 and lines[0].split() == ["image", "class", "probability", "then"]
-    assert done.err.count("\n") == 1 and done.err.startswith(f"error: {bad}: cannot identify image file")
-    with Image.open(sheet) as picture:
-        assert picture.width > 500 and len(picture.convert("L").getcolors()) > 50
-
-    for argv, told in (
-        ([str(photos / "nowhere.jpg")], "No such file"),
-        ([str(tmp_path / "my photos" / "猫"), "--classes", "one"], "two or more different classes"),
-        ([str(photos), "--classes", ""], "two or more different classes, not none"),
-        ([str(photos), "--classes", "A_cat,a cat"], "two or more different classes, not A_cat, a cat"),
-        ([str(photos), "--top", "0"], "--top is 0"),
-        ([str(photos), "--picture", "sheet.jpg"], "give the name of a .png file"),
-        ([str(photos), "--picture", str(tmp_path / "no" / "sheet.png")], "--picture cannot be written"),
-        ([str(photos), "--load-epoch", "7"], "there are [30]"),
-        ([str(photos), "--model-dir", str(tmp_path)], "has no config.yaml"),
-    ):
-        assert predict.main(["--model-dir", str(trained), *argv] if "--model-dir" not in argv else argv) == 1
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1 and told in err, err

@@ -15,8 +15,8 @@ from PIL import Image
 import train
 from dassl.data.datasets import build_dataset
 from dassl.utils import read_json
-from datasets import drawing
 from datasets.shapes import Shapes
+from datasets.shared import drawing
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "scripts"))

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 import train
 from dassl.data.datasets import build_dataset
-from datasets import drawing
 from datasets.shapes import Shapes
+from datasets.shared import drawing
 
 IMAGES = dict(Shapes.images)  # as the file says; fixtures of other tests draw fewer
 CLASSES = {"Shapes": 40, "Digits": 10}

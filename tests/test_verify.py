@@ -1,19 +1,20 @@
-"""`python -m datasets.verify` on miniatures of the benchmarks: whole ones, and each thing that may be wrong."""
+"""`python -m datasets.tools.verify` on miniatures of the benchmarks: whole ones, and each thing that may be wrong."""
 
 import hashlib
 import os
 import random
+from dataclasses import replace
 
+import miniatures
 import pytest
-import test_benchmarks
-from test_benchmarks import JPEG, MINIATURES, TEST_ONLY, WITH_SPLIT_FILE, folder_of
+from miniatures import JPEG, MINIATURES, TEST_ONLY, WITH_SPLIT_FILE, change_row, folder_of
 from test_datasets import PARTS
 
 from dassl.utils import write_json
-from datasets import verify
-from datasets.sizes import SIZES, Size
+from datasets.benchmarks import get
+from datasets.tools import verify
 
-lay = test_benchmarks.lay  # the fixture
+lay = miniatures.lay  # the fixture
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def run(tmp_path, capsys):
         for dashes in lines[1].split("  "):
             edges.append((at, at + len(dashes)))
             at += len(dashes) + 2
-        cells = [[line[a:b].strip() for a, b in edges] for line in lines if line and line.split()[0] in SIZES]
+        cells = [[line[a:b].strip() for a, b in edges] for line in lines if line and get(line.split()[0])]
         table = {row[0]: dict(zip(verify.HEADERS, row, strict=True)) for row in cells if len(row[-1].split()) in (1, 2)}
         return status, table, said.out + said.err
 
@@ -119,8 +120,9 @@ def test_missing_images_are_listed(name, lay, run, tmp_path):
 )
 def test_other_numbers_than_expected(name, part, lay, run, monkeypatch):
     lay(name)
-    found = getattr(SIZES[name], part)
-    monkeypatch.setitem(SIZES, name, Size(**{**vars(SIZES[name]), part: found + 1234}))
+    size = get(name).size
+    found = getattr(size, part)
+    change_row(monkeypatch, name, size=replace(size, **{part: found + 1234}))
     status, table, _ = run(name)
     assert status == 1 and table[name]["verdict"] == "wrong"
     assert table[name][part] == f"{found}/{found + 1234:,}"
@@ -164,7 +166,7 @@ def test_all_that_are_there(lay, run):
     status, table, said = run()
     assert status == 0 and list(table) == ["DescribableTextures", "ImageNetA"]
     (absent,) = [line for line in said.splitlines() if line.startswith("not there: ")]
-    assert set(absent.removeprefix("not there: ").split(", ")) == SIZES.keys() - table.keys()
+    assert set(absent.removeprefix("not there: ").split(", ")) == MINIATURES.keys() - table.keys()
 
 
 def test_named_but_not_there(lay, run, tmp_path):
@@ -177,6 +179,7 @@ def test_named_but_not_there(lay, run, tmp_path):
 def test_names_and_root(run, capsys, tmp_path):
     status, _, said = run("OxfordPet")
     assert status == 1 and said.startswith("error: ") and 'mean "OxfordPets"' in said and said.count("\n") == 1
+    assert "Digits is embedded" in run("digits")[2]
     status = verify.main(["--root", str(tmp_path / "nowhere")])
     assert status == 1 and str(tmp_path / "nowhere") in capsys.readouterr().err
 

@@ -14,6 +14,8 @@ from .defaults import RETIRED
 
 __all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
 
+BASE = "_BASE_"  # detectron2's key
+
 
 def get_cfg_default():
     """Return a fresh `yacs.config.CfgNode` with every generic key at its default."""
@@ -38,6 +40,8 @@ def merge_config(cfg, source, allow_new=()):
     Values are read as yacs does: text is a Python literal if it can be, e.g. "(10,)" or "1e-5", else a
     string. A value must have the type of the one it replaces; an int given for a float, and a list for a
     tuple or the other way round, are converted. None may replace anything and be replaced by anything.
+    A YAML file may name another one, or several, which are merged before it: `_BASE_: ../vit_b16.yaml`, relative
+    to its own folder.
 
     Args:
         cfg (CfgNode): config, with the defaults of the trainer declared.
@@ -46,19 +50,21 @@ def merge_config(cfg, source, allow_new=()):
             unknown keys are created.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: bad YAML, an unknown key (the nearest one is named), a wrong type, or a KEY without VALUE.
+        FileNotFoundError: there is no such file, or base.
+        ValueError: bad YAML, bases in a circle, an unknown key (the nearest one is named), a wrong type, or a KEY
+            without VALUE.
         AttributeError: `cfg` is frozen.
     """
     if isinstance(source, (list, tuple)):
-        where, pairs = "on the command line", _pair_up(source)
+        given = [(key, value, "on the command line") for key, value in _pair_up(source)]
     else:
-        where, pairs = f'in "{source}"', list(flatten(_read_yaml(source)).items())
+        files = _read_with_bases(source)
+        given = [(key, value, f'in "{path}"') for path, tree in files for key, value in flatten(tree).items()]
 
     known = flatten(cfg)
     new = [f"{prefix}." for prefix in allow_new]
     checked = []
-    for key, value in pairs:
+    for key, value, where in given:
         section = key + "."
         if key in known:
             value = _convert(value, known[key], key, where)
@@ -90,6 +96,25 @@ def _pair_up(opts):
         words = " ".join(map(str, opts))
         raise ValueError(f"Options come as KEY VALUE pairs, but these are {len(opts)} words: {words}")
     return list(zip(opts[0::2], opts[1::2], strict=True))
+
+
+def _read_with_bases(path, users=()):
+    """[(path, content), ...] of the bases of a YAML file, in their order and each after its own bases, and of the file.
+
+    `users` are the files that lead to it, each the base of the one before.
+    """
+    if osp.realpath(path) in map(osp.realpath, users):
+        raise ValueError(f'"{BASE}" goes in a circle: {" -> ".join(map(str, [*users, path]))}')
+    try:
+        content = _read_yaml(path)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f'The "{BASE}" of "{users[-1]}" is missing: {e}' if users else str(e)) from None
+    bases = content.pop(BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f'"{BASE}" in "{path}" must be the path of a YAML file, or a list of them, got {bases!r}')
+    paths = [osp.normpath(osp.join(osp.dirname(path), base)) for base in bases]
+    return [pair for base in paths for pair in _read_with_bases(base, (*users, path))] + [(path, content)]
 
 
 def _read_yaml(path):

@@ -1,11 +1,11 @@
 """Downloads benchmarks into CoOp's layout; an interrupted or repeated command does only what is left to do.
 
-    python -m datasets.prepare --list
-    python -m datasets.prepare Caltech101 OxfordPets --root DATA
-    python -m datasets.prepare all --root DATA --dry-run
+    python -m datasets.tools.prepare --list
+    python -m datasets.tools.prepare Caltech101 OxfordPets --root DATA
+    python -m datasets.tools.prepare all --root DATA --dry-run
 
 A name is the registered one (DescribableTextures) or that of the config (dtd). What needs an account or cannot be
-had is told, with where its files go; the rest is fetched all the same. Nothing that is there is ever overwritten.
+downloaded is listed, with the place for its files; the rest is fetched all the same. No existing file is overwritten.
 """
 
 import argparse
@@ -17,16 +17,18 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.utils import atomic_write, get_most_similar_str_to_a_from_b, locked, read_json
+from dassl.utils import atomic_write, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
-from datasets.sources import SOURCES, Item, Source
+from datasets.benchmarks import Benchmark, Item, downloads
 
 SCRATCH = ".prepare"  # in the data set's folder: what is unpacked, before it is moved in place
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m datasets.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m datasets.tools.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or: all")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
@@ -39,66 +41,48 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find(name: str) -> str:
-    """The registered name that `name` means, case and dashes aside; raises ValueError with the nearest one."""
-
-    def plain(text):
-        return text.lower().replace("-", "").replace("_", "")
-
-    names = {plain(key): known for known, source in SOURCES.items() for key in (known, source.config, source.folder)}
-    if plain(name) not in names:
-        nearest = names[get_most_similar_str_to_a_from_b(plain(name), names)]
-        raise ValueError(f'no data set "{name}" to prepare, do you mean "{nearest}"? There are: {", ".join(SOURCES)}')
-    return names[plain(name)]
-
-
 def table() -> str:
     """What --list prints."""
     rows = []
-    for name, source in SOURCES.items():
-        gigabytes = sum(item.megabytes for item in source.items) / 1000
-        by_hand = any(item.by_hand for item in source.items)
-        hosts = dict.fromkeys(item.url.split("/")[2] for item in source.items if item.url and not item.unless)
-        drive = ["Google Drive"] if any(item.drive for item in source.items) else []
+    for benchmark in downloads(["all"]):
+        items = benchmark.items
+        hosts = dict.fromkeys(item.url.split("/")[2] for item in items if item.url and not item.unless)
+        drive = ["Google Drive"] if any(item.drive for item in items) else []
+        by_hand = any(item.by_hand for item in items)
         origin = "by hand, with an account" if by_hand else ", ".join([*hosts, *drive])
-        size = "144" if by_hand else f"{gigabytes:.2f}"
-        rows.append([name, source.config, source.folder + "/", size, origin])
-    return tabulate(
-        rows,
-        ["data set", "config", "folder", "GB", "from"],
-        disable_numparse=True,
-        colalign=("left", "left", "left", "right", "left"),
-    )
+        size = f"{sum(item.megabytes for item in items) / 1000:.2f}"
+        rows.append([benchmark.name, benchmark.stem, benchmark.folder + "/", size, origin])
+    heads, align = ["data set", "config", "folder", "GB", "from"], ["left", "left", "left", "right", "left"]
+    return tabulate(rows, heads, disable_numparse=True, colalign=align)
 
 
 # ------------------------------------------------------------------ one data set
 
 
-def prepare(name: str, root: str, keep: bool = False, dry_run: bool = False) -> list[str]:
-    """Completes the folder of the data set `name` below `root`; returns the paths that it still lacks and needs.
+def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool = False) -> list[str]:
+    """Completes the benchmark's folder below `root`; returns the paths that it still lacks and needs.
 
     Raises:
         OSError: another `prepare` is at work there, or the folder cannot be written to.
     """
-    source = SOURCES[name]
-    folder = osp.join(root, source.folder)
-    print(f"{name}: {folder}")
-    there(folder)  # a link to nothing is told
+    folder = osp.join(root, benchmark.folder)
+    print(f"{benchmark.name}: {folder}")
+    there(folder)  # raises for a link to nothing
     if dry_run:
         promised = set()
-        for item in source.items:
-            print("    or," if promised.issuperset(item.gives) else "   ", plan(item, folder, root))
+        for item in benchmark.items:
+            print("    or," if promised.issuperset(item.gives) else "   ", describe(item, folder, root))
             promised.update(item.gives)
         return []
     os.makedirs(folder, exist_ok=True)
     with locked(folder, f"another prepare is at work in {folder}: wait for it"):
-        for item in source.items:
+        for item in benchmark.items:
             if missing(item, folder) and not item.by_hand:
                 try:
                     fetch(item, folder, root, keep)
                 except OSError as error:  # the other items are fetched all the same, and one may make up for it
                     print(f"warning: {error}", file=sys.stderr)
-    return report(name, source, folder)
+    return report(benchmark, folder)
 
 
 def there(path: str) -> bool:
@@ -115,7 +99,7 @@ def missing(item: Item, folder: str) -> list[str]:
     return [path for path in item.gives if not there(osp.join(folder, path))]
 
 
-def plan(item: Item, folder: str, root: str) -> str:
+def describe(item: Item, folder: str, root: str) -> str:
     """What would be done about `item`, in a line."""
     paths = ", ".join(missing(item, folder))
     if not paths:
@@ -198,10 +182,10 @@ def unpack(item: Item, archive: str, folder: str) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def report(name: str, source: Source, folder: str) -> list[str]:
-    """Tells what the folder lacks; returns what of it is needed."""
-    needed = {}
-    for item in source.items:
+def report(benchmark: Benchmark, folder: str) -> list[str]:
+    """Prints what the folder lacks; returns what of it is needed."""
+    name, needed = benchmark.name, {}
+    for item in benchmark.items:
         for path in missing(item, folder):
             if item.spare:
                 print(f"warning: {name} has no {osp.join(folder, path)}: {item.spare}", file=sys.stderr)
@@ -211,9 +195,11 @@ def report(name: str, source: Source, folder: str) -> list[str]:
         paths = ", ".join(path for path in needed if needed[path] == how)
         print(f"{name} lacks {paths}" + (f": {how}" if how else ""), file=sys.stderr)
     if needed:
-        print(f"The whole of {name} is {', '.join(osp.join(folder, path) for path in source.layout)}", file=sys.stderr)
+        print(
+            f"The whole of {name} is {', '.join(osp.join(folder, path) for path in benchmark.layout)}", file=sys.stderr
+        )
     else:
-        print(f"{name} is there. Check it: python -m datasets.verify {name} --root {osp.dirname(folder) or '.'}")
+        print(f"{name} is there. Check it: python -m datasets.tools.verify {name} --root {osp.dirname(folder) or '.'}")
     return list(needed)
 
 
@@ -223,17 +209,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print(table())
     try:
-        asked = [name for given in args.names for name in (SOURCES if given.lower() == "all" else [find(given)])]
+        asked = downloads(args.names)
         root = osp.expanduser(args.root)
         if osp.exists(root) and not osp.isdir(root):
             raise ValueError(f"{root} is a file: give the folder of the data sets with --root")
         lacking = []
-        for name in dict.fromkeys(asked):
+        for benchmark in asked:
             try:
-                lacking += prepare(name, root, args.keep_archives, args.dry_run)
+                lacking += prepare(benchmark, root, args.keep_archives, args.dry_run)
             except OSError as error:  # the other data sets are prepared all the same
-                lacking.append(name)
-                print(f"error: {name}: {error}", file=sys.stderr)
+                lacking.append(benchmark.name)
+                print(f"error: {benchmark.name}: {error}", file=sys.stderr)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

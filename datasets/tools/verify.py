@@ -1,8 +1,8 @@
 """Checks the benchmarks on disk: classes and images against the expected sizes, every image decoded. Writes nothing.
 
-    python -m datasets.verify --root DATA                       all that are there
-    python -m datasets.verify OxfordPets sun397 --root DATA     these, by registered name or YAML
-    python -m datasets.verify --fast --root DATA                without decoding
+    python -m datasets.tools.verify --root DATA                       all that are there
+    python -m datasets.tools.verify OxfordPets sun397 --root DATA     these, by registered name or YAML
+    python -m datasets.tools.verify --fast --root DATA                without decoding
 
 The exit status is 1 if one of those named, or found, is wrong.
 """
@@ -13,29 +13,24 @@ import os
 import os.path as osp
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-
-from .base import PARTS, SplitDataset
-from .imagenet import CLASSNAMES
-from .images import image_problem
-from .sizes import SIZES, Size, benchmark_names, config_names
+from datasets.base import PARTS, SplitDataset
+from datasets.benchmarks import Benchmark, Size, downloads
+from datasets.imagenet import CLASSNAMES
+from datasets.shared.image_files import listing, of_all, unreadable
 
 HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
-MOST = 20  # of a list that are shown
 
 
 @dataclass
 class Report:
     """What was found of one data set; `error` is why it could not be read."""
 
-    name: str
+    benchmark: Benchmark
     present: bool = True
     error: str = ""
     size: Size | None = None
@@ -44,15 +39,19 @@ class Report:
     same_name: list[str] = field(default_factory=list)  # class names that several labels have
 
     @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
     def ok(self) -> bool:
         """Classes of the same name do not count: ImageNet's own list has some."""
-        return self.size == SIZES[self.name] and not self.missing and not self.unreadable
+        return self.size == self.benchmark.size and not self.missing and not self.unreadable
 
     def row(self) -> list[str]:
         present = "incomplete" if self.error and self.present else "yes" if self.present else "no"
         if self.size is None:
             return [self.name, present, *["-"] * 7, "wrong" if self.present else "not there"]
-        want = SIZES[self.name]
+        want = self.benchmark.size
         counts = [against(getattr(self.size, part), getattr(want, part)) for part in ("classes", *PARTS)]
         unreadable = "not checked" if self.unreadable is None else f"{len(self.unreadable):,}"
         verdict = "ok" if self.ok else "wrong"
@@ -63,33 +62,31 @@ class Report:
         lines = [f"{self.name}: {self.error}"] if self.error else []
         if self.same_name:
             lines.append(f"{self.name}, several classes of the same name: {', '.join(self.same_name)}")
-        lines += listing(f"{self.name}, images that are not there", self.missing)
-        unreadable = [f"{path}: {problem}" for path, problem in (self.unreadable or {}).items()]
-        return lines + listing(f"{self.name}, images that cannot be read", unreadable)
+        if self.missing:
+            lines += [f"{self.name}, images that are not there:", *listing(self.missing)]
+        if self.unreadable:
+            problems = [f"{path}: {problem}" for path, problem in self.unreadable.items()]
+            lines += [f"{self.name}, images that cannot be read:", *listing(problems)]
+        return lines
 
 
 def against(found: int | None, expected: int | None) -> str:
     return "-" if found == expected is None else f"{found or 0:,}/{expected or 0:,}"
 
 
-def listing(title: str, lines: list[str]) -> list[str]:
-    rest = [f"  ... and {len(lines) - MOST:,} more"] if len(lines) > MOST else []
-    return [f"{title}:", *(f"  {line}" for line in lines[:MOST]), *rest] if lines else []
-
-
-def locate(name: str, root: str) -> SplitDataset:
+def locate(benchmark: Benchmark, root: str) -> SplitDataset:
     """The data set with its paths, of which nothing is read yet."""
-    stem = next(stem for stem, registered in config_names().items() if registered == name)
-    importlib.import_module(f"{__package__}.{stem}")
-    dataset = DATASET_REGISTRY.get(name).__new__(DATASET_REGISTRY.get(name))
+    importlib.import_module(f"datasets.{benchmark.stem}")
+    cls = DATASET_REGISTRY.get(benchmark.name)
+    dataset = cls.__new__(cls)
     dataset.set_paths(root)
     return dataset
 
 
-def verify(name: str, root: str, fast: bool = False) -> Report:
-    """Checks the benchmark `name`, a registered name, in `root`; `fast` decodes no image."""
-    dataset = locate(name, root)
-    report = Report(name, present=osp.isdir(dataset.dataset_dir))
+def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
+    """Checks the benchmark in `root`; `fast` decodes no image."""
+    dataset = locate(benchmark, root)
+    name, report = benchmark.name, Report(benchmark, present=osp.isdir(dataset.dataset_dir))
     try:  # imagenet/ may hold nothing but the list of class names, for its variants
         report.present = report.present and os.listdir(dataset.dataset_dir) != [CLASSNAMES]
         if not report.present:
@@ -109,34 +106,28 @@ def verify(name: str, root: str, fast: bool = False) -> Report:
         report.missing = [path for path in paths if not there[path]]
         paths = [path for path in paths if there[path]]
     if not fast:
-        problems = of_all(image_problem, paths, f"{name}, decoding")
-        report.unreadable = {path: problem for path, problem in problems.items() if problem}
+        report.unreadable = unreadable(paths, f"{name}, decoding")
     return report
 
 
-def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
-    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.imap(function, paths, chunksize=32)
-        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(SIZES)}")
-    parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
-    parser.add_argument(
-        "--fast", action="store_true", help="do not decode the images, only look whether they are there"
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.tools.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, default: all that are there")
+    parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
+    parser.add_argument("--fast", action="store_true", help="do not decode the images, only look for their files")
     args = parser.parse_args(argv)
     try:
-        names = benchmark_names(args.names) or list(SIZES)
+        benchmarks = downloads(args.names or ["all"])
         if not osp.isdir(osp.expanduser(args.root)):
             raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    reports = [verify(name, args.root, args.fast) for name in names]
+    reports = [verify(benchmark, args.root, args.fast) for benchmark in benchmarks]
     shown = [report for report in reports if report.present or args.names]
     if shown:
         print(tabulate([report.row() for report in shown], HEADERS, disable_numparse=True))

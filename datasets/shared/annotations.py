@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from dassl.data.datasets import Datum
 from dassl.utils import read_json
+from datasets.base import Splits
 
-from .base import Splits
-from .images import is_image
+from .image_files import is_image
 
 SEED = 1  # CoOp's split depends on the seed of the run that comes first; its scripts begin with 1
 

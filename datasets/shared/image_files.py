@@ -1,0 +1,225 @@
+"""Finding a user's own images, and telling which cannot be read.
+
+photos/cat/1.jpg                     one folder a class
+photos/train/cat/1.jpg               train/, test/ and, if wanted, val/ with such folders
+photos.csv, photos.json              path, label[, split]; paths are relative to the file
+"""
+
+import csv
+import io
+import json
+import os
+import os.path as osp
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from dassl.utils import read_json
+from datasets.base import PARTS, read_split
+
+SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+class Row(NamedTuple):
+    path: str  # absolute
+    classname: str
+    split: str  # train, val, test, or "" if none was said
+
+
+def find_images(source: str) -> list[Row]:
+    """The images of a folder, a CSV or a JSON file, sorted by class and path."""
+    source = osp.abspath(osp.expanduser(source))
+    if osp.isdir(source):
+        rows = from_folders(source)
+    elif not osp.exists(source):
+        raise FileNotFoundError(f"there is no {source}: --images takes a folder of class folders, a CSV or a JSON")
+    elif source.lower().endswith(".csv"):
+        rows = from_csv(source)
+    elif source.lower().endswith(".json"):
+        rows = from_json(source)
+    else:
+        raise ValueError(f"{source} is neither a folder nor a .csv or .json file of path, label[, split]")
+    if not rows:
+        kinds = ", ".join(SUFFIXES[:5])
+        raise FileNotFoundError(f"{source} has no images: it should have one folder a class with {kinds}")
+    odd = next((row.path for row in rows if is_undecoded(row.path)), None)
+    if odd:
+        raise ValueError(f"{source} has names that are not in UTF-8, as {ascii(odd)}: rename them (convmv does)")
+    twice = [path for path, count in Counter(osp.realpath(row.path) for row in rows).items() if count > 1]
+    if twice:
+        raise ValueError(f"{source} has {len(twice)} images more than once, first {twice[0]}: name, or link, each once")
+    return sorted(rows, key=lambda row: (row.classname, row.path))
+
+
+def from_folders(source: str) -> list[Row]:
+    """One folder a class, or such folders within train/, val/ and test/."""
+    folders = {name: osp.join(source, name) for name in visible(source) if osp.isdir(osp.join(source, name))}
+    loose = [name for name in visible(source) if name not in folders and is_image(name)]
+    parts = {part_of(name): path for name, path in folders.items() if part_of(name) and holds_folders(path)}
+    if "train" in parts or (parts and len(parts) == len(folders)):
+        others = sorted(folders.keys() - {osp.basename(path) for path in parts.values()})
+        if others:
+            odd = f"{', '.join(others)}, which is no val/ or test/ with class folders: move it away"
+            raise ValueError(f"{source} has train/ with class folders, but also {odd}")
+        return [row._replace(split=part) for part, path in parts.items() for row in from_folders(path)]
+    if loose:
+        print(f"{len(loose):,} images in {source} are in no class folder and are left out, first {loose[0]}")
+    rows, empty = [], []
+    for name, folder in tqdm(folders.items(), "looking for images", unit="folder", disable=None, delay=2):
+        images, others = images_in(folder)
+        if not images:
+            empty.append(name)
+        elif others:
+            print(f"{len(others):,} files of {folder} are no images and are left out, first {others[0]}")
+        rows += [Row(path, normal(name), "") for path in images]
+    if empty and rows:
+        raise ValueError(f"{source} has class folders without images: {', '.join(sorted(empty))}: fill or remove them")
+    return rows
+
+
+def from_csv(source: str) -> list[Row]:
+    try:
+        with open(source, encoding="utf-8-sig", newline="") as f:
+            text = f.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it as CSV UTF-8") from error
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+    if not {"path", "label"} <= set(reader.fieldnames) or len(set(reader.fieldnames)) < len(reader.fieldnames):
+        wanted = '"path,label" or "path,label,split"'
+        raise ValueError(f"{source} has the columns {reader.fieldnames}: its first line should read {wanted}")
+    rows = []
+    try:
+        for line in reader:
+            where = f"line {reader.line_num}"
+            if None in line:
+                raise ValueError(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
+            rows.append(make_row(source, where, line["path"], line["label"], line.get("split")))
+    except csv.Error as error:
+        raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
+    return rows
+
+
+def from_json(source: str) -> list[Row]:
+    """[{"path": ..., "label": ..., "split": ...}, ...], [[path, label, split], ...], or CoOp's split file."""
+    try:
+        content = read_json(source)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is no JSON ({error})") from error
+    if isinstance(content, dict) and set(PARTS) <= content.keys():
+        splits = zip(PARTS, read_split(source, osp.dirname(source)), strict=True)
+        content = [[item.impath, item.classname, part] for part, items in splits for item in items]
+    if not isinstance(content, list):
+        raise ValueError(f'{source} should read [{{"path": ..., "label": ...}}, ...], with "split": ... if wanted')
+    rows = []
+    for k, entry in enumerate(content):
+        fields = [entry.get(c) for c in ("path", "label", "split")] if isinstance(entry, dict) else entry
+        if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
+            raise ValueError(f'{source}, entry {k + 1} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
+        rows.append(make_row(source, f"entry {k + 1}", *fields))
+    return rows
+
+
+def make_row(source: str, where: str, path: object, label: object, split: object = None) -> Row:
+    path, label, split = ("" if value is None else str(value).strip() for value in (path, label, split))
+    if not path or not label:
+        raise ValueError(f"{source}, {where}: the {'label' if path else 'path'} is missing")
+    part = part_of(split) if split else ""
+    if part is None:
+        raise ValueError(f'{source}, {where}: the split is "{split}", but should be train, val or test')
+    found = osp.normpath(osp.join(osp.dirname(source), osp.expanduser(path)))
+    if "\\" in path and not osp.exists(found):  # written on Windows
+        found = osp.normpath(osp.join(osp.dirname(source), path.replace("\\", "/")))
+    return Row(found, normal(label), part)
+
+
+def part_of(name: str) -> str | None:
+    """train, val or test, for the names that people give them."""
+    return next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def normal(name: str) -> str:
+    """One spelling of accented letters: macOS writes file names with the accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_undecoded(path: str) -> bool:
+    """Whether bytes of a file name could not be read as characters; nothing can write such a name down."""
+    return any("\udc80" <= character <= "\udcff" for character in path)
+
+
+def visible(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+def images_in(folder: str) -> tuple[list[str], list[str]]:
+    """Paths of the images and of the other files below a folder, sorted; hidden ones are passed over."""
+    paths, seen = [], set()
+    for at, inner, files in os.walk(folder, onerror=stop, followlinks=True):
+        if osp.realpath(at) in seen:  # a link in a circle
+            inner.clear()
+            continue
+        seen.add(osp.realpath(at))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        paths += [osp.join(at, name) for name in files if not name.startswith(".")]
+    return sorted(filter(is_image, paths)), sorted(path for path in paths if not is_image(path))
+
+
+def stop(error: OSError) -> None:
+    raise error  # os.walk would pass over what may not be read
+
+
+def holds_folders(folder: str) -> bool:
+    return any(osp.isdir(osp.join(folder, name)) for name in visible(folder))
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+# ------------------------------------------------------------------ reading them
+
+
+def image_problem(path: str, decode: bool = True) -> str:
+    """Why an image cannot be taken, "" if it can; with `decode` all of the file is looked at, else its header."""
+    try:
+        if osp.isdir(path):
+            return "it is a folder without images"
+        if osp.exists(path) and not osp.isfile(path):
+            return "it is no file"  # opening a pipe would wait for ever
+        with Image.open(path) as image:
+            if max(image.size) > 100 * min(image.size):
+                return f"it is {image.width} x {image.height} pixels: more than 100 times as long as wide"
+            if image.mode.startswith(("I", "F")):
+                return f"its pixels are of mode {image.mode}, not 8 bits, and would be read as white: convert it"
+            if decode:
+                image.draft("RGB", (256, 256))  # a JPEG is decoded at a fraction of its size
+                image.load()
+    except Exception as error:  # Pillow raises a dozen types
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def unreadable(paths: list[str], title: str) -> dict[str, str]:
+    """{path: what is wrong} of those images that cannot be read; all are decoded."""
+    return {path: problem for path, problem in of_all(image_problem, paths, title).items() if problem}
+
+
+def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
+    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # not more: each holds a decoded image
+        results = pool.imap(function, paths, chunksize=32)
+        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
+
+
+def listing(lines: list[str], most: int = 20) -> list[str]:
+    """The first of many lines, indented, and how many more there are."""
+    rest = [f"  ... and {len(lines) - most:,} more"] if len(lines) > most else []
+    return [*(f"  {line}" for line in lines[:most]), *rest]
