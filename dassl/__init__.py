@@ -1,6 +1,46 @@
-"""Dassl: the training engine. Same public API as KaiyangZhou/Dassl.pytorch, written anew for today's PyTorch.
+"""Dassl: the training engine, with the public API of KaiyangZhou/Dassl.pytorch, written anew for today's PyTorch.
 
 Nothing in here imports clip, trainers or datasets: those build on this package, never the other way round.
+
+Kept, with Dassl's names, arguments and results, its config keys and the methods and attributes of its trainers:
+
+    dassl.config          get_cfg_default clean_cfg
+    dassl.data            DataManager DatasetWrapper
+    dassl.data.datasets   DATASET_REGISTRY Datum DatasetBase build_dataset
+    dassl.data.transforms build_transform INTERPOLATION_MODES
+    dassl.engine          TRAINER_REGISTRY build_trainer TrainerBase SimpleTrainer TrainerX TrainerXU SimpleNet
+    dassl.evaluation      EVALUATOR_REGISTRY build_evaluator EvaluatorBase Classification
+    dassl.metrics         compute_accuracy compute_distance_matrix cosine_distance euclidean_squared_distance
+    dassl.optim           build_optimizer build_lr_scheduler
+    dassl.utils           AverageMeter MetricMeter Registry Logger setup_logger collect_env_info set_random_seed
+                          mkdir_if_missing check_isfile read_json write_json read_image listdir_nohidden download_url
+                          get_most_similar_str_to_a_from_b check_availability tolist_if_not count_num_param
+                          save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights
+                          open_all_layers open_specified_layers
+
+and in the modules that other code imports from directly, beside what is above:
+
+    dassl.config.defaults            _C
+    dassl.data.data_manager          DataManager DatasetWrapper build_data_loader
+    dassl.data.samplers              build_sampler RandomDomainSampler SeqDomainSampler RandomClassSampler
+    dassl.data.datasets.base_dataset Datum DatasetBase
+    dassl.data.datasets.build        DATASET_REGISTRY build_dataset
+    dassl.data.transforms.transforms build_transform Random2DTranslation InstanceNormalization Cutout GaussianNoise
+    dassl.engine.build               TRAINER_REGISTRY build_trainer
+    dassl.engine.trainer             TrainerBase SimpleTrainer TrainerX TrainerXU SimpleNet
+    dassl.evaluation.build           EVALUATOR_REGISTRY build_evaluator
+    dassl.evaluation.evaluator       EvaluatorBase Classification
+    dassl.metrics.accuracy           compute_accuracy
+    dassl.metrics.distance           compute_distance_matrix cosine_distance euclidean_squared_distance
+    dassl.optim.optimizer            build_optimizer
+    dassl.optim.lr_scheduler         build_lr_scheduler ConstantWarmupScheduler LinearWarmupScheduler
+    dassl.utils.logger               Logger setup_logger
+    dassl.utils.meters               AverageMeter MetricMeter
+    dassl.utils.registry             Registry
+    dassl.utils.tools                mkdir_if_missing set_random_seed read_image download_url collect_env_info
+    dassl.utils.torchtools           load_checkpoint load_pretrained_weights count_num_param resume_from_checkpoint
+
+Not here: Dassl's own trainers, data sets and networks (dassl.modeling), and the config keys that only those read.
 """
 
 __version__ = "1.0.0"

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 import datasets
 import trainers
-from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config
+from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config, read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, read_json
 from trainers.base import extend_cfg
@@ -216,15 +216,6 @@ def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
     if args.eval_only and args.model_dir:  # beside the model, never over its own results
         return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT]))
     return osp.join("output", cfg.TRAINER.NAME, *run)
-
-
-# ------------------------------------------------------------------ what a run keeps of it
-
-
-def read_config(path: str) -> dict:
-    """Dotted keys of a `config.yaml` that a run wrote."""
-    with open(path, encoding="utf-8") as f:
-        return flatten(yaml.safe_load(f))
 
 
 def plain(cfg: CfgNode) -> dict:

@@ -18,11 +18,12 @@ import torchvision
 from yacs.config import CfgNode
 
 import dassl
+from dassl.config import read_config
 from dassl.engine import build_trainer
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 
 from .command import USER_ERRORS, command
-from .config import CLASSES, CONFIGS, default_cfg, parse, plain, read_config, setup_cfg
+from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
 
 VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained

@@ -21,11 +21,12 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 from clip.model import CLIP  # noqa: E402
 
+from dassl.config import get_cfg_default, merge_config  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from dassl.utils import set_random_seed  # noqa: E402
 from datasets.shapes import Shapes  # noqa: E402
 from experiments.config import parse, setup_cfg  # noqa: E402
-from trainers.shared.clip_model import load_clip  # noqa: E402
+from trainers.shared.backbones import load_clip  # noqa: E402
 
 VOCABULARY = 49408
 
@@ -42,6 +43,16 @@ def data_root(tmp_path_factory):
     images, Shapes.images = Shapes.images, {"train": 16, "val": 4, "test": 4}
     yield tmp_path_factory.mktemp("data")
     Shapes.images = images
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A data root with Shapes for runs from the command line, again with fewer images; drawn once a session."""
+    root = tmp_path_factory.getbasetemp() / "few-pictures"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
+        Shapes(setup_cfg(parse(["--root", str(root), "VERBOSE", "False"])))
+    return root
 
 
 @pytest.fixture
@@ -140,3 +151,27 @@ def noise():
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def bare_cfg():
+    """bare_cfg(KEY, VALUE...): Dassl's defaults, at 32 x 32 on the CPU without worker processes."""
+
+    def make(*opts):
+        cfg = get_cfg_default()
+        merge_config(cfg, ["INPUT.SIZE", (32, 32), "DATALOADER.NUM_WORKERS", 0, "USE_CUDA", False, *opts])
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def one_line():
+    """one_line(caught): the message of what `pytest.raises` caught, which must be one line."""
+
+    def message(caught):
+        text = str(caught.value)
+        assert text and "\n" not in text, text
+        return text
+
+    return message

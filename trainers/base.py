@@ -4,14 +4,17 @@ import math
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode as CN
 
+from dassl.data import DatasetWrapper
+from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, load_pretrained_weights
 
-from .shared.clip_model import load_clip
+from .shared.backbones import load_clip
 
 PRECISIONS = ["fp32", "amp", "bf16"]  # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling
 
@@ -22,28 +25,38 @@ class ClipTrainer(TrainerX):
     A method is a subclass registered with `TRAINER_REGISTRY`. It sets
 
     - `defaults`: its config node, `cfg.TRAINER.<CLASS NAME IN CAPITALS>`, PREC among them;
-    - `learner`: name of the classifier's submodule that holds all trained tensors, also the checkpoint's folder;
-      empty if there is nothing to train;
+    - `learner`: name of the classifier's submodule that holds all that is learned, and of the checkpoints' folder;
+      empty for zero-shot methods. Without parameters (a cache in buffers) it is filled by `fit` and not trained;
+    - `lr_per_batch`: whether the learning-rate schedule steps after each batch rather than each epoch;
 
-    and implements the hooks
-
-    - `build_classifier(clip_model, classnames)`: a `ClipClassifier`;
-    - `losses(image, label)`: the loss terms and the logits; cross-entropy unless overridden.
+    implements `build_classifier`, and overrides those of the other hooks of which it wants more than what they do here.
     """
 
     defaults: dict = {"PREC": "amp"}
     learner: str = ""
+    lr_per_batch: bool = False
 
     # ---------------------------------------------------------------- hooks
+
+    def check_node(self, node: CN) -> None:
+        """Raises ValueError if the settings in the method's config node make no sense."""
+        check_availability(node.PREC, PRECISIONS)
 
     def build_classifier(self, clip_model, classnames: list[str]):
         """Returns the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
         raise NotImplementedError
 
+    def fit(self) -> None:
+        """What is done once before training, unless a checkpoint is gone on from: for example, filling a cache."""
+
     def losses(self, image: torch.Tensor, label: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The terms whose sum is minimised, by name, and the logits float [B, n_cls] of the training batch."""
         logits = self.model(image)
         return {"ce": F.cross_entropy(logits, label)}, logits
+
+    def backward(self, terms: dict[str, torch.Tensor]) -> None:
+        """Leaves the gradients, scaled by `self.scaler`, in the trained tensors."""
+        self.scaler.scale(sum(terms.values())).backward()
 
     # ---------------------------------------------------------------- set-up
 
@@ -52,8 +65,12 @@ class ClipTrainer(TrainerX):
         """The method's own config node."""
         return self.cfg.TRAINER[type(self).__name__.upper()]
 
+    def key(self, name: str = "") -> str:
+        """A key of that node, or the node itself, as people write it."""
+        return ".".join(["TRAINER", type(self).__name__.upper(), *[name] * bool(name)])
+
     def check_cfg(self, cfg):
-        check_availability(cfg.TRAINER[type(self).__name__.upper()].PREC, PRECISIONS)
+        self.check_node(cfg.TRAINER[type(self).__name__.upper()])
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -68,15 +85,28 @@ class ClipTrainer(TrainerX):
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
         self.set_precision(self.node.PREC)
+        self.optim = self.sched = None
         if not self.learner:
             return
         learner = self.model.get_submodule(self.learner)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
-        print(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
-        self.optim = build_optimizer(learner, cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        if count_num_param(learner):
+            print(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
+            self.optim = build_optimizer(learner, cfg.OPTIM)
+            self.sched = build_lr_scheduler(self.optim, self.schedule_cfg())
         self.register_model(self.learner, learner, self.optim, self.sched)
+
+    def schedule_cfg(self) -> CN:
+        """`cfg.OPTIM`, with `lr_per_batch` in batches instead of epochs."""
+        optim = self.cfg.OPTIM.clone()
+        if self.lr_per_batch:
+            optim.defrost()
+            batches = len(self.train_loader_x)
+            optim.MAX_EPOCH, optim.WARMUP_EPOCH = optim.MAX_EPOCH * batches, optim.WARMUP_EPOCH * batches
+            steps = optim.STEPSIZE
+            optim.STEPSIZE = steps * batches if isinstance(steps, int) else type(steps)(s * batches for s in steps)
+        return optim
 
     def set_precision(self, precision: str) -> None:
         if self.device.type == "cpu" and precision != "fp32":
@@ -84,11 +114,8 @@ class ClipTrainer(TrainerX):
             precision = "fp32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise ValueError("PREC bf16: this GPU has no bfloat16; take amp or fp32")
-        self.autocast = {
-            "device_type": self.device.type,
-            "enabled": precision != "fp32",
-            "dtype": torch.float16 if precision == "amp" else torch.bfloat16,
-        }
+        dtype = torch.float16 if precision == "amp" else torch.bfloat16
+        self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32", "dtype": dtype}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
 
     # ---------------------------------------------------------------- the one training step
@@ -98,13 +125,13 @@ class ClipTrainer(TrainerX):
         with torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
         self.optim.zero_grad()
-        self.scaler.scale(sum(terms.values())).backward()
+        self.backward(terms)
         accuracy = compute_accuracy(logits, label)[0]
         *values, accuracy = torch.stack([*terms.values(), accuracy.reshape(())]).tolist()  # the one wait for the GPU
         self.check_finite(dict(zip(terms, values, strict=True)))
         self.scaler.step(self.optim)
         self.scaler.update()
-        if self.batch_idx + 1 == self.num_batches:
+        if self.lr_per_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
 
         parts = dict(zip(terms, values, strict=True)) if len(terms) > 1 else {}
@@ -116,7 +143,7 @@ class ClipTrainer(TrainerX):
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f'the loss term "{name}" is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}: lower '
-                    f"OPTIM.LR ({self.get_current_lr():g} now) or set TRAINER.{type(self).__name__.upper()}.PREC fp32; "
+                    f"OPTIM.LR ({self.get_current_lr():g} now) or set {self.key('PREC')} fp32; "
                     f"the checkpoints in {self.output_dir} are untouched"
                 )
 
@@ -132,6 +159,17 @@ class ClipTrainer(TrainerX):
             print(f"{type(self).__name__} has nothing to train")
             self.test()
 
+    def before_train(self):
+        super().before_train()
+        if self.optim is None:
+            self.max_epoch = 1  # in which nothing but `fit` is done, and a checkpoint written
+        if self.start_epoch == 0:
+            self.fit()
+
+    def run_epoch(self):
+        if self.optim is not None:
+            super().run_epoch()
+
     def set_model_mode(self, mode="train", names=None):
         super().set_model_mode(mode, names)
         self.model.train(mode == "train")  # the registered part is only the learner
@@ -139,6 +177,33 @@ class ClipTrainer(TrainerX):
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(**self.autocast):
             return self.model(image)
+
+    @torch.no_grad()
+    def features(self, items, train: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """The frozen CLIP's image features of a list of `Datum`, in its order, for `fit`.
+
+        Args:
+            train: whether the images go through the training transform, as random as that is, or the test transform.
+
+        Returns:
+            float32 [n, embed_dim], not normalised, and labels int64 [n]; on the trainer's device.
+        """
+        dataset = DatasetWrapper(self.cfg, items, transform=build_transform(self.cfg, is_train=train))
+        options = self.cfg.DATALOADER
+        features, labels = [], []
+        for batch in DataLoader(dataset, options.TEST.BATCH_SIZE, num_workers=options.NUM_WORKERS):
+            image, label = self.parse_batch_test(batch)
+            with torch.autocast(**self.autocast):
+                features.append(self.model.image_encoder(image).float())
+            labels.append(label)
+        return torch.cat(features), torch.cat(labels)
+
+    def get_extra_state(self):
+        return {"scaler": self.scaler.state_dict()}  # amp's loss scale
+
+    def set_extra_state(self, state):
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         # the original Dassl prints the result as a number when it loads, and could not print None

@@ -4,6 +4,7 @@ Every chosen weight W (out x in) of the frozen CLIP's transformer blocks is rota
 
     W' = W R,   R = blockdiag(R_1 ... R_m),   R_i = (I + Q_i)^-1 (I - Q_i),   Q_i = -Q_i^T          (1, Cayley)
 
+In training the activations are turned instead, W' x = W (R x): no gradient of a whole weight is ever formed.
 Only the strict upper triangles of the Q_i are trained, from zero: training starts at CLIP itself. R is orthogonal
 whatever Q is, so the rows of W keep their norms and pairwise angles, and W keeps its singular values.
 
@@ -26,19 +27,16 @@ from collections import defaultdict
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 
 from .base import ClipTrainer
-from .shared.classifier import ClipClassifier, normalize
-from .shared.clip_model import is_vit
-from .shared.text import fill_template, template_for, tokenize
+from .shared.backbones import is_vit
+from .shared.prompts import template_for
+from .shared.weights import WEIGHTS, TunedCLIP, check_places
 
-ENCODERS = ["image", "text"]
-WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
 REGULARIZERS = ["cross_kl", "cross_ce", "self_kl", "none"]
 
 
@@ -68,10 +66,11 @@ def cayley(upper: torch.Tensor, b: int) -> torch.Tensor:
     return r
 
 
-def rotate(weight: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """W R for block-diagonal R: weight [out, m b], r [m, b, b] -> [out, m b]."""
+def rotate(rows: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Rows times block-diagonal R: rows float [..., m b], r [m, b, b] -> [..., m b]."""
     m, b, _ = r.shape
-    return torch.einsum("omi,mij->omj", weight.view(-1, m, b), r).reshape(weight.shape)
+    blocks = rows.reshape(-1, m, b).transpose(0, 1)
+    return torch.bmm(blocks, r).transpose(0, 1).reshape(rows.shape)
 
 
 class Rotations(nn.Module):
@@ -114,71 +113,30 @@ def regularizer(kind: str, z, z_v, z_t, z_0, label: torch.Tensor, tau: float) ->
 # -------------------------------------------------------------------- the tuned CLIP
 
 
-class OrthogonalCLIP(ClipClassifier):
-    """One CLIP in memory: called with the rotated weights it is tuned, called without them it is the frozen bypass."""
+class OrthogonalCLIP(TunedCLIP):
+    """CLIP with W R in place of every chosen W: y = W R x + b, in rows y = (x R^T) W^T + b."""
 
-    def __init__(self, node, clip_model, classnames: list[str], template: str):
-        super().__init__(clip_model)
-        self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
-        self.places = {}  # name of a rotated weight -> (encoder, name of the parameter, its rows)
-        for which in node.ENCODERS:
-            self.places |= find_weights(which, self.encoders[which], node.LAYERS, node.WEIGHTS)
-        self.rotations = Rotations({n: block_sizes(n, self.weight(n).shape[1], node.BLOCK_SIZE) for n in self.places})
-        tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
-        self.register_buffer("tokens", tokens, persistent=False)
-        with torch.no_grad():  # the frozen side of the text never changes: once per run
-            frozen = normalize(self.text_encoder(None, tokens))
-        self.register_buffer("frozen_text", frozen, persistent=False)
+    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.ORTHCR"):
+        super().__init__(clip_model, classnames, template, node, where)
+        sizes = {n: block_sizes(n, self.weight(n).shape[1], node.BLOCK_SIZE, where) for n in self.places}
+        self.rotations = Rotations(sizes)
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
 
-    def weight(self, name: str) -> torch.Tensor:
-        """The frozen W that `name` stands for; a view."""
-        which, parameter, rows = self.places[name]
-        return self.encoders[which].get_parameter(parameter)[rows]
+    def changes(self, names):
+        return self.rotations(names) if names else {}
 
-    def rotated(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
-        """For each encoder named: its rotated parameters by name, as `functional_call` and state dicts want them."""
-        names = [name for name, (which, _, _) in self.places.items() if which in encoders]
-        parts: dict = {which: defaultdict(dict) for which in encoders}
-        with torch.autocast(self.logit_scale.device.type, enabled=False):
-            for name, r in self.rotations(names).items():
-                which, parameter, rows = self.places[name]
-                parts[which][parameter][rows.start] = rotate(self.weight(name), r)
-        return {which: {p: self._assemble(which, p, rows) for p, rows in parts[which].items()} for which in encoders}
+    def apply(self, r, x, weight, bias):
+        return F.linear(rotate(x, r.mT), weight, bias)
 
-    def _assemble(self, which: str, parameter: str, rotated: dict[int, torch.Tensor]) -> torch.Tensor:
-        """A whole parameter: the rotated tensor itself, or q, k, v below each other, those not chosen as they are."""
-        weight = self.encoders[which].get_parameter(parameter)
-        size = len(next(iter(rotated.values())))
-        if size == len(weight):
-            return rotated[0]
-        return torch.cat([rotated.get(start, weight[start : start + size]) for start in range(0, len(weight), size)])
-
-    def tuned(self, which: str, weights: dict[str, torch.Tensor], *inputs) -> torch.Tensor:
-        """f or g: unit-length features of an encoder called with its rotated weights."""
-        return normalize(functional_call(self.encoders[which], weights, inputs))
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        weights = self.once("image weights", lambda: self.rotated("image"))
-        return self.tuned("image", weights["image"], image)
-
-    def encode_text(self) -> torch.Tensor:
-        weights = self.rotated("text")["text"]
-        return self.tuned("text", weights, None, self.tokens) if weights else self.frozen_text
+    def merge(self, r, weight):
+        return rotate(weight, r)
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """z, z_v, z_t, z_0 of (2), each float32 [B, n_cls]."""
-        weights, g_0 = self.rotated("image", "text"), self.frozen_text
-        f = self.tuned("image", weights["image"], image)
-        g = self.tuned("text", weights["text"], None, self.tokens) if weights["text"] else g_0
-        with torch.no_grad():
-            f_0 = super().encode_image(image) if weights["image"] else f
+        linear = self.linear("image", "text")  # every R of the step in one solve
+        f, g = self.encode_image(image, linear), self.encode_text(linear)
+        f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
         return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
-
-    def merged(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The rotated weights to write into a plain CLIP: by encoder, then by parameter name, detached."""
-        with torch.no_grad():
-            return self.rotated("image", "text")
 
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
@@ -192,40 +150,12 @@ class OrthogonalCLIP(ClipClassifier):
         return torch.stack(errors).max().item(), torch.stack(energies).max().item()  # NaN stays NaN
 
 
-def find_weights(which: str, encoder: nn.Module, layers, kinds) -> dict[str, tuple[str, str, slice]]:
-    """Where the chosen weights of an encoder lie: name -> (encoder, name of the parameter, its rows).
-
-    Raises:
-        ValueError: a layer that the encoder does not have.
-    """
-    blocks = encoder.transformer.resblocks
-    outside = [i for i in layers if not -len(blocks) <= i < len(blocks)]
-    if outside:
-        raise ValueError(
-            f"TRAINER.ORTHCR.LAYERS names {outside}, but the {which} encoder has blocks 0 to {len(blocks) - 1}"
-        )
-    places = {}
-    for i in sorted({i % len(blocks) for i in layers} or range(len(blocks))):
-        d, block = blocks[i].attn.embed_dim, f"transformer.resblocks.{i}."
-        for kind in kinds:
-            if kind in ("q", "k", "v"):
-                start = "qkv".index(kind) * d
-                parameter, rows = "attn.in_proj_weight", slice(start, start + d)
-            else:
-                parameter = "attn.out_proj.weight" if kind == "out" else f"mlp.{kind}.weight"
-                rows = slice(0, None)
-            places[f"{which}_{i}_{kind}"] = (which, block + parameter, rows)
-    return places
-
-
-def block_sizes(name: str, width: int, b: int) -> tuple[int, int]:
+def block_sizes(name: str, width: int, b: int, where: str) -> tuple[int, int]:
     """(number of blocks, block size) for `width` inputs; b = 0 means one block."""
     b = b or width
     if width % b:
         fit = [n for n in (16, 32, 64, 128, 256) if width % n == 0]
-        raise ValueError(
-            f"TRAINER.ORTHCR.BLOCK_SIZE {b} does not divide the {width} inputs of {name}: take one of {fit} or 0"
-        )
+        raise ValueError(f"{where}.BLOCK_SIZE {b} does not divide the {width} inputs of {name}: take one of {fit} or 0")
     return width // b, b
 
 
@@ -253,30 +183,23 @@ class OrthCR(ClipTrainer):
     }
     learner = "rotations"
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.ORTHCR
+    def check_node(self, node):
+        super().check_node(node)
+        check_places(node, self.key())
         check_availability(node.REG, REGULARIZERS)
-        for given, known in ((node.ENCODERS, ENCODERS), (node.WEIGHTS, WEIGHTS)):
-            for name in given:
-                check_availability(name, known)
-        if not all(isinstance(i, int) for i in node.LAYERS):
-            raise ValueError(f"TRAINER.ORTHCR.LAYERS is {list(node.LAYERS)}, but takes whole numbers, e.g. [0, -1]")
-        if not node.ENCODERS or not node.WEIGHTS:
-            raise ValueError("TRAINER.ORTHCR.ENCODERS and WEIGHTS must name at least one each: else nothing is trained")
         if node.LAMBDA < 0 or node.TAU <= 0 or node.BLOCK_SIZE < 0 or node.BLOCK_SIZE == 1:
             raise ValueError(
-                "TRAINER.ORTHCR wants LAMBDA >= 0, TAU > 0 and BLOCK_SIZE 0 or >= 2 (a 1 x 1 rotation is 1)"
+                f"{self.key()} needs LAMBDA >= 0, TAU > 0 and BLOCK_SIZE 0 or >= 2 (a 1 x 1 rotation is the number 1)"
             )
 
     def build_classifier(self, clip_model, classnames):
         if "image" in self.node.ENCODERS and not is_vit(clip_model):
             raise ValueError(
                 f"{self.cfg.MODEL.BACKBONE.NAME} is a ResNet: its image encoder has no transformer blocks to "
-                f"rotate; take a ViT, or tune the text side alone with TRAINER.ORTHCR.ENCODERS \"['text']\""
+                f"rotate; take a ViT, or tune the text side alone with {self.key('ENCODERS')} \"['text']\""
             )
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
-        return OrthogonalCLIP(self.node, clip_model, classnames, template)
+        return OrthogonalCLIP(self.node, clip_model, classnames, template, self.key())
 
     def losses(self, image, label):
         node = self.node

@@ -4,28 +4,12 @@ g(c) = text(template with c)                       ZeroshotCLIP: the data set's 
 g(c) = normalised mean over templates of the same  ZeroshotCLIP2: CLIP's 80 templates and that one
 """
 
-import torch
-
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.classifier import ClipClassifier, normalize
+from .shared.classifier import ClipClassifier
+from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES
-from .shared.text import fill_template, template_for, tokenize
-
-
-class ZeroshotClassifier(ClipClassifier):
-    """Class features are the mean over `templates` of unit-length text features."""
-
-    def __init__(self, clip_model, classnames: list[str], templates: list[str]):
-        super().__init__(clip_model)
-        self.prompts = [fill_template(template, classnames) for template in templates]
-
-    def encode_text(self) -> torch.Tensor:
-        total = 0
-        for prompts in self.prompts:  # one template at a time: 80 x 1,000 prompts at once would not fit
-            total = total + normalize(self.text_encoder(None, tokenize(prompts).to(self.logit_scale.device)))
-        return normalize(total)
 
 
 @TRAINER_REGISTRY.register()
@@ -41,7 +25,7 @@ class ZeroshotCLIP(ClipTrainer):
         return [template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)]
 
     def build_classifier(self, clip_model, classnames):
-        return ZeroshotClassifier(clip_model, classnames, self.templates())
+        return ClipClassifier(clip_model, classnames, self.templates())
 
 
 @TRAINER_REGISTRY.register()

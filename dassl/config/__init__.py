@@ -10,8 +10,9 @@ from yacs.config import CfgNode as CN
 from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
+from .defaults import RETIRED
 
-__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config"]
+__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
 
 BASE = "_BASE_"  # detectron2's key
 
@@ -22,7 +23,7 @@ def get_cfg_default():
 
 
 def clean_cfg(cfg, trainer):
-    """Drop, in place, the nodes of all trainers but `trainer`, so that printing `cfg` shows what matters.
+    """Remove the nodes of all trainers but `trainer` from `cfg`, in place, so that a printed config shows what matters.
 
     Args:
         cfg (CfgNode): config.
@@ -67,6 +68,8 @@ def merge_config(cfg, source, allow_new=()):
         section = key + "."
         if key in known:
             value = _convert(value, known[key], key, where)
+        elif key in RETIRED:  # silently: they never had an effect, and every config.yaml of earlier runs has them all
+            continue
         elif any(name.startswith(section) for name in [*known, *new]):
             if value is not None:  # in YAML a section of which every line is commented out
                 raise ValueError(f'"{key}" {where} is a section, which takes no value: set one of its keys')
@@ -91,7 +94,7 @@ def merge_config(cfg, source, allow_new=()):
 def _pair_up(opts):
     if len(opts) % 2:
         words = " ".join(map(str, opts))
-        raise ValueError(f"Options come as KEY VALUE pairs, but there are {len(opts)} words: {words}")
+        raise ValueError(f"Options come as KEY VALUE pairs, but these are {len(opts)} words: {words}")
     return list(zip(opts[0::2], opts[1::2], strict=True))
 
 
@@ -132,16 +135,25 @@ def _read_yaml(path):
             line = f", line {mark.line + 1}" if mark else ""
             raise ValueError(f'Bad YAML in "{path}"{line}: {getattr(e, "problem", None) or e}') from e
     if not isinstance(content, (dict, type(None))):
-        raise ValueError(f'Bad config in "{path}": KEY: VALUE lines wanted, not a {type(content).__name__}')
+        raise ValueError(f'"{path}" must hold KEY: VALUE lines, but is a {type(content).__name__}')
     return content or {}
 
 
 def flatten(tree, prefix=""):
-    """{"A": {"B": 1}} -> {"A.B": 1}: the leaves of a dict of dicts by dotted key."""
+    """Return the leaves of nested dicts by dotted key: {"A": {"B": 1}} -> {"A.B": 1}."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def read_config(path):
+    """Return the `config.yaml` of a run as a dict of dotted keys, without the keys that nothing reads any more.
+
+    Raises:
+        FileNotFoundError, ValueError: see `merge_config`.
+    """
+    return {key: value for key, value in flatten(_read_yaml(path)).items() if key not in RETIRED}
 
 
 def _decode(value):

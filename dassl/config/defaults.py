@@ -1,12 +1,11 @@
-"""Every generic config key with its default; Dassl's names and values. Trainers add theirs to TRAINER."""
+"""Every generic config key with its default, by Dassl's names and values. Trainers add theirs to TRAINER."""
 
 from yacs.config import CfgNode as CN
 
 _C = CN()
-_C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # log, checkpoints, results
-_C.RESUME = ""  # OUTPUT_DIR of the run to go on with
-_C.SEED = -1  # negative: a different result every time
+_C.RESUME = ""  # OUTPUT_DIR of the run to resume
+_C.SEED = -1  # negative: every run differs
 _C.USE_CUDA = True  # if there is a CUDA device
 _C.VERBOSE = True  # print which trainer, data set, backbone... is built
 
@@ -14,8 +13,8 @@ _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)  # height, width in pixels
 _C.INPUT.INTERPOLATION = "bilinear"  # of resizing: a key of dassl.data.transforms.INTERPOLATION_MODES
 _C.INPUT.TRANSFORMS = ()  # names of the training transforms, in any order: dassl/data/transforms fixes it
-_C.INPUT.EXIF_TRANSPOSE = False  # turn photographs upright, as their EXIF says; Dassl does not
-_C.INPUT.NO_TRANSFORM = False  # give the images as they are
+_C.INPUT.EXIF_TRANSPOSE = False  # rotate photographs as their EXIF orientation says; not in Dassl
+_C.INPUT.NO_TRANSFORM = False  # leave the images as they are
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]  # ImageNet's, of values in [0, 1]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 _C.INPUT.CROP_PADDING = 4  # random_crop, in pixels
@@ -39,13 +38,7 @@ _C.DATASET.ROOT = ""  # directory that holds the data sets
 _C.DATASET.NAME = ""
 _C.DATASET.SOURCE_DOMAINS = ()  # names of the domains to train on, where a data set has several
 _C.DATASET.TARGET_DOMAINS = ()  # and to test on
-_C.DATASET.NUM_LABELED = -1  # labelled images in all (semi-supervised learning)
 _C.DATASET.NUM_SHOTS = -1  # labelled images a class (few-shot learning); negative: all
-_C.DATASET.VAL_PERCENT = 0.1  # fraction held out for validation (semi-supervised learning)
-_C.DATASET.STL10_FOLD = -1  # 0-9; negative: all
-_C.DATASET.CIFAR_C_TYPE = ""  # CIFAR-10-C, CIFAR-100-C: kind of corruption
-_C.DATASET.CIFAR_C_LEVEL = 1  # and its strength, 1-5
-_C.DATASET.ALL_AS_UNLABELED = False  # count labelled images as unlabelled ones too
 
 _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
@@ -57,7 +50,7 @@ _C.DATALOADER.TRAIN_X.BATCH_SIZE = 32
 _C.DATALOADER.TRAIN_X.N_DOMAIN = 0  # domains in a batch (RandomDomainSampler); 0 or -1: all
 _C.DATALOADER.TRAIN_X.N_INS = 16  # images a class in a batch (RandomClassSampler)
 _C.DATALOADER.TRAIN_U = CN()  # unlabelled
-_C.DATALOADER.TRAIN_U.SAME_AS_X = True  # take TRAIN_X's settings in place of the following
+_C.DATALOADER.TRAIN_U.SAME_AS_X = True  # use TRAIN_X's settings instead of the following
 _C.DATALOADER.TRAIN_U.SAMPLER = "RandomSampler"
 _C.DATALOADER.TRAIN_U.BATCH_SIZE = 32
 _C.DATALOADER.TRAIN_U.N_DOMAIN = 0
@@ -98,13 +91,13 @@ _C.OPTIM.MAX_EPOCH = 10
 _C.OPTIM.WARMUP_EPOCH = -1  # 0 or negative: no warm-up
 _C.OPTIM.WARMUP_TYPE = "linear"  # linear, constant
 _C.OPTIM.WARMUP_CONS_LR = 1e-5  # constant: the learning rate
-_C.OPTIM.WARMUP_MIN_LR = 1e-5  # linear: that of epoch 0
+_C.OPTIM.WARMUP_MIN_LR = 1e-5  # linear: the learning rate of epoch 0
 _C.OPTIM.WARMUP_RECOUNT = True  # the schedule after the warm-up counts epochs from 0, not from WARMUP_EPOCH
 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # in epochs; 0 or negative: the last one only
 _C.TRAIN.PRINT_FREQ = 10  # in batches
-_C.TRAIN.COUNT_ITER = "train_x"  # what an epoch runs through: train_x, train_u, smaller_one
+_C.TRAIN.COUNT_ITER = "train_x"  # loader that sets the length of an epoch: train_x, train_u, smaller_one
 
 _C.TEST = CN()
 _C.TEST.EVALUATOR = "Classification"
@@ -116,3 +109,9 @@ _C.TEST.FINAL_MODEL = "last_step"  # last_step, best_val (evaluates every epoch 
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""
+
+# Keys of Dassl's own data sets, which are not here. Nothing reads them, but the config.yaml of earlier runs has them
+RETIRED = tuple(
+    "VERSION DATASET.NUM_LABELED DATASET.VAL_PERCENT DATASET.STL10_FOLD DATASET.CIFAR_C_TYPE DATASET.CIFAR_C_LEVEL "
+    "DATASET.ALL_AS_UNLABELED".split()
+)

@@ -21,11 +21,11 @@ def build_data_loader(
     is_train=True,
     dataset_wrapper=None,
 ):
-    """A DataLoader over a list of `Datum`, which gives dicts of batches (see `DatasetWrapper`).
+    """Build a DataLoader over a list of `Datum`; its batches are dicts with the keys of `DatasetWrapper`.
 
-    In training the last, incomplete batch is dropped, unless it is the only one. DataLoader seeds torch,
-    random and numpy in its workers from torch's global generator. Workers do not outlive an epoch: the
-    state that they would carry over cannot be saved in a checkpoint.
+    In training an incomplete last batch is dropped, unless it is the only one. DataLoader seeds torch, random and
+    numpy in its workers from torch's global generator. Workers end with the epoch, because the state that they
+    would carry into the next one cannot be saved in a checkpoint.
 
     Raises ValueError if there are no items, or the sampler cannot fill a single batch from them.
     """
@@ -44,18 +44,16 @@ def build_data_loader(
     )
     if len(loader) == 0:
         raise ValueError(
-            f"{sampler_type} cannot form one batch of {batch_size} from {len(data_source)} items: "
-            "the batch size is too large"
+            f"{sampler_type} cannot form one batch of {batch_size} from {len(data_source)} items: lower the batch size"
         )
     return loader
 
 
 class DataManager:
-    """The data set named in the config, with its loaders: `train_loader_x`, `train_loader_u`, `val_loader` and
-    `test_loader` (the last three None if the data set has no such items).
+    """The data set that the config names, with `train_loader_x`, `train_loader_u`, `val_loader` and `test_loader`.
 
-    `custom_tfm_train` and `custom_tfm_test` replace `build_transform`; `dataset_wrapper` replaces
-    `DatasetWrapper`.
+    Each of the last three is None if the data set has no such items. `custom_tfm_train` and `custom_tfm_test`
+    replace `build_transform`; `dataset_wrapper` replaces `DatasetWrapper`.
     """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
@@ -63,53 +61,33 @@ class DataManager:
         tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
         tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
 
-        def train_loader(data_source, options):
+        def loader(data_source, options, tfm, is_train):
             return build_data_loader(
                 cfg,
                 sampler_type=options.SAMPLER,
                 data_source=data_source,
                 batch_size=options.BATCH_SIZE,
-                n_domain=options.N_DOMAIN,
-                n_ins=options.N_INS,
-                tfm=tfm_train,
-                is_train=True,
+                tfm=tfm,
+                is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
-            )
-
-        def test_loader(data_source):
-            return build_data_loader(
-                cfg,
-                sampler_type=cfg.DATALOADER.TEST.SAMPLER,
-                data_source=data_source,
-                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-                tfm=tfm_test,
-                is_train=False,
-                dataset_wrapper=dataset_wrapper,
+                **({"n_domain": options.N_DOMAIN, "n_ins": options.N_INS} if is_train else {}),
             )
 
         options_x, options_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
         if options_u.SAME_AS_X:
             options_u = options_x
-        self.train_loader_x = train_loader(dataset.train_x, options_x)
-        self.train_loader_u = train_loader(dataset.train_u, options_u) if dataset.train_u else None
-        self.val_loader = test_loader(dataset.val) if dataset.val else None
-        self.test_loader = test_loader(dataset.test) if dataset.test else None
+        self.train_loader_x = loader(dataset.train_x, options_x, tfm_train, True)
+        self.train_loader_u = loader(dataset.train_u, options_u, tfm_train, True) if dataset.train_u else None
+        self.val_loader = loader(dataset.val, cfg.DATALOADER.TEST, tfm_test, False) if dataset.val else None
+        self.test_loader = loader(dataset.test, cfg.DATALOADER.TEST, tfm_test, False) if dataset.test else None
 
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    @property
-    def num_classes(self):
-        return self.dataset.num_classes
-
-    @property
-    def num_source_domains(self):
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self):
-        return self.dataset.lab2cname
+    num_classes = property(lambda self: self.dataset.num_classes)
+    num_source_domains = property(lambda self: self._num_source_domains)
+    lab2cname = property(lambda self: self.dataset.lab2cname)
 
     def show_dataset_summary(self, cfg):
         """Print a table of the data set's name, domains, and numbers of classes and images."""
@@ -129,7 +107,7 @@ class DatasetWrapper(Dataset):
     """Reads and transforms the images of a list of `Datum`.
 
     An item is a dict: label, domain, index (int), impath (str), img, and with ``DATALOADER.RETURN_IMG0`` also
-    img0, the image resized to ``INPUT.SIZE`` without augmentation. A list of transforms gives img, img2,
+    img0, the image resized to ``INPUT.SIZE`` without augmentation. With a list of transforms there are img, img2,
     img3, ... In training ``DATALOADER.K_TRANSFORMS`` = K > 1 makes each of them a list of K augmented images.
 
     Raises ValueError if K > 1 and there is no transform, and OSError with the path for an unreadable image.

@@ -1,7 +1,7 @@
-"""Samplers whose every `batch_size` consecutive indices form one batch of a fixed composition.
+"""Samplers that compose batches: every `batch_size` consecutive indices are one batch.
 
-All of them draw from torch's global generator when iterated, never when constructed, and their length is
-exact: training loops compare the batch number with it to find the last batch of an epoch.
+They draw from torch's global generator when iterated, never when constructed, and their length is exact:
+training loops compare it with the number of the batch to find the last one of an epoch.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ def _shuffled(items):
 
 
 def _indices_by(data_source, attribute):
-    """{value of the attribute: [index into data_source]}, in order of first appearance."""
+    """Return {value of the attribute: [index into data_source]}, in order of first appearance."""
     indices = defaultdict(list)
     for index, item in enumerate(data_source):
         indices[getattr(item, attribute)].append(index)
@@ -36,10 +36,10 @@ def _num_batches(counts, n):
 
 
 def _deal(groups, n):
-    """`_num_batches` random batches of n groups of different keys. groups: {key: [group]}, emptied.
+    """Return `_num_batches` random batches of n groups of different keys. groups: {key: [group]}, used up.
 
-    Keys with most groups left go first, which alone reaches the maximum; ties and the order of the batches
-    are random.
+    The keys with the most groups left go first, or fewer batches could be formed; ties and the order of the
+    batches are random.
     """
     batches = []
     for _ in range(_num_batches([len(g) for g in groups.values()], n)):
@@ -130,7 +130,7 @@ class RandomClassSampler(Sampler):
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
-    """The sampler of that class name over a list of `Datum`. Raises ValueError for an unknown name."""
+    """Build the sampler of that class name over a list of `Datum`. Raises ValueError for an unknown name."""
     samplers = {
         "RandomSampler": lambda: RandomSampler(data_source),
         "SequentialSampler": lambda: SequentialSampler(data_source),

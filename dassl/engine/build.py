@@ -6,10 +6,10 @@ TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def build_trainer(cfg):
-    """The trainer that `cfg.TRAINER.NAME` names, built.
+    """Build the trainer `cfg.TRAINER.NAME`.
 
     Raises:
-        ValueError: no such trainer; the nearest name and all names are given.
+        ValueError: no trainer of that name is registered.
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     if cfg.VERBOSE:

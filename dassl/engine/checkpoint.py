@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: where it lies, how its weights are loaded, the state of the random generators."""
+"""Checkpoints of a run: finding them, loading their weights, and the state of the random generators."""
 
 import os
 import os.path as osp
@@ -14,61 +14,62 @@ BEST = "model-best.pth.tar"
 
 
 def epochs(folder):
-    """Epochs that a folder has checkpoints of, in order."""
+    """Return the epochs of the checkpoints in a folder, in order."""
     files = os.listdir(folder) if osp.isdir(folder) else []
     return sorted(int(m.group(1)) for m in (re.fullmatch(r"model\.pth\.tar-(\d+)", f) for f in files) if m)
 
 
 def find_checkpoint(directory, name, epoch):
-    """Path of the checkpoint of model `name` in `directory`: of `epoch`, else the best on val, else the newest.
+    """Return the checkpoint of model `name` in `directory`: that of `epoch`, else the best on val, else the newest.
 
     Raises:
-        FileNotFoundError: it is not there; says what is.
+        FileNotFoundError: there is none; the message says what there is.
     """
     folder = osp.join(directory, name)
     if not osp.isdir(directory):
         raise FileNotFoundError(f'there is no directory "{directory}": check --model-dir')
     if not osp.isdir(folder):
         others = [d for d in sorted(os.listdir(directory)) if epochs(osp.join(directory, d))]
-        held = f"it holds checkpoints of {others}, of another trainer" if others else "it holds no checkpoints"
+        held = f"it holds checkpoints of another trainer: {others}" if others else "it holds no checkpoints"
         raise FileNotFoundError(f'no folder "{name}" in "{directory}": {held}')
     there = epochs(folder)
     best = osp.join(folder, BEST)
     if epoch is None and osp.exists(best):
         return best
-    if not there or epoch not in (None, *there):
-        have = f"there are {there}" if there else "there are none at all"
-        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": {have}; choose with --load-epoch')
+    if not there:
+        raise FileNotFoundError(f'no checkpoints in "{folder}"')
+    if epoch not in (None, *there):
+        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": there are {there}, set --load-epoch')
     return osp.join(folder, f"model.pth.tar-{there[-1] if epoch is None else epoch}")
 
 
 def load_weights(model, checkpoint, path):
-    """`model.load_state_dict` with an error of one line."""
+    """Load the weights of a checkpoint. Raises ValueError, in one line, if they do not fit the model."""
     given = checkpoint.get("state_dict", checkpoint)
     try:
         model.load_state_dict(given)
     except RuntimeError as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         for key, wanted in model.state_dict().items():
             if key in given and given[key].shape != wanted.shape:
-                told = (
-                    f'"{key}" is {list(given[key].shape)} there and {list(wanted.shape)} in this model; use the '
-                    f"backbone, trainer settings and classes that it was trained with"
+                reason = (
+                    f'"{key}" has shape {list(given[key].shape)} there and {list(wanted.shape)} in this model: use '
+                    f"the backbone, trainer settings and classes of its training"
                 )
                 break
-        raise ValueError(f'the checkpoint "{path}" does not fit: {told}') from error
+        raise ValueError(f'the checkpoint "{path}" does not fit: {reason}') from error
 
 
-def remove_temporary(folder, but):
-    """Remove the checkpoints that a run killed at the wrong moment left for resuming; the one of epoch `but` stays."""
+def remove_temporary(folder, keep):
+    """Remove the temporary checkpoints that killed runs left behind, except that of epoch `keep`."""
     for epoch in epochs(folder):
         path = osp.join(folder, f"model.pth.tar-{epoch}")
-        if epoch != but and load_checkpoint(path).get("temporary"):
+        if epoch != keep and load_checkpoint(path).get("temporary"):
             os.remove(path)
 
 
 def rng_state():
-    """State of all random generators as tensors and plain types, which load with weights_only=True."""
+    """Return the state of all random generators as tensors and plain types, which load with weights_only=True."""
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
     state = {
         "python": random.getstate(),

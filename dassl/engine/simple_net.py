@@ -1,4 +1,4 @@
-"""The default model of a trainer that does not build its own: a torchvision ResNet with a linear classifier."""
+"""The model of a trainer that does not build its own: a torchvision ResNet with a linear classifier."""
 
 import torch.nn as nn
 import torchvision
@@ -14,7 +14,7 @@ class SimpleNet(nn.Module):
     Args:
         cfg: config, unused but part of Dassl's signature.
         model_cfg: `cfg.MODEL`; BACKBONE.NAME is one of torchvision's models with a last layer `fc` (resnet18 ...).
-        num_classes: outputs; 0 leaves the classifier out.
+        num_classes: outputs; 0: no classifier.
 
     Raises:
         ValueError: a backbone that torchvision does not have, or without `fc`.
@@ -25,7 +25,7 @@ class SimpleNet(nn.Module):
         name = model_cfg.BACKBONE.NAME
         self.backbone = torchvision.models.get_model(name, weights="DEFAULT" if model_cfg.BACKBONE.PRETRAINED else None)
         if not isinstance(getattr(self.backbone, "fc", None), nn.Linear):
-            raise ValueError(f'MODEL.BACKBONE.NAME "{name}" has no last layer "fc": take a ResNet such as resnet18')
+            raise ValueError(f'MODEL.BACKBONE.NAME "{name}" has no last layer "fc": choose a ResNet, e.g. resnet18')
         self._fdim = self.backbone.fc.in_features
         self.backbone.fc = nn.Identity()
 

@@ -37,8 +37,8 @@ from .simple_net import SimpleNet
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
-    # Between the checkpoints asked for (CHECKPOINT_FREQ, the last epoch) one is written for an interrupted run to go
-    # on from, at the end of an epoch if the last is older than this many seconds, and deleted once the next is there
+    # Seconds: an epoch that ends this long after the last checkpoint writes one too, for an interrupted run to resume
+    # from; the next checkpoint replaces it
     resume_interval = 10.0
 
     def __init__(self):
@@ -55,17 +55,17 @@ class TrainerBase:
     # ------------------------------------------------------------ models
 
     def register_model(self, name="model", model=None, optim=None, sched=None):
-        """Keep a model under `name`, which is also the folder of its checkpoints."""
+        """Register a model under `name`, which is also the name of the folder with its checkpoints."""
         if "_models" not in self.__dict__:
             raise AttributeError("register_model() was called before super().__init__()")
         if name in self._models:
-            raise ValueError(f'a model named "{name}" is registered already')
+            raise ValueError(f'a model named "{name}" is already registered')
         self._models[name] = model
         self._optims[name] = optim
         self._scheds[name] = sched
 
     def get_model_names(self, names=None):
-        """`names` as a list, checked, or all the names."""
+        """Return `names` as a list, or all names if None. Raises ValueError for a name without a model."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -84,7 +84,7 @@ class TrainerBase:
     # ------------------------------------------------------------ checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) of every model, atomically each."""
+        """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically."""
         for name, model in self._models.items():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -97,14 +97,22 @@ class TrainerBase:
                 "train_seconds": self.train_seconds,
                 "temporary": epoch + 1 == self._temporary,
                 "rng": rng_state(),
+                "extra_state": self.get_extra_state(),
             }
             save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
 
-    def resume_model_if_exist(self, directory):
-        """Go on from the newest epoch that all models have a checkpoint of in `directory`.
+    def get_extra_state(self):
+        """Hook: what else an interrupted training needs to go on exactly, as a dict of tensors and plain types."""
+        return {}
 
-        Restores weights, optimizers, schedulers and the random generators, so that the run goes on exactly as if it
-        had not been interrupted.
+    def set_extra_state(self, state):
+        """Hook: take back what `get_extra_state` gave; `{}` from a checkpoint without it."""
+
+    def resume_model_if_exist(self, directory):
+        """Resume from the newest epoch of which `directory` has a checkpoint of every model.
+
+        Restores weights, optimizers, schedulers and the random generators: the run continues exactly as if it had
+        never been interrupted.
 
         Returns:
             int: number of epochs done; 0 if there is no checkpoint.
@@ -128,17 +136,18 @@ class TrainerBase:
         self._temporary = epoch if checkpoint.get("temporary") else None
         if "rng" in checkpoint:
             set_rng_state(checkpoint["rng"])
+        self.set_extra_state(checkpoint.get("extra_state", {}))
         return epoch
 
     def load_model(self, directory, epoch=None):
         """Load the weights of every model from `directory`: of `epoch`, else the best on val, else the newest.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint; says what there is.
+            FileNotFoundError: there is no such checkpoint; the message says what there is.
             ValueError: its tensors do not fit the model.
         """
         if not directory:
-            print("load_model() is skipped: no directory is given")
+            print("load_model() is skipped: no directory given")
             return
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
@@ -227,7 +236,7 @@ class TrainerBase:
         if not torch.isfinite(loss).all():
             raise FloatingPointError(
                 f"the loss is infinite or NaN in epoch {self.epoch + 1}, batch {self.batch_idx + 1}: "
-                "lower OPTIM.LR or train in fp32; checkpoints written before are untouched"
+                "lower OPTIM.LR or train in fp32; earlier checkpoints are intact"
             )
 
     def model_zero_grad(self, names=None):
@@ -307,17 +316,17 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self):
         if self.max_epoch < 1:
-            raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing would be trained; --eval-only evaluates")
+            raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
         for name in self._models:
-            remove_temporary(osp.join(self.output_dir, name), but=self.start_epoch)
+            remove_temporary(osp.join(self.output_dir, name), keep=self.start_epoch)
         if self.cfg.RESUME and not self.start_epoch:
             self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
             self.best_result, self._temporary = -np.inf, None  # those files stay there
         if self.cfg.RESUME and not self.start_epoch:
             raise FileNotFoundError(
-                f'nothing to resume in "{self.cfg.RESUME}": it has no folder {self.get_model_names()} '
-                f"with checkpoints; leave --resume out to train from scratch"
+                f'nothing to resume in "{self.cfg.RESUME}": no checkpoints of {self.get_model_names()} there; '
+                f"drop --resume to train from scratch"
             )
         self.epoch = max(self.start_epoch - 1, 0)  # that of the test, should there be nothing left to train
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
@@ -356,15 +365,15 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate on `split` ("val" or "test"; `cfg.TEST.SPLIT` if None); returns the accuracy in percent."""
+        """Evaluate on `split` ("val" or "test"; None: `cfg.TEST.SPLIT`). Returns the accuracy in percent."""
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, ["val", "test"])
         if split == "val" and self.val_loader is None:
             raise ValueError(
-                f"{self.cfg.DATASET.NAME} has no val split: nothing is selected on test instead; "
-                f"leave TEST.FINAL_MODEL and TEST.SPLIT at last_step and test"
+                f"{self.cfg.DATASET.NAME} has no val split, and no model is selected on test: "
+                f"set TEST.FINAL_MODEL to last_step and TEST.SPLIT to test"
             )
         loader = self.val_loader if split == "val" else self.test_loader
         if loader is None:
@@ -389,7 +398,7 @@ class SimpleTrainer(TrainerBase):
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     def _run_batches(self, batches):
-        """One epoch: `forward_backward(*batch)` for each of `batches`, with Dassl's log lines."""
+        """Run one epoch: `forward_backward(*batch)` for every batch, with Dassl's log lines."""
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         end = time.time()
@@ -429,7 +438,8 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(SimpleTrainer):
     """Trains on labelled and unlabelled data: `forward_backward(batch_x, batch_u)`.
 
-    `cfg.TRAIN.COUNT_ITER` says whose length counts: train_x, train_u or smaller_one; the shorter loader starts again.
+    `cfg.TRAIN.COUNT_ITER` says which loader sets the length of an epoch: train_x, train_u or smaller_one. A loader that
+    ends early starts again.
     """
 
     def run_epoch(self):

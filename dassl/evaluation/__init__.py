@@ -1,6 +1,4 @@
-"""Evaluators: from the outputs of a model to the figures that are reported."""
+"""Evaluators: from the outputs of a model to the reported figures."""
 
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .evaluator import Classification, EvaluatorBase
-
-__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]

@@ -1,4 +1,4 @@
-"""Accuracy, macro-F1, per-class results and confusion matrix of a classifier."""
+"""Evaluation of a classifier: accuracy, macro-F1, per-class accuracy, confusion matrix."""
 
 import os.path as osp
 from collections import OrderedDict
@@ -31,7 +31,7 @@ class Classification(EvaluatorBase):
     """Single-label classification.
 
     Args:
-        cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT ask for more than the averages.
+        cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT ask for more than averages.
         lab2cname (dict): label (int) to class name (str), needed for per-class results.
 
     Raises:
@@ -41,7 +41,7 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise ValueError("TEST.PER_CLASS_RESULT needs the names of the classes: give lab2cname")
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname")
         self._lab2cname = lab2cname
         self.reset()
 
@@ -52,24 +52,24 @@ class Classification(EvaluatorBase):
 
     def process(self, mo, gt):
         """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
-        # Left where they are: a copy to the CPU for every batch would stall CUDA
+        # Kept on the device: a copy to the CPU for every batch would stall CUDA
         self._y_pred.append(mo.argmax(1))
         self._y_true.append(gt)
 
     def evaluate(self):
         """Print and return the results over all batches since the last reset().
 
-        The F1 of a class is 2 TP / (2 TP + FP + FN); macro-F1 averages it over the classes that have samples,
-        as scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
+        The F1 of a class is 2 TP / (2 TP + FP + FN); macro-F1 is its mean over the classes that have samples,
+        like scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
         confusion matrix is saved to OUTPUT_DIR/cmat.pt: a float64 Tensor, rows the true and columns the
-        predicted classes, in order of those labels that occur; each row sums to 1, or to 0 without samples.
+        predicted classes, in the order of the labels that occur; each row sums to 1, or to 0 without samples.
 
         Returns:
-            OrderedDict: accuracy (first: the figure by which models are compared), error_rate, macro_f1 and,
+            OrderedDict: accuracy (first: models are selected by it), error_rate, macro_f1 and,
             with TEST.PER_CLASS_RESULT, perclass_accuracy; floats, in percent.
 
         Raises:
-            ValueError: there was no sample.
+            ValueError: no batch was processed.
         """
         if not self._y_true:
             raise ValueError("Nothing to evaluate: no batch was processed")

@@ -2,10 +2,10 @@
 
 
 def compute_accuracy(output, target, topk=(1,)):
-    """Percentage of rows whose label is among the k highest scores, for every k in `topk`.
+    """Return the percentage of rows whose label is among the k highest scores, for every k in `topk`.
 
     Args:
-        output (Tensor): scores [batch, classes]; of a tuple or list the first element counts.
+        output (Tensor): scores [batch, classes]; or a tuple or list with them first.
         target (Tensor): labels, int64 [batch].
         topk (tuple of int): values of k, at most the number of classes.
 

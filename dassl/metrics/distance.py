@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 
 def compute_distance_matrix(input1, input2, metric="euclidean"):
-    """Distances between the rows of `input1` [m, dim] and those of `input2` [n, dim].
+    """Return the distances between the rows of `input1` [m, dim] and those of `input2` [n, dim].
 
     Args:
         metric (str): "euclidean" (squared) or "cosine".

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, stepped once an epoch, with the values of Dassl's.
+"""Learning-rate schedules, stepped once an epoch, with the same values as Dassl's.
 
 Without warm-up the learning rate of epoch t = 0, 1, ... is (LR, S = STEPSIZE, T = MAX_EPOCH)
 
@@ -11,7 +11,7 @@ and with a warm-up of W = WARMUP_EPOCH > 0 epochs
     t < W         constant: WARMUP_CONS_LR        linear: WARMUP_MIN_LR if t = 0, else LR * t / W
     t >= W        s(t - W) if WARMUP_RECOUNT, else LR * s(t) / s(W)
 
-so that epoch W is at LR either way. With several parameter groups LR is that of the group.
+so that epoch W is at LR either way. With several parameter groups LR is the group's own.
 """
 
 from collections import Counter
@@ -67,7 +67,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
 
 
 class LinearWarmupScheduler(_WarmupScheduler):
-    """`min_lr` in epoch 0, then in a line up to the full rate at `warmup_epoch`, then `successor`."""
+    """`min_lr` in epoch 0, then linearly up to the full rate at `warmup_epoch`, then `successor`."""
 
     def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
         self.min_lr = min_lr
@@ -100,8 +100,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
         torch.optim.lr_scheduler.LRScheduler: call `step()` once an epoch, after the optimizer's steps.
 
     Raises:
-        ValueError: an unknown schedule or kind of warm-up; STEPSIZE is no integer (single_step) or no list of
-            integers (multi_step).
+        ValueError: an unknown schedule or kind of warm-up; STEPSIZE is not an integer (single_step) or not a
+            list of integers (multi_step).
     """
     check_availability(optim_cfg.LR_SCHEDULER, ["single_step", "multi_step", "cosine"])
     stepsize = optim_cfg.STEPSIZE

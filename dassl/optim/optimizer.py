@@ -32,13 +32,13 @@ OPTIMIZERS = {
 def build_optimizer(model, optim_cfg, param_groups=None):
     """Build the optimizer `optim_cfg.NAME` for those parameters that require a gradient.
 
-    With STAGED_LR there are two parameter groups: the layers not in NEW_LAYERS, at LR * BASE_LR_MULT, and the
-    layers in it, at LR.
+    With STAGED_LR there are two parameter groups: first the layers not in NEW_LAYERS, at LR * BASE_LR_MULT, then
+    those in it, at LR.
 
     Args:
         model (nn.Module or iterable): a model, or parameters, or parameter groups (dicts).
         optim_cfg (CfgNode): cfg.OPTIM.
-        param_groups (iterable): parameters or groups to take in place of `model`; STAGED_LR is ignored then.
+        param_groups (iterable): parameters or groups to use instead of `model`; STAGED_LR is then ignored.
 
     Returns:
         torch.optim.Optimizer

@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, and archives that cannot write outside their folder."""
+"""Downloads that continue where they stopped, and archives that cannot write outside their folder."""
 
 import contextlib
 import gzip
@@ -29,19 +29,19 @@ BAR = {"unit": "B", "unit_scale": True, "disable": None}  # None: no bar in a lo
 
 
 def download_url(url, dst, checksum=None, retries=3, timeout=60):
-    """Download `url` to the file `dst`, which is there only once it is whole and right.
+    """Download `url` to the file `dst`, which exists only once it is complete and checked.
 
-    What has come of a transfer that broke, or was interrupted, is kept as `<dst>.part`; the next call fetches the
-    rest, unless the file at the source has changed since or its server cannot continue: then it starts anew.
+    A transfer that is interrupted is kept as `<dst>.part`, and the next call fetches the rest. If the file has changed
+    at its source since, or the server cannot resume, it starts over.
 
     Args:
-        checksum (str): MD5 or SHA-256, hexadecimal; a file that has another is deleted and fetched once more.
-        retries (int): how often a transfer that breaks goes on at once.
+        checksum (str): MD5 or SHA-256, hexadecimal; a file that does not match is downloaded once more.
+        retries (int): how often a transfer that breaks is resumed at once.
         timeout (float): seconds without an answer.
 
     Raises:
-        OSError: the server cannot be reached or refuses, the transfer breaks, the disk is too small, the checksum
-            is another one.
+        OSError: the server cannot be reached or refuses, the transfer breaks, the disk is too small, or the
+            checksum does not match.
     """
     print(f'* url="{url}"')
     print(f'* destination="{dst}"')
@@ -57,17 +57,17 @@ def download_url(url, dst, checksum=None, retries=3, timeout=60):
                 discard(part)
                 if not again:
                     raise
-                print(f"{error}: it is fetched again")
+                print(f"{error}; it is fetched again")
         os.replace(part, dst)
         discard(part)
     except (OSError, http.client.HTTPException) as error:
-        kept = f", it goes on after the {_size(part):,} bytes that have come" if _size(part) else ""
+        kept = f", it goes on after the {_size(part):,} bytes received" if _size(part) else ""
         advice = f"try again{kept}, or put the file there by hand"
         raise OSError(f'Cannot download "{url}" to "{dst}" ({_one_line(error)}): {advice}') from error
 
 
 class BrokenTransfer(OSError):
-    """The connection was lost half-way; what has come is there."""
+    """The connection was lost half-way; what was received is kept."""
 
 
 def _transfer_all(url, part, retries, timeout):
@@ -82,7 +82,7 @@ def _transfer_all(url, part, retries, timeout):
 
 
 def _transfer(url, part, timeout):
-    """Fetch what `part` lacks of `url`; `<part>.tag` keeps of which version of the file it is a part."""
+    """Fetch the rest of `url` into `part`; `<part>.tag` says which version of the file it belongs to."""
 
     def ask(since=0):
         headers = {"User-Agent": AGENT} | ({"Range": f"bytes={since}-", "If-Range": tag} if since else {})
@@ -100,11 +100,11 @@ def _transfer(url, part, timeout):
         response = ask()
     if getattr(response, "status", None) == 206:
         span = re.match(rf"bytes {have}-\d+/", response.headers.get("Content-Range") or "")
-        if not span or version(response) != tag:  # not what was asked for
+        if not span or version(response) != tag:  # another range, or another version
             response.close()
             response = ask()
     with response:
-        if getattr(response, "status", None) != 206:  # all of it comes: it has changed, or cannot be continued
+        if getattr(response, "status", None) != 206:  # the whole file: it has changed, or the server cannot resume
             discard(part)
             have, tag = 0, version(response)
         length = response.headers.get("Content-Length")
@@ -122,7 +122,7 @@ def _transfer(url, part, timeout):
                 raise BrokenTransfer(f"got {_size(part):,} of {total:,} bytes")
         except BaseException:  # Ctrl-C included
             if not tag:
-                discard(part)  # could not be continued
+                discard(part)  # it could not be resumed
             raise
 
 
@@ -134,16 +134,16 @@ def _read_chunk(response):
 
 
 def version(response):
-    """What tells versions of a file apart, for `If-Range`: its ETag unless that is a weak one, else its date."""
+    """Return what identifies a version of the file, for `If-Range`: a strong ETag, else the date."""
     etag = response.headers.get("ETag") or ""
     return etag if etag.startswith('"') else response.headers.get("Last-Modified") or ""
 
 
 def download_gdrive(file_id, dst, checksum=None):
-    """Download a file that is shared on Google Drive to `dst`, with gdown; what has come is kept and continued.
+    """Download a file shared on Google Drive to `dst`, with gdown, which resumes it if interrupted.
 
     Raises:
-        OSError: Google refuses (often for some hours, when a file was asked for too much), or as in `download_url`.
+        OSError: Google refuses (for hours, once a file was downloaded too often), or as in `download_url`.
     """
     import gdown  # here, because nothing else needs it
 
@@ -164,7 +164,7 @@ def download_gdrive(file_id, dst, checksum=None):
 
 
 def check_file(path, checksum):
-    """Raise OSError if the file `path` has not the MD5 or SHA-256 `checksum`; None: nothing is checked."""
+    """Raise OSError if `checksum`, an MD5 or SHA-256, is not that of the file `path`; None: no check."""
     if not checksum:
         return
     name = {32: "md5", 64: "sha256"}[len(checksum)]
@@ -175,7 +175,7 @@ def check_file(path, checksum):
             bar.update(len(chunk))
     if digest.hexdigest() != checksum.lower():
         raise OSError(
-            f"{path} has the {name.upper()} {digest.hexdigest()}, expected {checksum}: it is damaged or another"
+            f"{path} has the {name.upper()} {digest.hexdigest()}, expected {checksum}: damaged or a different file"
         )
 
 
@@ -183,11 +183,11 @@ def check_disk(folder, needed):
     """Raise OSError if fewer than `needed` bytes are free where `folder` is."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free in {folder}: make room there")
+        raise OSError(f"{needed / 1e9:.2f} GB are needed in {folder}, but only {free / 1e9:.2f} are free: make room")
 
 
 def discard(part):
-    """Remove a partial download and its tag, if there is one."""
+    """Remove a partial download and its tag, if they exist."""
     for path in (part, part + ".tag"):
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -197,17 +197,16 @@ def discard(part):
 
 
 class DamagedArchive(OSError):
-    """The file is not, or no longer, a whole archive."""
+    """The file is not a complete archive."""
 
 
 def extract_archive(archive, folder):
     """Unpack the tar or zip file `archive`, compressed or not, into `folder`.
 
     Raises:
-        DamagedArchive: it is damaged, cut off or neither of the two.
-        OSError: a member would be written outside `folder` (an
-            absolute path, "..", a link to outside) or is a device; the disk is too small. What was unpacked
-            before that stays: give a scratch folder.
+        DamagedArchive: it is damaged, cut off, or neither tar nor zip.
+        OSError: a member would be written outside `folder` (an absolute path, "..", a link to outside) or is a
+            device; the disk is too small. Members unpacked before stay: use a scratch folder.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -216,7 +215,7 @@ def extract_archive(archive, folder):
         elif zipfile.is_zipfile(archive):
             _extract_zip(archive, folder)
         else:
-            raise EOFError("no whole tar or zip file")
+            raise EOFError("not a complete tar or zip file")
     except (EOFError, RuntimeError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
         raise DamagedArchive(f'"{archive}" is damaged or cut off ({_one_line(error)}): take an intact copy') from error
     except (OSError, tarfile.TarError) as error:
@@ -224,8 +223,7 @@ def extract_archive(archive, folder):
 
 
 def _extract_tar(archive, folder):
-    # not before its members are read is their size known, which would cost a pass over the file
-    check_disk(folder, _size(archive))
+    check_disk(folder, _size(archive))  # at least: the size of the members would take a pass over the file
     with (
         open(archive, "rb") as f,
         tarfile.open(fileobj=f) as tar,
@@ -238,23 +236,23 @@ def _extract_tar(archive, folder):
                 yield member
 
         def inside(member, path):
-            check_member(member.name)  # "data" takes the first "/" off an absolute path
+            check_member(member.name)  # data_filter makes absolute paths relative
             return tarfile.data_filter(member, path)  # no links to outside, no devices
 
         tar.extractall(folder, members(), filter=inside)
-        if tar.fileobj is f:  # not compressed: tarfile takes a cut between two members for the end
+        if tar.fileobj is f:  # not compressed: to tarfile a cut between two members is the end
             f.seek(tar.offset)
             if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it has no end")
+                raise tarfile.ReadError("its end is missing")
 
 
 def _extract_zip(archive, folder):
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
-            check_member(member.orig_filename)  # `filename` may have been changed on reading
+            check_member(member.orig_filename)  # reading may have changed `filename`
             if stat.S_ISLNK(member.external_attr >> 16):
-                raise OSError(f'"{member.filename}" is a link, which zip files cannot safely hold')
+                raise OSError(f'"{member.filename}" is a link, which is not unpacked from zip files')
         size = sum(member.file_size for member in members)
         check_disk(folder, size)
         with tqdm(total=size, desc=f"unpacking {osp.basename(archive)}", **BAR) as bar:
@@ -264,10 +262,10 @@ def _extract_zip(archive, folder):
 
 
 def check_member(name):
-    """Raise OSError if the path `name` in an archive leads out of the folder that it is unpacked into."""
+    """Raise OSError if the path `name` in an archive leads out of the folder that it is unpacked to."""
     paths = PurePosixPath(name), PureWindowsPath(name)
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
-        raise OSError(f'"{name}" in it would be written outside of its folder')
+        raise OSError(f'"{name}" in it would be written outside the folder')
 
 
 # ------------------------------------------------------------------ small parts

@@ -10,10 +10,10 @@ from .tools import mkdir_if_missing
 
 
 class Logger:
-    """Stands in for sys.stdout: writes to the console, which stays at `.console`, and to the file `fpath`.
+    """Replaces sys.stdout: writes to the console (`.console`) and to the file `fpath`.
 
-    `close()`, or leaving a `with` block, puts the console back. Whatever else is asked of it (`isatty`,
-    `fileno`, `encoding`...) is the console's. Progress bars stay out of the file and off the lines printed.
+    `close()`, or leaving a `with` block, restores the console. All other attributes (`isatty`, `fileno`,
+    `encoding`...) are the console's. Progress bars stay out of the file and below the printed lines.
     """
 
     def __init__(self, fpath=None):
@@ -23,7 +23,7 @@ class Logger:
         self._pending = ""
         if fpath is not None:
             mkdir_if_missing(osp.dirname(fpath))
-            # Append: nothing is ever lost. Line by line: forked data workers inherit no pending text
+            # Appended to: nothing is ever lost. Line by line: forked data workers inherit no pending text
             self.file = open(fpath, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def __getattr__(self, name):
@@ -36,10 +36,10 @@ class Logger:
         self.close()
 
     def write(self, msg):
-        with tqdm.get_lock():  # reentrant: `_inside` is only ever seen True by the bars that this write moves
+        with tqdm.get_lock():  # reentrant: only the bars that this write redraws see `_inside` True
             if self._inside or msg.startswith("\r"):  # a bar that draws on stdout
                 return self.console.write(msg)
-            # print() writes a line and its end separately: bars may be drawn again only after the end
+            # print() writes a line and its end separately: bars are redrawn only after the end
             text = self._pending + msg
             cut = text.rfind("\n") + 1 if tqdm._instances else len(text)
             self._pending = text[cut:]
@@ -50,7 +50,7 @@ class Logger:
     def _emit(self, text):
         self._inside = True
         try:
-            # sys.stdout, not the console: by it tqdm tells which bars share the screen
+            # sys.stdout, not the console: tqdm compares it to find the bars on the same screen
             with tqdm.external_write_mode(file=sys.stdout, nolock=True):
                 self.console.write(text)
         finally:
@@ -78,11 +78,11 @@ class Logger:
 
 
 def setup_logger(output=None):
-    """Let everything printed from now on also go to a file; `sys.stdout.close()` ends that.
+    """Write everything printed from now on to a file too; `sys.stdout.close()` ends that.
 
     Args:
-        output (str): a directory, whose log.txt is written, or a path that ends in .txt or .log. An existing
-            log is kept: the new one gets the time as a suffix. None changes nothing.
+        output (str): a directory, in which log.txt is written, or a path ending in .txt or .log. An existing log is
+            kept: the new one gets the time as a suffix. None: no file.
 
     Raises:
         OSError: the file cannot be written (PermissionError and so on).
@@ -97,5 +97,4 @@ def setup_logger(output=None):
     try:
         sys.stdout = Logger(fpath)
     except OSError as e:
-        advice = "choose an output directory that you may write to"
-        raise type(e)(f'Cannot write the log "{fpath}" ({e.strerror}): {advice}') from e
+        raise type(e)(f'Cannot write the log "{fpath}" ({e.strerror}): choose a writable output directory') from e

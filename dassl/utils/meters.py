@@ -9,7 +9,7 @@ class AverageMeter:
     """Keeps the last value (`val`), the sum, the count and the average (`avg`) of a number.
 
     Args:
-        ema (bool): let `avg` be the exponential moving average, 0.9 old + 0.1 new, in place of the mean.
+        ema (bool): `avg` is the exponential moving average, 0.9 old + 0.1 new, instead of the mean.
     """
 
     def __init__(self, ema=False):
@@ -33,14 +33,14 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """One AverageMeter per name; its `str` is `loss 0.1234 (0.2345) acc 75.0000 (70.1234)`: last, average."""
+    """An AverageMeter for every name; `str()` gives `loss 0.1234 (0.2345) acc 75.0000 (70.1234)`: last (average)."""
 
     def __init__(self, delimiter=" "):
         self.meters = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, input_dict):
-        """Add the values of `input_dict`, a dict of name to number or one-element tensor (None adds nothing).
+        """Add the values of `input_dict`, a dict of name to number or one-element tensor; None adds nothing.
 
         Raises:
             TypeError: it is something else.

@@ -1,4 +1,4 @@
-"""Names to objects."""
+"""Registries: objects by name."""
 
 
 class Registry:

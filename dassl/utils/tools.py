@@ -16,15 +16,15 @@ import torch
 import torchvision
 from PIL import ExifTags, Image
 
-from .download import download_url  # noqa: F401  where Dassl has it
+from .download import download_url  # noqa: F401  Dassl has it here
 
-# Pillow warns of images beyond 89 megapixels in two lines a worker, and refuses those beyond 179
+# Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 
 def mkdir_if_missing(dirname):
-    """Create `dirname` and its parents unless it is a directory already ("" is the current one).
+    """Create the directory `dirname` and its parents if missing ("" is the current directory).
 
     Raises:
         FileExistsError: there is a file of that name.
@@ -43,10 +43,10 @@ def check_isfile(fpath):
 
 @contextlib.contextmanager
 def locked(folder, busy):
-    """Keep other processes out of an existing `folder`, where the file system can lock one.
+    """Lock an existing `folder` against other processes, if its file system has locks.
 
     Raises:
-        BlockingIOError: another process is in it; `busy` is the message.
+        BlockingIOError: another process holds the lock; `busy` is the message.
     """
     import fcntl  # Windows has none
 
@@ -56,7 +56,7 @@ def locked(folder, busy):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(busy) from None
-        except OSError:  # it cannot
+        except OSError:  # no locks there
             pass
         yield
     finally:
@@ -65,14 +65,14 @@ def locked(folder, busy):
 
 @contextlib.contextmanager
 def atomic_write(fpath):
-    """Give a binary file to write to, which becomes `fpath` only once everything is written and on disk.
+    """Open a binary file for writing that becomes `fpath` only once all of it is on disk.
 
-    On any error, Ctrl-C included, what was at `fpath` before stays whole and nothing else is left behind.
+    On any error, Ctrl-C included, a file that was at `fpath` before is untouched and nothing else is left behind.
     """
     fpath = osp.realpath(fpath)  # a link stays a link: its target is what gets replaced
     folder, name = osp.split(fpath)
     mkdir_if_missing(folder)
-    # Not tempfile: its files can be read by their owner only, and results are shared
+    # Not tempfile: only the owner can read its files, and results are shared
     temp = osp.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temp, "xb") as f:
@@ -106,50 +106,40 @@ def set_random_seed(seed):
 
 
 def read_image(path, upright=False):
-    """Return the image file `path` as an RGB `PIL.Image`, fully decoded (the file is closed again).
+    """Return the image file `path` as an RGB `PIL.Image`, fully decoded and closed.
 
-    With `upright` a photograph is turned as its EXIF orientation says; Dassl does not, so benchmarks do not either.
+    With `upright` it is rotated as its EXIF orientation says; not for benchmarks, because Dassl does not.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: the file cannot be read or decoded, e.g. because it was cut off while being copied.
+        OSError: the file cannot be read or decoded, e.g. because copying it was cut short.
     """
     try:
         with Image.open(path) as img:
             return (turned_upright(img) if upright else img).convert("RGB")
     except FileNotFoundError:
-        advice = "check DATASET.ROOT and that the data set is complete"
-        raise FileNotFoundError(f'No image at "{path}": {advice}') from None
+        raise FileNotFoundError(f'No image at "{path}": check DATASET.ROOT and that the data set is complete') from None
     except Exception as e:  # Pillow raises a dozen types
-        raise OSError(f'Cannot read the image "{path}" ({e}): replace it by an intact copy') from e
+        raise OSError(f'Cannot read the image "{path}" ({e}): replace it with an intact copy') from e
 
 
 def turned_upright(img):
-    """Return the `PIL.Image` turned as its EXIF orientation says, or as it is where its EXIF cannot be read.
+    """Return the `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
 
-    Not `ImageOps.exif_transpose`, which also writes all the rest of the EXIF anew, and fails on what cameras put there.
+    Not with `ImageOps.exif_transpose`, which rewrites all other EXIF tags too and fails on those of some cameras.
     """
     try:
         orientation = img.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises a dozen types
         return img
-    turn = Image.Transpose
-    turns = [
-        turn.FLIP_LEFT_RIGHT,
-        turn.ROTATE_180,
-        turn.FLIP_TOP_BOTTOM,
-        turn.TRANSPOSE,
-        turn.ROTATE_270,
-        turn.TRANSVERSE,
-        turn.ROTATE_90,
-    ]
-    return img.transpose(turns[orientation - 2]) if orientation in range(2, 9) else img
+    turns = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+    return img.transpose(Image.Transpose[turns[orientation - 2]]) if orientation in range(2, 9) else img
 
 
 def collect_env_info():
-    """Return a text on Python, PyTorch, CUDA, the machine and Pillow, for logs and bug reports.
+    """Return the versions of Python, PyTorch, CUDA and Pillow and the hardware as text, for logs and bug reports.
 
-    Not `torch.utils.collect_env`, which lists every installed package and takes seconds at each start.
+    Not with `torch.utils.collect_env`, which lists every installed package and takes seconds.
     """
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return "\n".join(
@@ -171,9 +161,9 @@ def listdir_nohidden(path, sort=False):
 
 
 def get_most_similar_str_to_a_from_b(a, b):
-    """Return the string of the iterable `b` most similar to the string `a`, upper/lower case aside.
+    """Return the string in `b`, an iterable, that is most similar to the string `a`, ignoring case.
 
-    None if `b` is empty; the first one if several are equally similar.
+    None if `b` is empty; the first of several that are equally similar.
     """
     return max(b, key=lambda s: SequenceMatcher(None, str(a).lower(), s.lower()).ratio(), default=None)
 
@@ -182,7 +172,7 @@ def check_availability(requested, available):
     """Check that the name `requested` is one of the names in `available`.
 
     Raises:
-        ValueError: it is not; the message gives the nearest name and all of them.
+        ValueError: it is not; the message has the nearest name and all of them.
     """
     if requested not in available:
         nearest = get_most_similar_str_to_a_from_b(requested, available)

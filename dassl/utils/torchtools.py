@@ -1,4 +1,4 @@
-"""Checkpoints and the freezing of layers."""
+"""Saving and loading checkpoints, freezing layers, counting parameters."""
 
 import os.path as osp
 import re
@@ -13,13 +13,13 @@ from .tools import atomic_write
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
-    """Save a checkpoint; every file is either the old one or the whole new one, whatever happens meanwhile.
+    """Save a checkpoint; whatever happens meanwhile, every file is either the old one or the complete new one.
 
-    Files in `save_dir`: `model.pth.tar-<epoch>` (or `model_name`); `checkpoint`, which names the newest;
+    Files in `save_dir`: `model.pth.tar-<epoch>` (or `model_name`); `checkpoint`, which names the latest;
     `model-best.pth.tar`, a copy, if `is_best`.
 
     Args:
-        state (dict): "state_dict", "epoch" (int) and whatever else to keep, e.g. "optimizer". Not changed.
+        state (dict): "state_dict", "epoch" (int) and anything else to save, e.g. "optimizer". Not changed.
         save_dir (str): directory, made if missing.
         remove_module_from_keys (bool): drop the "module." that nn.DataParallel puts before parameter names.
 
@@ -47,23 +47,23 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def load_checkpoint(fpath):
-    """Load a checkpoint with `weights_only=True`, onto the CPU, so that no pickled code ever runs.
+    """Load a checkpoint onto the CPU, with `weights_only=True`, so that no pickled code ever runs.
 
     Returns:
         dict: what was saved.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, is cut off, or holds more than tensors and plain Python types.
+        ValueError: it is not a checkpoint, is cut off, or holds more than tensors and plain Python types.
     """
     if fpath is None:
         raise ValueError("No checkpoint path given")
     if not osp.isfile(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}": check the directory, model name and epoch')
-    open(fpath, "rb").close()  # a file that may not be read raises here, with its own message
+    open(fpath, "rb").close()  # an unreadable file raises here, with its own message
     try:
         checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises a dozen different types on files that are not what they should be
+    except Exception as e:  # torch raises a dozen different types
         if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
             raise ValueError(
                 f'"{fpath}" holds pickled objects, which could run code and are never loaded: '
@@ -106,7 +106,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load those weights that match the model's in name ("module." aside) and shape; report the others.
+    """Load the weights whose name (without "module.") and shape match the model's; report the others.
 
     Args:
         model (nn.Module): changed in place.
@@ -145,13 +145,13 @@ def count_num_param(model=None, params=None):
 
 
 def open_all_layers(model):
-    """Put the model into training mode with every parameter trainable."""
+    """Put the model into training mode and make every parameter trainable."""
     model.train()
     model.requires_grad_(True)
 
 
 def open_specified_layers(model, open_layers):
-    """Train the named children of the model only; freeze the others and put them into evaluation mode.
+    """Make only the named children of the model trainable; freeze the others, in evaluation mode.
 
     Args:
         model (nn.Module): changed in place.

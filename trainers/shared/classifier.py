@@ -4,24 +4,37 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from .text import TextEncoder
+from .backbones import is_vit
+from .encoders import ImageEncoder, TextEncoder, normalize, wide
+from .prompts import fill_template, template_features
 
 
 class ClipClassifier(nn.Module):
-    """logits = s f(image) g(classes)^T with unit-length f and g.
+    """logits = s f(image) g(classes)^T with unit-length f and g: as it stands, zero-shot CLIP.
 
     A method overrides `encode_text`, `encode_image` or both, and keeps its trained tensors, and nothing else, in a
     submodule. The frozen CLIP stays in eval mode always. What does not depend on the image is computed once while
     evaluating: see `once`.
+
+    Args:
+        clip_model: CLIP as `load_clip` gives it, a ViT or a ResNet.
+        classnames: of the classes to tell apart, n_cls of them.
+        templates: prompts with {} for the class name, of the frozen side.
+
+    Raises:
+        ValueError: a template has no {}.
     """
 
-    def __init__(self, clip_model):
+    def __init__(self, clip_model, classnames: list[str], templates: list[str] = ()):
         super().__init__()
-        self.image_encoder = clip_model.visual
+        self.image_encoder = ImageEncoder(clip_model.visual) if is_vit(clip_model) else clip_model.visual
         self.text_encoder = TextEncoder(clip_model)
         self.register_buffer("logit_scale", clip_model.logit_scale.detach().exp(), persistent=False)
+        self.classnames, self.templates = classnames, templates
+        for template in templates:  # an error now, not when it is first used
+            fill_template(template, classnames)
+        self._frozen_text: torch.Tensor | None = None
         self._kept: dict[str, object] = {}
 
     def train(self, mode: bool = True) -> "ClipClassifier":
@@ -39,24 +52,40 @@ class ClipClassifier(nn.Module):
             self._kept[name] = compute()
         return self._kept[name]
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float [B, 3, H, W] -> unit-length features float [B, d]."""
+    # ---------------------------------------------------------------- features, all of unit length, float32
+
+    @torch.no_grad()
+    def frozen_image(self, image: torch.Tensor) -> torch.Tensor:
+        """f0 [B, d]: features of the frozen CLIP for float [B, 3, H, W], without gradient."""
         return normalize(self.image_encoder(image))
 
-    def encode_text(self) -> torch.Tensor:
-        """Unit-length features of the classes, float [n_cls, d]."""
-        raise NotImplementedError
+    @property
+    def frozen_text(self) -> torch.Tensor:
+        """g0 [n_cls, d]: the frozen CLIP's mean over `templates`; it never changes: encoded at its first use."""
+        if self._frozen_text is None:
+            with torch.no_grad(), torch.autocast(self.logit_scale.device.type, enabled=False):
+                self._frozen_text = template_features(self.text_encoder, self.classnames, self.templates)
+        return self._frozen_text
 
-    def logits(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """s f g^T, float32 [B, n_cls]: at s = 100 half precision would round logits to a sixteenth."""
-        with torch.autocast(image_features.device.type, enabled=False):
-            return self.logit_scale * image_features.float() @ text_features.float().t()
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """f [B, d] of the method for images float [B, 3, H, W]."""
+        return self.frozen_image(image)
+
+    def encode_text(self) -> torch.Tensor:
+        """g of the method: [n_cls, d], or [B, n_cls, d] if it depends on the image."""
+        return self.frozen_text
+
+    # ---------------------------------------------------------------- logits
+
+    def logits(self, f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """s f g^T, float32 [B, n_cls], of f [B, d] and g [n_cls, d] or [B, n_cls, d].
+
+        Never in half precision, which would round logits to a sixteenth at s = 100.
+        """
+        with torch.autocast(f.device.type, enabled=False):
+            f, g = self.logit_scale * wide(f), wide(g)
+            return f @ g.t() if g.dim() == 2 else (g @ f.unsqueeze(-1)).squeeze(-1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """float [B, 3, H, W] -> logits float32 [B, n_cls]."""
         return self.logits(self.encode_image(image), self.once("text", self.encode_text))
-
-
-def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length, float32."""
-    return F.normalize(features.float(), dim=-1)

@@ -39,44 +39,24 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
-
-    @property
-    def classnames(self):
-        return self._classnames
-
-    @property
-    def num_classes(self):
-        return self._num_classes
+    train_x = property(lambda self: self._train_x)
+    train_u = property(lambda self: self._train_u)
+    val = property(lambda self: self._val)
+    test = property(lambda self: self._test)
+    lab2cname = property(lambda self: self._lab2cname)
+    classnames = property(lambda self: self._classnames)
+    num_classes = property(lambda self: self._num_classes)
 
     @staticmethod
     def get_num_classes(data_source):
-        """The largest label plus one: the number of outputs that a classifier of these labels needs."""
+        """Return the largest label plus one: the number of outputs that a classifier needs."""
         if not data_source:
             raise ValueError("The data set has no labelled training items (train_x is empty)")
         return max(item.label for item in data_source) + 1
 
     @staticmethod
     def get_lab2cname(data_source):
-        """({label: class name}, [class names in label order])."""
+        """Return ({label: class name}, [class names in order of their labels])."""
         lab2cname = {item.label: item.classname for item in data_source}
         lab2cname = dict(sorted(lab2cname.items()))
         return lab2cname, list(lab2cname.values())
@@ -100,11 +80,11 @@ class DatasetBase:
         extract_archive(dst, folder)
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False, rng=None):
-        """`num_shots` random items of every class, without replacement, classes in order of first appearance.
+        """Draw `num_shots` items of every class, without replacement, classes in order of first appearance.
 
-        A class with fewer items is drawn with replacement if `repeat`, else taken whole. `num_shots` < 1
-        keeps everything. `rng` is a `random.Random`; by default the global one, so that `random.seed` picks
-        the very images that CoOp picks. Returns one list of `Datum` per data source (one source: its list).
+        A class with fewer items is drawn with replacement if `repeat`, else kept whole. `num_shots` < 1 keeps
+        everything. With the global generator (`rng` None, else a `random.Random`) and the same `random.seed` these
+        are the images that CoOp draws. Returns a list of `Datum` for every data source, for a single one just it.
         """
         rng = rng or random
 
@@ -122,12 +102,12 @@ class DatasetBase:
 
     @staticmethod
     def split_dataset_by_label(data_source):
-        """{label: [Datum]}, labels in order of first appearance, items in their order."""
+        """Return {label: [Datum]}, labels in order of first appearance, items in their order."""
         return _group_by(data_source, "label")
 
     @staticmethod
     def split_dataset_by_domain(data_source):
-        """{domain: [Datum]}, domains in order of first appearance, items in their order."""
+        """Return {domain: [Datum]}, domains in order of first appearance, items in their order."""
         return _group_by(data_source, "domain")
 
 

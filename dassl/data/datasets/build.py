@@ -4,7 +4,7 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def build_dataset(cfg):
-    """The registered data set named ``cfg.DATASET.NAME``, constructed with ``cfg``.
+    """Build the registered data set named ``cfg.DATASET.NAME``.
 
     Raises ValueError, with the nearest registered name, if there is none of that name.
     """

@@ -37,7 +37,7 @@ class Random2DTranslation:
 
 
 class RandAugmentRandomMagnitude:
-    """RandAugment's operations, `num_ops` times one with probability `p`, each at its own random magnitude.
+    """Apply `num_ops` of RandAugment's operations, each with probability `p` and at its own random magnitude.
 
     p = 1 is FixMatch's strong augmentation (Sohn et al., 2020, without its Cutout).
     """
@@ -148,14 +148,14 @@ TENSOR_TRANSFORMS = {
     "instance_norm": lambda inp: InstanceNormalization(),
 }
 TEST_CHOICES = ["normalize", "instance_norm"]
-# "center_crop" is what testing always does, and nothing in training: configurations may still name it.
+# "center_crop" is always done in testing and never in training; configs may still name it
 AVAI_CHOICES = [*IMAGE_TRANSFORMS, *TENSOR_TRANSFORMS, "center_crop"]
 
 
 def build_transform(cfg, is_train=True, choices=None):
-    """The transform of PIL image -> float tensor [3, H, W], with (H, W) = ``cfg.INPUT.SIZE``.
+    """Build the transform PIL image -> float tensor [3, H, W], with (H, W) = ``cfg.INPUT.SIZE``.
 
-    `choices` are names out of `AVAI_CHOICES`, by default ``cfg.INPUT.TRANSFORMS``; their order does not
+    `choices` are names from `AVAI_CHOICES`, by default ``cfg.INPUT.TRANSFORMS``; their order does not
     matter. Training resizes to (H, W) unless a random crop does it. Testing resizes the shorter side to
     max(H, W), crops the centre, and applies only the normalizations among the choices.
 

@@ -1,0 +1,161 @@
+"""Words in, embeddings out: tokens, templates and learned contexts, once for all methods."""
+
+import hashlib
+
+import torch
+from clip import clip
+from torch import nn
+
+from .encoders import TextEncoder, normalize, wide
+from .templates import CUSTOM_TEMPLATES
+
+POSITIONS = ["end", "middle", "front"]
+
+
+def tokenize(prompts: list[str]) -> torch.Tensor:
+    """Token ids int64 [n, L] with L up to the last end-of-text token of these prompts, not CLIP's fixed 77.
+
+    Attention is causal and the feature is read at the end-of-text token, so what lies behind the last of them has
+    no influence on any feature: cutting it off is exact, and is most of the work for short prompts.
+
+    Raises:
+        ValueError: a prompt has more than 77 tokens.
+    """
+    start, end = (clip._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
+    ids = [[start, *clip._tokenizer.encode(prompt), end] for prompt in prompts]
+    longest = max(ids, key=len)
+    if len(longest) > 77:
+        raise ValueError(
+            f'the prompt "{prompts[ids.index(longest)]}" is too long, {len(longest)} tokens of at most 77: '
+            f"shorten the class name or the template"
+        )
+    return torch.tensor([row + [0] * (len(longest) - len(row)) for row in ids])
+
+
+def spoken(classnames: list[str]) -> list[str]:
+    """Class names as prompts have them: "_" reads as a space, as in CoOp."""
+    return [name.replace("_", " ") for name in classnames]
+
+
+def fill_template(template: str, classnames: list[str]) -> list[str]:
+    """One prompt for each class.
+
+    Raises:
+        ValueError: the template has no {}.
+    """
+    if "{}" not in template:
+        raise ValueError(f'the template "{template}" has no {{}} where the class name goes')
+    return [template.replace("{}", name) for name in spoken(classnames)]
+
+
+def template_for(dataset: str, template: str = "") -> str:
+    """`template` if given, else the hand-crafted one of the data set, else CLIP's default."""
+    return template or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
+
+
+def template_features(
+    text_encoder: TextEncoder, classnames: list[str], templates: list[str], unit: bool = True
+) -> torch.Tensor:
+    """Features of the classes, the mean over templates, of unit length; float32 [n_cls, embed_dim].
+
+    Args:
+        unit: whether each template's feature is made unit length before the mean (CLIP's ensembling) or not
+            (PromptSRC's).
+    """
+    device, total = text_encoder.token_embedding.weight.device, 0
+    unit = unit and len(templates) > 1  # a single one gets its length in the end
+    for template in templates:  # one at a time: 80 x 1,000 prompts at once would not fit
+        features = text_encoder(None, tokenize(fill_template(template, classnames)).to(device))
+        total = total + (normalize(features) if unit else wide(features))
+    return normalize(total)
+
+
+class PromptLearner(nn.Module):
+    """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
+
+    Args:
+        n_ctx: number n of context vectors; 0: as many as `words` has tokens. Of more words the rest stays fixed
+            between context and name ("a photo" learned, "of a" fixed), as in MaPLe.
+        words: what the context starts from; "": random, N(0, 0.02^2).
+        csc: one context for each class.
+        position: of the context: end, middle or front (of the prompt stands the name).
+
+    Attributes:
+        ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
+        tokens: ids int64 [n_cls, L].
+
+    Raises:
+        ValueError: n_ctx is more than `words` has tokens; fixed words with a position other than end; a prompt of
+            more than 77 tokens.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        classnames: list[str],
+        n_ctx: int,
+        words: str = "",
+        csc: bool = False,
+        position: str = "end",
+    ):
+        super().__init__()
+        embed = text_encoder.token_embedding
+        device, n_cls, words = embed.weight.device, len(classnames), words.replace("_", " ").strip()
+        ids = clip._tokenizer.encode(words) if words else [0] * n_ctx
+        n_ctx = n_ctx or len(ids)
+        if n_ctx > len(ids) or (n_ctx < len(ids) and position != "end"):
+            raise ValueError(
+                f'{n_ctx} context vectors do not fit the {len(ids)} tokens of "{words}" at position {position}: take '
+                f"as many, or fewer at the end"
+            )
+        shape = n_ctx, embed.embedding_dim
+        if words:
+            ctx = embed(torch.tensor(ids[:n_ctx], device=device)).detach().clone()
+        else:
+            ctx = 0.02 * torch.randn(shape, device=device)
+        if csc:
+            ctx = ctx.repeat(n_cls, 1, 1) if words else 0.02 * torch.randn(n_cls, *shape, device=device)
+        self.ctx = nn.Parameter(ctx)
+        if csc:  # kept with the context: as many other classes would take it without a word
+            digest = hashlib.sha256("\n".join(classnames).encode()).digest()
+            self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
+
+        names = spoken(classnames)
+        before = words or " ".join(["X"] * n_ctx)  # placeholders keep the room of a random context
+        tokens = tokenize([f"{before} {name}." for name in names]).to(device)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
+        self.register_buffer("order", self.places(position, n_ctx, names), persistent=False)
+
+    def places(self, position: str, n_ctx: int, names: list[str]) -> torch.Tensor:
+        """int64 [n_cls, L, 1]: which token of "<start> context name . <end>" stands at each place of the prompt."""
+        order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
+        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors in front of the name
+        if before < n_ctx:
+            for row, name in zip(order, names, strict=True):
+                length = len(clip._tokenizer.encode(name))
+                context, word = row[1 : 1 + n_ctx].clone(), row[1 + n_ctx : 1 + n_ctx + length].clone()
+                row[1 : 1 + n_ctx + length] = torch.cat([context[:before], word, context[before:]])
+        return order.unsqueeze(-1).to(self.tokens.device)
+
+    def forward(self, ctx: torch.Tensor | None = None) -> torch.Tensor:
+        """Prompt embeddings, float [n_cls, L, width], or [B, n_cls, L, width] for contexts of B images.
+
+        Args:
+            ctx: float [n, width]; with `csc` [n_cls, n, width], else [B, n, width] (CoCoOp); None: the learned one.
+        """
+        ctx = self.ctx if ctx is None else ctx
+        n_cls, _, width = self.embedding.shape
+        if self.ctx.dim() == 2:
+            ctx = ctx.unsqueeze(-3)  # the same for all classes
+        ctx = ctx.expand(*ctx.shape[:-3], n_cls, -1, -1)  # [n_cls, n, width] or [B, n_cls, n, width]
+        embedding = self.embedding.expand(*ctx.shape[:-3], -1, -1, -1)
+        prompts = torch.cat([embedding[..., :1, :], ctx, embedding[..., 1 + ctx.shape[-2] :, :]], dim=-2)
+        return prompts.gather(-2, self.order.expand(*ctx.shape[:-3], -1, -1, width))
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        # CoOp's own checkpoints also hold the fixed tokens of the classes trained on
+        kept = {k: v for k, v in state_dict.items() if k not in ("token_prefix", "token_suffix")}
+        if self.ctx.dim() == 3 and not torch.equal(kept.setdefault("classes", self.classes).cpu(), self.classes.cpu()):
+            raise ValueError("a class-specific context (CSC) fits only the classes that it was trained on")
+        return super().load_state_dict(kept, *args, **kwargs)

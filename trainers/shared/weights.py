@@ -1,0 +1,152 @@
+"""Methods that change linear maps of CLIP's blocks: OrthCR; LoRA and full fine-tuning would differ in the change."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dassl.utils import check_availability
+
+from .classifier import ClipClassifier
+from .encoders import normalize
+from .prompts import fill_template, tokenize
+
+ENCODERS = ["image", "text"]
+WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
+
+
+class Place(NamedTuple):
+    """Where a weight W lies."""
+
+    encoder: str
+    parameter: str  # of the encoder
+    rows: slice  # of the parameter
+
+
+class TunedCLIP(ClipClassifier):
+    """One CLIP in memory: its encoders called with changed linear maps are tuned, called without they are frozen.
+
+    A method gives three functions of what it calls a change (OrthCR: R; LoRA: B A; full fine-tuning: the weight):
+
+    - `changes(names)`: those of the places named, by name; asked for once a step;
+    - `apply(change, x, weight, bias)`: the changed map of activations, for training, in which a changed weight would
+      cost a gradient of its size that nobody needs;
+    - `merge(change, weight)`: the changed weight, for evaluation and export, where it costs nothing per image.
+
+    Args:
+        clip_model, classnames: see `ClipClassifier`.
+        template: the prompt of both the tuned and the frozen side.
+        node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places.
+        where: name of the node, for messages.
+    """
+
+    def __init__(self, clip_model, classnames: list[str], template: str, node, where: str):
+        super().__init__(clip_model, classnames, [template])
+        self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
+        self.places: dict[str, Place] = {}
+        for encoder in node.ENCODERS:
+            self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, node.WEIGHTS, where)
+        tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
+        self.register_buffer("tokens", tokens, persistent=False)
+
+    def changes(self, names: list[str]) -> dict:
+        raise NotImplementedError
+
+    def apply(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def merge(self, change, weight: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- features
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The frozen W of a place; a view."""
+        encoder, parameter, rows = self.places[name]
+        return self.encoders[encoder].get_parameter(parameter)[rows]
+
+    def names(self, encoders: Iterable[str]) -> list[str]:
+        return [name for name, place in self.places.items() if place.encoder in encoders]
+
+    def linear(self, *encoders: str) -> Callable:
+        """The linear maps of these encoders with their changes, as `encoders.run_blocks` takes them."""
+        changes = self.changes(self.names(encoders))
+
+        def changed(place, x, weight, bias):
+            return self.apply(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
+
+        return changed
+
+    @torch.no_grad()
+    def merged(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
+        """The changed parameters of these encoders (default: both), to be written into a plain CLIP.
+
+        Returns:
+            {encoder: {name of the parameter: tensor}}, as `functional_call` and state dicts want them.
+        """
+        encoders = encoders or tuple(self.encoders)
+        parts = {encoder: defaultdict(dict) for encoder in encoders}
+        with torch.autocast(self.logit_scale.device.type, enabled=False):
+            for name, change in self.changes(self.names(encoders)).items():
+                encoder, parameter, rows = self.places[name]
+                parts[encoder][parameter][rows.start] = self.merge(change, self.weight(name))
+        return {e: {p: self._assemble(e, p, rows) for p, rows in parts[e].items()} for e in encoders}
+
+    def _assemble(self, encoder: str, parameter: str, changed: dict[int, torch.Tensor]) -> torch.Tensor:
+        """A whole parameter: the changed tensor itself, or q, k, v below each other, those not chosen as they are."""
+        weight = self.encoders[encoder].get_parameter(parameter)
+        size = len(next(iter(changed.values())))
+        return torch.cat([changed.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
+
+    def encode_image(self, image: torch.Tensor, linear: Callable | None = None) -> torch.Tensor:
+        return self._tuned("image", (image,), linear) if self.names(["image"]) else self.frozen_image(image)
+
+    def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
+        return self._tuned("text", (None, self.tokens), linear) if self.names(["text"]) else self.frozen_text
+
+    def _tuned(self, encoder: str, inputs: tuple, linear: Callable | None) -> torch.Tensor:
+        """With gradients by the changed maps, of which `linear` may be at hand already; else by merged weights."""
+        module = self.encoders[encoder]
+        if self.training or torch.is_grad_enabled():
+            return normalize(module(*inputs, linear=linear or self.linear(encoder)))
+        weights = self.once(f"{encoder} weights", lambda: self.merged(encoder)[encoder])
+        return normalize(functional_call(module, weights, inputs))
+
+
+def check_places(node, where: str) -> None:
+    """Raises ValueError unless ENCODERS, LAYERS and WEIGHTS of a config node can choose something."""
+    for given, known in ((node.ENCODERS, ENCODERS), (node.WEIGHTS, WEIGHTS)):
+        for name in given:
+            check_availability(name, known)
+    if not all(isinstance(i, int) for i in node.LAYERS):
+        raise ValueError(f"{where}.LAYERS is {list(node.LAYERS)}, but takes whole numbers, for example [0, -1]")
+    if not node.ENCODERS or not node.WEIGHTS:
+        raise ValueError(f"{where}.ENCODERS and WEIGHTS must name at least one each: else nothing is trained")
+
+
+def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:
+    """The chosen weights of an encoder by name: <encoder>_<block>_<weight>, as `encoders.run_blocks` calls them.
+
+    Raises:
+        ValueError: a layer that the encoder does not have.
+    """
+    blocks = module.transformer.resblocks
+    outside = [i for i in layers if not -len(blocks) <= i < len(blocks)]
+    if outside:
+        raise ValueError(f"{where}.LAYERS has {outside}, but the {encoder} encoder has blocks 0 to {len(blocks) - 1}")
+    places = {}
+    for i in sorted({i % len(blocks) for i in layers} or range(len(blocks))):
+        d, block = blocks[i].attn.embed_dim, f"transformer.resblocks.{i}."
+        for name in weights:
+            if name in ("q", "k", "v"):
+                start = "qkv".index(name) * d
+                parameter, rows = "attn.in_proj_weight", slice(start, start + d)
+            else:
+                parameter = "attn.out_proj.weight" if name == "out" else f"mlp.{name}.weight"
+                rows = slice(0, None)
+            places[f"{encoder}_{i}_{name}"] = Place(encoder, block + parameter, rows)
+    return places
