@@ -17,10 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import locked
-from datasets.shapes import Shapes
 from experiments.config import parse, plain, read_config, setup_cfg
 from experiments.run import main
-from trainers.shared import clip_model
+from trainers.shared import backbones
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
@@ -29,16 +28,6 @@ RESULT_KEYS = set(
     macro_f1 trainable_params seconds peak_memory_mib device versions git_revision config model_config""".split()
 )
 FAST = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": [], "ZeroshotCLIP": []}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A data root with Shapes, fewer images than the real one, drawn once a session for the files that ask so."""
-    root = tmp_path_factory.getbasetemp() / "few-pictures"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
-        Shapes(setup_cfg(parse(["--root", str(root), "VERBOSE", "False"])))
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -424,7 +413,7 @@ def test_weights_that_cannot_be_downloaded(pictures, fails, tmp_path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     url = f"http://127.0.0.1:{port}/{64 * '0'}/ViT-B-32.pt"
     monkeypatch.setitem(clip._MODELS, "ViT-B/32", url)
-    monkeypatch.setattr(clip_model, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(clip._download, "__defaults__", (str(tmp_path / "cache"),))
     argv = ["--root", pictures, "--output-dir", tmp_path / "out", "--trainer", "ZeroshotCLIP", "--backbone", "ViT-B/32"]
     fails(argv, url, tmp_path / "cache" / "ViT-B-32.pt", "ViT-B/32", "by hand")
