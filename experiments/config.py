@@ -138,10 +138,16 @@ def files(args: argparse.Namespace) -> list[str]:
     if model_file(args) and not (args.config_file and args.dataset_config_file):
         given = [model_file(args), args.dataset_config_file, args.config_file]
     else:
-        tiny = CONFIGS / "trainers" / args.trainer / "tiny.yaml"
         given = [args.dataset_config_file or str(CONFIGS / "datasets" / "shapes.yaml")]
-        given.append(args.config_file or (str(tiny) if tiny.exists() else ""))
+        given.append(args.config_file or tiny_file(args.trainer))
     return [file for file in given if file]
+
+
+def tiny_file(trainer: str) -> str:
+    """tiny.yaml of the method or of the nearest one that it extends, else that of the backbone; "" for foreign ones."""
+    lineage = [CONFIGS / "trainers" / c.__name__ / "tiny.yaml" for c in TRAINER_REGISTRY.get(trainer).__mro__]
+    paths = lineage + [CONFIGS / "backbones" / "tiny.yaml"] * (not is_foreign(trainer))
+    return next((str(path) for path in paths if path.exists()), "")
 
 
 def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
