@@ -1,8 +1,8 @@
-"""Seconds and memory of one training step on ViT-B/16 with random weights; ratios taken in one run.
+"""CPU seconds (one thread) and memory of a training step on ViT-B/16 with random weights; ratios taken in one run.
 
     python scripts/bench.py [--batch 4] [--classes 50] [--steps 3] [--prec fp32]
 
-Each case runs in a process of its own, after one step of warm-up, on CUDA where there is one. "CoOp, 77 tokens" is
+Each case runs in a process of its own, after one step of warm-up; where there is CUDA, on it, by the clock. "CoOp, 77 tokens" is
 CoOp with every prompt padded to CLIP's 77 tokens, as upstream encodes them.
 """
 
@@ -34,35 +34,26 @@ def random_vit_b16(path: Path) -> None:
     from clip.model import CLIP
 
     torch.manual_seed(0)
-    model = CLIP(
-        embed_dim=512,
-        image_resolution=224,
-        vision_layers=12,
-        vision_width=768,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=49408,
-        transformer_width=512,
-        transformer_heads=8,
-        transformer_layers=12,
-    )
+    model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)  # in the order of clip.model.build_model
     torch.save(model.half().state_dict(), path)
 
 
 def measure(case: str, args) -> dict:
-    """Trains and evaluates one case on noise; median seconds of a step, and of classifying a batch."""
+    """Trains and evaluates one case on noise: seconds of a step, and of classifying a batch."""
     import torch
     from clip import clip
     from PIL import Image
 
-    import trainers.coop
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
     from experiments.config import parse, setup_cfg
     from experiments.run import peak_memory
+    from trainers.shared import prompts
+
+    torch.set_num_threads(1)
 
     if "77" in case:
-        trainers.coop.tokenize = clip.tokenize
+        prompts.tokenize = clip.tokenize
     trainer_name, opts = CASES[case]
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "noise.png"
@@ -74,55 +65,35 @@ def measure(case: str, args) -> dict:
                 items = [Datum(str(image), k, classname=f"class number {k}") for k in range(args.classes)]
                 super().__init__(train_x=items, test=items)
 
-        config = ROOT / "configs" / "trainers" / trainer_name / "vit_b16.yaml"
-        cfg = setup_cfg(
-            parse(
-                [
-                    "--trainer",
-                    trainer_name,
-                    "--config-file",
-                    str(config),
-                    "--output-dir",
-                    folder,
-                    "--backbone",
-                    args.weights,
-                    "DATASET.NAME",
-                    "Noise",
-                    "DATALOADER.TRAIN_X.BATCH_SIZE",
-                    str(args.batch),
-                    "DATALOADER.NUM_WORKERS",
-                    "0",
-                    "DATALOADER.TEST.BATCH_SIZE",
-                    str(args.batch),
-                    f"TRAINER.{trainer_name.upper()}.PREC",
-                    args.prec,
-                    *opts,
-                ]
-            )
-        )
+        files = f"--config-file {ROOT}/configs/trainers/{trainer_name}/vit_b16.yaml --output-dir {folder}"
+        sizes = f"DATALOADER.TRAIN_X.BATCH_SIZE {args.batch} DATALOADER.TEST.BATCH_SIZE {args.batch}"
+        rest = f"DATASET.NAME Noise DATALOADER.NUM_WORKERS 0 TRAINER.{trainer_name.upper()}.PREC {args.prec}"
+        words = f"--trainer {trainer_name} --backbone {args.weights} {files} {sizes} {rest}"
+        cfg = setup_cfg(parse([*words.split(), *opts]))
         trainer = build_trainer(cfg)
         batch = next(iter(trainer.train_loader_x))
 
-    def seconds(work, times):
-        taken = []
-        for _ in range(times + 1):
-            start = time.perf_counter()
+    def seconds(work):
+        """Median over the steps, after one of warm-up: of the CPU, or on a GPU of the clock."""
+        clock, taken = time.perf_counter if cfg.USE_CUDA else time.process_time, []
+        for _ in range(args.steps + 1):
+            start = clock()
             work()
             if cfg.USE_CUDA:
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
         return median(taken[1:])
 
     trainer.epoch, trainer.num_batches, trainer.batch_idx = 0, 10**9, 0
     trainer.set_model_mode("train")
-    step = seconds(lambda: trainer.forward_backward(batch), args.steps)
+    step = seconds(lambda: trainer.forward_backward(batch))
     memory = peak_memory(cfg)
     trainer.set_model_mode("eval")
     with torch.no_grad():
         image = batch["img"].to(trainer.device)
-        kept = seconds(lambda: trainer.model_inference(image), args.steps)
-        again = seconds(lambda: (trainer.set_model_mode("eval"), trainer.model_inference(image)), args.steps)
-    device = torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads"
+        kept = seconds(lambda: trainer.model_inference(image))
+        again = seconds(lambda: (trainer.set_model_mode("eval"), trainer.model_inference(image)))
+    device = torch.cuda.get_device_name() if cfg.USE_CUDA else "CPU seconds, one thread"
     return {
         "case": case,
         "step": step,
