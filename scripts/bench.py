@@ -2,8 +2,8 @@
 
     python scripts/bench.py [--batch 4] [--classes 50] [--steps 3] [--prec fp32]
 
-Each case runs in a process of its own, after one step of warm-up; where there is CUDA, on it, by the clock. "CoOp, 77 tokens" is
-CoOp with every prompt padded to CLIP's 77 tokens, as upstream encodes them.
+Each case runs in a process of its own, after one step of warm-up; where there is CUDA, on it, by the clock.
+"CoOp, 77 tokens" is CoOp with every prompt padded to CLIP's 77 tokens, as upstream encodes them.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +87,11 @@ def test_no_entry_point_imports_another():
         assert "train" not in imported(path), path
 
 
-@pytest.mark.skipif(not (shutil.which("ruff") or (Path(sys.executable).parent / "ruff").exists()), reason="no ruff")
-def test_ruff_has_nothing_to_say():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_ruff_has_nothing_to_say(command):
+    ruff = [sys.executable, "-m", "ruff", *command.split(), str(ROOT)]
+    done = subprocess.run(ruff, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_table_of_data_sets_is_the_one_in_the_code():
