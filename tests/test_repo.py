@@ -10,6 +10,7 @@ import pytest
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
+from experiments.config import discover
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +35,7 @@ TRAINERS = {name: code for code in CODE for name in re.findall(r"register\(\)\nc
 @pytest.mark.parametrize("name", ["ClassScale", "MyOrthCR"])
 def test_the_trainers_of_the_readme_run(name, tmp_path, monkeypatch, make_trainer):
     assert sum(bool(line.strip()) for line in TRAINERS[name].splitlines()) < 25
+    discover(trainers)  # else they would be registered for this test only
     (tmp_path / f"readme_{name.lower()}.py").write_text(TRAINERS[name])
     monkeypatch.setattr(trainers, "__path__", [*trainers.__path__, str(tmp_path)])
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
