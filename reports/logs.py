@@ -46,26 +46,13 @@ def read_log(path: Path) -> Run:
     config["config"] = Path(args.get("config_file", "")).stem
     settings = method_settings(config, trainer, not zero_shot)
     model_dir = args.get("model_dir", "") if evaluation else None
-    if zero_shot:
-        trained = None
-    elif evaluation:
-        trained = by_layout(model_dir, trainer)[0]
+    if eval_only or zero_shot:
+        trained = by_layout(model_dir, trainer)[0] if evaluation else None
     accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), trains=not eval_only and not zero_shot)
     if eval_only and accuracy is None and split == "val":
         raise LeftOut("evaluated on val")
-    return Run(
-        trainer,
-        backbone,
-        settings,
-        trained,
-        dataset,
-        classes,
-        accuracy,
-        path,
-        "Dassl.pytorch",
-        model_dir,
-        model=path.parent.resolve() if trained and not evaluation else None,
-    )
+    model, code = path.parent.resolve() if trained and not evaluation else None, "Dassl.pytorch"
+    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, code, model_dir, model)
 
 
 def parse_config(lines: list[str]) -> dict[str, str]:

@@ -13,18 +13,9 @@ from .tables import Cell, Table  # noqa: E402
 # told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
 COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 MARKERS = "osD^vP<>"
-plt.rcParams.update(
-    {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "axes.axisbelow": True,
-        "font.size": 11,
-        "legend.frameon": False,
-        "figure.dpi": 110,
-    }
-)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("axes", axisbelow=True, grid=True)
+plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})
 
 
 def draw(tables: list[Table], folder: Path) -> list[Path]:
@@ -55,21 +46,15 @@ def styles_of(cells: list[Cell]) -> dict[str, dict]:
     trained = {cell.method: cell.shots is not None for cell in cells}
     free, styles = 1, {}
     for k, (method, learned) in enumerate(trained.items()):
-        styles[method] = {
-            "color": COLOURS[free % len(COLOURS) if learned else 0],
-            "marker": MARKERS[k % len(MARKERS)],
-            "hatch": None if learned and free < len(COLOURS) or k == 0 else "///",
-        }
+        colour = COLOURS[free % len(COLOURS) if learned else 0]
+        hatch = None if learned and free < len(COLOURS) or k == 0 else "///"
+        styles[method] = {"color": colour, "marker": MARKERS[k % len(MARKERS)], "hatch": hatch}
         free += learned
     return styles
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
-    """A group of bars at each place, a bar for each method, with ± std and, where there is room, the figure.
-
-    Args:
-        groups: of cells.
-    """
+    """A group of cells as bars at each place, one for each method, with ± std and, where there is room, the figure."""
     width = 0.84 / len(styles)
     room = ax.figure.get_size_inches()[0] * 0.86 * width / (places[-1] - places[0] + 1)  # inches of one bar
     for place, group in zip(places, groups, strict=True):
@@ -82,16 +67,9 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
             if cell.std:
                 ax.errorbar(x, cell.mean, cell.std, color="k", capsize=min(3, 20 * room), lw=1)
             if room > 0.17:  # else they would overlap
-                flat = room > 0.34
-                ax.text(
-                    x,
-                    cell.mean + cell.std + (1.2 if flat else 2.4),
-                    f"{cell.mean:.1f}",
-                    ha="center",
-                    va="bottom",
-                    fontsize=9 if flat else 8,
-                    rotation=0 if flat else 90,
-                )
+                gap, size, turn = (1.2, 9, 0) if room > 0.34 else (2.4, 8, 90)
+                y = cell.mean + cell.std + gap
+                ax.text(x, y, f"{cell.mean:.1f}", ha="center", va="bottom", fontsize=size, rotation=turn)
     ax.set_xticks(places, names)
     ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
     ax.grid(axis="x", visible=False)
@@ -119,16 +97,15 @@ def base_to_new(cells: list[Cell], styles: dict[str, dict]):
     """Bars: base, new and H of every method; of several data sets one panel for each of the three."""
     datasets = list(dict.fromkeys(cell.target for cell in cells))
     kinds = {"base classes": "base", "new classes": "new", "harmonic mean": "H"}
-    of = {kind: [c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()}
+    groups = [[c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()]
     if len(datasets) == 1:
         fig, ax = plt.subplots(figsize=(8, 4))
-        bars(ax, list(of.values()), styles, [0, 1, 2], list(kinds))
-        legend(fig, patches(styles), list(styles))
-        return fig
-    fig, axes = plt.subplots(3, 1, figsize=(11, 9), sharex=True)
-    for ax, (title, kind) in zip(axes, kinds.items(), strict=True):
-        by_target(ax, of[kind], styles, datasets)
-        ax.set_ylabel(f"{title}, %")
+        bars(ax, groups, styles, [0, 1, 2], list(kinds))
+    else:
+        fig, axes = plt.subplots(3, 1, figsize=(11, 9), sharex=True)
+        for ax, title, group in zip(axes, kinds, groups, strict=True):
+            by_target(ax, group, styles, datasets)
+            ax.set_ylabel(f"{title}, %")
     legend(fig, patches(styles), list(styles))
     return fig
 
@@ -168,24 +145,16 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True)
     for ax, dataset in zip(axes.flat, datasets, strict=False):
         for method, style in styles.items():
-            own = sorted(
-                (c for c in cells if c.method == method and c.target == dataset and c.values),
-                key=lambda c: shots.index(c.shots or 0),
-            )
+            own = [c for c in cells if c.method == method and c.target == dataset and c.values]
+            own.sort(key=lambda c: shots.index(c.shots or 0))
             x = [shots.index(c.shots or 0) for c in own]
             if own and own[0].shots is None:
                 ax.axhline(own[0].mean, color=style["color"], ls=":", lw=1)
                 ax.plot(x, own[0].mean, "*", color=style["color"], ms=14, label=method, zorder=3)
             elif own:
                 ax.plot(x, [c.mean for c in own], color=style["color"], marker=style["marker"], ms=5, label=method)
-                ax.fill_between(
-                    x,
-                    [c.mean - c.std for c in own],
-                    [c.mean + c.std for c in own],
-                    color=style["color"],
-                    alpha=0.2,
-                    lw=0,
-                )
+                low, high = [c.mean - c.std for c in own], [c.mean + c.std for c in own]
+                ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         name = next(c.name for c in cells if c.target == dataset)
         ax.set_title(name, fontsize=11, weight="bold" if name == AVERAGE else None)
         ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])

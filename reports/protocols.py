@@ -75,14 +75,8 @@ def transfer(runs: list[Run]) -> Iterator[Selection]:
                 home = [r for r in home if r.model in models]
                 zero = zero_shot(runs, ("all",), {r.dataset for r in own})
                 zero += [r for r in zero_shot(runs, ("all",), {source}) if r.family in {z.family for z in zero}]
-                yield Selection(
-                    name,
-                    f"{title}: trained on {source}, {images(shots)}",
-                    own + home + zero,
-                    {"all": Column("all")},
-                    shots,
-                    source,
-                )
+                told = f"{title}: trained on {source}, {images(shots)}"
+                yield Selection(name, told, own + home + zero, {"all": Column("all")}, shots, source)
 
 
 def new_classes(runs: list[Run]) -> Iterator[Selection]:

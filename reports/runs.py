@@ -8,20 +8,9 @@ from typing import NamedTuple
 import yaml
 
 # Config keys that tell nothing about the method: where and on what it ran, and what is in a Run anyway
-NO_METHOD = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "SEED",
-    "VERBOSE",
-    "VERSION",
-    "USE_CUDA",
-    "DATASET.",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.TEST.",
-    "TRAIN.",
-    "TEST.",
-    "TRAINER.NAME",
-    "MODEL.BACKBONE.NAME",
+NO_METHOD = tuple(
+    "OUTPUT_DIR RESUME SEED VERBOSE VERSION USE_CUDA DATASET. DATALOADER.NUM_WORKERS DATALOADER.TEST. TRAIN. TEST. "
+    "TRAINER.NAME MODEL.BACKBONE.NAME".split()
 )
 MODEL_SPLIT = "Images split"  # a user's own images as split and kept in the model's directory
 
@@ -115,20 +104,10 @@ def read_results(path: Path) -> Run:
         raise LeftOut(f"malformed: it has no {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
-    return Run(
-        trainer,
-        backbone,
-        settings,
-        trained,
-        dataset,
-        classes,
-        accuracy,
-        path,
-        model_dir=results.get("model_dir") or "" if evaluation else None,
-        model=path.parent.resolve() if trained and not evaluation else None,
-        params=results["trainable_params"],
-        seconds=None if results["eval_only"] else results.get("seconds"),
-    )
+    model_dir = results.get("model_dir") or "" if evaluation else None
+    model = path.parent.resolve() if trained and not evaluation else None
+    cost = results["trainable_params"], None if results["eval_only"] else results.get("seconds")
+    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost)
 
 
 def own_images(config: dict) -> str:
@@ -151,13 +130,7 @@ def read_config(path: Path) -> dict:
 
 def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:
     """The config without what does not belong to the method; without training only what concerns the model."""
-    mine = ("MODEL.", f"TRAINER.{trainer.upper()}.")
-    return tuple(
-        sorted(
-            (key, str(value))
-            for key, value in config.items()
-            if (key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD))
-            and not key.endswith((".PREC", ".MONITOR"))
-            and (trained or key.startswith(mine))
-        )
-    )
+    mine = "" if trained else ("MODEL.", f"TRAINER.{trainer.upper()}.")
+    keys = [key for key in sorted(config) if key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD)]
+    keys = [key for key in keys if key.startswith(mine) and not key.endswith((".PREC", ".MONITOR"))]
+    return tuple((key, str(config[key])) for key in keys)

@@ -122,18 +122,8 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
             missing = tuple(seed for seed in seeds if label.trained and seed not in found)
             without = [t for t in targets if not values.get((t, head))] if target == AVERAGE and found else []
             shots = (s.shots if column.shots is None else column.shots) if label.trained else None
-            cells[target, label, head] = Cell(
-                s.protocol,
-                label.text,
-                (s.source or target) * label.trained,
-                target,
-                column.classes,
-                shots,
-                column.metric,
-                found,
-                missing,
-                partial=bool(without),
-            )
+            what = (s.source or target) * label.trained, target, column.classes, shots, column.metric
+            cells[target, label, head] = Cell(s.protocol, label.text, *what, found, missing, bool(without))
             place = f"{label.text} on {target}" + f", {head}" * (not s.source)
             if without:
                 notes.append(f"{place}: without {', '.join(without)}")

@@ -46,13 +46,10 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
 def orthogonality(folders: list[Path]):
     """How far R is from orthogonal, and how much the hyperspherical energy of a weight's rows has changed."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
-    titles = {
-        "orthcr/orthogonality_error": r"largest $|R^\top R - I|$",
-        "orthcr/energy_drift": "largest relative change of\nhyperspherical energy",
-    }
-    for ax, (tag, label) in zip(axes, titles.items(), strict=True):
+    titles = r"largest $|R^\top R - I|$", "largest relative change of\nhyperspherical energy"
+    for ax, tag, label in zip(axes, ("orthogonality_error", "energy_drift"), titles, strict=True):
         for folder in folders:
-            steps, values = curves(folder)[tag]
+            steps, values = curves(folder)[f"orthcr/{tag}"]
             ax.semilogy(steps, np.maximum(values, 1e-10), "o-", ms=3, label=folder.name)
         ax.axhline(np.finfo(np.float32).eps, color="k", ls=":", lw=1, label="fp32 rounding")
         ax.set(xlabel="epoch", ylabel=label, ylim=(1e-10, 1e-2))

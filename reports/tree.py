@@ -32,9 +32,8 @@ def collect(paths: Iterable[str | Path], left_out: list[str] | None = None) -> l
         except LeftOut as error:
             why.append(f"{run.path}: {error}")
     if not runs:
-        raise ValueError(
-            f"no test result in {', '.join(map(str, paths))} ({why[0] if why else 'no results.json, no log.txt'})"
-        )
+        reason = why[0] if why else "no results.json, no log.txt"
+        raise ValueError(f"no test result in {', '.join(map(str, paths))} ({reason})")
     return sorted(runs, key=order)
 
 

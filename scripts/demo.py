@@ -41,21 +41,14 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     def done(job: Job, results: list[dict]) -> None:
         base, new = results
-        s = summary[base["trainer"], base["seed"]] = {
-            "trainer": base["trainer"],
-            "dataset": base["dataset"],
-            "seed": base["seed"],
-            "base": base["accuracy"],
-            "new": new["accuracy"],
-            "hm": harmonic_mean(base["accuracy"], new["accuracy"]),
-            "trainable_params": base["trainable_params"],
-            "seconds": base["seconds"],
-        }
+        s = {key: base[key] for key in ("trainer", "dataset", "seed")}
+        s |= {"base": base["accuracy"], "new": new["accuracy"]}
+        s |= {"hm": harmonic_mean(s["base"], s["new"])} | {key: base[key] for key in ("trainable_params", "seconds")}
+        summary[s["trainer"], s["seed"]] = s
         device.update(device=base["device"], torch=base["versions"]["torch"])
-        tqdm.write(
-            f"[{len(summary)}/{len(plan)}] {s['trainer']} seed {s['seed']}: base {s['base']:.1f}  new {s['new']:.1f}  "
-            f"H {s['hm']:.1f}  ({s['seconds']:.0f} s)"
-        )
+        which = f"[{len(summary)}/{len(plan)}] {s['trainer']} seed {s['seed']}"
+        figures = f"base {s['base']:.1f}  new {s['new']:.1f}  H {s['hm']:.1f}  ({s['seconds']:.0f} s)"
+        tqdm.write(f"{which}: {figures}")
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
     failed = execute(list(plan.values()), args.workers, "demo", done)

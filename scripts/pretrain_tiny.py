@@ -27,16 +27,8 @@ sys.path.insert(0, str(ROOT))
 from datasets.shared import drawing  # noqa: E402
 
 CAPTIONS = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a drawing of a {}.",
-    "an image of a {}.",
-    "a {}.",
-    "{}",
-    "a photo of one {}.",
-    "a photo of the {}.",
-    "a bad photo of a {}.",
-    "a good photo of the {}.",
+    "a photo of a {}.|a picture of a {}.|a drawing of a {}.|an image of a {}.|a {}.|{}|a photo of one {}.|"
+    "a photo of the {}.|a bad photo of a {}.|a good photo of the {}.".split("|")
 )
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -67,9 +59,8 @@ def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> f
     images = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255.0 - MEAN) / STD
     labels = torch.arange(len(compositions)).repeat_interleave(count)
     with torch.no_grad():
-        text = F.normalize(
-            model.encode_text(clip.tokenize([f"a photo of a {drawing.name(c)}." for c in compositions])), dim=-1
-        )
+        prompts = clip.tokenize([f"a photo of a {drawing.name(c)}." for c in compositions])
+        text = F.normalize(model.encode_text(prompts), dim=-1)
         return 100 * (model.encode_image(images) @ text.t()).argmax(1).eq(labels).float().mean().item()
 
 
@@ -90,24 +81,15 @@ def main() -> None:
     tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # nothing lies behind the last end-of-text token
 
     torch.manual_seed(0)
-    model = CLIP(
-        embed_dim=64,
-        image_resolution=32,
-        vision_layers=4,
-        vision_width=128,
-        vision_patch_size=8,
-        context_length=77,
-        vocab_size=49408,
-        transformer_width=64,
-        transformer_heads=1,
-        transformer_layers=3,
-    )
+    vision = {"image_resolution": 32, "vision_layers": 4, "vision_width": 128, "vision_patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408}
+    text |= {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
+    model = CLIP(embed_dim=64, **vision, **text)
     # matrices decay; the embedding does not, or its rows of words never seen would shrink to nothing
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    optim = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=args.lr
-    )
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optim = torch.optim.AdamW(groups, lr=args.lr)
     sched = torch.optim.lr_scheduler.OneCycleLR(optim, args.lr, total_steps=args.steps, pct_start=0.1)
 
     bar = tqdm(range(args.steps), "pre-training")

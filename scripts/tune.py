@@ -21,52 +21,36 @@ from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean  # noqa: E402
 
-ABLATION = {"OPTIM.LR": [5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0]}
-GRIDS = {  # heading -> (trainer, fixed settings, grid): 8 settings each; 2 for the regularizers that are no default
-    "OrthCR": (
-        "OrthCR",
-        ["TRAINER.ORTHCR.REG", "cross_kl"],
-        {"OPTIM.LR": [2e-4, 5e-4], "TRAINER.ORTHCR.LAMBDA": [0.25, 1.0], "TRAINER.ORTHCR.TAU": [1.0, 4.0]},
-    ),
-    "CoOp": (
-        "CoOp",
-        [],
-        {"OPTIM.LR": [0.002, 0.01, 0.05, 0.2], "TRAINER.COOP.N_CTX": [0, 4]},
-    ),  # 0: from the words "a photo of a"
-    "OrthCR none": (
-        "OrthCR",
-        ["TRAINER.ORTHCR.REG", "none"],
-        {"OPTIM.LR": [1e-4, 2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [20, 40]},
-    ),
-    "OrthCR self_kl": ("OrthCR", ["TRAINER.ORTHCR.REG", "self_kl", "TRAINER.ORTHCR.TAU", "4.0"], ABLATION),
-    "OrthCR cross_ce": ("OrthCR", ["TRAINER.ORTHCR.REG", "cross_ce"], ABLATION),
+REG, TAU, LAMBDA = "TRAINER.ORTHCR.REG", "TRAINER.ORTHCR.TAU", "TRAINER.ORTHCR.LAMBDA"
+LR, EPOCHS, N_CTX = "OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.COOP.N_CTX"  # N_CTX 0: from the words "a photo of a"
+GRIDS = {  # heading -> (fixed settings, grid): 8 settings each; 2 for the regularizers that are no default
+    "OrthCR": ([REG, "cross_kl"], {LR: [2e-4, 5e-4], LAMBDA: [0.25, 1.0], TAU: [1.0, 4.0]}),
+    "CoOp": ([], {LR: [0.002, 0.01, 0.05, 0.2], N_CTX: [0, 4]}),
+    "OrthCR none": ([REG, "none"], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
+    "OrthCR self_kl": ([REG, "self_kl", TAU, "4.0"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
+    "OrthCR cross_ce": ([REG, "cross_ce"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
     # only narrowed the ranges above
     "First pass: OrthCR, 20 epochs": (
-        "OrthCR",
-        ["TRAINER.ORTHCR.REG", "cross_kl", "OPTIM.MAX_EPOCH", "20"],
-        {"OPTIM.LR": [2e-4, 5e-4, 1e-3, 2e-3], "TRAINER.ORTHCR.LAMBDA": [0.05, 0.25, 1.0, 4.0]},
+        [REG, "cross_kl", EPOCHS, "20"],
+        {LR: [2e-4, 5e-4, 1e-3, 2e-3], LAMBDA: [0.05, 0.25, 1.0, 4.0]},
     ),
-    "First pass: OrthCR none": (
-        "OrthCR",
-        ["TRAINER.ORTHCR.REG", "none"],
-        {"OPTIM.LR": [2e-4, 5e-4, 1e-3], "OPTIM.MAX_EPOCH": [5, 10]},
-    ),
+    "First pass: OrthCR none": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
 }
 KEPT = ROOT / "docs" / "tuning.json"
 
 
 def settings(heading: str) -> list[dict]:
     """Each point of its grid."""
-    grid = GRIDS[heading][2]
+    grid = GRIDS[heading][1]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     """A training on the base classes, and its evaluations on the val images of the base and of the new classes."""
-    trainer, fixed, _ = GRIDS[heading]
+    trainer, fixed = "CoOp" if heading == "CoOp" else "OrthCR", GRIDS[heading][0]
     words = [str(word) for item in setting.items() for word in item]
     if trainer == "CoOp":
-        words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting["TRAINER.COOP.N_CTX"] == 0 else ""]
+        words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting[N_CTX] == 0 else ""]
     name = "_".join(words[1::2]).replace(" ", "-")
     folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
     stages = Stages(Method(trainer, opts=(*fixed, *words)), ROOT / "data", out)
@@ -113,7 +97,7 @@ def page(tuned: list[dict]) -> str:
         "`configs/trainers/*/tiny.yaml`. Accuracies on val in percent, mean of 3 seeds; the best setting in bold. For "
         'CoOp, `N_CTX 0` means a context that starts from the words "a photo of a".\n'
     ]
-    for heading, (_, _, grid) in GRIDS.items():
+    for heading, (_, grid) in GRIDS.items():
         rows = []
         for setting in settings(heading):
             runs = [t for t in tuned if t["method"] == heading and t["setting"] == setting]

@@ -31,21 +31,17 @@ def build_data_loader(
     """
     if not data_source:
         raise ValueError(f"No items to build the {'training' if is_train else 'test'} data loader from")
-    sampler = build_sampler(
-        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
-    )
     loader = DataLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
     )
     if len(loader) == 0:
-        raise ValueError(
-            f"{sampler_type} cannot form one batch of {batch_size} from {len(data_source)} items: lower the batch size"
-        )
+        short = f"one batch of {batch_size} from {len(data_source)} items"
+        raise ValueError(f"{sampler_type} cannot form {short}: lower the batch size")
     return loader
 
 
@@ -62,16 +58,9 @@ class DataManager:
         tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
 
         def loader(data_source, options, tfm, is_train):
-            return build_data_loader(
-                cfg,
-                sampler_type=options.SAMPLER,
-                data_source=data_source,
-                batch_size=options.BATCH_SIZE,
-                tfm=tfm,
-                is_train=is_train,
-                dataset_wrapper=dataset_wrapper,
-                **({"n_domain": options.N_DOMAIN, "n_ins": options.N_INS} if is_train else {}),
-            )
+            grouping = (options.N_DOMAIN, options.N_INS) if is_train else (0, 2)
+            size, wrapper = options.BATCH_SIZE, dataset_wrapper
+            return build_data_loader(cfg, options.SAMPLER, data_source, size, *grouping, tfm, is_train, wrapper)
 
         options_x, options_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
         if options_u.SAME_AS_X:
@@ -91,16 +80,12 @@ class DataManager:
 
     def show_dataset_summary(self, cfg):
         """Print a table of the data set's name, domains, and numbers of classes and images."""
-        table = [["Dataset", cfg.DATASET.NAME]]
-        if cfg.DATASET.SOURCE_DOMAINS:
-            table.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
-        if cfg.DATASET.TARGET_DOMAINS:
-            table.append(["Target", cfg.DATASET.TARGET_DOMAINS])
-        table.append(["# classes", f"{self.num_classes:,}"])
-        for split in ("train_x", "train_u", "val", "test"):
-            if getattr(self.dataset, split):
-                table.append([f"# {split}", f"{len(getattr(self.dataset, split)):,}"])
-        print(tabulate(table))
+        given = cfg.DATASET
+        rows = [["Dataset", given.NAME], ["Source", given.SOURCE_DOMAINS], ["Target", given.TARGET_DOMAINS]]
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        splits = {split: getattr(self.dataset, split) for split in ("train_x", "train_u", "val", "test")}
+        rows += [[f"# {split}", f"{len(items):,}"] for split, items in splits.items() if items]
+        print(tabulate([row for row in rows if row[1]]))
 
 
 class DatasetWrapper(Dataset):

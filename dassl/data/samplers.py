@@ -109,10 +109,8 @@ class RandomClassSampler(Sampler):
         self.n_ins = n_ins
         self.ncls_per_batch = _per_group(batch_size, n_ins, "n_ins")
         if self.ncls_per_batch > len(self.indices):
-            raise ValueError(
-                f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes, "
-                f"but the data has only {len(self.indices)}"
-            )
+            needed = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
+            raise ValueError(f"{needed}, but the data has only {len(self.indices)}")
         counts = [max(1, len(indices) // n_ins) for indices in self.indices.values()]
         self.length = _num_batches(counts, self.ncls_per_batch) * batch_size
 

@@ -52,10 +52,8 @@ def load_weights(model, checkpoint, path):
         reason = " ".join(str(error).split())
         for key, wanted in model.state_dict().items():
             if key in given and given[key].shape != wanted.shape:
-                reason = (
-                    f'"{key}" has shape {list(given[key].shape)} there and {list(wanted.shape)} in this model: use '
-                    f"the backbone, trainer settings and classes of its training"
-                )
+                shapes = f'"{key}" has shape {list(given[key].shape)} there and {list(wanted.shape)} in this model'
+                reason = f"{shapes}: use the backbone, trainer settings and classes of its training"
                 break
         raise ValueError(f'the checkpoint "{path}" does not fit: {reason}') from error
 
@@ -70,12 +68,9 @@ def remove_temporary(folder, keep):
 
 def rng_state():
     """Return the state of all random generators as tensors and plain types, which load with weights_only=True."""
-    kind, keys, pos, has_gauss, gauss = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss),
-    }
+    kind, keys, *rest = np.random.get_state()
+    numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
+    state = {"python": random.getstate(), "torch": torch.get_rng_state(), "numpy": numpy}
     if torch.cuda.is_initialized():  # else this run is on the CPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state

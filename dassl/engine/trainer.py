@@ -86,12 +86,11 @@ class TrainerBase:
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically."""
         for name, model in self._models.items():
-            optim, sched = self._optims[name], self._scheds[name]
+            parts = {"optimizer": self._optims[name], "scheduler": self._scheds[name]}
             state = {
                 "state_dict": model.state_dict(),
                 "epoch": epoch + 1,
-                "optimizer": optim.state_dict() if optim is not None else None,
-                "scheduler": sched.state_dict() if sched is not None else None,
+                **{kept: None if part is None else part.state_dict() for kept, part in parts.items()},
                 "val_result": val_result,
                 "best_result": float(self.best_result),
                 "train_seconds": self.train_seconds,
@@ -191,17 +190,13 @@ class TrainerBase:
             self._close_bar()
             self.close_writer()
 
-    def before_train(self):
-        pass
+    def before_train(self): ...
 
-    def after_train(self):
-        pass
+    def after_train(self): ...
 
-    def before_epoch(self):
-        pass
+    def before_epoch(self): ...
 
-    def after_epoch(self):
-        pass
+    def after_epoch(self): ...
 
     def run_epoch(self):
         raise NotImplementedError
@@ -234,10 +229,8 @@ class TrainerBase:
     def detect_anomaly(self, loss):
         """Raises FloatingPointError if the loss is infinite or NaN."""
         if not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f"the loss is infinite or NaN in epoch {self.epoch + 1}, batch {self.batch_idx + 1}: "
-                "lower OPTIM.LR or train in fp32; earlier checkpoints are intact"
-            )
+            where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+            raise FloatingPointError(f"the loss is infinite or NaN in {where}: lower OPTIM.LR or train in fp32")
 
     def model_zero_grad(self, names=None):
         for name in self.get_model_names(names):
@@ -289,15 +282,11 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise if the config does not suit the trainer."""
 
     def build_data_loader(self):
-        dm = DataManager(self.cfg)
-        self.train_loader_x = dm.train_loader_x
-        self.train_loader_u = dm.train_loader_u
-        self.val_loader = dm.val_loader
-        self.test_loader = dm.test_loader
-        self.num_classes = dm.num_classes
-        self.num_source_domains = dm.num_source_domains
+        self.dm = dm = DataManager(self.cfg)
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname = dm.lab2cname
-        self.dm = dm
 
     def build_model(self):
         """Hook: build and register the model; here a `SimpleNet`."""
@@ -324,10 +313,8 @@ class SimpleTrainer(TrainerBase):
             self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
             self.best_result, self._temporary = -np.inf, None  # those files stay there
         if self.cfg.RESUME and not self.start_epoch:
-            raise FileNotFoundError(
-                f'nothing to resume in "{self.cfg.RESUME}": no checkpoints of {self.get_model_names()} there; '
-                f"drop --resume to train from scratch"
-            )
+            lacking = f'"{self.cfg.RESUME}" has no checkpoints of {self.get_model_names()}'
+            raise FileNotFoundError(f"nothing to resume: {lacking}; drop --resume to train from scratch")
         self.epoch = max(self.start_epoch - 1, 0)  # that of the test, should there be nothing left to train
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
@@ -370,12 +357,10 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, ["val", "test"])
-        if split == "val" and self.val_loader is None:
-            raise ValueError(
-                f"{self.cfg.DATASET.NAME} has no val split, and no model is selected on test: "
-                f"set TEST.FINAL_MODEL to last_step and TEST.SPLIT to test"
-            )
         loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None and split == "val":
+            advice = "set TEST.FINAL_MODEL to last_step and TEST.SPLIT to test"
+            raise ValueError(f"{self.cfg.DATASET.NAME} has no val split: {advice}")
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         print(f"Evaluate on the *{split}* set")

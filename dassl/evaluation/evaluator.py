@@ -99,12 +99,8 @@ class Classification(EvaluatorBase):
             print("=> per-class result")
             accs = 100.0 * correct[labels].double() / total[labels]
             for label, class_acc in zip(labels.tolist(), accs.tolist(), strict=True):
-                print(
-                    f"* class: {label} ({self._lab2cname[label]})\t"
-                    f"total: {int(total[label]):,}\t"
-                    f"correct: {int(correct[label]):,}\t"
-                    f"acc: {class_acc:.1f}%"
-                )
+                counts = f"total: {total[label].item():,}\tcorrect: {correct[label].item():,}"
+                print(f"* class: {label} ({self._lab2cname[label]})\t{counts}\tacc: {class_acc:.1f}%")
             results["perclass_accuracy"] = accs.mean().item()
             print(f"* average: {results['perclass_accuracy']:.1f}%")
 

@@ -1,6 +1,5 @@
 """Downloads that continue where they stopped, and archives that cannot write outside their folder."""
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -14,8 +13,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
@@ -88,7 +86,8 @@ def _transfer(url, part, timeout):
         headers = {"User-Agent": AGENT} | ({"Range": f"bytes={since}-", "If-Range": tag} if since else {})
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
 
-    tag = _read(part + ".tag")
+    tag_file = Path(part + ".tag")
+    tag = tag_file.read_text(encoding="utf-8") if tag_file.exists() else ""
     have = _size(part) if tag else 0
     try:
         response = ask(have)
@@ -111,8 +110,7 @@ def _transfer(url, part, timeout):
         total = have + int(length) if length else None
         check_disk(osp.dirname(part) or ".", int(length or 0))
         if tag:
-            with open(part + ".tag", "w", encoding="utf-8") as f:
-                f.write(tag)
+            tag_file.write_text(tag, encoding="utf-8")
         try:
             with open(part, "ab") as f, tqdm(total=total, initial=have, desc=osp.basename(part)[:-5], **BAR) as bar:
                 while chunk := _read_chunk(response):
@@ -154,12 +152,9 @@ def download_gdrive(file_id, dst, checksum=None):
             raise OSError("Google Drive refuses")
         check_file(part, checksum)
     except Exception as error:  # gdown raises its own, requests' and others'
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
-        raise OSError(
-            f"Cannot download {osp.basename(dst)} from Google Drive ({_one_line(error)}): open {DRIVE.format(file_id)} "
-            f"in a browser, and save the file as {dst}"
-        ) from error
+        Path(part).unlink(missing_ok=True)
+        advice = f"open {DRIVE.format(file_id)} in a browser, and save the file as {dst}"
+        raise OSError(f"Cannot download it from Google Drive ({_one_line(error)}): {advice}") from error
     os.replace(part, dst)
 
 
@@ -168,15 +163,13 @@ def check_file(path, checksum):
     if not checksum:
         return
     name = {32: "md5", 64: "sha256"}[len(checksum)]
-    digest = hashlib.new(name)
-    with open(path, "rb") as f, tqdm(total=_size(path), desc=f"checking {osp.basename(path)}", **BAR) as bar:
-        while chunk := f.read(CHUNK):
+    digest, title = hashlib.new(name), f"checking {osp.basename(path)}"
+    with open(path, "rb") as f, tqdm.wrapattr(f, "read", _size(path), desc=title, **BAR) as file:
+        while chunk := file.read(CHUNK):
             digest.update(chunk)
-            bar.update(len(chunk))
-    if digest.hexdigest() != checksum.lower():
-        raise OSError(
-            f"{path} has the {name.upper()} {digest.hexdigest()}, expected {checksum}: damaged or a different file"
-        )
+    found = digest.hexdigest()
+    if found != checksum.lower():
+        raise OSError(f"{path} has the {name.upper()} {found}, expected {checksum}: damaged or a different file")
 
 
 def check_disk(folder, needed):
@@ -189,8 +182,7 @@ def check_disk(folder, needed):
 def discard(part):
     """Remove a partial download and its tag, if they exist."""
     for path in (part, part + ".tag"):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+        Path(path).unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ unpacking
@@ -230,16 +222,12 @@ def _extract_tar(archive, folder):
         tqdm(total=_size(archive), desc=f"unpacking {osp.basename(archive)}", **BAR) as bar,
     ):
 
-        def members() -> Iterator[tarfile.TarInfo]:
-            for member in tar:
-                bar.update(f.tell() - bar.n)
-                yield member
-
         def inside(member, path):
+            bar.update(f.tell() - bar.n)
             check_member(member.name)  # data_filter makes absolute paths relative
             return tarfile.data_filter(member, path)  # no links to outside, no devices
 
-        tar.extractall(folder, members(), filter=inside)
+        tar.extractall(folder, filter=inside)
         if tar.fileobj is f:  # not compressed: to tarfile a cut between two members is the end
             f.seek(tar.offset)
             if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -273,12 +261,6 @@ def check_member(name):
 
 def _size(path):
     return osp.getsize(path) if osp.exists(path) else 0
-
-
-def _read(path):
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as f:
-        return f.read()
-    return ""
 
 
 def _one_line(error):

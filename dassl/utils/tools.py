@@ -141,17 +141,14 @@ def collect_env_info():
 
     Not with `torch.utils.collect_env`, which lists every installed package and takes seconds.
     """
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return "\n".join(
-        [
-            f"Python: {platform.python_version()} on {platform.platform()}",
-            f"PyTorch: {torch.__version__}, torchvision {torchvision.__version__}, NumPy {np.__version__}",
-            f"CUDA: {torch.version.cuda or 'not built'}, cuDNN {torch.backends.cudnn.version()}, "
-            f"devices: {', '.join(devices) or 'none'}",
-            f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            f"Pillow: {PIL.__version__}",
-        ]
-    )
+    devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"
+    cuda = f"{torch.version.cuda or 'not built'}, cuDNN {torch.backends.cudnn.version()}"
+    return f"""\
+Python: {platform.python_version()} on {platform.platform()}
+PyTorch: {torch.__version__}, torchvision {torchvision.__version__}, NumPy {np.__version__}
+CUDA: {cuda}, devices: {devices}
+CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads
+Pillow: {PIL.__version__}"""
 
 
 def listdir_nohidden(path, sort=False):

@@ -65,10 +65,8 @@ def load_checkpoint(fpath):
         checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises a dozen different types
         if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
-            raise ValueError(
-                f'"{fpath}" holds pickled objects, which could run code and are never loaded: '
-                "save its state_dict (tensors and plain Python types) again with the program that made it"
-            ) from e
+            advice = "save its state_dict (tensors and plain Python types) again"
+            raise ValueError(f'"{fpath}" holds pickled objects, which could run code: {advice}') from e
         raise ValueError(f'"{fpath}" is not a checkpoint or is cut off: copy or save it again') from e
     if not isinstance(checkpoint, dict):
         raise ValueError(f'"{fpath}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
@@ -95,12 +93,10 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     checkpoint = load_checkpoint(fpath)
     _unwrap(model).load_state_dict(checkpoint["state_dict"])
     print("Loaded model weights")
-    if optimizer is not None and checkpoint.get("optimizer") is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        print("Loaded optimizer")
-    if scheduler is not None and checkpoint.get("scheduler") is not None:
-        scheduler.load_state_dict(checkpoint["scheduler"])
-        print("Loaded scheduler")
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if part is not None and checkpoint.get(name) is not None:
+            part.load_state_dict(checkpoint[name])
+            print(f"Loaded {name}")
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 

@@ -4,6 +4,8 @@ Everything random draws from torch's global generator, which DataLoader seeds in
 checkpoints save, so that runs repeat and resume exactly.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
@@ -11,11 +13,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from dassl.utils import check_availability
 
-INTERPOLATION_MODES = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST,
-}
+INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
 
 
 class Random2DTranslation:
@@ -36,15 +34,15 @@ class Random2DTranslation:
         return f"Random2DTranslation(size={self.size}, p={self.p}, interpolation={self.interpolation.value})"
 
 
+@dataclass
 class RandAugmentRandomMagnitude:
     """Apply `num_ops` of RandAugment's operations, each with probability `p` and at its own random magnitude.
 
     p = 1 is FixMatch's strong augmentation (Sohn et al., 2020, without its Cutout).
     """
 
-    def __init__(self, num_ops=2, p=1.0):
-        self.num_ops = num_ops
-        self.p = p
+    num_ops: int = 2
+    p: float = 1.0
 
     def __call__(self, img):
         for _ in range(self.num_ops):
@@ -52,19 +50,16 @@ class RandAugmentRandomMagnitude:
                 img = T.RandAugment(num_ops=1, magnitude=int(torch.randint(31, ())))(img)
         return img
 
-    def __repr__(self):
-        return f"RandAugmentRandomMagnitude(num_ops={self.num_ops}, p={self.p})"
 
-
+@dataclass
 class Cutout:
     """Set `n_holes` squares of `length` pixels a side to zero, in all channels (DeVries & Taylor, 2017).
 
     The centre of a hole is any pixel, so a hole may be clipped by the border. Tensor [C, H, W] in and out.
     """
 
-    def __init__(self, n_holes=1, length=16):
-        self.n_holes = n_holes
-        self.length = length
+    n_holes: int = 1
+    length: int = 16
 
     def __call__(self, img):
         height, width = img.shape[-2:]
@@ -75,39 +70,30 @@ class Cutout:
             img[..., max(top, 0) : top + self.length, max(left, 0) : left + self.length] = 0
         return img
 
-    def __repr__(self):
-        return f"Cutout(n_holes={self.n_holes}, length={self.length})"
 
-
+@dataclass
 class GaussianNoise:
     """With probability `p` add independent N(mean, std^2) noise to every value of a tensor."""
 
-    def __init__(self, mean=0.0, std=0.15, p=0.5):
-        self.mean = mean
-        self.std = std
-        self.p = p
+    mean: float = 0.0
+    std: float = 0.15
+    p: float = 0.5
 
     def __call__(self, img):
         if torch.rand(()) >= self.p:
             return img
         return img + torch.randn_like(img) * self.std + self.mean
 
-    def __repr__(self):
-        return f"GaussianNoise(mean={self.mean}, std={self.std}, p={self.p})"
 
-
+@dataclass
 class InstanceNormalization:
     """Zero mean, unit standard deviation for every channel of a tensor [C, H, W] (Ulyanov et al., 2016)."""
 
-    def __init__(self, eps=1e-8):
-        self.eps = eps
+    eps: float = 1e-8
 
     def __call__(self, img):
         std, mean = torch.std_mean(img, dim=(1, 2), keepdim=True)
         return (img - mean) / (std + self.eps)
-
-    def __repr__(self):
-        return f"InstanceNormalization(eps={self.eps})"
 
 
 def _interpolation(inp):
