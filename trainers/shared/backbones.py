@@ -2,7 +2,7 @@
 
 import os
 import urllib.error
-import warnings
+import zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -11,6 +11,8 @@ from clip import clip
 from clip.model import CLIP, VisionTransformer
 
 from dassl.utils import get_most_similar_str_to_a_from_b
+
+from . import archives
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
 CACHE = os.path.expanduser("~/.cache/clip")  # where clip.load puts its downloads
@@ -49,16 +51,18 @@ def weights_path(name: str) -> str:
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """State dict of a safetensors file, a JIT archive (OpenAI's files) or a `torch.save`d state dict; on the CPU."""
+    """State dict of a safetensors file, a JIT archive (OpenAI's files) or a `torch.save`d state dict; on the CPU.
+
+    Nothing in the file is run: see `archives`.
+    """
     if path.endswith(".safetensors"):
         return safetensors.torch.load_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, but what OpenAI's files are made with
-            return torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError:  # not a JIT archive
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
+    if not zipfile.is_zipfile(path):  # of PyTorch before 1.6
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        content = archives.load(path)
+    state = archives.state_dict(content) if isinstance(content, archives.Stub) else content
+    return state.get("state_dict", state)
 
 
 def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
