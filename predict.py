@@ -28,16 +28,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="images, or folders with images")
     parser.add_argument("--model-dir", required=True, help="output directory of the training")
-    parser.add_argument(
-        "--load-epoch", type=int, help="epoch of the checkpoint; default: the best on val, else the last"
-    )
+    parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the best on val, else the last")
     parser.add_argument("--classes", help='other class names, separated by commas: "a,b,c"')
     parser.add_argument("--template", default="", help='prompt of the classes, e.g. "a photo of a {}."')
     parser.add_argument("--top", type=int, default=5, help="how many classes to name, default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON list on the standard output")
-    parser.add_argument(
-        "--picture", help="PNG file for a contact sheet of (at most 24 of) the images with their classes"
-    )
+    parser.add_argument("--picture", help="PNG file for a contact sheet of at most 24 images with their classes")
     return parser.parse_args(argv)
 
 

@@ -185,10 +185,8 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             "TEST.PER_CLASS_RESULT": True,
         }
         if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
-            print(
-                "The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file "
-                f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
-            )
+            better = f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
+            print(f"The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file {better}")
         if args.eval_only and args.model_dir and osp.exists(classes):
             given["DATASET.CLASSES"] = read_json(classes)
         return given
@@ -200,9 +198,7 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
 def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """What nobody asked for is found, what plays no part goes; frozen."""
     if cfg.USE_CUDA and not torch.cuda.is_available():
-        raise ValueError(
-            "USE_CUDA is set to True, but PyTorch sees no CUDA device here: leave it out to run on the CPU"
-        )
+        raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
         cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)

@@ -60,9 +60,7 @@ class Predictor:
         if device:
             check_availability(device, ["cpu", "cuda"])
         if not osp.exists(osp.join(model_dir, "config.yaml")):
-            raise FileNotFoundError(
-                f"{model_dir} has no config.yaml: give the --output-dir of a training as --model-dir"
-            )
+            raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
         with redirect_stdout(io.StringIO()):  # what a training would log
             argv = ["--eval-only", "--model-dir", model_dir]
             argv += ["--template", template] if template else []
@@ -90,12 +88,8 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             images = [images]
         images = [image for given in images for image in expand(given)]
-        loader = DataLoader(
-            Reader(images, self.transform),
-            self.batch_size,
-            collate_fn=list,
-            num_workers=self.workers if len(images) > self.batch_size else 0,
-        )
+        workers = self.workers if len(images) > self.batch_size else 0
+        loader = DataLoader(Reader(images, self.transform), self.batch_size, num_workers=workers, collate_fn=list)
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:
                 yield from self.predict(batch, top)

@@ -76,23 +76,18 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy. A model of
     another code base, which has no config.yaml, is checked when its checkpoint is loaded.
     """
-    trained = args.model_config
     for key, now in plain(cfg).items():
+        was = args.model_config.get(key, now)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith((".PREC", ".MONITOR")) and trained.get(key, now) != now:
-            raise ValueError(
-                f'the model in {args.model_dir} was trained with {key} "{trained[key]}", not "{now}": give the same '
-                f"here, or another --model-dir"
-            )
+        if matters and not key.endswith((".PREC", ".MONITOR")) and was != now:
+            wrong = f'the model in {args.model_dir} was trained with {key} "{was}", not "{now}"'
+            raise ValueError(f"{wrong}: give the same here, or another --model-dir")
 
 
 def check_no_training(cfg: CfgNode) -> None:
     """Raises ValueError if the output directory holds a training."""
     if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
-        raise ValueError(
-            f"{cfg.OUTPUT_DIR} holds a training run, whose results this evaluation would overwrite: "
-            f"choose another --output-dir"
-        )
+        raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run and its results: choose another --output-dir")
 
 
 def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
@@ -104,10 +99,8 @@ def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> No
     for key in sorted(old.keys() | new.keys()):
         was, now = (some.get(key, default.get(key)) for some in (old, new))
         if not key.startswith(may_differ) and was != now:
-            raise ValueError(
-                f"{cfg.OUTPUT_DIR} holds a run with {key} {was}, not {now}: choose another "
-                f"--output-dir, or remove that one"
-            )
+            wrong = f"{cfg.OUTPUT_DIR} holds a run with {key} {was}, not {now}"
+            raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
 
 
 @contextlib.contextmanager
@@ -120,10 +113,8 @@ def logged(folder: str):
             setup_logger(folder)
             log = stack.enter_context(contextlib.closing(sys.stdout))
         except OSError as error:
-            raise OSError(
-                f"cannot write to the output directory {folder} ({error.strerror or error}): choose another "
-                f"--output-dir"
-            ) from error
+            wrong = f"cannot write to the output directory {folder} ({error.strerror or error})"
+            raise OSError(f"{wrong}: choose another --output-dir") from error
         try:
             yield
         except USER_ERRORS:
@@ -165,24 +156,21 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
     """What `results.json` holds: all that tells what this figure is of, without any other file."""
     config, model_config = plain(cfg), args.model_config if args.eval_only else None
     trained_config = (model_config if args.eval_only else config) if learns(trainer) else None
-    trained_on = {  # an evaluation on other classes or data is never mistaken for a training there
-        "dataset": "DATASET.NAME",
-        "classes": "DATASET.SUBSAMPLE_CLASSES",
-        "seed": "SEED",
-        "shots": "DATASET.NUM_SHOTS",
-    }
+
+    def data_of(config: dict) -> dict:
+        names = "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "SEED", "DATASET.NUM_SHOTS"
+        return dict(zip(("dataset", "classes", "seed", "shots"), map(config.get, names), strict=True))
+
     tensors = (p for model in trainer._models.values() for p in model.parameters())
     return {
         "trainer": cfg.TRAINER.NAME,
-        "dataset": cfg.DATASET.NAME,
-        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
-        "seed": cfg.SEED,
-        "shots": cfg.DATASET.NUM_SHOTS,
+        **data_of(config),
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "eval_only": args.eval_only,
         "model_dir": osp.abspath(args.model_dir) if args.model_dir else None,
         "trained": learns(trainer),  # False: zero-shot
-        "trained_on": {key: trained_config.get(name) for key, name in trained_on.items()} if trained_config else None,
+        # an evaluation on other classes or data is never mistaken for a training there
+        "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
@@ -206,10 +194,11 @@ def peak_memory(cfg: CfgNode) -> float:
 
 def git_revision() -> str | None:
     """Commit of this code, with "+" if files were changed since; None outside a repository."""
-    ask = {"cwd": CONFIGS, "capture_output": True, "text": True, "check": True}
+
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", *words], cwd=CONFIGS, stderr=subprocess.DEVNULL, text=True).strip()
+
     try:
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip()
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision + ("+" if changed else "")
