@@ -17,7 +17,7 @@ protocols: setup
 	$(PY) scripts/protocols.py
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: setup
 	$(PY) -m ruff check .
