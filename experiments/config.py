@@ -20,7 +20,7 @@ import trainers
 from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config, read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, read_json
-from trainers.base import extend_cfg
+from trainers.base import extend_cfg, node_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
@@ -70,7 +70,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     args.trainer = args.trainer or args.model_config.get("TRAINER.NAME") or "OrthCR"
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
 
-    cfg = default_cfg()
+    cfg = default_cfg(args.trainer)
     cfg.update(UNSET)
     new = ("TRAINER",) if is_foreign(args.trainer) else ()  # what its config says there is taken as it is
     for node in COOPS_OWN if new else ():
@@ -106,8 +106,8 @@ def discover(package) -> None:
             print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def default_cfg() -> CfgNode:
-    """Dassl's defaults, those of this project and those of every registered method."""
+def default_cfg(trainer: str) -> CfgNode:
+    """Dassl's defaults, those of this project and those of every registered method; `trainer`: the one that runs."""
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.ROOT, cfg.SEED = "data", 1
@@ -115,7 +115,7 @@ def default_cfg() -> CfgNode:
     cfg.DATASET.SKIP_UNREADABLE = False  # its images that cannot be read are left out, not refused
     cfg.DATASET.ALL_TEST = False  # its images without a split are all for test
     cfg.DATASET.CLASSES = []  # then: the classes to tell apart, if those of the images are among them
-    extend_cfg(cfg)
+    extend_cfg(cfg, trainer)
     return cfg
 
 
@@ -166,9 +166,10 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
         **own_images(args, cfg),
     }
     if args.template is not None:
-        if "TEMPLATE" not in cfg.TRAINER.get(args.trainer.upper(), {}):
+        node = node_of(TRAINER_REGISTRY.get(args.trainer))
+        if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
             raise ValueError(f"{args.trainer} takes no --template: its prompts are not hand-crafted")
-        given[f"TRAINER.{args.trainer.upper()}.TEMPLATE"] = args.template
+        given[f"TRAINER.{node}.TEMPLATE"] = args.template
     return [word for key, value in given.items() if value is not None for word in (key, value)]
 
 
@@ -207,7 +208,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         cfg.OUTPUT_DIR = default_output(cfg, args)
         print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
     if not is_foreign(args.trainer):
-        clean_cfg(cfg, args.trainer)
+        clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
     cfg.freeze()
     return cfg
 

@@ -15,6 +15,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, load_pretrained_weights
 
 from .shared.backbones import load_clip
+from .shared.keys import Key, values
 
 PRECISIONS = ["fp32", "amp", "bf16"]  # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling
 
@@ -24,23 +25,32 @@ class ClipTrainer(TrainerX):
 
     A method is a subclass registered with `TRAINER_REGISTRY`. It sets
 
-    - `defaults`: its config node, `cfg.TRAINER.<CLASS NAME IN CAPITALS>`, PREC among them;
-    - `learner`: name of the classifier's submodule that holds all that is learned, and of the checkpoints' folder;
-      empty for zero-shot methods. Without parameters (a cache in buffers) it is filled by `fit` and not trained;
+    - `defaults`: its config node, `cfg.TRAINER.<CLASS NAME IN CAPITALS>`, PREC among them; a `Key` says what a value
+      may be;
+    - `learner`: name of the classifier's submodule that holds all that is learned; empty for zero-shot methods.
+      Without parameters (a cache in buffers) it is filled by `fit` and not trained;
+    - `registered`: name of the checkpoints' folder, where that of `learner` is not the original's;
+    - `node_name`, `root`: the name of another node, and keys beside TRAINER, of originals whose settings lie there;
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch rather than each epoch;
 
     implements `build_classifier`, and overrides those of the other hooks of which it wants more than what they do here.
     """
 
-    defaults: dict = {"PREC": "amp"}
+    defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
     learner: str = ""
+    registered: str = ""
+    node_name: str = ""
+    root: dict = {}
     lr_per_batch: bool = False
 
     # ---------------------------------------------------------------- hooks
 
     def check_node(self, node: CN) -> None:
-        """Raises ValueError if the settings in the method's config node make no sense."""
+        """Raises ValueError if the settings in the method's config node make no sense together."""
         check_availability(node.PREC, PRECISIONS)
+        for name, declared in self.defaults.items():
+            if isinstance(declared, Key) and not declared.allows(node[name]):
+                raise ValueError(f"{self.key(name)} is {node[name]!r}, but must be {declared}")
 
     def build_classifier(self, clip_model, classnames: list[str]):
         """Returns the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
@@ -63,14 +73,14 @@ class ClipTrainer(TrainerX):
     @property
     def node(self) -> CN:
         """The method's own config node."""
-        return self.cfg.TRAINER[type(self).__name__.upper()]
+        return self.cfg.TRAINER[node_of(type(self))]
 
     def key(self, name: str = "") -> str:
         """A key of that node, or the node itself, as people write it."""
-        return ".".join(["TRAINER", type(self).__name__.upper(), *[name] * bool(name)])
+        return ".".join(["TRAINER", node_of(type(self)), *[name] * bool(name)])
 
     def check_cfg(self, cfg):
-        self.check_node(cfg.TRAINER[type(self).__name__.upper()])
+        self.check_node(cfg.TRAINER[node_of(type(self))])
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -95,7 +105,7 @@ class ClipTrainer(TrainerX):
             print(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
             self.optim = build_optimizer(learner, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, self.schedule_cfg())
-        self.register_model(self.learner, learner, self.optim, self.sched)
+        self.register_model(self.registered or self.learner, learner, self.optim, self.sched)
 
     def schedule_cfg(self) -> CN:
         """`cfg.OPTIM`, with `lr_per_batch` in batches instead of epochs."""
@@ -217,9 +227,19 @@ class ClipTrainer(TrainerX):
         self.model.train(self.model.training)  # forgets the features of the weights before
 
 
-def extend_cfg(cfg: CN) -> None:
-    """Adds the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand."""
-    for name in TRAINER_REGISTRY.registered_names():
-        defaults = getattr(TRAINER_REGISTRY.get(name), "defaults", None)
-        if defaults is not None:
-            cfg.TRAINER[name.upper()] = CN(defaults)
+def node_of(trainer: type) -> str:
+    """Name of a method's config node."""
+    return getattr(trainer, "node_name", "") or trainer.__name__.upper()
+
+
+def extend_cfg(cfg: CN, trainer: str = "") -> None:
+    """Adds the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
+
+    Args:
+        trainer: the one that runs; where several share a node, it has this one's defaults.
+    """
+    for name in [*TRAINER_REGISTRY.registered_names(), *[trainer] * bool(trainer)]:
+        method = TRAINER_REGISTRY.get(name)
+        if hasattr(method, "defaults"):
+            cfg.TRAINER[node_of(method)] = CN(values(method.defaults))
+            cfg.update(CN(values(method.root)) if name == trainer else {})
