@@ -62,6 +62,9 @@ class Case:
         """The loss and, without their weights, its terms, by the golden names."""
         return {"loss": sum(terms.values())}
 
+    def after_step(self, trainer, step: int) -> None:
+        """What else the original does after this step, from 0."""
+
     def tokens(self, trainer) -> torch.Tensor:
         return trainer.model.prompt_learner.tokens
 
@@ -144,6 +147,7 @@ class Case:
             if step == 0:
                 out |= {f"grad/{n}": trainer.model.get_parameter(self.ours(n)).grad.clone() for n in names}
             optimizer.step()
+            self.after_step(trainer, step)
         out |= {name: torch.stack([terms[name].detach() for terms in losses]) for name in losses[0]}
         for name in names:
             out[f"after/{name}"] = self.parameter(trainer, name)

@@ -22,9 +22,14 @@ class ClipClassifier(nn.Module):
         classnames: of the classes to tell apart, n_cls of them.
         templates: prompts with {} for the class name, of the frozen side.
 
+    Attributes:
+        unit_templates: whether the frozen side's features of each template are made unit length before their mean.
+
     Raises:
         ValueError: a template has no {}.
     """
+
+    unit_templates = True
 
     def __init__(self, clip_model, classnames: list[str], templates: list[str] = ()):
         super().__init__()
@@ -64,7 +69,9 @@ class ClipClassifier(nn.Module):
         """g0 [n_cls, d]: the frozen CLIP's mean over `templates`; it never changes: encoded at its first use."""
         if self._frozen_text is None:
             with torch.no_grad(), torch.autocast(self.logit_scale.device.type, enabled=False):
-                self._frozen_text = template_features(self.text_encoder, self.classnames, self.templates)
+                self._frozen_text = template_features(
+                    self.text_encoder, self.classnames, self.templates, self.unit_templates
+                )
         return self._frozen_text
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
