@@ -45,10 +45,14 @@ class PublishedLearner:
         hits = (re.sub(pattern, ours, name) for pattern, ours in cls.published.items() if re.fullmatch(pattern, name))
         return next(hits, None)
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
+    def renamed(self, state_dict):
+        """What is ours of an original's checkpoint, by our names; one of this project as it is."""
         theirs = {self.own_name(name): tensor for name, tensor in state_dict.items()}
         theirs.pop(None, None)
-        return super().load_state_dict(theirs or state_dict, *args, **kwargs)
+        return theirs or state_dict
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
 
 
 class TextPromptLearner(PublishedLearner, PromptLearner):
