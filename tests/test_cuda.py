@@ -28,6 +28,8 @@ CASES = [(name, []) for name in METHODS]
 CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHCR.ENCODERS", "['image']"])]
 CASES += [("CoOp", ["TRAINER.COOP.CSC", True]), ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 
+CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
+
 
 class SameTypes(TorchDispatchMode):
     """Matrix products of mixed types fail on a GPU; fake ones would not."""
@@ -135,6 +137,11 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
 
 def test_bf16_of_coop_is_fp32_but_for_its_rounding(make_trainer, take_steps):
     compare_with_bf16(make_trainer, take_steps, "CoOp", [])
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
+def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
 
 
 def compare_with_bf16(make_trainer, take_steps, name, opts):

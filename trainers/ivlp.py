@@ -8,14 +8,7 @@ Prompts P_0 ... P_{J-1} of the text and V_0 ... V_{K-1} of the image are trained
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.deep import (
-    PromptedCLIP,
-    TextPromptLearner,
-    VisionPromptLearner,
-    by_block,
-    check_reach,
-    prompts_of_blocks,
-)
+from .shared.deep import PromptedCLIP, TextPromptLearner, VisionPromptLearner, by_block, check_reach, prompts_of_blocks
 from .shared.keys import Key
 
 

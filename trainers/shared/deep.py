@@ -126,4 +126,6 @@ def check_reach(clip_model, backbone: str, encoder: str, blocks: int, key: str) 
     module = clip_model.visual if encoder == "image" else clip_model
     if blocks and blocks > len(module.transformer.resblocks):
         there = len(module.transformer.resblocks)
-        raise ValueError(f"{key} reaches block {blocks}, but the {encoder} encoder of {backbone} has {there}: take fewer")
+        raise ValueError(
+            f"{key} reaches block {blocks}, but the {encoder} encoder of {backbone} has {there}: take fewer"
+        )
