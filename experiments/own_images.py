@@ -38,12 +38,12 @@ def tell(trainer, draw: ContactSheet | None = None) -> dict:
         for k, item in enumerate(items)
         if k in probabilities
     ]
+    told = {} if zero_shot is None else {"zero_shot_accuracy": zero_shot}
+    if told:
+        gain = trainer.results["accuracy"] - zero_shot
+        print(f"* zero-shot CLIP on the same images: {zero_shot:.1f}%; the training brought {gain:+.1f}")
     write_wrong(sorted(wrong, key=lambda row: -row[-1]), len(items), cfg.OUTPUT_DIR, draw)
-    if zero_shot is None:
-        return {}
-    gain = trainer.results["accuracy"] - zero_shot
-    print(f"* zero-shot CLIP on the same images: {zero_shot:.1f}%; the training brought {gain:+.1f}")
-    return {"zero_shot_accuracy": zero_shot}
+    return told
 
 
 @torch.no_grad()

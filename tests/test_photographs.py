@@ -1,5 +1,6 @@
 """Own photographs are read as a viewer shows them, no larger than needed; benchmarks exactly as Dassl reads them."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -170,6 +171,8 @@ def test_a_photograph_is_decoded_once(tmp_path, monkeypatch):
     assert DatasetWrapper(cfg, items, np.asarray).copies, "unless it is asked for in every epoch"
     data.read(items[0].impath).paste("red", (0, 0, 64, 64))
     assert np.array_equal(data[0]["img"], wanted[0]), "no transform can spoil a copy"
+    sent = pickle.loads(pickle.dumps(data))
+    assert not sent.copies and np.array_equal(sent[0]["img"], wanted[0]), "a worker that is spawned"
 
 
 # ------------------------------------------------------------------ HEIF

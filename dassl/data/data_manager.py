@@ -124,6 +124,9 @@ class DatasetWrapper(Dataset):
             steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(steps)
 
+    def __getstate__(self):
+        return self.__dict__ | {"copies": {}}  # workers that are forked share them; spawned ones would hold all each
+
     def __len__(self):
         return len(self.data_source)
 
