@@ -6,6 +6,7 @@ import warnings
 from multiprocessing.pool import ThreadPool
 
 from PIL import ExifTags, Image, UnidentifiedImageError
+from tqdm import tqdm
 
 # Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -119,7 +120,8 @@ def small_copies(paths, side, most):
     """Return {path: its `read_photo`} of the first photographs that fit into `most` bytes together."""
     copies = {}
     with in_threads(lambda path: read_photo(path, side), paths) as photos:
-        for path, photo in zip(paths, photos, strict=False):
+        bar = tqdm(photos, "reading images", len(paths), unit="image", leave=False, disable=None, delay=1)
+        for path, photo in zip(paths, bar, strict=False):
             most -= 3 * photo.width * photo.height
             if most < 0:
                 break
