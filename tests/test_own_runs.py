@@ -20,7 +20,7 @@ from experiments.run import main
 from predict import Predictor
 from reports.predictions import contact_sheet
 
-photos, trained = own_photos.photos, own_photos.trained  # the fixtures
+photos = own_photos.photos  # the fixture
 
 
 def train(photos, out, *words, **kwargs):
@@ -117,7 +117,7 @@ def test_zero_shot_beside_trained(trainer, photos, tmp_path, capsys):
     assert not (tmp_path / "ZS" / "seen.json").exists()
 
 
-def test_zero_shot_of_the_prompt_given(trained, photos, tmp_path):
+def test_zero_shot_of_the_prompt_given(photos, tmp_path):
     """An evaluation has it too."""
     out = tmp_path / "OUT"
     words = ["--template", "a plain {}.", "DATASET.SUBSAMPLE_CLASSES", "base"]
