@@ -24,15 +24,14 @@ from torch.nn import functional as F
 from trainers.mmrl import CustomCLIP, MultiModalRepresentationLearner
 
 NODE = "TRAINER.MMRL."
-TEMPLATE = "a photo of a {}."
 
 
 def node(**changes):
     return SimpleNamespace(**{"ALPHA": 0.7, "N_REP_TOKENS": 3, "REP_LAYERS": [1, 2], "REP_DIM": 16, **changes})
 
 
-def custom(model, fused=True, names=NAMES, **changes):
-    return CustomCLIP(node(**changes), model, names, TEMPLATE, fused)
+def custom(model, fused=True, names=NAMES, dataset="Shapes", **changes):
+    return CustomCLIP(node(**changes), model, names, dataset, fused)
 
 
 def inserted(layers, tokens):
@@ -150,20 +149,28 @@ def test_the_task_decides_as_in_the_original(make_trainer):
         assert trainer.fused() is fused
 
 
-def test_without_a_task_it_is_both_on_the_classes_trained_on(random_clip, noise):
-    plain, image, other = random_clip(), noise(2, 3, 32, 32), ["zebra", *NAMES[1:]]
+OTHERS = ["zebra", *NAMES[1:]]
+
+
+@pytest.mark.parametrize(
+    "names, dataset, fused",
+    [(NAMES, "Shapes", True), (NAMES[:2], "Shapes", True), (OTHERS, "Shapes", False), (NAMES, "ShapesFog", False)],
+)
+def test_without_a_task_it_is_both_on_what_was_trained_on(random_clip, noise, names, dataset, fused):
+    plain, image = random_clip(), noise(2, 3, 32, 32)
     state = custom(plain).representation_learner.state_dict()
-    unsaid = {name: tensor for name, tensor in state.items() if name != "classes"}
-    for names, given, fused in ((NAMES, state, True), (other, state, False), (NAMES, unsaid, False)):
-        model = custom(plain, None, names).eval()
-        model.representation_learner.load_state_dict(given)
-        wanted = custom(plain, fused, names).eval()
-        wanted.representation_learner.load_state_dict(given)
-        with torch.no_grad():
-            assert torch.equal(model(image), wanted(image))
-            wanted.fused = not fused
-            assert not torch.allclose(model(image), wanted(image))
-    assert custom(plain, None).representation_learner.trained_on_these, "before anything is loaded"
+    model, wanted, other = (custom(plain, f, names, dataset).eval() for f in (None, fused, not fused))
+    with torch.no_grad():
+        for m in (model, wanted, other):
+            m.representation_learner.load_state_dict(state)
+        assert torch.equal(model(image), wanted(image)) and not torch.allclose(model(image), other(image))
+
+
+def test_a_checkpoint_that_does_not_say_its_classes_has_the_class_token_alone(random_clip):
+    learner = custom(random_clip(), None).representation_learner
+    assert learner.trained_on_these, "before anything is loaded"
+    learner.load_state_dict({name: p for name, p in learner.state_dict().items() if name != "classes"})
+    assert not learner.trained_on_these
 
 
 def test_base_and_new_classes_of_a_run(make_trainer, take_steps):

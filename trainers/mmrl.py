@@ -13,7 +13,8 @@ and f_0, g_0 of the frozen CLIP, all of unit length:
     z = 100 f g^T,   z_r = 100 f_r g^T
     L = alpha CE(z, y) + (1 - alpha) CE(z_r, y) + lambda (1 - mean f.f_0) + lambda (1 - mean g.g_0)
 
-Classes of the training are told apart by alpha z + (1 - alpha) z_r, others by z, which keeps what CLIP knows.
+The classes and the data set of the training are told apart by alpha z + (1 - alpha) z_r, others by z alone, which keeps
+what CLIP knows.
 """
 
 import copy
@@ -26,11 +27,12 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 
 from .base import ClipTrainer
+from .shared.classes import class_ids
 from .shared.classifier import ClipClassifier
 from .shared.deep import PublishedLearner, check_reach
 from .shared.encoders import layer_norm, normalize
 from .shared.keys import Key
-from .shared.prompts import class_digest, fill_template, template_for, tokenize
+from .shared.prompts import fill_template, template_for, tokenize
 
 TASKS = ["", "B2N", "FS", "CD"]
 REG_WEIGHTS = {  # lambda by data set, as the authors set it
@@ -54,12 +56,12 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
     Args:
         node: config node of MMRL.
         widths: of the image's tokens, of the text's tokens, of CLIP's features.
-        classnames: those trained on; the checkpoint holds a digest of them.
+        names: what tells the classes of this data set from others; the checkpoint keeps a number for each.
     """
 
     published = {r"representation_learner\.(compound_.*)": r"\1", r"image_encoder\.(proj_rep)": r"\1"}
 
-    def __init__(self, node, widths: tuple[int, int, int], classnames: list[str]):
+    def __init__(self, node, widths: tuple[int, int, int], names: list[str]):
         super().__init__()
         image, text, features = widths
         self.blocks = [layer - 1 for layer in node.REP_LAYERS]
@@ -69,8 +71,8 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
             maps = nn.ModuleList([copy.deepcopy(first) for _ in self.blocks])
             self.add_module(f"compound_rep_tokens_r2{name}proj", maps)
         self.proj_rep = nn.Parameter(image**-0.5 * torch.randn(image, features))
-        self.classnames, self.trained_on_these = classnames, True  # what `classes` of a loaded checkpoint may deny
-        self.register_buffer("classes", class_digest(classnames))
+        self.names, self.trained_on_these = names, True  # the latter until a checkpoint says otherwise
+        self.register_buffer("classes", class_ids(names))
 
     def vision(self) -> dict[int, torch.Tensor]:
         """{block j: V_j [n, width]}."""
@@ -84,9 +86,10 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
         return {j: f(self.compound_rep_tokens) for j, f in zip(self.blocks, maps, strict=True)}
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        unknown = torch.zeros_like(self.classes)  # the original's checkpoints do not say
-        done = super().load_state_dict({"classes": unknown, **self.renamed(state_dict)}, *args, **kwargs)
-        self.trained_on_these = torch.equal(self.classes.cpu(), class_digest(self.classnames))
+        state = {"classes": self.classes[:0], **self.renamed(state_dict)}  # the original's does not say
+        self.classes = torch.empty_like(state["classes"], device=self.classes.device)  # as many as there are
+        done = super().load_state_dict(state, *args, **kwargs)
+        self.trained_on_these = bool(torch.isin(class_ids(self.names), self.classes.cpu()).all())
         return done
 
 
@@ -94,17 +97,20 @@ class CustomCLIP(ClipClassifier):
     """CLIP with the tokens of a `MultiModalRepresentationLearner`.
 
     Args:
-        fused: whether an evaluation mixes in z_r; None: on the classes trained on.
+        dataset: registered name; gives the template.
+        fused: whether an evaluation mixes in z_r; None: on the classes and the data set trained on.
     """
 
-    def __init__(self, node, clip_model, classnames: list[str], template: str, fused: bool | None = None):
+    def __init__(self, node, clip_model, classnames: list[str], dataset: str, fused: bool | None = None):
+        template = template_for(dataset)
         super().__init__(clip_model, classnames, [template])
         self.logit_scale.fill_(100)  # whatever CLIP's own
         self.alpha, self.fused = node.ALPHA, fused
         tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
         self.register_buffer("tokens", tokens, persistent=False)
         widths = (clip_model.visual.conv1.out_channels, *clip_model.text_projection.shape)
-        self.representation_learner = MultiModalRepresentationLearner(node, widths, classnames)
+        names = [f"{dataset}: {name}" for name in classnames]
+        self.representation_learner = MultiModalRepresentationLearner(node, widths, names)
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_encoder(None, self.tokens, deep=self.representation_learner.text(), insert=True))
@@ -142,7 +148,7 @@ class MMRL(ClipTrainer):
         "REP_DIM": Key(512, low=1),  # d; the authors have 2048 for EuroSAT
         "PREC": "amp",
     }
-    root = {"TASK": ""}  # B2N, FS or CD: z_r is mixed in where the original does; "" = on the classes trained on
+    root = {"TASK": ""}  # B2N, FS or CD: z_r is mixed in where the original does; "" = on what it was trained on
     learner = "representation_learner"
     registered = "MultiModalRepresentationLearner"
 
@@ -160,7 +166,7 @@ class MMRL(ClipTrainer):
         cfg, node = self.cfg, self.node
         for encoder in ("image", "text"):
             check_reach(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
-        return CustomCLIP(node, clip_model, classnames, template_for(cfg.DATASET.NAME), self.fused())
+        return CustomCLIP(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
 
     def fused(self) -> bool | None:
         """Whether the original, told the TASK, evaluates with z_r."""
