@@ -170,9 +170,9 @@ class MMRL(ClipTrainer):
 
     def fused(self) -> bool | None:
         """Whether the original, told the TASK, evaluates with z_r."""
-        cfg = self.cfg
-        rule = {"B2N": cfg.DATASET.SUBSAMPLE_CLASSES == "base", "FS": True, "CD": cfg.DATASET.NAME == "ImageNet"}
-        return rule.get(cfg.get("TASK", ""))
+        data = self.cfg.DATASET
+        rule = {"B2N": data.get("SUBSAMPLE_CLASSES") == "base", "FS": True, "CD": data.NAME == "ImageNet"}
+        return rule.get(self.cfg.get("TASK", ""))
 
     def losses(self, image, label):
         model, node = self.model, self.node
