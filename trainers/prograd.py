@@ -79,9 +79,9 @@ class ProGrad(CoOp):
         return {"ce": F.cross_entropy(z, label), "kl": kl}, z
 
     def rounding(self, z: torch.Tensor) -> torch.Tensor:
-        """By how much logits of the same prompts may differ in the precision of the encoders."""
+        """By how much logits of the same prompts may differ in the encoders' precision; about 0.3 eps s was met."""
         dtype = self.autocast["dtype"] if self.autocast["enabled"] else z.dtype
-        return 4 * torch.finfo(dtype).eps * self.model.logit_scale
+        return 2 * torch.finfo(dtype).eps * self.model.logit_scale
 
     def backward(self, terms):
         tensors = list(self.model.prompt_learner.parameters())
