@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
+SAVED = [("OrthCR", {"rotations": 42}), ("CoOp", {"prompt_learner": 1}), ("CoCoOp", {"prompt_learner": 5})]
+SAVED += [("KgCoOp", {"prompt_learner": 1}), ("ProGrad", {"prompt_learner": 1})]
 
-@pytest.mark.parametrize("name, saved", [("OrthCR", {"rotations": 42}), ("CoOp", {"prompt_learner": 1})])
+
+@pytest.mark.parametrize("name, saved", SAVED)
 def test_a_step_beside_the_original_dassl(root, tmp_path, name, saved):
     report = run_beside_stub(root, tmp_path, name)
     assert len(report["losses"]) == 2 and all(map(math.isfinite, report["losses"]))
