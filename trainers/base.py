@@ -112,7 +112,7 @@ class ClipTrainer(TrainerX):
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:
             optim.defrost()
-            batches = len(self.train_loader_x)
+            batches = len(self.train_loader_x or [None])  # without training data, as predict.py is, any number does
             optim.MAX_EPOCH, optim.WARMUP_EPOCH = optim.MAX_EPOCH * batches, optim.WARMUP_EPOCH * batches
             steps = optim.STEPSIZE
             optim.STEPSIZE = steps * batches if isinstance(steps, int) else type(steps)(s * batches for s in steps)
