@@ -198,7 +198,7 @@ def load_pretrained_weights(model, weight_path):
     raise NotImplementedError
 
 
-TRAINER_REGISTRY, SAVED, LOSSES = Registry("TRAINER"), {}, []
+TRAINER_REGISTRY, SAVED, LOSSES, SKIPPED = Registry("TRAINER"), {}, [], []
 MODULES = {
     "dassl.data": [DatasetWrapper, DataManager],
     "dassl.data.transforms": [build_transform],
@@ -222,7 +222,10 @@ def main(folder, trainer_name):
     from trainers.base import extend_cfg
 
     for module in pkgutil.iter_modules(trainers.__path__):
-        importlib.import_module(f"trainers.{module.name}")
+        try:
+            importlib.import_module(f"trainers.{module.name}")
+        except ImportError:  # it extends our CoOp, and the clone has kept its own
+            SKIPPED.append(module.name)
 
     cfg = CN({"TRAINER": {"NAME": trainer_name}, "USE_CUDA": False, "OUTPUT_DIR": "", "DATASET": {"NAME": "Shapes"}})
     cfg.INPUT, cfg.MODEL = CN({"SIZE": (32, 32)}), CN({"BACKBONE": {"NAME": "tiny"}, "INIT_WEIGHTS": ""})
@@ -238,6 +241,7 @@ def main(folder, trainer_name):
         "losses": LOSSES,
         "accuracy": before,
         "again": trainer.test(),
+        "skipped": SKIPPED,
         "features": [*features.shape, *labels.shape],
     }
     print(json.dumps(report | {"saved": {name: len(state) for name, state in SAVED.items()}}))
