@@ -55,7 +55,7 @@ class ProGrad(CoOp):
 
     def first_words(self) -> list[str]:
         """Those of the template in front of the class name, if the context starts from them."""
-        words = self.template().partition("{}")[0].split() if self.node.CTX_INIT else []
+        words = self.template().partition("{}")[0].replace("_", " ").split() if self.node.CTX_INIT else []
         if len(words) > self.node.N_CTX:
             wrong = f'{self.key("N_CTX")} is {self.node.N_CTX}, but the context starts from "{" ".join(words)}"'
             raise ValueError(f"{wrong}: give {len(words)} or more")
