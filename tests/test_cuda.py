@@ -29,6 +29,8 @@ CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHC
 CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]
 CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 
+CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
+
 
 class SameTypes(TorchDispatchMode):
     """Matrix products of mixed types fail on a GPU; fake ones would not."""
@@ -136,6 +138,11 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
 
 @pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad"])
 def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
+def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 

@@ -75,6 +75,12 @@ def template_features(
     return normalize(total)
 
 
+def class_digest(classnames: list[str]) -> torch.Tensor:
+    """uint8 [32] that tells these class names from others, for a checkpoint."""
+    digest = hashlib.sha256("\n".join(classnames).encode()).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone()
+
+
 class PromptLearner(nn.Module):
     """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
 

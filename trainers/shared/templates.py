@@ -44,6 +44,7 @@ a drawing of the {}.|a photo of the large {}.|a black and white photo of a {}.|t
 a dark photo of a {}.|itap of a {}.|graffiti of the {}.|a toy {}.
 itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
 IMAGENET_TEMPLATES = [line for row in _FRAMES.splitlines() for line in row.split("|")]
+PROMPTSRC_TEMPLATES = IMAGENET_TEMPLATES[:60]  # the ones that PromptSRC averages over
 
 IMAGENET_TEMPLATES_SELECT = [  # that CLIP's authors found to do as well as all of them
     "itap of a {}.",
