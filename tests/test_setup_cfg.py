@@ -28,7 +28,7 @@ def test_every_config_merges(file, tmp_path):
 
 def test_later_wins(tmp_path):
     """Each level sets all keys from its own on: a key's value tells the last level that set it."""
-    keys = ["OPTIM.STEPSIZE", "OPTIM.LR", "OPTIM.GAMMA", "MODEL.BACKBONE.NAME", "MODEL.HEAD.NAME"]
+    keys = ["OPTIM.STEPSIZE", "OPTIM.LR", "OPTIM.GAMMA", "MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS"]
 
     def write(name, values):
         tree = {}
@@ -53,15 +53,18 @@ def test_later_wins(tmp_path):
         "random_flip",
         "--backbone",
         "flag",
-        "--head",
-        "flag",
         "--seed",
         "9",
     ]
-    argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.HEAD.NAME", "opts"]
+    argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.INIT_WEIGHTS", "opts"]
     cfg = setup_cfg(parse(argv))
     assert plain(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
-    assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == (0.1, 0.2, "flag", "opts")
+    assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.INIT_WEIGHTS) == (
+        0.1,
+        0.2,
+        "flag",
+        "opts",
+    )
     assert (cfg.SEED, cfg.INPUT.TRANSFORMS) == (9, ("normalize", "random_flip"))
     assert cfg.DATASET.SOURCE_DOMAINS == ("a", "b")
     assert setup_cfg(parse([*argv, "SEED", "10"])).SEED == 10

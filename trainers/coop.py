@@ -11,11 +11,11 @@ The words of a prompt become M trained vectors v_1 ... v_M, the same for all cla
 import torch
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability
 
-from .base import ClipTrainer
+from .base import PRECISIONS, ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
+from .shared.keys import Key
 from .shared.prompts import POSITIONS, PromptLearner
 
 
@@ -36,17 +36,16 @@ class CoOp(ClipTrainer):
     """Context Optimization."""
 
     defaults = {
-        "N_CTX": 16,  # M, number of context vectors; ignored with CTX_INIT
+        "N_CTX": Key(16, low=0, high=75),  # M, number of context vectors; ignored with CTX_INIT
         "CSC": False,  # class-specific context; cannot be evaluated on other classes
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
-        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-        "PREC": "amp",
+        "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
+        "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "prompt_learner"
 
     def check_node(self, node):
         super().check_node(node)
-        check_availability(node.CLASS_TOKEN_POSITION, POSITIONS)
         if node.N_CTX < 1 and not node.CTX_INIT.strip(" _"):
             raise ValueError(f"{self.key('N_CTX')} is {node.N_CTX}: give 1 or more, or words as CTX_INIT")
 

@@ -6,8 +6,9 @@ g(c) = normalised mean over templates of the same  ZeroshotCLIP2: CLIP's 80 temp
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer
+from .base import PRECISIONS, ClipTrainer
 from .shared.classifier import ClipClassifier
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES
 
@@ -17,8 +18,8 @@ class ZeroshotCLIP(ClipTrainer):
     """CLIP as it is, with one hand-crafted prompt a class."""
 
     defaults = {
-        "TEMPLATE": "",  # "" = the data set's own, see trainers/shared/templates.py
-        "PREC": "amp",
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own, see trainers/shared/templates.py
+        "PREC": Key("amp", choices=PRECISIONS),
     }
 
     def templates(self) -> list[str]:
