@@ -25,6 +25,7 @@ from dassl.config.keys import Key, shown, values
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
+from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability, read_json
 from trainers.base import extend_cfg, node_of
 
@@ -181,10 +182,14 @@ def default_cfg(trainer: str) -> CfgNode:
 
 def declared(trainer: str) -> dict:
     """The default of each key of `default_cfg(trainer)`, and what the key may be; of no other method's keys."""
-    method = TRAINER_REGISTRY.get(trainer)
+    registered = {
+        "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())},
+        "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
+    }
+    generic, method = joined(joined(KEYS, OWN), registered), TRAINER_REGISTRY.get(trainer)
     if is_foreign(trainer):
-        return joined(KEYS, OWN)
-    return joined(joined(joined(KEYS, OWN), method.root), {"TRAINER": {node_of(method): method.defaults}})
+        return generic
+    return joined(joined(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
 
 
 def joined(first: dict, second: dict) -> dict:
@@ -275,13 +280,11 @@ def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     check_config(cfg, declared(args.trainer))
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
-    if args.eval_only:
-        check_root(cfg, args)
-    else:
+    if not args.eval_only:
         check_training(cfg)
+    cfg.DATASET.ROOT = safe_root(cfg, args)
     if not is_foreign(args.trainer):
         suit_clip(cfg)
     if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
@@ -325,12 +328,13 @@ def check_resume(cfg: CfgNode) -> None:
         raise ValueError(f"nothing is left to train: {told}; give more, or --eval-only --model-dir")
 
 
-def check_root(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raises ValueError if a data set would be drawn into a folder that the model's config alone names."""
-    dataset, root = DATASET_REGISTRY.get(cfg.DATASET.NAME), args.model_config.get("DATASET.ROOT")
-    missing = not osp.isdir(osp.join(cfg.DATASET.ROOT, getattr(dataset, "dataset_dir", "")))
-    if args.root is None and cfg.DATASET.ROOT == root and hasattr(dataset, "draw") and missing:
-        raise ValueError(f"{cfg.DATASET.NAME} is not in {root}, where the model's was: give --root, to draw it there")
+def safe_root(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """DATASET.ROOT; nothing is drawn into a folder that the config of a model alone names."""
+    dataset, root = DATASET_REGISTRY.get(cfg.DATASET.NAME), cfg.DATASET.ROOT
+    given = args.root is not None or root != args.model_config.get("DATASET.ROOT")
+    if given or not hasattr(dataset, "draw") or osp.isdir(osp.join(root, dataset.dataset_dir)):
+        return root
+    return OWN["DATASET"]["ROOT"]
 
 
 def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:

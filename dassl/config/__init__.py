@@ -184,10 +184,12 @@ class _Loader(yaml.SafeLoader):
 
         def size(node):  # with every alias written out
             if id(node) not in sizes:
-                sizes[id(node)] = 1  # for an alias to a node that it is in, which is refused later
+                sizes[id(node)] = None
                 children = node.value if isinstance(node, yaml.CollectionNode) else ()
                 pairs = (child if isinstance(child, tuple) else (child,) for child in children)
                 sizes[id(node)] = 1 + sum(size(part) for pair in pairs for part in pair)
+            if sizes[id(node)] is None:
+                raise ValueError("an alias is inside what it names")
             return sizes[id(node)]
 
         if node is not None and size(node) > 100_000:
