@@ -269,11 +269,19 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             better = f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
             print(f"The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file {better}")
         if args.eval_only and args.model_dir and osp.exists(classes):
-            given["DATASET.CLASSES"] = read_json(classes)
+            given["DATASET.CLASSES"] = read_classes(classes)
         return given
     if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
         return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
     return {}
+
+
+def read_classes(path: str) -> list[str]:
+    """The class names of a run. Raises ValueError if the file holds something else."""
+    names = read_json(path)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is no list of class names: put the original back")
+    return names
 
 
 def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
@@ -284,7 +292,6 @@ def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
     if not args.eval_only:
         check_training(cfg)
-    cfg.DATASET.ROOT = safe_root(cfg, args)
     if not is_foreign(args.trainer):
         suit_clip(cfg)
     if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
@@ -319,22 +326,15 @@ def check_training(cfg: CfgNode) -> None:
 
 def check_resume(cfg: CfgNode) -> None:
     """Raises ValueError if RESUME is a finished training: nothing would be trained, and the results would claim it."""
+    if not cfg.RESUME:
+        return
     own, other = (
-        [epochs(folder)[-1] for folder in sorted(glob.glob(osp.join(glob.escape(run), "*", ""))) if epochs(folder)]
+        [epochs(folder)[-1] for folder in glob.glob(osp.join(glob.escape(run), "*", "")) if epochs(folder)]
         for run in (cfg.OUTPUT_DIR, cfg.RESUME)
     )
-    if cfg.RESUME and other and not own and min(other) >= cfg.OPTIM.MAX_EPOCH:
+    if other and not own and min(other) >= cfg.OPTIM.MAX_EPOCH:
         told = f"{cfg.RESUME} was trained for {min(other)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
         raise ValueError(f"nothing is left to train: {told}; give more, or --eval-only --model-dir")
-
-
-def safe_root(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """DATASET.ROOT; nothing is drawn into a folder that the config of a model alone names."""
-    dataset, root = DATASET_REGISTRY.get(cfg.DATASET.NAME), cfg.DATASET.ROOT
-    given = args.root is not None or root != args.model_config.get("DATASET.ROOT")
-    if given or not hasattr(dataset, "draw") or osp.isdir(osp.join(root, dataset.dataset_dir)):
-        return root
-    return OWN["DATASET"]["ROOT"]
 
 
 def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """What a config key may be, declared beside its default."""
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Key:
         if self.choices:
             return value in self.choices
         if type(value) not in (int, float):
-            return not isinstance(value, str) or "\0" not in value
+            return not isinstance(value, str) or not re.search(r"[\0-\x1f\x7f]", value)  # control characters
         return (
             (type(value) is int or math.isfinite(value))
             and (self.low is None or value >= self.low)

@@ -102,6 +102,8 @@ class PromptLearner(nn.Module):
         embed = text_encoder.token_embedding
         device, n_cls, words = embed.weight.device, len(classnames), words.replace("_", " ").strip()
         ids = clip._tokenizer.encode(words) if words else [0] * n_ctx
+        if words and not ids:
+            raise ValueError(f"the context {ascii(words)} has no token: give words that CLIP can read")
         n_ctx = n_ctx or len(ids)
         if n_ctx > len(ids) or (n_ctx < len(ids) and position != "end"):
             raise ValueError(
