@@ -144,12 +144,11 @@ def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
     nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
     *_, above, folder, _ = ("", "", *Path(args.config_file).absolute().parts)
     meant = [cfg.TRAINER.NAME, folder if above == "trainers" and folder in nodes else ""]
-    meant += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
+    if not args.model_config:  # that of a trainer for Dassl has the defaults of all methods, as they were then
+        meant += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
     other = next((name for name in meant if name and name not in family and nodes.get(name) != node_of(method)), "")
     if other:
-        raise ValueError(
-            f"the config files are for {other}, not for {args.trainer}: choose the one you mean, --trainer"
-        )
+        raise ValueError(f"the config files are for {other}, not for {args.trainer}: give --trainer {other}")
 
 
 def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:

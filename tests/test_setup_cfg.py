@@ -139,7 +139,7 @@ def test_a_config_file_of_another_trainer(write, one_line):
         ("OPTIM:\n  LR: 0.002\n", "clone/configs/trainers/CoOp/vit_b16.yaml"),
     ):
         file = ["--config-file", write(text, path)]
-        with pytest.raises(ValueError, match="are for CoOp, not for OrthCR: .*--trainer") as error:
+        with pytest.raises(ValueError, match="are for CoOp, not for OrthCR: give --trainer CoOp") as error:
             setup_cfg(parse(file))
         one_line(error)
         for trainer in ("CoOp", "ZeroshotCLIP"):  # as CoOp's zeroshot.sh does
@@ -214,7 +214,7 @@ def test_clips_images_are_always_normalized(make_trainer, capsys):
     assert plain.test() == bare.test()
 
 
-def test_trainers_for_dassl_have_the_transforms_that_they_name(monkeypatch):
+def test_trainers_for_dassl_have_the_transforms_that_they_name(monkeypatch, tmp_path):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Foreign", type("Foreign", (TrainerX,), {}))
     argv = ["--trainer", "Foreign", "--transforms", "random_flip", "MODEL.HEAD.NAME", "mlp"]
     cfg = setup_cfg(parse([*argv, "DATALOADER.K_TRANSFORMS", "2", "TRAINER.FOREIGN.ANY", "None"]))
@@ -223,3 +223,7 @@ def test_trainers_for_dassl_have_the_transforms_that_they_name(monkeypatch):
     with pytest.raises(ValueError, match="OPTIM.LR is inf"):
         setup_cfg(parse([*argv, "OPTIM.LR", "1e999"]))
     assert default_cfg("Foreign").INPUT.TRANSFORMS == ()
+    older = yaml.safe_load(cfg.dump())
+    older["TRAINER"]["COOP"]["N_CTX"] += 1  # defaults of other methods, which have changed since
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    assert setup_cfg(parse(["--eval-only", "--model-dir", str(tmp_path)])).TRAINER.NAME == "Foreign"
