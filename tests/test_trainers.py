@@ -8,7 +8,7 @@ from torch import nn
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from experiments.config import discover
-from trainers.base import ClipTrainer
+from trainers.base import ClipTrainer, node_of
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.encoders import normalize
 
@@ -54,7 +54,7 @@ def test_on_the_cpu_every_precision_is_fp32(make_trainer, take_steps, capsys, na
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown_precision_is_refused(make_trainer, name):
     with pytest.raises(ValueError, match="fp64"):
-        make_trainer(f"TRAINER.{name.upper()}.PREC", "fp64", trainer=name)
+        make_trainer(f"TRAINER.{node_of(TRAINER_REGISTRY.get(name))}.PREC", "fp64", trainer=name)
 
 
 @pytest.mark.parametrize("name", ["OrthCR", "CoOp"])
@@ -90,18 +90,18 @@ def registered(monkeypatch):
 
 def settings_of(cfg, parent, name):
     """The node of `parent` as KEY VALUE pairs for that of `name`."""
-    return [
-        word for key, value in cfg.TRAINER[parent.upper()].items() for word in (f"TRAINER.{name.upper()}.{key}", value)
-    ]
+    old, new = (node_of(TRAINER_REGISTRY.get(trainer)) for trainer in (parent, name))
+    return [word for key, value in cfg.TRAINER[old].items() for word in (f"TRAINER.{new}.{key}", value)]
 
 
 @pytest.mark.parametrize("parent", [name for name in METHODS if TRAINER_REGISTRY.get(name).learner])
 def test_a_subclass_of_three_lines_trains_and_evaluates(make_cfg, make_trainer, registered, parent):
     registered(type("Sub", (TRAINER_REGISTRY.get(parent),), {"__doc__": "A variant with a node of its own."}))
     opts = ["OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 0.05, "DATALOADER.TRAIN_X.BATCH_SIZE", 16]
+    opts += ["DATASET.SUBSAMPLE_CLASSES", "base"]
     own = settings_of(make_cfg(trainer=parent), parent, "Sub")
     trainer = make_trainer(*opts, *own, trainer="Sub")
-    assert list(trainer.cfg.TRAINER) == ["NAME", "SUB"]
+    assert list(trainer.cfg.TRAINER) == ["NAME", TRAINER_REGISTRY.get(parent).node_name or "SUB"]
     trainer.train()
     original = make_trainer(*opts, trainer=parent, out="original")
     original.train()

@@ -17,7 +17,8 @@ from dassl.utils import check_availability, count_num_param, load_pretrained_wei
 from .shared.backbones import load_clip
 from .shared.keys import Key, values
 
-PRECISIONS = ["fp32", "amp", "bf16"]  # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling
+# amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp
+PRECISIONS = ["fp32", "amp", "bf16", "fp16"]
 
 
 class ClipTrainer(TrainerX):
@@ -48,9 +49,7 @@ class ClipTrainer(TrainerX):
     def check_node(self, node: CN) -> None:
         """Raises ValueError if the settings in the method's config node make no sense together."""
         check_availability(node.PREC, PRECISIONS)
-        for name, declared in self.defaults.items():
-            if isinstance(declared, Key) and not declared.allows(node[name]):
-                raise ValueError(f"{self.key(name)} is {node[name]!r}, but must be {declared}")
+        check_values(self.defaults, node, self.key())
 
     def build_classifier(self, clip_model, classnames: list[str]):
         """Returns the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
@@ -81,6 +80,7 @@ class ClipTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         self.check_node(cfg.TRAINER[node_of(type(self))])
+        check_values(self.root, cfg)
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -119,6 +119,9 @@ class ClipTrainer(TrainerX):
         return optim
 
     def set_precision(self, precision: str) -> None:
+        if precision == "fp16":
+            print("PREC fp16: amp is used, as trained tensors stay in fp32 here")
+            precision = "amp"
         if self.device.type == "cpu" and precision != "fp32":
             print(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
             precision = "fp32"
@@ -232,13 +235,26 @@ def node_of(trainer: type) -> str:
     return getattr(trainer, "node_name", "") or trainer.__name__.upper()
 
 
+def check_values(declared: dict, node: CN, where: str = "") -> None:
+    """Raises ValueError for a value that its Key does not allow; `where`: name of the node, nothing for the root."""
+    for name, key in declared.items():
+        full = f"{where}.{name}" if where else name
+        if isinstance(key, dict):
+            check_values(key, node[name], full)
+        elif isinstance(key, Key) and not key.allows(node[name]):
+            raise ValueError(f"{full} is {node[name]!r}, but must be {key}")
+
+
 def extend_cfg(cfg: CN, trainer: str = "") -> None:
     """Adds the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
 
     Args:
-        trainer: the one that runs; where several share a node, it has this one's defaults.
+        trainer: the one that runs; where several share a node, it has this one's defaults, else the owner's.
     """
-    for name in [*TRAINER_REGISTRY.registered_names(), *[trainer] * bool(trainer)]:
+    names = sorted(
+        TRAINER_REGISTRY.registered_names(), key=lambda name: node_of(TRAINER_REGISTRY.get(name)) == name.upper()
+    )
+    for name in [*names, *[trainer] * bool(trainer)]:
         method = TRAINER_REGISTRY.get(name)
         if hasattr(method, "defaults"):
             cfg.TRAINER[node_of(method)] = CN(values(method.defaults))

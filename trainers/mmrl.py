@@ -24,7 +24,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability
 
 from .base import ClipTrainer
 from .shared.classes import class_ids
@@ -148,13 +147,9 @@ class MMRL(ClipTrainer):
         "REP_DIM": Key(512, low=1),  # d; the authors have 2048 for EuroSAT
         "PREC": "amp",
     }
-    root = {"TASK": ""}  # B2N, FS or CD: z_r is mixed in where the original does; "" = on what it was trained on
+    root = {"TASK": Key("", choices=TASKS)}  # told, z_r is mixed in where the original does; "" = where it was trained
     learner = "representation_learner"
     registered = "MultiModalRepresentationLearner"
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        check_availability(cfg.get("TASK", ""), TASKS)
 
     def check_node(self, node):
         super().check_node(node)
@@ -172,7 +167,7 @@ class MMRL(ClipTrainer):
         """Whether the original, told the TASK, evaluates with z_r."""
         data = self.cfg.DATASET
         rule = {"B2N": data.get("SUBSAMPLE_CLASSES") == "base", "FS": True, "CD": data.NAME == "ImageNet"}
-        return rule.get(self.cfg.get("TASK", ""))
+        return rule.get(self.cfg.TASK)
 
     def losses(self, image, label):
         model, node = self.model, self.node

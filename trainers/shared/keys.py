@@ -12,7 +12,13 @@ except ImportError:
             return True
 
     def values(declared):
-        return {name: key.default if isinstance(key, Key) else key for name, key in declared.items()}
+        return {
+            name: values(key) if isinstance(key, dict) else key.default if isinstance(key, Key) else key
+            for name, key in declared.items()
+        }
 
 
-__all__ = ["Key", "values"]
+TEMPLATE = Key("", rule=('with one {} where the class name goes, or ""', lambda t: not t or t.count("{}") == 1))
+SOME = ("at least one", len)  # a rule of lists
+
+__all__ = ["SOME", "TEMPLATE", "Key", "values"]

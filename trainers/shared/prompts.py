@@ -75,12 +75,6 @@ def template_features(
     return normalize(total)
 
 
-def class_digest(classnames: list[str]) -> torch.Tensor:
-    """uint8 [32] that tells these class names from others, for a checkpoint."""
-    digest = hashlib.sha256("\n".join(classnames).encode()).digest()
-    return torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone()
-
-
 class PromptLearner(nn.Module):
     """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
 
@@ -115,6 +109,8 @@ class PromptLearner(nn.Module):
         embed = text_encoder.token_embedding
         device, n_cls, words = embed.weight.device, len(classnames), " ".join(words.replace("_", " ").split())
         ids = clip._tokenizer.encode(words) if words else [0] * n_ctx
+        if words and not ids:
+            raise ValueError(f"the context {ascii(words)} has no token: give words that CLIP can read")
         n_ctx, csc = n_ctx or len(words.split()), csc and not words
         if n_ctx > len(ids):
             raise ValueError(f'{n_ctx} context vectors do not fit the {len(ids)} tokens of "{words}": take fewer')
