@@ -39,6 +39,7 @@ def test_bounds_agree_with_a_plain_comparison():
         (Key("a", choices=("a", "b")), ["b"], ["c", "", None]),
         (Key(1, none=True), [None, 2], [2.0]),
         (Key(None), [None, 1, "a", [1]], []),
+        (Key(None, of=float, low=0), [None, 0, 1.5], [-1, "a", [1.0], math.nan]),
         (Key((1, 2), length=2), [(3, 4), [3, 4]], [(1,), (1, 2, 3), (1, 2.0), (1, True), 1, None]),
         (Key([0.5]), [[], [1, 0.5]], [["a"], [None], [math.nan], [True]]),
         (Key([], of=int), [[], [-1]], [[True], [1.0], ["1"]]),

@@ -218,7 +218,7 @@ def test_checkpoint_of_the_original(make_trainer, tmp_path, noise):
     [
         (NODE + "REP_LAYERS", "[2, 4]", "reaches block 4, but the text encoder of tiny has 3"),
         (NODE + "REP_LAYERS", "[3, 2]", "ascending"),
-        (NODE + "REP_LAYERS", "[]", "one block or more"),
+        (NODE + "REP_LAYERS", "[]", "one or more"),
         (NODE + "REP_LAYERS", "[0, 1]", "REP_LAYERS is"),
         (NODE + "ALPHA", 1.5, "ALPHA is 1.5"),
         (NODE + "REG_WEIGHT", -1.0, "REG_WEIGHT is -1.0"),

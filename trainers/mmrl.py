@@ -34,6 +34,7 @@ from .shared.keys import Key
 from .shared.prompts import fill_template, template_for, tokenize
 
 TASKS = ["", "B2N", "FS", "CD"]
+ASCENDING = "one or more, in ascending order", lambda layers: 0 < len(layers) and list(layers) == sorted(set(layers))
 REG_WEIGHTS = {  # lambda by data set, as the authors set it
     "StanfordCars": 7.0,
     "FGVCAircraft": 6.0,
@@ -141,21 +142,15 @@ class MMRL(ClipTrainer):
 
     defaults = {
         "ALPHA": Key(0.7, low=0, high=1),  # alpha
-        "REG_WEIGHT": Key(None, low=0, none=True),  # lambda; None = the authors' of the data set, else 1
+        "REG_WEIGHT": Key(None, of=float, low=0, none=True),  # lambda; None = the authors' of the data set, else 1
         "N_REP_TOKENS": Key(5, low=1),  # n
-        "REP_LAYERS": Key([6, 7, 8, 9, 10, 11, 12], low=1),  # blocks j, counted from 1, in ascending order
+        "REP_LAYERS": Key([6, 7, 8, 9, 10, 11, 12], low=1, rule=ASCENDING),  # blocks j, counted from 1
         "REP_DIM": Key(512, low=1),  # d; the authors have 2048 for EuroSAT
         "PREC": "amp",
     }
     root = {"TASK": Key("", choices=TASKS)}  # told, z_r is mixed in where the original does; "" = where it was trained
     learner = "representation_learner"
     registered = "MultiModalRepresentationLearner"
-
-    def check_node(self, node):
-        super().check_node(node)
-        layers = list(node.REP_LAYERS)
-        if not layers or layers != sorted(set(layers)):
-            raise ValueError(f"{self.key('REP_LAYERS')} is {layers}: list one block or more, in ascending order")
 
     def build_classifier(self, clip_model, classnames):
         cfg, node = self.cfg, self.node

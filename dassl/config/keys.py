@@ -25,7 +25,7 @@ class Key:
         choices: the values allowed.
         none: whether None is allowed.
         length: number of entries; None: any.
-        of: type of the entries; None: that of the default's first one.
+        of: type of the entries, None: that of the default's first one; with the default None, type of the value.
         rule: what else holds, in words after a comma, and the test: ("odd", lambda value: value % 2 == 1).
     """
 
@@ -56,7 +56,7 @@ class Key:
 
     def allows(self, value) -> bool:
         """Whether `value` is one of the values allowed."""
-        if value is None or self.default is None:
+        if value is None or (self.default is None and self.of is None):
             return self.none or self.default is None
         if isinstance(self.default, (list, tuple)):
             listed = isinstance(value, (list, tuple)) and len(value) == (self.length or len(value))
@@ -69,7 +69,7 @@ class Key:
         if isinstance(self.default, (list, tuple)):
             first = next(iter([*self.default, *self.choices]), None)
             return self.of or (None if first is None else type(first))
-        return type(self.default)
+        return self.of if self.default is None else type(self.default)
 
     def _allows_one(self, value) -> bool:
         kind = self._kind()
