@@ -30,10 +30,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability
-
 from .base import ClipTrainer
-from .shared.backbones import is_vit
+from .shared.keys import Key
 from .shared.prompts import template_for
 from .shared.weights import WEIGHTS, TunedCLIP, check_places
 
@@ -131,13 +129,6 @@ class OrthogonalCLIP(TunedCLIP):
     def merge(self, r, weight):
         return rotate(weight, r)
 
-    def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """z, z_v, z_t, z_0 of (2), each float32 [B, n_cls]."""
-        linear = self.linear("image", "text")  # every R of the step in one solve
-        f, g = self.encode_image(image, linear), self.encode_text(linear)
-        f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
-        return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
-
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
         """(largest |R^T R - I|, largest relative change of the hyperspherical energy of a rotated weight's rows)."""
@@ -173,33 +164,26 @@ class OrthCR(ClipTrainer):
         "ENCODERS": ["image", "text"],  # both: the cross terms of (2) tie each to the other one's frozen side
         "LAYERS": [],  # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
         "WEIGHTS": WEIGHTS,  # of each block; all: rotations are cheap next to the forward pass
-        "BLOCK_SIZE": 64,  # b of (1); 64: a head's width, and a cheap solve. 0 = one full block, slow on a ViT-B
-        "REG": "cross_kl",  # of (2); the abstract's words, with zero-shot CLIP as teacher, not the labels again
-        "LAMBDA": 1.0,  # weight of the regularizer in (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
-        "TAU": 1.0,  # temperature of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
+        "BLOCK_SIZE": Key(64, low=0),  # b of (1); 64: a head's width, a cheap solve. 0 = one full block, slow on a ViT-B
+        "REG": Key("cross_kl", choices=REGULARIZERS),  # of (2); the abstract's words, with zero-shot CLIP as teacher
+        "LAMBDA": Key(1.0, low=0),  # of (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
+        "TAU": Key(1.0, above=0),  # of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
         "TEMPLATE": "",  # prompt; "" = the data set's own, so that the anchor is the zero-shot CLIP people report
         "MONITOR": True,  # write the orthogonality error and the energy drift to TensorBoard each epoch
         "PREC": "amp",  # fp32, amp or bf16 for the encoders; (1) and (2) are always fp32
     }
     learner = "rotations"
+    classifier = OrthogonalCLIP
 
     def check_node(self, node):
         super().check_node(node)
         check_places(node, self.key())
-        check_availability(node.REG, REGULARIZERS)
-        if node.LAMBDA < 0 or node.TAU <= 0 or node.BLOCK_SIZE < 0 or node.BLOCK_SIZE == 1:
-            raise ValueError(
-                f"{self.key()} needs LAMBDA >= 0, TAU > 0 and BLOCK_SIZE 0 or >= 2 (a 1 x 1 rotation is the number 1)"
-            )
+        if node.get("BLOCK_SIZE") == 1:
+            raise ValueError(f"{self.key('BLOCK_SIZE')} must be 0, or 2 or more: a 1 x 1 rotation is the number 1")
 
     def build_classifier(self, clip_model, classnames):
-        if "image" in self.node.ENCODERS and not is_vit(clip_model):
-            raise ValueError(
-                f"{self.cfg.MODEL.BACKBONE.NAME} is a ResNet: its image encoder has no transformer blocks to "
-                f"rotate; take a ViT, or tune the text side alone with {self.key('ENCODERS')} \"['text']\""
-            )
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
-        return OrthogonalCLIP(self.node, clip_model, classnames, template, self.key())
+        return self.classifier(self.node, clip_model, classnames, template, self.key())
 
     def losses(self, image, label):
         node = self.node
@@ -210,7 +194,7 @@ class OrthCR(ClipTrainer):
         return {"ce": F.cross_entropy(z, label), node.REG: reg}, z
 
     def after_epoch(self):
-        if self.node.MONITOR:
+        if self.node.get("MONITOR"):
             error, energy = self.model.drift()
             self.write_scalar("orthcr/orthogonality_error", error, self.epoch + 1)
             self.write_scalar("orthcr/energy_drift", energy, self.epoch + 1)
