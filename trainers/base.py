@@ -110,7 +110,7 @@ class ClipTrainer(TrainerX):
     def schedule_cfg(self) -> CN:
         """`cfg.OPTIM`, with `lr_per_batch` in batches instead of epochs."""
         optim = self.cfg.OPTIM.clone()
-        if self.lr_per_batch and self.train_loader_x is not None:  # a classifier of single images has no data
+        if self.lr_per_batch:
             optim.defrost()
             batches = len(self.train_loader_x)
             optim.MAX_EPOCH, optim.WARMUP_EPOCH = optim.MAX_EPOCH * batches, optim.WARMUP_EPOCH * batches

@@ -62,6 +62,9 @@ class Case:
         """The loss and, without their weights, its terms, by the golden names."""
         return {"loss": sum(terms.values())}
 
+    def schedule(self, trainer, optimizer):
+        """What moves the learning rate after each step; None: nothing."""
+
     def tokens(self, trainer) -> torch.Tensor:
         return trainer.model.prompt_learner.tokens
 
@@ -133,7 +136,8 @@ class Case:
     def steps(self, trainer, count: int = 3) -> dict[str, torch.Tensor]:
         """Losses of each step, gradients of the first, tensors after the last."""
         optimizer = build_optimizer(trainer.model.get_submodule(trainer.learner), trainer.cfg.OPTIM)
-        names, losses, out = list(self.variant["trained"]), [], {}
+        schedule = self.schedule(trainer, optimizer)
+        names, losses, rates, out = list(self.variant["trained"]), [], [], {}
         start = {name: self.parameter(trainer, name) for name in names}
         trainer.model.train()
         for step in range(count):
@@ -143,7 +147,11 @@ class Case:
             trainer.backward(terms)
             if step == 0:
                 out |= {f"grad/{n}": trainer.model.get_parameter(self.ours(n)).grad.clone() for n in names}
+            rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
+            if schedule is not None:
+                schedule.step()
+        out["learning_rates"] = torch.tensor(rates)
         out |= {name: torch.stack([terms[name].detach() for terms in losses]) for name in losses[0]}
         for name in names:
             out[f"after/{name}"] = self.parameter(trainer, name)
