@@ -27,7 +27,10 @@ from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
 
 VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained
-MAY_DIFFER = tuple("OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN. TEST.".split())
+MAY_DIFFER = tuple(
+    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
+    "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.SPLIT".split()
+)
 
 
 def main(argv: list[str] | None = None, description: str | None = None) -> int:

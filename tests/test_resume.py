@@ -238,3 +238,9 @@ def test_a_kill_before_the_old_checkpoint_is_deleted_leaves_no_litter(run, tmp_p
         assert run("out", trainer="CoOp") == 130
     assert run("out", trainer="CoOp") == 0
     assert checkpoints(tmp_path / "out", "CoOp") == ["checkpoint", "model.pth.tar-3"]
+
+
+def test_a_directory_holds_the_models_of_one_final_model_only(run, capsys):
+    assert run("out", trainer="CoOp", epochs=1) == 0
+    assert run("out", "TEST.FINAL_MODEL", "best_val", trainer="CoOp", epochs=1) == 1
+    assert "TEST.FINAL_MODEL" in capsys.readouterr().err

@@ -215,3 +215,32 @@ def test_a_schedule_of_batches(make_trainer, registered):
     assert n > 3 and len(rates) == 3 * n
     cosine = [0.01 * (1 + np.cos(np.pi * step / (3 * n))) / 2 for step in range(2 * n)]
     assert rates == pytest.approx([trainer.cfg.OPTIM.WARMUP_CONS_LR] * n + cosine)
+
+
+def test_a_schedule_of_batches_needs_no_batches_to_predict(make_trainer, registered):
+    registered(type("PerBatch", (TRAINER_REGISTRY.get("CoOp"),), {"lr_per_batch": True}))
+    trainer = make_trainer(trainer="PerBatch")
+    trainer.train_loader_x = None  # as experiments.predictor leaves it
+    assert trainer.schedule_cfg().MAX_EPOCH == trainer.cfg.OPTIM.MAX_EPOCH
+
+
+def test_the_seconds_of_training_include_fit(make_trainer, registered, monkeypatch):
+    monkeypatch.setattr("trainers.base.time.time", iter(range(0, 1000, 7)).__next__)
+    registered(type("Fits", (TRAINER_REGISTRY.get("CoOp"),), {}))
+    trainer = make_trainer(trainer="Fits")
+    trainer.before_train()
+    assert trainer.train_seconds == 7
+
+
+def test_features_kept_follow_a_change_of_type_and_serve_training(make_trainer, take_steps):
+    model = make_trainer(trainer="OrthCR").model.eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        fp32 = model(image)
+        model.frozen_text  # noqa: B018
+    model.double()
+    with torch.no_grad():
+        fp64 = model(image.double())
+    assert model.frozen_text.dtype == torch.float64  # `wide` lifts half precision only
+    torch.testing.assert_close(fp64.float(), fp32.clone(), atol=1e-4, rtol=1e-4)
+    sum(z.sum() for z in model.train().all_logits(image.double())).backward()

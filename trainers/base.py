@@ -1,6 +1,7 @@
 """ClipTrainer: what every method shares. A method gives its defaults, its classifier and, if it has one, its loss."""
 
 import math
+import time
 
 import torch
 from torch.nn import functional as F
@@ -112,7 +113,7 @@ class ClipTrainer(TrainerX):
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:
             optim.defrost()
-            batches = len(self.train_loader_x)
+            batches = len(self.train_loader_x or [None])  # without training data, as predict.py is, any number does
             optim.MAX_EPOCH, optim.WARMUP_EPOCH = optim.MAX_EPOCH * batches, optim.WARMUP_EPOCH * batches
             steps = optim.STEPSIZE
             optim.STEPSIZE = steps * batches if isinstance(steps, int) else type(steps)(s * batches for s in steps)
@@ -174,7 +175,9 @@ class ClipTrainer(TrainerX):
         if self.optim is None:
             self.max_epoch = 1  # in which nothing but `fit` is done, and a checkpoint written
         if self.start_epoch == 0:
+            start = time.time()
             self.fit()
+            self.train_seconds += time.time() - start
 
     def run_epoch(self):
         if self.optim is not None:

@@ -44,6 +44,11 @@ class ClipClassifier(nn.Module):
         self._kept.clear()  # the weights have changed, or are about to
         return self
 
+    def _apply(self, fn, recurse=True):  # of .to(), .double() and the like
+        self._kept.clear()
+        self._frozen_text = None
+        return super()._apply(fn, recurse)
+
     def once(self, name: str, compute: Callable):
         """compute(), kept under `name` until the next `train()` or `eval()` when evaluating without gradients."""
         if self.training or torch.is_grad_enabled():
@@ -63,7 +68,8 @@ class ClipClassifier(nn.Module):
     def frozen_text(self) -> torch.Tensor:
         """g0 [n_cls, d]: the frozen CLIP's mean over `templates`; it never changes: encoded at its first use."""
         if self._frozen_text is None:
-            with torch.no_grad(), torch.autocast(self.logit_scale.device.type, enabled=False):
+            plain = torch.autocast(self.logit_scale.device.type, enabled=False)
+            with plain, torch.inference_mode(False), torch.no_grad():  # kept for a training to come, too
                 self._frozen_text = template_features(self.text_encoder, self.classnames, self.templates)
         return self._frozen_text
 
