@@ -34,3 +34,13 @@ a drawing of the {}.|a photo of the large {}.|a black and white photo of a {}.|t
 a dark photo of a {}.|itap of a {}.|graffiti of the {}.|a toy {}.
 itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
 IMAGENET_TEMPLATES = [line for row in _FRAMES.splitlines() for line in row.split("|")]
+
+IMAGENET_TEMPLATES_SELECT = [  # that CLIP's authors found to do as well as all of them
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+]
