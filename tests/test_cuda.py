@@ -18,14 +18,15 @@ import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from experiments.config import discover
-from trainers.base import PRECISIONS, ClipTrainer
+from trainers.base import PRECISIONS, ClipTrainer, node_of
 from trainers.coop import CoOp
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
-TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner]
+TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner and name != "TipAdapter"]
 CASES = [(name, []) for name in METHODS]
 CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHCR.ENCODERS", "['image']"])]
+CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 CASES += [("CoOp", ["TRAINER.COOP.CSC", True]), ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 
 
@@ -76,7 +77,7 @@ def check(tensor, shape):
 
 def step_and_evaluate(trainer):
     trainer.set_model_mode("train")
-    if trainer.learner:
+    if trainer.optim is not None:
         image, label = trainer.parse_batch_train(batch_of(trainer))
         with torch.autocast(**trainer.autocast):
             terms, logits = trainer.losses(image, label)
@@ -181,7 +182,8 @@ def test_the_loss_scale_of_amp_is_in_the_checkpoint(make_trainer, take_steps):
 def test_half_precision_on_a_gpu(make_trainer, take_steps, name, precision):
     losses = []
     for prec in ("fp32", precision):
-        trainer = make_trainer("USE_CUDA", True, f"TRAINER.{name.upper()}.PREC", prec, trainer=name, out=prec)
+        node = node_of(TRAINER_REGISTRY.get(name))
+        trainer = make_trainer("USE_CUDA", True, f"TRAINER.{node}.PREC", prec, trainer=name, out=prec)
         torch.manual_seed(0)
         losses.append([step["loss"] for step in take_steps(trainer, 2)])
         assert all(p.dtype == torch.float32 and p.is_cuda for p in trainer.model.parameters())
