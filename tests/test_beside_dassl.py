@@ -2,6 +2,7 @@
 
 import json
 import math
+import os.path as osp
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,27 @@ def test_zero_shot_beside_the_original_dassl(root, tmp_path):
     assert report["losses"] == [] and report["saved"] == {} and report["accuracy"] == report["again"]
 
 
+def test_in_a_clone_that_keeps_its_own_trainers(root, tmp_path):
+    (tmp_path / "trainers").mkdir()
+    for file, name in {"__init__": "", "coop": "CoOp", "zsclip": "ZeroshotCLIP"}.items():
+        own = f"from dassl.engine import *\n@TRAINER_REGISTRY.register()\nclass {name}(TrainerX):\n    pass\n"
+        (tmp_path / "trainers" / f"{file}.py").write_text(own if name else "")
+    report = run_beside_stub(root, tmp_path, "OrthCR")
+    assert report["accuracy"] == report["again"] and report["saved"] == {"rotations": 42}
+    assert "(TrainerX)" in (tmp_path / "trainers" / "coop.py").read_text()
+
+
 def run_beside_stub(root, folder, name):
-    """trainers/ and assets/ copied into an empty folder, in a process that does not see this repository."""
-    ignore = shutil.ignore_patterns("__pycache__")
+    """trainers/ and assets/ copied by `cp -rn` into a folder, in a process that does not see this repository."""
     for part in ("trainers", "assets"):
-        shutil.copytree(root / part, folder / part, ignore=ignore)
+        shutil.copytree(root / part, folder / part, ignore=never_over(folder / part), dirs_exist_ok=True)
     stub = shutil.copy(root / "tests" / "stub_dassl.py", folder)
     done = subprocess.run([sys.executable, stub, str(folder), name], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def never_over(folder):
+    return lambda source, names: [
+        n for n in names if n == "__pycache__" or (folder.name == osp.basename(source) and (folder / n).is_file())
+    ]

@@ -1,7 +1,6 @@
 """ClipTrainer: what every method shares. A method gives its defaults, its classifier and, if it has one, its loss."""
 
 import math
-import time
 
 import torch
 from torch.nn import functional as F
@@ -175,9 +174,7 @@ class ClipTrainer(TrainerX):
         if self.optim is None:
             self.max_epoch = 1  # in which nothing but `fit` is done, and a checkpoint written
         if self.start_epoch == 0:
-            start = time.time()
             self.fit()
-            self.train_seconds += time.time() - start
 
     def run_epoch(self):
         if self.optim is not None:

@@ -176,8 +176,10 @@ class TrainerBase:
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         try:
-            self.before_train()
+            start = time.time()
+            self.before_train()  # a method may have much to do there, filling a cache
             self._saved_at = time.time()
+            self.train_seconds += self._saved_at - start
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 start = time.time()
                 self.before_epoch()
