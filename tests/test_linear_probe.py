@@ -51,7 +51,9 @@ def test_logits_losses_and_gradients(random_clip, noise, monkeypatch, init, keep
 def test_mean_probability_by_loops(noise):
     z, labels = noise(7, 4), torch.tensor([0, 1, 1, 3, 0, 3, 3])  # none of class 2
     p = z.exp() / z.exp().sum(dim=1, keepdim=True)
-    wanted = [float(sum(p[i, c] for i in range(7) if labels[i] == c)) / max(labels.tolist().count(c), 1) for c in range(4)]
+    wanted = [
+        float(sum(p[i, c] for i in range(7) if labels[i] == c)) / max(labels.tolist().count(c), 1) for c in range(4)
+    ]
     torch.testing.assert_close(mean_probability(z, labels), torch.tensor(wanted))
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
@@ -67,7 +66,7 @@ class Prototypes(nn.Module):
             for name, own in untrained.items():
                 kept[name] = torch.where(known, kept[name].to(own)[place], own)
             kept["classes"] = self.classes
-            print(f"The probe was trained on {int(known.sum())} of these {len(place)} classes; the others are zero-shot")
+            print(f"The probe was trained on {int(known.sum())} of these {len(place)} classes, others are zero-shot")
         return super().load_state_dict(kept, *args, **kwargs)
 
 

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
+
 from .base import ClipTrainer
 from .shared.keys import Key
 from .shared.prompts import template_for
@@ -164,7 +165,7 @@ class OrthCR(ClipTrainer):
         "ENCODERS": ["image", "text"],  # both: the cross terms of (2) tie each to the other one's frozen side
         "LAYERS": [],  # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
         "WEIGHTS": WEIGHTS,  # of each block; all: rotations are cheap next to the forward pass
-        "BLOCK_SIZE": Key(64, low=0),  # b of (1); 64: a head's width, a cheap solve. 0 = one full block, slow on a ViT-B
+        "BLOCK_SIZE": Key(64, low=0),  # b of (1); 64: a head's width, cheap to solve. 0 = one full block, slow
         "REG": Key("cross_kl", choices=REGULARIZERS),  # of (2); the abstract's words, with zero-shot CLIP as teacher
         "LAMBDA": Key(1.0, low=0),  # of (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
         "TAU": Key(1.0, above=0),  # of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice

@@ -70,12 +70,12 @@ class OrthSR(OrthCR):
         super().check_cfg(cfg)
         if cfg.TRAINER[node_of(type(self))].ATTENTIVE and "cutout" in cfg.INPUT.TRANSFORMS:
             raise ValueError(
-                f'with {self.key("ATTENTIVE")} the trainer cuts the holes itself: leave "cutout" out of INPUT.TRANSFORMS'
+                f'with {self.key("ATTENTIVE")} the trainer cuts the holes: leave "cutout" out of INPUT.TRANSFORMS'
             )
 
     def build_classifier(self, clip_model, classnames):
         if self.node.ATTENTIVE and not is_vit(clip_model):
-            raise ValueError(f"a ResNet's class token attends to no patches: take a ViT, or {self.key('ATTENTIVE')} False")
+            raise ValueError(f"a ResNet has no class token that attends: take a ViT, or {self.key('ATTENTIVE')} False")
         return super().build_classifier(clip_model, classnames)
 
     def losses(self, image, label):

@@ -174,8 +174,9 @@ class TipAdapter(ClipTrainer):
         *self.search_scale, alpha = PUBLISHED.get(name, PUBLISHED["ImageNet"])
         self.search_scale = node.SEARCH_SCALE or self.search_scale
         self._encoded = {}
+        alpha = node.INIT_ALPHA or float(alpha)
         width, images = clip_model.text_projection.shape[1], len(self.dm.dataset.train_x or [])
-        cache = Cache(width, images, class_ids(classnames), node.INIT_ALPHA or float(alpha), node.INIT_BETA, self.trained)
+        cache = Cache(width, images, class_ids(classnames), alpha, node.INIT_BETA, self.trained)
         return CachedCLIP(clip_model, classnames, templates, cache, node.LOGIT_SCALE)
 
     def fit(self):

@@ -83,4 +83,7 @@ class Golden(Case):
         out |= {"keys_after": cache.keys.clone(), "logits_after": trainer.model.score(test)}
         cache.restore()
         trainer.search()
-        return out | {"best_beta_alpha": torch.stack([cache.beta, cache.alpha]), "logits_best": trainer.model.score(test)}
+        return out | {
+            "best_beta_alpha": torch.stack([cache.beta, cache.alpha]),
+            "logits_best": trainer.model.score(test),
+        }
