@@ -1,8 +1,8 @@
 """Linear probes on CLIP's image features that start from its text features.
 
 ZS-LP and CLAP are of Silva-Rodriguez et al. 2024 ("A Closer Look at the Few-Shot Adaptation of Large Vision-Language
-Models", CVPR), TR is TaskRes (Yu et al. 2023, CVPR). One vector w_c a class, no bias; t_c is the text feature, a mean over
-templates; neither has unit length but within the cosine:
+Models", CVPR), TR is TaskRes (Yu et al. 2023, CVPR). One vector w_c a class, no bias; t_c is the text feature, a mean
+over templates; neither has unit length but within the cosine:
 
     z_c = s cos(f, w_c),   L = CE(z, y)  [CONSTRAINT l2, CLAP:  + mean_c lambda_c |w_c - t_c|^2]
 

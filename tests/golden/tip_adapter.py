@@ -68,7 +68,7 @@ class Golden(Case):
         optimizer = build_optimizer(cache, trainer.cfg.OPTIM)
         optimizer.param_groups[0]["eps"] = trainer.node.EPS
         schedule = build_lr_scheduler(optimizer, trainer.cfg.OPTIM)
-        for trainer.epoch in range(trainer.cfg.OPTIM.MAX_EPOCH):
+        for trainer.epoch in range(trainer.cfg.OPTIM.MAX_EPOCH):  # noqa: B020
             terms, z = trainer.losses(self.image, self.label)
             optimizer.zero_grad()
             trainer.backward(terms)
@@ -83,7 +83,5 @@ class Golden(Case):
         out |= {"keys_after": cache.keys.clone(), "logits_after": trainer.model.score(test)}
         cache.restore()
         trainer.search()
-        return out | {
-            "best_beta_alpha": torch.stack([cache.beta, cache.alpha]),
-            "logits_best": trainer.model.score(test),
-        }
+        best = torch.stack([cache.beta, cache.alpha])
+        return out | {"best_beta_alpha": best, "logits_best": trainer.model.score(test)}
