@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from clip.model import LayerNorm
-from orthcr_tools import NAMES, TEMPLATE, prompts_of
+from orthcr_tools import NAMES, TEMPLATE, Encoders, prompts_of
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -26,32 +26,19 @@ def low_rank(clip_model, noise, **changes):
     return model
 
 
-class Features(nn.Module):
-    """OpenAI's two encoders as one forward, for functional_call."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image, text):
-        return self.model.encode_image(image), self.model.encode_text(text)
-
-
 def plain_logits(model, plain, lora, image):
     """By changed weights and OpenAI's own forward pass; `lora`: tensors by name."""
     weights = {}
     for name, (encoder, parameter, rows) in model.places.items():
         key = ("model.visual." if encoder == "image" else "model.") + parameter
         product = 2 / math.sqrt(3) * lora[f"w_lora_B.{name}"] @ lora[f"w_lora_A.{name}"]
-        whole = weights.get(key, Features(plain).get_parameter(key))
+        whole = weights.get(key, Encoders(plain).get_parameter(key))
         weights[key] = torch.cat([whole[: rows.start], whole[rows] + product, whole[rows.start :][len(product) :]])
-    f, g = functional_call(Features(plain), weights, (image, prompts_of(NAMES)))
+    f, g = functional_call(Encoders(plain), weights, (image, prompts_of(NAMES)))
     return 100 * (f / f.norm(dim=1, keepdim=True)) @ (g / g.norm(dim=1, keepdim=True)).T
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"WEIGHTS": ["v", "out", "c_proj"], "LAYERS": [-1]}, {"ENCODERS": ["text"]}], ids=str
-)
+@pytest.mark.parametrize("changes", [{}, {"WEIGHTS": ["v", "out", "c_fc"], "LAYERS": [-1]}, {"ENCODERS": ["text"]}])
 def test_logits_loss_and_gradients(random_clip, noise, monkeypatch, changes):
     """Without dropout, where the original's gradients are wrong."""
     monkeypatch.setattr(LayerNorm, "forward", nn.LayerNorm.forward)  # OpenAI's rounds fp64 to fp32

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from clip.model import LayerNorm
-from orthcr_tools import NAMES, TEMPLATE, node, orthogonal, prompts_of
+from orthcr_tools import NAMES, TEMPLATE, Encoders, node, orthogonal, prompts_of
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -11,24 +11,11 @@ from torch.nn import functional as F
 from trainers.full_ft import FreeCLIP
 
 
-class Features(nn.Module):
-    """OpenAI's two encoders as one forward, for functional_call."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image, text):
-        return self.model.encode_image(image), self.model.encode_text(text)
-
-
 @pytest.mark.parametrize("changes", [{}, {"WEIGHTS": ["k", "c_fc"], "LAYERS": [0]}, {"ENCODERS": ["text"]}], ids=str)
 def test_logits_and_gradients_are_those_of_clips_own_weights(random_clip, noise, monkeypatch, changes):
     monkeypatch.setattr(LayerNorm, "forward", nn.LayerNorm.forward)  # OpenAI's rounds fp64 to fp32
-    model, plain = (
-        FreeCLIP(node(**changes), random_clip().double(), NAMES, TEMPLATE).train(),
-        Features(random_clip().double()),
-    )
+    model = FreeCLIP(node(**changes), random_clip().double(), NAMES, TEMPLATE).train()
+    plain = Encoders(random_clip().double())
     generator = torch.Generator().manual_seed(1)
     weights = {}
     with torch.no_grad():

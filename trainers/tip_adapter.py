@@ -223,7 +223,7 @@ class TipAdapterF(TipAdapter):
 
     def build_model(self):
         super().build_model()
-        for group in self.optim.param_groups:
+        for group in self.optim.param_groups if self.optim else []:  # none without training images
             if "eps" in group:
                 group["eps"] = self.node.EPS
 
