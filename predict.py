@@ -19,7 +19,7 @@ import sys
 
 from experiments.command import command
 from experiments.predictor import Prediction, Predictor
-from reports.predictions import as_json, as_table, contact_sheet
+from reports.predictions import as_json, as_table, contact_sheet, titled
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -63,7 +63,11 @@ def predict(args: argparse.Namespace) -> list[str]:
     elif read:
         print(as_table(read))
     if args.picture and read:
-        contact_sheet(read, args.picture)
+        contact_sheet(titled(read), args.picture)
+    seen = sum(bool(p.seen) for p in read)
+    if seen:
+        told = f"the model has seen {seen:,} of these {len(read):,} images in training: they say nothing of new ones"
+        print(told, file=sys.stderr)
     return [f"{p.image}: {p.error}" for p in predictions if p.error]
 
 

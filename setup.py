@@ -17,7 +17,7 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy",
-        "pillow",
+        "pillow>=10.1",  # has_transparency_data
         "yacs",
         "tabulate",
         "tqdm",

@@ -14,6 +14,7 @@ An interrupted run goes on where it was when the same command is given again.
 import sys
 
 from experiments.run import main
+from reports.predictions import contact_sheet
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main(description=__doc__, draw=contact_sheet))

@@ -36,6 +36,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
     parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
+    parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
@@ -93,6 +94,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
     if args.skip_unreadable and not args.images:
         raise ValueError("--skip-unreadable goes with --images")
+    if args.val is not None and (not args.images or args.eval_only or args.val < 0):
+        raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
     if args.images and args.dataset_config_file:
         raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
 
@@ -113,7 +116,8 @@ def default_cfg(trainer: str) -> CfgNode:
     cfg.DATASET.ROOT, cfg.SEED = "data", 1
     cfg.DATASET.IMAGES = ""  # of the data set Images: folder, CSV or JSON
     cfg.DATASET.SKIP_UNREADABLE = False  # its images that cannot be read are left out, not refused
-    cfg.DATASET.ALL_TEST = False  # its images without a split are all for test
+    cfg.DATASET.VAL = -1.0  # of its images: a share below 1 or a number of each class for val; negative: a fifth
+    cfg.DATASET.ALL_TEST = False  # its images are all evaluated: those for TEST.SPLIT, those without a split for test
     cfg.DATASET.CLASSES = []  # then: the classes to tell apart, if those of the images are among them
     extend_cfg(cfg, trainer)
     return cfg
@@ -181,6 +185,7 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             "DATASET.NAME": "Images",
             "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
             "DATASET.NUM_SHOTS": -1,
+            "DATASET.VAL": args.val,
             "DATASET.ALL_TEST": args.eval_only,
             "INPUT.EXIF_TRANSPOSE": True,
             "TEST.PER_CLASS_RESULT": True,

@@ -13,11 +13,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dassl.data.data_manager import needed_side
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, read_image, read_json
+from dassl.utils import check_availability, on_white, read_json, read_photo, reduced
 from datasets.shared.image_files import image_problem, images_in
+from datasets.shared.seen_images import Seen
 
 from .config import CLASSES, parse, setup_cfg
 
@@ -31,6 +33,7 @@ class Prediction:
     probability: float  # its softmax probability among the classes
     top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
     error: str = ""  # why the image could not be read
+    seen: str = ""  # "train", "val": the model was trained on this image, or chosen by it; see `Seen`
 
 
 class Predictor:
@@ -73,7 +76,8 @@ class Predictor:
             self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
-            self.transform = build_transform(cfg, is_train=False)
+            self.transform, self.side = build_transform(cfg, is_train=False), needed_side(cfg, is_train=False)
+        self.seen = Seen(model_dir)
         self.trainer.set_model_mode("eval")
         self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
 
@@ -82,14 +86,16 @@ class Predictor:
 
         Args:
             images: paths of images or of folders with images, which are turned upright as their EXIF says, or PIL
-                images of any size and mode, which are taken as they are.
+                images of any size and mode, which are not turned. Where they are transparent, white is behind them.
             top: how many classes to name.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
             images = [images]
         images = [image for given in images for image in expand(given)]
         workers = self.workers if len(images) > self.batch_size else 0
-        loader = DataLoader(Reader(images, self.transform), self.batch_size, num_workers=workers, collate_fn=list)
+        loader = DataLoader(
+            Reader(images, self.transform, self.side), self.batch_size, num_workers=workers, collate_fn=list
+        )
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:
                 yield from self.predict(batch, top)
@@ -107,14 +113,14 @@ class Predictor:
                 yield Prediction(name, "", 0.0, [], error)
             else:
                 ranked = [(self.classnames[k], p) for k, p in zip(*next(rows), strict=True)]
-                yield Prediction(name, *ranked[0], ranked)
+                yield Prediction(name, *ranked[0], ranked, seen=self.seen.part_of(name))
 
 
 class Reader(Dataset):
     """(name, float [3, H, W] or None, why it could not be read)."""
 
-    def __init__(self, images: list[str | Image.Image], transform):
-        self.images, self.transform = images, transform
+    def __init__(self, images: list[str | Image.Image], transform, side: int):
+        self.images, self.transform, self.side = images, transform, side
 
     def __len__(self):
         return len(self.images)
@@ -122,12 +128,12 @@ class Reader(Dataset):
     def __getitem__(self, k):
         image = self.images[k]
         if isinstance(image, Image.Image):
-            return f"image {k + 1}", self.transform(image.convert("RGB")), ""
+            return f"image {k + 1}", self.transform(reduced(on_white(image), self.side)), ""
         problem = image_problem(image, decode=False)
         if problem:
             return image, None, problem
         try:
-            return image, self.transform(read_image(image, upright=True)), ""
+            return image, self.transform(read_photo(image, self.side)), ""
         except OSError as error:
             return image, None, str(error)
 

@@ -21,7 +21,9 @@ import dassl
 from dassl.config import read_config
 from dassl.engine import build_trainer
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
+from datasets.shared.seen_images import keep_seen
 
+from . import own_images
 from .command import USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
 
@@ -33,16 +35,16 @@ MAY_DIFFER = tuple(
 )
 
 
-def main(argv: list[str] | None = None, description: str | None = None) -> int:
-    """The command train.py; returns its exit status."""
+def main(argv: list[str] | None = None, description: str | None = None, draw: own_images.ContactSheet = None) -> int:
+    """The command train.py; returns its exit status. `draw`: for a picture of those own images that are wrong."""
 
     def work() -> None:
-        run(parse(argv, description))
+        run(parse(argv, description), draw)
 
     return command(work, "interrupted: given again, the same command goes on from the last checkpoint, if there is one")
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, draw: own_images.ContactSheet = None) -> dict:
     """One training or evaluation; returns what `results.json` holds.
 
     Everything printed also goes to `log.txt` in the output directory.
@@ -64,9 +66,13 @@ def run(args: argparse.Namespace) -> dict:
         else:
             trainer.train()
         results = describe(trainer, cfg, args, time.time() - start)
+        if cfg.DATASET.NAME == "Images":
+            results |= own_images.tell(trainer, draw)
         path = osp.join(cfg.OUTPUT_DIR, "results.json")
         write_json(results, path)
         print(f"Results are in {path}")
+        if cfg.DATASET.NAME == "Images" and not args.eval_only:
+            print(own_images.next_command(cfg.OUTPUT_DIR))
     return results
 
 
@@ -150,6 +156,9 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(cfg.dump().encode())
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
+    if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
+        chosen_by = trainer.dm.dataset.val if cfg.TEST.FINAL_MODEL == "best_val" else []
+        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, chosen_by)
     return trainer
 
 

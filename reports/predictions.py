@@ -7,14 +7,18 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
+SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen, for people
+
 
 def as_table(predictions: list) -> str:
     """Args: predictions: `experiments.predictor.Prediction`s of images that could be read."""
     rows = []
     for p in predictions:
         then = ", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:])
-        rows.append([p.image, p.classname, f"{100 * p.probability:.1f} %", then])
-    heads = {"image": "left", "class": "left", "probability": "right", "then": "left"}
+        rows.append([p.image, p.classname, f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")])
+    heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
+    if not any(p.seen for p in predictions):
+        rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])
     return printable(tabulate(rows, list(heads), disable_numparse=True, colalign=tuple(heads.values())))
 
 
@@ -30,23 +34,30 @@ def printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def contact_sheet(predictions: list, path: str) -> None:
-    """A PNG of at most 24 of the images, taken at equal distances, each with its class and probability."""
-    from dassl.utils import read_image  # with torch, which takes seconds, as matplotlib takes one
+def titled(predictions: list) -> list[tuple[str, str]]:
+    """For `contact_sheet`: (path, class, probability and whether the model has seen the image), of each."""
+    marks = {seen: f"\n({words})" for seen, words in SEEN.items()}
+    return [(p.image, f"{p.classname}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
+
+
+def contact_sheet(images: list[tuple[str, str]], path: str) -> None:
+    """A PNG of at most 24 of the images (path, title), taken at equal distances, each below its title."""
+    from dassl.utils import read_photo  # with torch, which takes seconds, as matplotlib takes one
     from reports.pictures import plt, save
 
-    if len(predictions) > 24:
-        predictions = [predictions[k * len(predictions) // 24] for k in range(24)]
-    columns = min(6, len(predictions))
-    rows = -(-len(predictions) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.25 * rows), squeeze=False)
+    if len(images) > 24:
+        images = [images[k * len(images) // 24] for k in range(24)]
+    columns = min(6, len(images))
+    rows = -(-len(images) // columns)
+    lines = max(title.count("\n") + 1 for _, title in images)
+    fig, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, (1.9 + 0.17 * lines) * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, p in zip(axes.flat, predictions, strict=False):
-        image = read_image(p.image, upright=True)
-        image.thumbnail((256, 256))
-        ax.imshow(image)
-        ax.set_title(f"{p.classname}\n{100 * p.probability:.0f} %", fontsize=9, parse_math=False)  # "$" is no formula
+    for ax, (image, title) in zip(axes.flat, images, strict=False):
+        photo = read_photo(image, side=256)
+        photo.thumbnail((256, 256))
+        ax.imshow(photo)
+        ax.set_title(title, fontsize=9, parse_math=False)  # "$" is no formula
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's font lacks Chinese, Japanese, ...
         save(fig, path)

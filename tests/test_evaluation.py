@@ -102,6 +102,7 @@ def test_classification_against_scikit_learn(tmp_path, capsys):
     cmat = torch.load(tmp_path / "cmat.pt", weights_only=True)
     np.testing.assert_allclose(cmat.numpy(), confusion_matrix(true, pred, normalize="true"), rtol=1e-12)
     assert "* total: 3,000\n" in capsys.readouterr().out
+    assert np.array_equal(evaluator.y_true, true) and np.array_equal(evaluator.y_pred, pred)
 
 
 def test_an_evaluator_of_somebody_else(tmp_path, monkeypatch):

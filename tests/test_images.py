@@ -15,7 +15,7 @@ from own_photos import COLOURS, SMALL, build, draw, make_photos, names_of, said
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from dassl.utils import read_image, read_json
+from dassl.utils import read_image, read_json, read_photo
 from datasets.shared.image_files import Row, image_problem, unreadable
 from datasets.shared.image_split import divide
 from experiments.config import parse, setup_cfg
@@ -103,7 +103,7 @@ def test_split_folders(names, photos, tmp_path):
         assert names_of(items) == sorted(wanted.get(part, []))
 
 
-@pytest.mark.parametrize("form", ["csv", "csv;", "json", "json lists"])
+@pytest.mark.parametrize("form", ["csv", "csv;", "json", "json lists", "jsonl", "jsonl lists"])
 @pytest.mark.parametrize("with_split", [True, False])
 def test_lists(form, with_split, photos, tmp_path):
     rows = [
@@ -118,8 +118,10 @@ def test_lists(form, with_split, photos, tmp_path):
         with open(file, "w", encoding="utf-8-sig", newline="") as f:
             csv.writer(f, delimiter=form[3:] or ",").writerows([heads, *rows])
     else:
-        file = photos.parent / "list.json"
-        file.write_text(json.dumps(rows if "lists" in form else [dict(zip(heads, r, strict=True)) for r in rows]))
+        rows_in_json = rows if "lists" in form else [dict(zip(heads, r, strict=True)) for r in rows]
+        file = photos.parent / f"list.{form.split()[0]}"
+        lines = "\n".join(map(json.dumps, rows_in_json)) + "\n\n"
+        file.write_text(lines if "jsonl" in form else json.dumps(rows_in_json))
     data = build(file, tmp_path / "OUT")
     if with_split:
         for items, part in ((data.train_x, "train"), (data.val, "val"), (data.test, "test")):
@@ -127,6 +129,32 @@ def test_lists(form, with_split, photos, tmp_path):
     else:
         folder = build(photos, tmp_path / "folder")
         assert names_of(data.train_x) == names_of(folder.train_x)
+
+
+@pytest.mark.parametrize(
+    "heads", ["path,label", "filename,class", "File_Name, Category", "label,impath,classname", "image,class_name,label"]
+)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_heads_of_lists(heads, form, photos, tmp_path):
+    """As other programs have them; beside a class name, the label is its number and plays no part."""
+    heads = [head.strip() for head in heads.split(",")]
+    rows = []
+    for k, path in enumerate(sorted(photos.rglob("img*"))):
+        values = [str(path), path.parent.name] if len(heads) == 2 else {"label": k % 7}
+        rows.append(dict(zip(heads, values, strict=True)) if len(heads) == 2 else values)
+        for head in heads if len(heads) == 3 else ():
+            values.setdefault(head, str(path) if head.startswith("im") else path.parent.name)
+    if form == "csv":
+        with open(photos.parent / "list.csv", "w", encoding="utf-8", newline="") as f:
+            writer = csv.DictWriter(f, heads)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = [json.dumps({head.lower(): value for head, value in row.items()}) for row in rows]
+        (photos.parent / "list.jsonl").write_text("\n".join(lines))
+    data = build(photos.parent / f"list.{form}", tmp_path / "OUT")
+    everything = names_of(data.train_x + data.val + data.test)
+    assert everything == sorted((path.parent.name, str(path)) for path in photos.rglob("img*"))
 
 
 def test_accents_are_spelt_one_way(tmp_path):
@@ -234,7 +262,7 @@ def test_every_orientation_is_turned_as_pillow_does(orientation, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as image:
         wanted = ImageOps.exif_transpose(image).convert("RGB")
-    assert np.array_equal(read_image(tmp_path / "a.png", upright=True), wanted)
+    assert np.array_equal(read_photo(tmp_path / "a.png"), wanted)
     assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
 
 
@@ -246,9 +274,9 @@ def test_an_exif_that_pillow_cannot_write_again(tmp_path):
     with Image.open(tmp_path / "phone.jpg") as image, pytest.raises(TypeError):
         ImageOps.exif_transpose(image)
     assert image_problem(str(tmp_path / "phone.jpg")) == ""
-    assert read_image(tmp_path / "phone.jpg", upright=True).size == (20, 30)
+    assert read_photo(tmp_path / "phone.jpg").size == (20, 30)
     picture.save(tmp_path / "odd.jpg", exif=b"Exif\0\0no TIFF at all")
-    assert read_image(tmp_path / "odd.jpg", upright=True).size == (30, 20)
+    assert read_photo(tmp_path / "odd.jpg").size == (30, 20)
 
 
 def test_whatever_a_decoder_raises_is_one_line(photos, monkeypatch):
@@ -287,7 +315,7 @@ def test_bad_folders_get_one_line(photos, tmp_path, capsys):
     ("content", "told"),
     [
         ("", "its first line should read"),
-        ("file,class\na.jpg,cat\n", "'file', 'class'"),
+        ("photo,class\na.jpg,cat\n", "'photo', 'class'"),
         ("path,label\na.jpg,\n", "line 2: the label is missing"),
         ("path,label\na.jpg,cat\n,dog\n", "line 3: the path is missing"),
         ("path,label,split\na.jpg,cat,tset\n", 'line 2: the split is "tset"'),
@@ -339,6 +367,23 @@ def test_what_excel_makes_gets_one_line(content, told, tmp_path, capsys):
 def test_bad_json_gets_one_line(content, tmp_path, capsys):
     (tmp_path / "list.json").write_text(content)
     said(capsys, "--images", tmp_path / "list.json", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"path": "a.jpg", "label": "cat"}\n{"path": "b.jpg", "label"\n', "list.jsonl, line 2 is no JSON"),
+        ('{"path": "a.jpg", "label": "cat"}\n\n{"path": "b.jpg"}\n', "list.jsonl, line 3: the label is missing"),
+        ('{"photo": "a.jpg", "label": "cat"}\n', "list.jsonl, line 1: the path is missing"),
+        ("5\n", 'list.jsonl, line 1 should be {"path"'),
+        ("", "has no images"),
+        ("\xe9", "list.jsonl is not in UTF-8"),
+    ],
+)
+def test_bad_json_lines_get_one_line(content, told, tmp_path, capsys):
+    (tmp_path / "list.jsonl").write_bytes(content.encode("latin-1"))
+    line = said(capsys, "--images", tmp_path / "list.jsonl", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+    assert told in line, line
 
 
 def test_links_do_not_leak(photos, tmp_path, capsys):
@@ -420,7 +465,7 @@ def test_one_image_a_class_trains_and_says_that_nothing_is_tested(tmp_path, caps
 
 def test_exif_turns_own_images_upright_and_no_benchmark(photos, tmp_path):
     path = photos / "red bus" / "img 05.JPG"
-    upright, lying = (np.asarray(read_image(str(path), upright=u), float) for u in (True, False))
+    upright, lying = (np.asarray(read(str(path)), float) for read in (read_photo, read_image))
     assert upright.shape == (40, 56, 3) and lying.shape == (56, 40, 3)
     assert upright[:8].mean() < upright[-8:].mean() - 20, "darker at the top, as drawn"
     cfg = setup_cfg(parse(["--images", str(photos)]))

@@ -27,6 +27,7 @@ from dassl.utils import (
     mkdir_if_missing,
     read_image,
     read_json,
+    read_photo,
     set_random_seed,
     tolist_if_not,
     write_json,
@@ -133,7 +134,7 @@ def test_read_image_upright(orientation, tmp_path):
     scene = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
     scene |= {5: swapped, 6: swapped[:, ::-1], 7: swapped[::-1, ::-1], 8: swapped[::-1]}
     wanted = scene.get(orientation, pixels)
-    assert np.array_equal(np.asarray(read_image(str(tmp_path / "x.png"), upright=True)), wanted)
+    assert np.array_equal(np.asarray(read_photo(tmp_path / "x.png")), wanted)
     assert np.array_equal(np.asarray(read_image(str(tmp_path / "x.png"))), pixels)
 
 
@@ -143,7 +144,7 @@ def test_read_image_upright_without_readable_exif(tmp_path, monkeypatch):
 
     Image.new("RGB", (2, 3)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image.Image, "getexif", broken)
-    assert read_image(str(tmp_path / "x.png"), upright=True).size == (2, 3)
+    assert read_photo(tmp_path / "x.png").size == (2, 3)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

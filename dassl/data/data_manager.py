@@ -1,13 +1,17 @@
+import math
+
 import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from dassl.utils import read_image
+from dassl.utils import read_image, read_photo, small_copies
 
 from .datasets import build_dataset
 from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform
+
+COPIES = 2**30  # bytes of photographs that a DatasetWrapper keeps decoded, at most
 
 
 def build_data_loader(
@@ -95,6 +99,9 @@ class DatasetWrapper(Dataset):
     img0, the image resized to ``INPUT.SIZE`` without augmentation. With a list of transforms there are img, img2,
     img3, ... In training ``DATALOADER.K_TRANSFORMS`` = K > 1 makes each of them a list of K augmented images.
 
+    With ``INPUT.EXIF_TRANSPOSE`` the images are photographs, read by `read_photo` at `needed_side`; those of which
+    every epoch asks are decoded once and kept, up to `COPIES` bytes. Else they are read as Dassl reads them.
+
     Raises ValueError if K > 1 and there is no transform, and OSError with the path for an unreadable image.
     """
 
@@ -108,10 +115,17 @@ class DatasetWrapper(Dataset):
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"DATALOADER.K_TRANSFORMS={self.k_tfm} needs a transform, but there is none")
 
+        self.side, self.copies = needed_side(cfg, is_train), {}
+        if cfg.INPUT.EXIF_TRANSPOSE and (is_train or cfg.TEST.FINAL_MODEL == "best_val"):
+            self.copies = small_copies(list(dict.fromkeys(i.impath for i in data_source)), self.side, COPIES)
+
         steps = [T.Resize(cfg.INPUT.SIZE, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
         if "normalize" in cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(steps)
+
+    def __getstate__(self):
+        return self.__dict__ | {"copies": {}}  # workers that are forked share them; spawned ones would hold all each
 
     def __len__(self):
         return len(self.data_source)
@@ -119,7 +133,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath, upright=self.cfg.INPUT.EXIF_TRANSPOSE)
+        img0 = self.read(item.impath)
         if self.transform is not None:
             tfms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
             for i, tfm in enumerate(tfms, start=1):
@@ -128,6 +142,24 @@ class DatasetWrapper(Dataset):
             output["img0"] = self.to_tensor(img0)
         return output
 
+    def read(self, path):
+        if not self.cfg.INPUT.EXIF_TRANSPOSE:
+            return read_image(path)
+        return self.copies[path].copy() if path in self.copies else read_photo(path, self.side)
+
     def _transform_image(self, tfm, img0):
         imgs = [tfm(img0) for _ in range(self.k_tfm)]
         return imgs[0] if self.k_tfm == 1 else imgs
+
+
+def needed_side(cfg, is_train):
+    """Pixels of a photograph's shorter side from which the transforms make about what they make of all of them.
+
+    Twice INPUT.SIZE, and in training enough for the smallest random crop not to be enlarged; 0: all pixels count.
+    """
+    inp = cfg.INPUT
+    names = inp.TRANSFORMS if is_train else ()
+    if inp.NO_TRANSFORM or "random_crop" in names:  # which crops without resizing
+        return 0
+    smallest = inp.RRCROP_SCALE[0] if "random_resized_crop" in names else 1.0  # of the area
+    return math.ceil(max(inp.SIZE) * max(2.0, smallest**-0.5)) if smallest > 0 else 0

@@ -63,6 +63,7 @@ class Classification(EvaluatorBase):
         like scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
         confusion matrix is saved to OUTPUT_DIR/cmat.pt: a float64 Tensor, rows the true and columns the
         predicted classes, in the order of the labels that occur; each row sums to 1, or to 0 without samples.
+        The labels themselves stay as `y_true` and `y_pred`, int64 [samples], in the order of the batches.
 
         Returns:
             OrderedDict: accuracy (first: models are selected by it), error_rate, macro_f1 and,
@@ -73,8 +74,8 @@ class Classification(EvaluatorBase):
         """
         if not self._y_true:
             raise ValueError("Nothing to evaluate: no batch was processed")
-        y_true = torch.cat(self._y_true).cpu()
-        y_pred = torch.cat(self._y_pred).cpu()
+        self.y_true = y_true = torch.cat(self._y_true).cpu()
+        self.y_pred = y_pred = torch.cat(self._y_pred).cpu()
         n = int(max(y_true.max(), y_pred.max())) + 1
         correct = torch.bincount(y_true[y_true == y_pred], minlength=n)  # each of the three: int64 [n]
         total = torch.bincount(y_true, minlength=n)

@@ -1,5 +1,6 @@
 """Files, logs, meters, registries and checkpoints."""
 
+from .images import on_white, read_image, read_photo, reduced, small_copies
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry
@@ -13,7 +14,6 @@ from .tools import (
     listdir_nohidden,
     locked,
     mkdir_if_missing,
-    read_image,
     read_json,
     set_random_seed,
     tolist_if_not,

@@ -1,4 +1,4 @@
-"""Small helpers: files, seeds, images, names."""
+"""Small helpers: files, seeds, names."""
 
 import contextlib
 import json
@@ -14,13 +14,9 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import ExifTags, Image
 
 from .download import download_url  # noqa: F401  Dassl has it here
-
-# Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Palette images with Transparency")
+from .images import read_image  # noqa: F401  and this
 
 
 def mkdir_if_missing(dirname):
@@ -103,37 +99,6 @@ def set_random_seed(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def read_image(path, upright=False):
-    """Return the image file `path` as an RGB `PIL.Image`, fully decoded and closed.
-
-    With `upright` it is rotated as its EXIF orientation says; not for benchmarks, because Dassl does not.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: the file cannot be read or decoded, e.g. because copying it was cut short.
-    """
-    try:
-        with Image.open(path) as img:
-            return (turned_upright(img) if upright else img).convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f'No image at "{path}": check DATASET.ROOT and that the data set is complete') from None
-    except Exception as e:  # Pillow raises a dozen types
-        raise OSError(f'Cannot read the image "{path}" ({e}): replace it with an intact copy') from e
-
-
-def turned_upright(img):
-    """Return the `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
-
-    Not with `ImageOps.exif_transpose`, which rewrites all other EXIF tags too and fails on those of some cameras.
-    """
-    try:
-        orientation = img.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises a dozen types
-        return img
-    turns = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
-    return img.transpose(Image.Transpose[turns[orientation - 2]]) if orientation in range(2, 9) else img
 
 
 def collect_env_info():

@@ -2,7 +2,7 @@
 
 photos/cat/1.jpg                     one folder a class
 photos/train/cat/1.jpg               train/, test/ and, if wanted, val/ with such folders
-photos.csv, photos.json              path, label[, split]; paths are relative to the file
+photos.csv, .json, .jsonl            path, label[, split], or their other HEADS; paths are relative to the file
 """
 
 import csv
@@ -12,18 +12,22 @@ import os
 import os.path as osp
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from multiprocessing.pool import ThreadPool
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
 from dassl.utils import read_json
+from dassl.utils.images import in_threads, open_image
 from datasets.base import PARTS, read_split
 
 SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+HEADS = {  # of lists, the first that is there; where there is a class name, a label is its number
+    "path": "path filename file_name file filepath file_path image image_path img impath".split(),
+    "label": "classname class_name class label category".split(),
+    "split": "split subset partition".split(),
+}
 
 
 class Row(NamedTuple):
@@ -33,7 +37,7 @@ class Row(NamedTuple):
 
 
 def find_images(source: str) -> list[Row]:
-    """The images of a folder, a CSV or a JSON file, sorted by class and path."""
+    """The images of a folder, a CSV, JSON or JSON lines file, sorted by class and path."""
     source = osp.abspath(osp.expanduser(source))
     if osp.isdir(source):
         rows = from_folders(source)
@@ -43,8 +47,10 @@ def find_images(source: str) -> list[Row]:
         rows = from_csv(source)
     elif source.lower().endswith(".json"):
         rows = from_json(source)
+    elif source.lower().endswith((".jsonl", ".ndjson")):
+        rows = from_json_lines(source)
     else:
-        raise ValueError(f"{source} is neither a folder nor a .csv or .json file of path, label[, split]")
+        raise ValueError(f"{source} is neither a folder nor a .csv or .json or .jsonl file of path, label[, split]")
     if not rows:
         kinds = ", ".join(SUFFIXES[:5])
         raise FileNotFoundError(f"{source} has no images: it should have one folder a class with {kinds}")
@@ -92,8 +98,9 @@ def from_csv(source: str) -> list[Row]:
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-    if not {"path", "label"} <= set(reader.fieldnames) or len(set(reader.fieldnames)) < len(reader.fieldnames):
-        wanted = '"path,label" or "path,label,split"'
+    path, label, split = heads(reader.fieldnames)
+    if not path or not label or len(set(reader.fieldnames)) < len(reader.fieldnames):
+        wanted = '"path,label", "filename,class" or "path,label,split"'
         raise ValueError(f"{source} has the columns {reader.fieldnames}: its first line should read {wanted}")
     rows = []
     try:
@@ -101,7 +108,7 @@ def from_csv(source: str) -> list[Row]:
             where = f"line {reader.line_num}"
             if None in line:
                 raise ValueError(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
-            rows.append(make_row(source, where, line["path"], line["label"], line.get("split")))
+            rows.append(make_row(source, where, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
         raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
     return rows
@@ -118,13 +125,35 @@ def from_json(source: str) -> list[Row]:
         content = [[item.impath, item.classname, part] for part, items in splits for item in items]
     if not isinstance(content, list):
         raise ValueError(f'{source} should read [{{"path": ..., "label": ...}}, ...], with "split": ... if wanted')
-    rows = []
-    for k, entry in enumerate(content):
-        fields = [entry.get(c) for c in ("path", "label", "split")] if isinstance(entry, dict) else entry
-        if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
-            raise ValueError(f'{source}, entry {k + 1} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
-        rows.append(make_row(source, f"entry {k + 1}", *fields))
+    return [json_row(source, f"entry {k}", entry) for k, entry in enumerate(content, start=1)]
+
+
+def from_json_lines(source: str) -> list[Row]:
+    """{"path": ..., "label": ..., "split": ...} or [path, label, split] in each line."""
+    rows, k = [], 0
+    try:
+        with open(source, encoding="utf-8-sig") as f:
+            for k, line in enumerate(f, start=1):
+                if line.strip():
+                    rows.append(json_row(source, f"line {k}", json.loads(line)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}, line {k} is no JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it so") from error
     return rows
+
+
+def json_row(source: str, where: str, entry: object) -> Row:
+    fields = [entry[head] if head else None for head in heads(entry)] if isinstance(entry, dict) else entry
+    if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
+        raise ValueError(f'{source}, {where} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
+    return make_row(source, where, *fields)
+
+
+def heads(given: Iterable[str]) -> list[str]:
+    """Which of the `given` heads has the path, which the class, which the split; "" for what is not there."""
+    given = set(given)
+    return [next((name for name in names if name in given), "") for names in HEADS.values()]
 
 
 def make_row(source: str, where: str, path: object, label: object, split: object = None) -> Row:
@@ -194,13 +223,13 @@ def image_problem(path: str, decode: bool = True) -> str:
             return "it is a folder without images"
         if osp.exists(path) and not osp.isfile(path):
             return "it is no file"  # opening a pipe would wait for ever
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if max(image.size) > 100 * min(image.size):
                 return f"it is {image.width} x {image.height} pixels: more than 100 times as long as wide"
             if image.mode.startswith(("I", "F")):
                 return f"its pixels are of mode {image.mode}, not 8 bits, and would be read as white: convert it"
             if decode:
-                image.draft("RGB", (256, 256))  # a JPEG is decoded at a fraction of its size
+                image.draft(None, (256, 256))  # a JPEG is decoded at a fraction of its size
                 image.load()
     except Exception as error:  # Pillow raises a dozen types
         return " ".join(str(error).split()) or type(error).__name__
@@ -213,9 +242,8 @@ def unreadable(paths: list[str], title: str) -> dict[str, str]:
 
 
 def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
-    """{path: function(path)}, by several threads: Pillow decodes, and a disk waits, outside Python's lock."""
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # not more: each holds a decoded image
-        results = pool.imap(function, paths, chunksize=32)
+    """{path: function(path)}, by several threads."""
+    with in_threads(function, paths) as results:
         return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
 
 

@@ -1,0 +1,129 @@
+"""Reading images: `read_image` as Dassl does, bit for bit; `read_photo` as a viewer shows them, for own photographs."""
+
+import contextlib
+import os
+import warnings
+from multiprocessing.pool import ThreadPool
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from tqdm import tqdm
+
+# Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
+
+HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())  # ISO/IEC 23008-12
+
+
+class NoDecoder(OSError):
+    """The image may be whole, but what decodes it is not installed; the message says what to install."""
+
+
+def read_image(path):
+    """Return the image file `path` as an RGB `PIL.Image`, fully decoded and closed; no other pixels than Dassl's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read or decoded, e.g. because copying it was cut short.
+    """
+    with _opened(path) as img:
+        return img.convert("RGB")
+
+
+def read_photo(path, side=0):
+    """Return the photograph `path` as an RGB `PIL.Image`: upright, on white, its shorter side at most `side` pixels.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves `side` pixels. 0: all pixels.
+    Not for benchmarks, because Dassl does none of it. Raises what `read_image` raises.
+    """
+    with _opened(path) as img:
+        if side:
+            img.draft(None, (side, side))
+        return reduced(on_white(turned_upright(img)), side)
+
+
+def on_white(img):
+    """Return any `PIL.Image` in RGB; where it is transparent, white is behind it."""
+    if not img.has_transparency_data:
+        return img.convert("RGB")
+    img = img.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", img.size, "white"), img).convert("RGB")
+
+
+def reduced(img, side):
+    """Return the `PIL.Image` with its shorter side at most `side` pixels; 0: as it is."""
+    scale = side / min(img.size)
+    if not 0 < scale < 1:
+        return img
+    size = [max(side, round(length * scale)) for length in img.size]
+    return img.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def turned_upright(img):
+    """Return the `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
+
+    Not with `ImageOps.exif_transpose`, which rewrites all other EXIF tags too and fails on those of some cameras.
+    """
+    try:
+        orientation = img.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises a dozen types
+        return img
+    turns = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
+    return img.transpose(Image.Transpose[turns[orientation - 2]]) if orientation in range(2, 9) else img
+
+
+def open_image(path):
+    """`Image.open`, also of HEIF (.heic) if pillow-heif is installed.
+
+    Raises:
+        NoDecoder: it is HEIF, and pillow-heif is not installed.
+    """
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with open(path, "rb") as f:  # not by its name: phones' pictures get renamed
+            head = f.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
+            raise
+    try:
+        import pillow_heif
+    except ImportError:
+        raise NoDecoder("it is a HEIF image (.heic), which needs another decoder: pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(path)
+
+
+@contextlib.contextmanager
+def _opened(path):
+    try:
+        with open_image(path) as img:
+            yield img
+    except FileNotFoundError:
+        raise FileNotFoundError(f'No image at "{path}": check DATASET.ROOT and that the data set is complete') from None
+    except NoDecoder as e:
+        raise NoDecoder(f'Cannot read the image "{path}": {e}') from None
+    except Exception as e:  # Pillow raises a dozen types
+        raise OSError(f'Cannot read the image "{path}" ({e}): replace it with an intact copy') from e
+
+
+@contextlib.contextmanager
+def in_threads(function, items):
+    """Yield the results of `function(item)`, in order, from several threads.
+
+    Pillow decodes, and a disk waits, outside Python's lock. What was not taken when the context ends is given up.
+    """
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # not more: each holds a decoded image
+        yield pool.imap(function, items)
+
+
+def small_copies(paths, side, most):
+    """Return {path: its `read_photo`} of the first photographs that fit into `most` bytes together."""
+    copies = {}
+    with in_threads(lambda path: read_photo(path, side), paths) as photos:
+        bar = tqdm(photos, "reading images", len(paths), unit="image", leave=False, disable=None, delay=1)
+        for path, photo in zip(paths, bar, strict=False):
+            most -= 3 * photo.width * photo.height
+            if most < 0:
+                break
+            copies[path] = photo
+    return copies

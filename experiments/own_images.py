@@ -1,0 +1,105 @@
+"""What a run on own images tells beyond its accuracy: whether training helped, which images are wrong, what to do next.
+
+OUT/wrong.csv, wrong.png      the wrong ones of the images evaluated, the surest first
+"zero_shot_accuracy"          in results.json: that of the frozen CLIP on the same images
+"""
+
+import contextlib
+import csv
+import io
+import os
+import os.path as osp
+import shlex
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dassl.utils import atomic_write
+from trainers.base import ClipTrainer
+from trainers.shared.prompts import template_features, template_for
+
+HEADS = "path", "label", "predicted", "probability"
+ContactSheet = Callable[[list[tuple[str, str]], str], None]  # draws images with titles into a PNG file
+
+
+def tell(trainer, draw: ContactSheet | None = None) -> dict:
+    """Prints and writes what is said above, after `trainer.test()`; returns what goes into results.json."""
+    cfg = trainer.cfg
+    loader = trainer.val_loader if trainer.results.get("split") == "val" else trainer.test_loader
+    predicted = getattr(trainer.evaluator, "y_pred", None)
+    items = loader.dataset.data_source if loader else []
+    if predicted is None or trainer.evaluator.y_true.tolist() != [item.label for item in items]:
+        return {}  # nothing was evaluated, or with an evaluator or in an order of somebody's own
+    zero_shot, probabilities = second_pass(trainer, loader, predicted)
+    wrong = [
+        (item.impath, item.classname, trainer.lab2cname[int(predicted[k])], probabilities[k])
+        for k, item in enumerate(items)
+        if k in probabilities
+    ]
+    told = {} if zero_shot is None else {"zero_shot_accuracy": zero_shot}
+    if told:
+        gain = trainer.results["accuracy"] - zero_shot
+        print(f"* zero-shot CLIP on the same images: {zero_shot:.1f}%; the training brought {gain:+.1f}")
+    write_wrong(sorted(wrong, key=lambda row: -row[-1]), len(items), cfg.OUTPUT_DIR, draw)
+    return told
+
+
+@torch.no_grad()
+def second_pass(trainer, loader, predicted: torch.Tensor) -> tuple[float | None, dict[int, float]]:
+    """The frozen CLIP's accuracy in percent, and {index: probability} of the images that are wrong.
+
+    Only these go through the trained model again. None for the accuracy if no CLIP was trained.
+
+    Args:
+        predicted: labels that the trained model gave, int64 [n].
+    """
+    compare = isinstance(trainer, ClipTrainer) and bool(trainer.learner)
+    wrong, right, probabilities = predicted != trainer.evaluator.y_true, 0, {}
+    if not compare and not wrong.any():
+        return None, {}
+    text = frozen_text(trainer).t() if compare else None
+    batches = DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers)
+    for batch in tqdm(batches, desc="zero-shot CLIP", unit="batch", leave=False, disable=None):
+        image, label = trainer.parse_batch_test(batch)
+        if compare:
+            with torch.autocast(**trainer.autocast):
+                features = trainer.model.frozen_image(image)
+            right += int((features.float() @ text).argmax(1).eq(label).sum())
+        index = batch["index"]
+        again = wrong[index]
+        if again.any():
+            p = trainer.model_inference(image[again.to(image.device)]).float().softmax(1).cpu()
+            of_label = p.gather(1, predicted[index[again]].unsqueeze(1)).squeeze(1)
+            probabilities.update(zip(index[again].tolist(), of_label.tolist(), strict=True))
+    return 100 * right / len(predicted) if compare else None, probabilities
+
+
+def frozen_text(trainer) -> torch.Tensor:
+    """g0 float32 [n_cls, d]: the frozen CLIP's, of the method's own prompts or else of the data set's."""
+    model = trainer.model
+    if model.templates:
+        return model.frozen_text
+    templates = [template_for(trainer.cfg.DATASET.NAME, trainer.node.get("TEMPLATE", ""))]
+    with torch.autocast(trainer.device.type, enabled=False):
+        return template_features(model.text_encoder, model.classnames, templates)
+
+
+def write_wrong(rows: list[tuple], total: int, folder: str, draw: ContactSheet | None) -> None:
+    """OUT/wrong.csv and, if there are some and there is a `draw`, OUT/wrong.png."""
+    table, picture = (osp.join(folder, f"wrong.{kind}") for kind in ("csv", "png"))
+    text = io.StringIO()
+    csv.writer(text).writerows([HEADS, *((*names, f"{p:.3f}") for *names, p in rows)])
+    with atomic_write(table) as f:
+        f.write(text.getvalue().encode())
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(picture)  # of an earlier evaluation
+    if draw and rows:
+        draw([(path, f"{said}, {100 * p:.0f} %\nis {label}") for path, label, said, p in rows[:24]], picture)
+    also = f", the surest also in {picture}" if draw and rows else ""
+    print(f"{len(rows):,} of {total:,} images are wrong: {table}{also}")
+
+
+def next_command(folder: str) -> str:
+    return f"Classify other images with: python predict.py --model-dir {shlex.quote(folder)} IMAGES_OR_FOLDERS"
