@@ -6,7 +6,9 @@ Trains that trainer for one epoch of two batches, saves and loads it, and tests 
 Nothing of this repository's own dassl/ is imported.
 """
 
+import importlib
 import json
+import pkgutil
 import sys
 from collections import OrderedDict
 from types import ModuleType, SimpleNamespace
@@ -196,7 +198,7 @@ def load_pretrained_weights(model, weight_path):
     raise NotImplementedError
 
 
-TRAINER_REGISTRY, SAVED, LOSSES = Registry("TRAINER"), {}, []
+TRAINER_REGISTRY, SAVED, LOSSES, SKIPPED = Registry("TRAINER"), {}, [], []
 MODULES = {
     "dassl.data": [DatasetWrapper, DataManager],
     "dassl.data.transforms": [build_transform],
@@ -216,16 +218,20 @@ def main(folder, trainer_name):
     sys.modules["dassl.engine"].TRAINER_REGISTRY = TRAINER_REGISTRY
     sys.path.insert(0, folder)
 
-    import trainers.coop
-    import trainers.orthcr
-    import trainers.zsclip  # noqa: F401
+    import trainers
     from trainers.base import extend_cfg
+
+    for module in pkgutil.iter_modules(trainers.__path__):
+        try:
+            importlib.import_module(f"trainers.{module.name}")
+        except ImportError:  # it extends our CoOp, and the clone has kept its own
+            SKIPPED.append(module.name)
 
     cfg = CN({"TRAINER": {"NAME": trainer_name}, "USE_CUDA": False, "OUTPUT_DIR": "", "DATASET": {"NAME": "Shapes"}})
     cfg.INPUT, cfg.MODEL = CN({"SIZE": (32, 32)}), CN({"BACKBONE": {"NAME": "tiny"}, "INIT_WEIGHTS": ""})
     cfg.OPTIM = CN({"LR": 0.1, "MAX_EPOCH": 1, "WARMUP_EPOCH": -1, "STEPSIZE": (-1,)})
     cfg.DATALOADER = CN({"TEST": {"BATCH_SIZE": 4}, "NUM_WORKERS": 0})
-    extend_cfg(cfg)
+    extend_cfg(cfg, trainer_name)
     trainer = TRAINER_REGISTRY.get(trainer_name)(cfg)
     trainer.train()
     before = trainer.accuracy
@@ -235,6 +241,7 @@ def main(folder, trainer_name):
         "losses": LOSSES,
         "accuracy": before,
         "again": trainer.test(),
+        "skipped": SKIPPED,
         "features": [*features.shape, *labels.shape],
     }
     print(json.dumps(report | {"saved": {name: len(state) for name, state in SAVED.items()}}))

@@ -9,13 +9,15 @@ import sys
 
 import pytest
 
+SAVED = [("OrthCR", {"rotations": 42}), ("CoOp", {"prompt_learner": 1}), ("ProGrad", {"prompt_learner": 1})]
 
-@pytest.mark.parametrize("name, saved", [("OrthCR", {"rotations": 42}), ("CoOp", {"prompt_learner": 1})])
+
+@pytest.mark.parametrize("name, saved", SAVED)
 def test_a_step_beside_the_original_dassl(root, tmp_path, name, saved):
     report = run_beside_stub(root, tmp_path, name)
     assert len(report["losses"]) == 2 and all(map(math.isfinite, report["losses"]))
     assert report["accuracy"] == report["again"] and report["saved"] == saved
-    assert report["features"] == [8, 64, 8]
+    assert report["features"] == [8, 64, 8] and report["skipped"] == []
 
 
 def test_zero_shot_beside_the_original_dassl(root, tmp_path):
@@ -30,6 +32,7 @@ def test_in_a_clone_that_keeps_its_own_trainers(root, tmp_path):
         (tmp_path / "trainers" / f"{file}.py").write_text(own if name else "")
     report = run_beside_stub(root, tmp_path, "OrthCR")
     assert report["accuracy"] == report["again"] and report["saved"] == {"rotations": 42}
+    assert report["skipped"] == ["kgcoop", "prograd"], "what extends our CoOp"
     assert "(TrainerX)" in (tmp_path / "trainers" / "coop.py").read_text()
 
 

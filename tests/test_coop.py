@@ -1,7 +1,5 @@
 """CoOp: its prompts, its gradients and its checkpoints, against embeddings looked up by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,11 +9,11 @@ from trainers.coop import CustomCLIP
 
 NAMES = ["cat", "dark_blue striped heart", "unhyphenatedword"]
 POSITIONS = ["end", "middle", "front"]
+RANDOM = ["TRAINER.COOP.CTX_INIT", ""]
 
 
-def custom(model, names=NAMES, **changes):
-    settings = {"N_CTX": 4, "CSC": False, "CTX_INIT": "", "CLASS_TOKEN_POSITION": "end", **changes}
-    return CustomCLIP(SimpleNamespace(**settings), model, names)
+def custom(model, n_ctx=4, **context):
+    return CustomCLIP(model, NAMES, {"n_ctx": n_ctx, **context})
 
 
 def plain_logits(model, image, prompts):
@@ -34,7 +32,7 @@ def plain_logits(model, image, prompts):
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 def test_prompts_are_put_together_as_the_docstring_says(random_clip, position, csc, n_ctx):
     plain = random_clip()
-    learner = custom(plain, CLASS_TOKEN_POSITION=position, CSC=csc, N_CTX=n_ctx).prompt_learner
+    learner = custom(plain, n_ctx, position=position, csc=csc).prompt_learner
     assert learner.ctx.shape == ((3, n_ctx, 64) if csc else (n_ctx, 64))
     prompts, table = learner().detach(), plain.token_embedding.weight
     sot, dot, eot = 49406, 269, 49407
@@ -51,7 +49,7 @@ def test_prompts_are_put_together_as_the_docstring_says(random_clip, position, c
 @pytest.mark.parametrize("position", POSITIONS)
 def test_features_are_clips_own_of_the_same_words(random_clip, noise, position):
     plain, image = random_clip(), noise(4, 3, 32, 32)
-    model = custom(plain, CTX_INIT="a photo of a", CLASS_TOKEN_POSITION=position).eval()
+    model = custom(plain, 0, words="a photo of a", position=position).eval()
     form = {"end": "a photo of a {}.", "middle": "a photo {} of a.", "front": "{} a photo of a."}[position]
     with torch.no_grad():
         given = model(image)
@@ -62,8 +60,11 @@ def test_features_are_clips_own_of_the_same_words(random_clip, noise, position):
 
 @pytest.mark.parametrize("csc", [False, True])
 @pytest.mark.parametrize("words", ["a photo of a", "a_photo_of_a", " a photo of a "])
-def test_start_from_words_is_zero_shot(make_trainer, tiny, csc, words):
+def test_start_from_words_is_zero_shot(make_trainer, tiny, csc, words, capsys):
     trainer = make_trainer("TRAINER.COOP.CTX_INIT", words, "TRAINER.COOP.CSC", csc, trainer="CoOp")
+    assert (
+        "TRAINER.COOP.CSC is ignored" in capsys.readouterr().out
+    ) == csc and trainer.model.prompt_learner.ctx.dim() == 2
     zero = make_trainer("TRAINER.ZEROSHOTCLIP.TEMPLATE", "a photo of a {}.", trainer="ZeroshotCLIP", out="zero")
     image = next(iter(trainer.test_loader))["img"][:16]
     for t in (trainer, zero):
@@ -77,16 +78,16 @@ def test_start_from_words_is_zero_shot(make_trainer, tiny, csc, words):
 
 def test_random_start_is_small_and_differs_between_classes_with_csc(random_clip):
     torch.manual_seed(0)
-    ctx = custom(random_clip(), N_CTX=16, CSC=True).prompt_learner.ctx.detach()
+    ctx = custom(random_clip(), 16, csc=True).prompt_learner.ctx.detach()
     assert 0.018 < ctx.std() < 0.022 and abs(ctx.mean()) < 2e-3
     assert not torch.equal(ctx[0], ctx[1])
-    ctx = custom(random_clip(), N_CTX=16).prompt_learner.ctx.detach()
+    ctx = custom(random_clip(), 16).prompt_learner.ctx.detach()
     assert ctx.shape == (16, 64) and 0.017 < ctx.std() < 0.023
 
 
 def test_prompt_that_is_too_long_is_refused(random_clip):
     with pytest.raises(ValueError, match="too long") as error:
-        custom(random_clip(), N_CTX=76)
+        custom(random_clip(), 76)
     assert "\n" not in str(error.value)
 
 
@@ -100,7 +101,7 @@ def test_unknown_position_is_refused(make_trainer):
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_class_specific_contexts_are_independent(random_clip, noise, position):
-    model = custom(random_clip(), CSC=True, CLASS_TOKEN_POSITION=position).train()
+    model = custom(random_clip(), csc=True, position=position).train()
     logits = model(noise(2, 3, 32, 32))
     for c in range(len(NAMES)):
         (grad,) = torch.autograd.grad(logits[:, c].sum(), [model.prompt_learner.ctx], retain_graph=True)
@@ -110,7 +111,7 @@ def test_class_specific_contexts_are_independent(random_clip, noise, position):
 
 @pytest.mark.parametrize("csc", [False, True])
 def test_gradients_reach_the_context_and_nothing_else(make_trainer, take_steps, csc):
-    trainer = make_trainer("TRAINER.COOP.CSC", csc, "OPTIM.LR", 0.1, trainer="CoOp")
+    trainer = make_trainer(*RANDOM, "TRAINER.COOP.CSC", csc, "OPTIM.LR", 0.1, trainer="CoOp")
     ctx = trainer.model.prompt_learner.ctx
     assert [id(p) for group in trainer.optim.param_groups for p in group["params"]] == [id(ctx)]
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -180,7 +181,7 @@ def coop_checkpoint(folder, ctx, epoch=50, **others):
 
 
 def test_checkpoint_of_coops_own_code(make_trainer, tmp_path, noise):
-    trainer = make_trainer("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 6, trainer="CoOp")
+    trainer = make_trainer(*RANDOM, "TRAINER.COOP.N_CTX", 6, trainer="CoOp")
     ctx = noise(6, 64)
     coop_checkpoint(tmp_path / "theirs", ctx)
     trainer.load_model(str(tmp_path / "theirs"), epoch=50)
@@ -197,9 +198,7 @@ def test_own_checkpoint_holds_the_context_alone(make_trainer, take_steps):
     assert torch.equal(base.model.prompt_learner.ctx, trainer.model.prompt_learner.ctx)
 
 
-@pytest.mark.parametrize(
-    "settings", [["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5], ["TRAINER.COOP.CSC", True]], ids=str
-)
+@pytest.mark.parametrize("settings", [[*RANDOM, "TRAINER.COOP.N_CTX", 5], [*RANDOM, "TRAINER.COOP.CSC", True]], ids=str)
 def test_context_of_another_shape_is_refused(make_trainer, tmp_path, noise, settings):
     coop_checkpoint(tmp_path / "theirs", noise(4, 64))
     with pytest.raises(ValueError, match="does not fit") as error:
@@ -216,7 +215,7 @@ def test_checkpoint_with_an_unknown_tensor_is_refused(make_trainer, tmp_path, no
 
 @pytest.mark.parametrize("trained, other", [("all", "base"), ("base", "all"), ("base", "new")])
 def test_class_specific_context_on_other_classes_is_refused(make_trainer, trained, other):
-    opts = ["TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES"]
+    opts = [*RANDOM, "TRAINER.COOP.CSC", True, "DATASET.SUBSAMPLE_CLASSES"]
     trainer = make_trainer(*opts, trained, trainer="CoOp")
     trainer.save_model(0, trainer.output_dir)
     with pytest.raises(ValueError) as error:

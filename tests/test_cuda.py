@@ -26,8 +26,10 @@ METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TR
 TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner and name != "TipAdapter"]
 CASES = [(name, []) for name in METHODS]
 CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHCR.ENCODERS", "['image']"])]
+CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]
+CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
+CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
 CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
-CASES += [("CoOp", ["TRAINER.COOP.CSC", True]), ("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 
 
 class SameTypes(TorchDispatchMode):
@@ -134,8 +136,19 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
     compare_with_bf16(make_trainer, take_steps, "OrthCR", ["TRAINER.ORTHCR.REG", reg])
 
 
-def test_bf16_of_coop_is_fp32_but_for_its_rounding(make_trainer, take_steps):
-    compare_with_bf16(make_trainer, take_steps, "CoOp", [])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad"])
+def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
+def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
+
+
+@pytest.mark.parametrize("name", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLIPLoRA", "FullFT", "OrthSR"])
+def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
 
 
 def compare_with_bf16(make_trainer, take_steps, name, opts):
@@ -182,8 +195,8 @@ def test_the_loss_scale_of_amp_is_in_the_checkpoint(make_trainer, take_steps):
 def test_half_precision_on_a_gpu(make_trainer, take_steps, name, precision):
     losses = []
     for prec in ("fp32", precision):
-        node = node_of(TRAINER_REGISTRY.get(name))
-        trainer = make_trainer("USE_CUDA", True, f"TRAINER.{node}.PREC", prec, trainer=name, out=prec)
+        key = f"TRAINER.{node_of(TRAINER_REGISTRY.get(name))}.PREC"
+        trainer = make_trainer("USE_CUDA", True, key, prec, trainer=name, out=prec)
         torch.manual_seed(0)
         losses.append([step["loss"] for step in take_steps(trainer, 2)])
         assert all(p.dtype == torch.float32 and p.is_cuda for p in trainer.model.parameters())

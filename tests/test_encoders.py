@@ -157,6 +157,38 @@ def test_deep_prompts_of_the_text_side(clip64, n):
     close(encoder(None, tokens), text_by_hand(clip64, tokens))
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_inserted_tokens_stand_behind_the_first_and_stay(clip64, n):
+    """Putting them in by hand and replacing them from then on is the same; without blocks it changes nothing."""
+    blocks = clip64.transformer.resblocks
+    x = noise64(2, 7, blocks[0].attn.embed_dim)
+    for first in range(len(blocks)):
+        deep = {i: noise64(n, x.shape[-1], seed=i) for i in range(first, len(blocks), 2)}
+        before = run_blocks(blocks[:first], x, "text", causal=True)
+        room = torch.cat([before[:, :1], before[:, :n], before[:, 1:]], dim=1)  # any n tokens
+        rest = {i - first: tokens for i, tokens in deep.items()}
+        wanted = run_blocks(blocks[first:], room, "text", causal=True, deep=rest, at=1)
+        given = run_blocks(blocks, x, "text", causal=True, deep=deep, at=1, insert=True)
+        assert given.shape == (2, 7 + n, x.shape[-1])
+        close(given, wanted)
+    assert torch.equal(run_blocks(blocks, x, "text", insert=True), run_blocks(blocks, x, "text"))
+
+
+def test_text_with_inserted_tokens_is_read_at_its_end(clip64):
+    """At the last block nothing but the end of text matters, and it sees the inserted tokens as it sees its own."""
+    encoder, tokens = TextEncoder(clip64), tokenize(PROMPTS)
+    last = len(encoder.transformer.resblocks) - 1
+    deep = {last: noise64(2, encoder.token_embedding.embedding_dim)}
+    given = encoder(None, tokens, deep=deep, insert=True)
+    for row, ids in zip(given, tokens, strict=True):
+        x = clip64.token_embedding(ids[None]) + clip64.positional_embedding[: len(ids)]
+        x = run_blocks(encoder.transformer.resblocks[:last], x, "text", causal=True)
+        end = int(ids.argmax())
+        seen = torch.cat([x[:, :1], deep[last][None], x[:, 1 : end + 1]], dim=1)  # the last of which is the end of text
+        x = block_by_hand(encoder.transformer.resblocks[last], seen)[0, -1]
+        close(row, clip64.ln_final(x) @ clip64.text_projection)
+
+
 def test_gradients_reach_deep_prompts(clip64):
     width = clip64.visual.conv1.out_channels
     context, deep = noise64(2, width).requires_grad_(), {0: noise64(2, width, seed=1).requires_grad_()}

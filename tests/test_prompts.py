@@ -6,7 +6,13 @@ from clip import clip
 
 from trainers.shared.encoders import TextEncoder, normalize
 from trainers.shared.prompts import PromptLearner, fill_template, template_features, template_for, tokenize
-from trainers.shared.templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES
+from trainers.shared.templates import (
+    CUSTOM_TEMPLATES,
+    IMAGENET_TEMPLATES,
+    IMAGENET_TEMPLATES_SELECT,
+    KGCOOP_TEMPLATES,
+    PROGRAD_TEMPLATES,
+)
 
 
 def one_line(error):
@@ -51,6 +57,11 @@ def test_templates():
     assert one_line(error)
     assert template_for("OxfordPets") == "a photo of a {}, a type of pet."
     assert template_for("OxfordPets", "my {}.") == "my {}." and template_for("Unknown") == "a photo of a {}."
+    assert template_for("OxfordPets", "", PROGRAD_TEMPLATES) == "a type of pet, a photo of a {}."
+    assert template_for("UCF101", "", PROGRAD_TEMPLATES) == "a photo of a person doing {}."
+    assert template_for("OxfordPets", "my {}.", PROGRAD_TEMPLATES) == "my {}."
+    assert PROGRAD_TEMPLATES.keys() | KGCOOP_TEMPLATES.keys() <= CUSTOM_TEMPLATES.keys()
+    assert len(IMAGENET_TEMPLATES_SELECT) == 7 and {*IMAGENET_TEMPLATES_SELECT} < {*IMAGENET_TEMPLATES}
     assert len(IMAGENET_TEMPLATES) == len(set(IMAGENET_TEMPLATES)) == 80
     assert all(t.count("{}") == 1 for t in [*IMAGENET_TEMPLATES, *CUSTOM_TEMPLATES.values()])
     assert all(t == t.strip() and t.endswith(".") for t in IMAGENET_TEMPLATES)
@@ -87,24 +98,37 @@ def by_hand(table, words_before, ctx, words_between, name):
     return torch.stack([table[49406], *table[ids[0]], *ctx, *table[ids[1]], *table[ids[2]], *table[dot], table[49407]])
 
 
-@pytest.mark.parametrize("csc", [False, True])
 @pytest.mark.parametrize(
-    "n_ctx, learned, rest", [(1, "a", "photo of a"), (2, "a photo", "of a"), (0, "a photo of a", "")]
+    "n_ctx, words, learned, rest",
+    [
+        (1, "a_photo of a", "a", "photo of a"),
+        (2, "a_photo of a", "a photo", "of a"),
+        (0, " a  photo of_a ", "a photo of a", ""),
+        (0, "an x-ray of", "an x -", "ray of"),  # three words, of five tokens
+    ],
 )
-def test_of_more_words_than_context_vectors_the_rest_stays_fixed(random_clip, n_ctx, learned, rest, csc):
+def test_of_more_tokens_than_context_vectors_the_rest_stays_fixed(random_clip, n_ctx, words, learned, rest):
     encoder = TextEncoder(random_clip())
-    table, learner = encoder.token_embedding.weight, PromptLearner(encoder, NAMES, n_ctx, "a_photo of a", csc)
-    start = table[clip._tokenizer.encode(learned)]
-    assert torch.equal(learner.ctx, start.expand(3, *start.shape) if csc else start)
+    table, learner = encoder.token_embedding.weight, PromptLearner(encoder, NAMES, n_ctx, words, csc=True)
+    assert torch.equal(learner.ctx, table[clip._tokenizer.encode(learned)]), "one for all classes, csc or not"
     with torch.no_grad():
         torch.testing.assert_close(  # as it starts, it is the whole of the words
-            encoder(learner(), learner.tokens), encoder(None, tokenize(fill_template("a photo of a {}.", NAMES)))
+            encoder(learner(), learner.tokens),
+            encoder(None, tokenize(fill_template(" ".join(words.replace("_", " ").split()) + " {}.", NAMES))),
         )
         learner.ctx += torch.randn_like(learner.ctx)
     for c, (prompt, name) in enumerate(zip(learner().detach(), NAMES, strict=True)):
-        row = by_hand(table, "", learner.ctx.detach()[c] if csc else learner.ctx.detach(), rest, name)
+        row = by_hand(table, "", learner.ctx.detach(), rest, name)
         assert torch.equal(prompt[: len(row)], row)
         assert int(learner.tokens[c].argmax()) == len(row) - 1
+
+
+@pytest.mark.parametrize("position, form", [("middle", "an {} x-ray of."), ("front", "{} an x-ray of.")])
+def test_the_name_moves_as_a_whole_before_fixed_words(random_clip, position, form):
+    encoder = TextEncoder(random_clip())
+    learner = PromptLearner(encoder, NAMES, 0, "an x-ray of", position=position)
+    assert len(learner.ctx) == 3
+    torch.testing.assert_close(encoder(learner(), learner.tokens), encoder(None, tokenize(fill_template(form, NAMES))))
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -129,10 +153,9 @@ def test_contexts_of_classes_can_be_given(random_clip, noise):
     assert torch.equal(given, learner())
 
 
-@pytest.mark.parametrize("n_ctx, position", [(5, "end"), (2, "front"), (2, "middle")])
-def test_contexts_that_do_not_fit_the_words(random_clip, n_ctx, position):
+def test_more_context_vectors_than_words(random_clip):
     with pytest.raises(ValueError, match='the 4 tokens of "a photo of a"') as error:
-        PromptLearner(TextEncoder(random_clip()), NAMES, n_ctx, "a photo of a", position=position)
+        PromptLearner(TextEncoder(random_clip()), NAMES, 5, "a photo of a")
     assert one_line(error)
 
 

@@ -91,17 +91,18 @@ def registered(monkeypatch):
 
 def settings_of(cfg, parent, name):
     """The node of `parent` as KEY VALUE pairs for that of `name`."""
-    node, own = (node_of(TRAINER_REGISTRY.get(trainer)) for trainer in (parent, name))
-    return [word for key, value in cfg.TRAINER[node].items() for word in (f"TRAINER.{own}.{key}", value)]
+    old, new = (node_of(TRAINER_REGISTRY.get(trainer)) for trainer in (parent, name))
+    return [word for key, value in cfg.TRAINER[old].items() for word in (f"TRAINER.{new}.{key}", value)]
 
 
 @pytest.mark.parametrize("parent", [name for name in METHODS if TRAINER_REGISTRY.get(name).learner])
 def test_a_subclass_of_three_lines_trains_and_evaluates(make_cfg, make_trainer, registered, parent):
     registered(type("Sub", (TRAINER_REGISTRY.get(parent),), {"__doc__": "A variant with a node of its own."}))
     opts = ["OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 0.05, "DATALOADER.TRAIN_X.BATCH_SIZE", 16]
+    opts += ["DATASET.SUBSAMPLE_CLASSES", "base"]
     own = settings_of(make_cfg(trainer=parent), parent, "Sub")
     trainer = make_trainer(*opts, *own, trainer="Sub")
-    assert list(trainer.cfg.TRAINER) == ["NAME", node_of(type(trainer))]
+    assert list(trainer.cfg.TRAINER) == ["NAME", TRAINER_REGISTRY.get(parent).node_name or "SUB"]
     trainer.train()
     original = make_trainer(*opts, trainer=parent, out="original")
     original.train()

@@ -48,9 +48,7 @@ class ClipTrainer(TrainerX):
     def check_node(self, node: CN) -> None:
         """Raises ValueError if the settings in the method's config node make no sense together."""
         check_availability(node.PREC, PRECISIONS)
-        for name, declared in self.defaults.items():
-            if isinstance(declared, Key) and not declared.allows(node[name]):
-                raise ValueError(f"{self.key(name)} is {node[name]!r}, but must be {declared}")
+        check_values(self.defaults, node, self.key())
 
     def build_classifier(self, clip_model, classnames: list[str]):
         """Returns the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
@@ -81,6 +79,8 @@ class ClipTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         self.check_node(cfg.TRAINER[node_of(type(self))])
+        for name, declared in self.root.items():
+            check_values(declared, cfg[name], name)
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -232,13 +232,23 @@ def node_of(trainer: type) -> str:
     return getattr(trainer, "node_name", "") or trainer.__name__.upper()
 
 
+def check_values(declared: dict, node: CN, where: str) -> None:
+    """Raises ValueError for a value that its Key does not allow; `where`: name of the node."""
+    for name, key in declared.items():
+        if isinstance(key, Key) and not key.allows(node[name]):
+            raise ValueError(f"{where}.{name} is {node[name]!r}, but must be {key}")
+
+
 def extend_cfg(cfg: CN, trainer: str = "") -> None:
     """Adds the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
 
     Args:
-        trainer: the one that runs; where several share a node, it has this one's defaults.
+        trainer: the one that runs; where several share a node, it has this one's defaults, else the owner's.
     """
-    for name in [*TRAINER_REGISTRY.registered_names(), *[trainer] * bool(trainer)]:
+    names = sorted(
+        TRAINER_REGISTRY.registered_names(), key=lambda name: node_of(TRAINER_REGISTRY.get(name)) == name.upper()
+    )
+    for name in [*names, *[trainer] * bool(trainer)]:
         method = TRAINER_REGISTRY.get(name)
         if hasattr(method, "defaults"):
             cfg.TRAINER[node_of(method)] = CN(values(method.defaults))

@@ -11,21 +11,20 @@ The words of a prompt become M trained vectors v_1 ... v_M, the same for all cla
 import torch
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability
 
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
+from .shared.keys import Key
 from .shared.prompts import POSITIONS, PromptLearner
 
 
 class CustomCLIP(ClipClassifier):
-    def __init__(self, node, clip_model, classnames: list[str]):
-        super().__init__(clip_model, classnames)
-        n_ctx = 0 if node.CTX_INIT.strip(" _") else node.N_CTX
-        self.prompt_learner = PromptLearner(
-            self.text_encoder, classnames, n_ctx, node.CTX_INIT, node.CSC, node.CLASS_TOKEN_POSITION
-        )
+    """`context`: arguments of `PromptLearner` behind the class names; `templates`: of the frozen side, if needed."""
+
+    def __init__(self, clip_model, classnames: list[str], context: dict, templates: list[str] = ()):
+        super().__init__(clip_model, classnames, templates)
+        self.prompt_learner = PromptLearner(self.text_encoder, classnames, **context)
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens))
@@ -36,19 +35,29 @@ class CoOp(ClipTrainer):
     """Context Optimization."""
 
     defaults = {
-        "N_CTX": 16,  # M, number of context vectors; ignored with CTX_INIT
-        "CSC": False,  # class-specific context; cannot be evaluated on other classes
+        "N_CTX": 16,  # M, number of context vectors; with CTX_INIT that of its words
+        "CSC": False,  # class-specific context; cannot be evaluated on other classes; ignored with CTX_INIT
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
-        "CLASS_TOKEN_POSITION": "end",  # end, middle or front
-        "PREC": "amp",
+        "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
+        "PREC": ClipTrainer.defaults["PREC"],
     }
     learner = "prompt_learner"
 
     def check_node(self, node):
         super().check_node(node)
-        check_availability(node.CLASS_TOKEN_POSITION, POSITIONS)
         if node.N_CTX < 1 and not node.CTX_INIT.strip(" _"):
             raise ValueError(f"{self.key('N_CTX')} is {node.N_CTX}: give 1 or more, or words as CTX_INIT")
 
+    def words(self) -> str:
+        """What the context starts from; "": random vectors."""
+        return self.node.CTX_INIT.strip(" _")
+
+    def context(self) -> dict:
+        node, words = self.node, self.words()
+        if words and node.CSC:
+            print(f'{self.key("CSC")} is ignored: from "{words}" starts one context for all classes, as in CoOp')
+        n_ctx = 0 if words else node.N_CTX
+        return {"n_ctx": n_ctx, "words": words, "csc": node.CSC, "position": node.CLASS_TOKEN_POSITION}
+
     def build_classifier(self, clip_model, classnames):
-        return CustomCLIP(self.node, clip_model, classnames)
+        return CustomCLIP(clip_model, classnames, self.context())

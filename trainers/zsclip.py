@@ -1,24 +1,26 @@
 """Zero-shot CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
 
 g(c) = text(template with c)                       ZeroshotCLIP: the data set's hand-crafted template
-g(c) = normalised mean over templates of the same  ZeroshotCLIP2: CLIP's 80 templates and that one
+g(c) = normalised mean over templates of the same  ZeroshotCLIP2: 7 of CLIP's 80 templates, or all, and that one
 """
 
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
+from .shared.keys import Key
 from .shared.prompts import template_for
-from .shared.templates import IMAGENET_TEMPLATES
+from .shared.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT
+
+TEMPLATES = {"select": IMAGENET_TEMPLATES_SELECT, "all": IMAGENET_TEMPLATES}
 
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(ClipTrainer):
     """CLIP as it is, with one hand-crafted prompt a class."""
 
-    defaults = {
-        "TEMPLATE": "",  # "" = the data set's own, see trainers/shared/templates.py
-        "PREC": "amp",
+    defaults = ClipTrainer.defaults | {
+        "TEMPLATE": ""  # "" = the data set's own, see trainers/shared/templates.py
     }
 
     def templates(self) -> list[str]:
@@ -32,6 +34,12 @@ class ZeroshotCLIP(ClipTrainer):
 class ZeroshotCLIP2(ZeroshotCLIP):
     """CLIP as it is, with prompt ensembling."""
 
+    defaults = ZeroshotCLIP.defaults | {
+        "TEMPLATES": Key("select", choices=list(TEMPLATES))  # of CLIP: select = 7, all = 80
+    }
+
     def templates(self) -> list[str]:
-        own = super().templates()
-        return IMAGENET_TEMPLATES + [t for t in own if t not in IMAGENET_TEMPLATES]
+        clips, own = TEMPLATES[self.node.TEMPLATES], super().templates()
+        if self.cfg.DATASET.NAME == "ImageNet" and not self.node.TEMPLATE:  # for which CLIP's were made
+            return clips
+        return clips + [template for template in own if template not in clips]

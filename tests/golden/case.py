@@ -62,8 +62,15 @@ class Case:
         """The loss and, without their weights, its terms, by the golden names."""
         return {"loss": sum(terms.values())}
 
-    def schedule(self, trainer, optimizer):
-        """What moves the learning rate after each step; None: nothing."""
+    def all_logits(self, trainer) -> dict[str, torch.Tensor]:
+        """Logits as in an evaluation, by their golden names."""
+        return {"logits": self.logits(trainer)}
+
+    def optimizer(self, trainer) -> torch.optim.Optimizer:
+        return build_optimizer(trainer.model.get_submodule(trainer.learner), trainer.cfg.OPTIM)
+
+    def after_step(self, trainer, step: int) -> None:
+        """What else the original does after this step, from 0."""
 
     def tokens(self, trainer) -> torch.Tensor:
         return trainer.model.prompt_learner.tokens
@@ -76,15 +83,15 @@ class Case:
         if "tokens" in self.golden:
             tokens = self.tokens(trainer)
             out["tokens"] = torch.nn.functional.pad(tokens, (0, self.sizes["context_length"] - tokens.shape[1]))
-        out["logits"] = self.logits(trainer)
+        out |= self.all_logits(trainer)
         out |= self.steps(trainer)
-        out["logits_after"] = self.logits(trainer)
+        out |= {f"{name}_after": logits for name, logits in self.all_logits(trainer).items()}
         if "new_logits" in self.golden:
             new = self.build(self.inputs["new_classnames"])
             new.model.get_submodule(new.learner).load_state_dict(
                 trainer.model.get_submodule(trainer.learner).state_dict()
             )
-            out["new_logits"] = self.logits(new)
+            out |= {f"new_{name}": logits for name, logits in self.all_logits(new).items()}
         return {name: np.array(value.detach()) for name, value in out.items()}
 
     # ---------------------------------------------------------------- what all share
@@ -135,9 +142,8 @@ class Case:
 
     def steps(self, trainer, count: int = 3) -> dict[str, torch.Tensor]:
         """Losses of each step, gradients of the first, tensors after the last."""
-        optimizer = build_optimizer(trainer.model.get_submodule(trainer.learner), trainer.cfg.OPTIM)
-        schedule = self.schedule(trainer, optimizer)
-        names, losses, rates, out = list(self.variant["trained"]), [], [], {}
+        optimizer = self.optimizer(trainer)
+        names, losses, out = list(self.variant["trained"]), [], {}
         start = {name: self.parameter(trainer, name) for name in names}
         trainer.model.train()
         for step in range(count):
@@ -147,11 +153,8 @@ class Case:
             trainer.backward(terms)
             if step == 0:
                 out |= {f"grad/{n}": trainer.model.get_parameter(self.ours(n)).grad.clone() for n in names}
-            rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            if schedule is not None:
-                schedule.step()
-        out["learning_rates"] = torch.tensor(rates)
+            self.after_step(trainer, step)
         out |= {name: torch.stack([terms[name].detach() for terms in losses]) for name in losses[0]}
         for name in names:
             out[f"after/{name}"] = self.parameter(trainer, name)

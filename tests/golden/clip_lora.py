@@ -3,6 +3,7 @@
 import re
 from copy import deepcopy
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -48,15 +49,21 @@ class Golden(Case):
             model.apply = apply
         return trainer
 
-    def schedule(self, trainer, optimizer):
-        if self.variant["settings"]["optimizer"] == "sgd":
-            return None
-        schedule = build_lr_scheduler(optimizer, trainer.cfg.OPTIM)
-        schedule.eta_min = trainer.node.LR_MIN
-        return schedule
+    def optimizer(self, trainer):
+        optimizer = super().optimizer(trainer)
+        self.rates, self.group, self.schedule = [], optimizer.param_groups[0], None
+        if self.variant["settings"]["optimizer"] == "adamw":
+            self.schedule = build_lr_scheduler(optimizer, trainer.cfg.OPTIM)
+            self.schedule.eta_min = trainer.node.LR_MIN
+        return optimizer
+
+    def after_step(self, trainer, step):
+        self.rates.append(self.group["lr"])
+        if self.schedule is not None:
+            self.schedule.step()
 
     def figures(self):
-        out = super().figures()
+        out = super().figures() | {"learning_rates": np.array(self.rates)}
         trainer = self.build(self.inputs["classnames"])
         self.start(trainer)
         with torch.no_grad():

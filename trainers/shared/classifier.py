@@ -22,9 +22,14 @@ class ClipClassifier(nn.Module):
         classnames: of the classes to tell apart, n_cls of them.
         templates: prompts with {} for the class name, of the frozen side.
 
+    Attributes:
+        unit_templates: whether the frozen side's features of each template are made unit length before their mean.
+
     Raises:
         ValueError: a template has no {}.
     """
+
+    unit_templates = True
 
     def __init__(self, clip_model, classnames: list[str], templates: list[str] = ()):
         super().__init__()
@@ -70,7 +75,9 @@ class ClipClassifier(nn.Module):
         if self._frozen_text is None:
             plain = torch.autocast(self.logit_scale.device.type, enabled=False)
             with plain, torch.inference_mode(False), torch.no_grad():  # kept for a training to come, too
-                self._frozen_text = template_features(self.text_encoder, self.classnames, self.templates)
+                self._frozen_text = template_features(
+                    self.text_encoder, self.classnames, self.templates, self.unit_templates
+                )
         return self._frozen_text
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:

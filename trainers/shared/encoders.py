@@ -5,7 +5,8 @@
 
 A method enters by two seams; nothing is wrapped or patched, and without them this is the frozen CLIP:
 
-    deep      {i: tokens}: before block i these replace as many tokens of x (MaPLe, IVLP, PromptSRC)
+    deep      {i: tokens}: before block i these replace as many tokens of x (MaPLe, IVLP, PromptSRC); with `insert`
+              those of the first such block are put between the others instead (MMRL)
     linear    linear(place, x, weight, bias) instead of F.linear for q, k, v, out, c_fc and c_proj of every block;
               place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning)
 """
@@ -31,6 +32,7 @@ def run_blocks(
     causal: bool = False,
     deep: Deep | None = None,
     at: int | None = None,
+    insert: bool = False,
     linear: Callable = frozen,
 ) -> torch.Tensor:
     """Runs x float [N, L, width] through CLIP's residual blocks.
@@ -41,11 +43,13 @@ def run_blocks(
         causal: whether a token sees the ones before it only.
         deep: seam 1.
         at: position of the first token that `deep` replaces; None: it replaces the last ones.
+        insert: the first tokens of `deep` are put at that position, and replaced by those of later blocks.
         linear: seam 2.
     """
+    first = min(deep) if deep and insert else None
     for i, block in enumerate(blocks):
         if deep and i in deep:
-            x = replace(x, deep[i], at)
+            x = replace(x, deep[i], at, 0 if i == first else deep[i].shape[-2])
         place = f"{encoder}_{i}_"
         x = x + attention(block.attn, layer_norm(block.ln_1, x), causal, place, linear)
         c_fc, c_proj = block.mlp.c_fc, block.mlp.c_proj
@@ -54,8 +58,8 @@ def run_blocks(
     return x
 
 
-def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None) -> torch.Tensor:
-    n = tokens.shape[-2]
+def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int) -> torch.Tensor:
+    """x with `tokens` in place of the n tokens from `at` on."""
     at = x.shape[1] - n if at is None else at
     return torch.cat([x[:, :at], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, at + n :]], dim=1)
 
@@ -103,16 +107,26 @@ class ImageEncoder(nn.Module):
         deep: Deep | None = None,
         linear: Callable = frozen,
     ) -> torch.Tensor:
-        """Features at the class token, not normalised.
+        """Features float [B, embed_dim] at the class token, not normalised; arguments as of `tokens`."""
+        x = self.tokens(image, context, deep, linear=linear)
+        return layer_norm(self.ln_post, x[:, 0]) @ self.proj
+
+    def tokens(
+        self,
+        image: torch.Tensor,
+        context: torch.Tensor | None = None,
+        deep: Deep | None = None,
+        insert: bool = False,
+        linear: Callable = frozen,
+    ) -> torch.Tensor:
+        """All tokens after the last block, before ln_post, the class token first: float [B, L, width].
 
         Args:
             image: float [B, 3, H, W].
             context: prompts float [n, width] or [B, n, width], which follow the patches without a position.
             deep: seam 1; replaces the last n tokens.
+            insert: `deep` starts as n tokens more, at the positions 1 to n, behind the class token, and stays there.
             linear: seam 2.
-
-        Returns:
-            float [B, embed_dim].
         """
         x = self.conv1(image).flatten(2).mT  # [B, patches, width]
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
@@ -120,8 +134,8 @@ class ImageEncoder(nn.Module):
         if context is not None:
             x = torch.cat([x, context.to(x.dtype).expand(len(x), -1, -1)], dim=1)
         x = layer_norm(self.ln_pre, x)
-        x = run_blocks(self.transformer.resblocks, x, "image", deep=deep, linear=linear)
-        return layer_norm(self.ln_post, x[:, 0]) @ self.proj
+        at = 1 if insert else None
+        return run_blocks(self.transformer.resblocks, x, "image", deep=deep, at=at, insert=insert, linear=linear)
 
 
 class TextEncoder(nn.Module):
@@ -138,6 +152,7 @@ class TextEncoder(nn.Module):
         prompts: torch.Tensor | None,
         tokenized_prompts: torch.Tensor,
         deep: Deep | None = None,
+        insert: bool = False,
         linear: Callable = frozen,
     ) -> torch.Tensor:
         """Features at the end-of-text tokens, not normalised.
@@ -146,6 +161,7 @@ class TextEncoder(nn.Module):
             prompts: embeddings float [..., n, L, width], L <= 77; None: those of the tokens themselves.
             tokenized_prompts: ids int64 [n, L]; they say where each prompt ends.
             deep: seam 1; replaces the tokens 1 to n, behind the start of text.
+            insert: `deep` starts as n tokens more, at those positions.
             linear: seam 2.
 
         Returns:
@@ -154,7 +170,9 @@ class TextEncoder(nn.Module):
         if prompts is None:
             prompts = self.token_embedding(tokenized_prompts)
         x = (prompts + self.positional_embedding[: prompts.shape[-2]]).flatten(0, -3)  # [N, L, width]
-        x = run_blocks(self.transformer.resblocks, x, "text", causal=True, deep=deep, at=1, linear=linear)
+        blocks = self.transformer.resblocks
+        x = run_blocks(blocks, x, "text", causal=True, deep=deep, at=1, insert=insert, linear=linear)
         end = tokenized_prompts.argmax(dim=-1).repeat(len(x) // len(tokenized_prompts))  # it has the highest id
+        end = end + x.shape[1] - prompts.shape[-2]  # behind what was inserted
         x = x[torch.arange(len(x), device=x.device), end]
         return (layer_norm(self.ln_final, x) @ self.text_projection).unflatten(0, prompts.shape[:-2])

@@ -12,7 +12,10 @@ except ImportError:
             return True
 
     def values(declared):
-        return {name: key.default if isinstance(key, Key) else key for name, key in declared.items()}
+        return {
+            name: values(key) if isinstance(key, dict) else key.default if isinstance(key, Key) else key
+            for name, key in declared.items()
+        }
 
 
 __all__ = ["Key", "values"]

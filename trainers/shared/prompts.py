@@ -1,6 +1,7 @@
 """Words in, embeddings out: tokens, templates and learned contexts, once for all methods."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from clip import clip
@@ -48,9 +49,13 @@ def fill_template(template: str, classnames: list[str]) -> list[str]:
     return [template.replace("{}", name) for name in spoken(classnames)]
 
 
-def template_for(dataset: str, template: str = "") -> str:
-    """`template` if given, else the hand-crafted one of the data set, else CLIP's default."""
-    return template or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
+def template_for(dataset: str, template: str = "", published: Mapping[str, str] = CUSTOM_TEMPLATES) -> str:
+    """`template` if given, else the hand-crafted one of the data set, else CLIP's default.
+
+    Args:
+        published: templates by data set, where a method was published with others than CoOp's.
+    """
+    return template or published.get(dataset) or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
 
 
 def template_features(
@@ -70,24 +75,32 @@ def template_features(
     return normalize(total)
 
 
+def class_digest(classnames: list[str]) -> torch.Tensor:
+    """uint8 [32] that tells these class names from others, for a checkpoint."""
+    digest = hashlib.sha256("\n".join(classnames).encode()).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone()
+
+
 class PromptLearner(nn.Module):
     """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
 
     Args:
-        n_ctx: number n of context vectors; 0: as many as `words` has tokens. Of more words the rest stays fixed
-            between context and name ("a photo" learned, "of a" fixed), as in MaPLe.
+        n_ctx: number n of context vectors; 0: as many as `words` has words. Of more tokens than vectors the rest stays
+            fixed behind the context ("a photo" learned, "of a" fixed), as in CoOp and MaPLe.
         words: what the context starts from; "": random, N(0, 0.02^2).
-        csc: one context for each class.
+        csc: one context for each class; not with `words`, as in CoOp.
         position: of the context: end, middle or front (of the prompt stands the name).
 
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
         tokens: ids int64 [n_cls, L].
+        dead: what the original's checkpoints hold beside it, by the first part of its name; not loaded.
 
     Raises:
-        ValueError: n_ctx is more than `words` has tokens; fixed words with a position other than end; a prompt of
-            more than 77 tokens.
+        ValueError: n_ctx is more than `words` has tokens; a prompt of more than 77 tokens.
     """
+
+    dead = ("token_prefix", "token_suffix")  # the fixed tokens of the classes trained on
 
     def __init__(
         self,
@@ -100,21 +113,15 @@ class PromptLearner(nn.Module):
     ):
         super().__init__()
         embed = text_encoder.token_embedding
-        device, n_cls, words = embed.weight.device, len(classnames), words.replace("_", " ").strip()
+        device, n_cls, words = embed.weight.device, len(classnames), " ".join(words.replace("_", " ").split())
         ids = clip._tokenizer.encode(words) if words else [0] * n_ctx
-        n_ctx = n_ctx or len(ids)
-        if n_ctx > len(ids) or (n_ctx < len(ids) and position != "end"):
-            raise ValueError(
-                f'{n_ctx} context vectors do not fit the {len(ids)} tokens of "{words}" at position {position}: take '
-                f"as many, or fewer at the end"
-            )
-        shape = n_ctx, embed.embedding_dim
+        n_ctx, csc = n_ctx or len(words.split()), csc and not words
+        if n_ctx > len(ids):
+            raise ValueError(f'{n_ctx} context vectors do not fit the {len(ids)} tokens of "{words}": take fewer')
         if words:
             ctx = embed(torch.tensor(ids[:n_ctx], device=device)).detach().clone()
         else:
-            ctx = 0.02 * torch.randn(shape, device=device)
-        if csc:
-            ctx = ctx.repeat(n_cls, 1, 1) if words else 0.02 * torch.randn(n_cls, *shape, device=device)
+            ctx = 0.02 * torch.randn(*[n_cls] * csc, n_ctx, embed.embedding_dim, device=device)
         self.ctx = nn.Parameter(ctx)
         if csc:  # kept with the context: as many other classes would take it without a word
             digest = hashlib.sha256("\n".join(classnames).encode()).digest()
@@ -125,17 +132,20 @@ class PromptLearner(nn.Module):
         tokens = tokenize([f"{before} {name}." for name in names]).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
-        self.register_buffer("order", self.places(position, n_ctx, names), persistent=False)
+        self.register_buffer("order", self.places(position, n_ctx, len(ids), names), persistent=False)
 
-    def places(self, position: str, n_ctx: int, names: list[str]) -> torch.Tensor:
-        """int64 [n_cls, L, 1]: which token of "<start> context name . <end>" stands at each place of the prompt."""
+    def places(self, position: str, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
+        """int64 [n_cls, L, 1]: which token of "<start> context name . <end>" stands at each place of the prompt.
+
+        n_words: the context's tokens, of which the first n_ctx are learned.
+        """
         order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
-        before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors in front of the name
-        if before < n_ctx:
+        before = {"end": n_words, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+        if before < n_words:
             for row, name in zip(order, names, strict=True):
                 length = len(clip._tokenizer.encode(name))
-                context, word = row[1 : 1 + n_ctx].clone(), row[1 + n_ctx : 1 + n_ctx + length].clone()
-                row[1 : 1 + n_ctx + length] = torch.cat([context[:before], word, context[before:]])
+                context, word = row[1 : 1 + n_words].clone(), row[1 + n_words : 1 + n_words + length].clone()
+                row[1 : 1 + n_words + length] = torch.cat([context[:before], word, context[before:]])
         return order.unsqueeze(-1).to(self.tokens.device)
 
     def forward(self, ctx: torch.Tensor | None = None) -> torch.Tensor:
@@ -154,8 +164,7 @@ class PromptLearner(nn.Module):
         return prompts.gather(-2, self.order.expand(*ctx.shape[:-3], -1, -1, width))
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        # CoOp's own checkpoints also hold the fixed tokens of the classes trained on
-        kept = {k: v for k, v in state_dict.items() if k not in ("token_prefix", "token_suffix")}
+        kept = {name: value for name, value in state_dict.items() if name.split(".")[0] not in self.dead}
         if self.ctx.dim() == 3 and not torch.equal(kept.setdefault("classes", self.classes).cpu(), self.classes.cpu()):
             raise ValueError("a class-specific context (CSC) fits only the classes that it was trained on")
         return super().load_state_dict(kept, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Hand-crafted prompt templates: CoOp's one a data set, and CLIP's 80 of Radford et al. 2021 (data, not code)."""
+"""Hand-crafted prompt templates (data, not code): one a data set; CLIP's 80 and 7 (Radford et al. 2021)."""
 
 CUSTOM_TEMPLATES = {
     "OxfordPets": "a photo of a {}, a type of pet.",
@@ -11,6 +11,16 @@ CUSTOM_TEMPLATES = {
     "Digits": "a photo of a digit {}.",
     "Colours": "a photo of a {} object.",
     "Patterns": "a photo of a {} shape.",
+}
+
+# what the authors' own code has in place of CoOp's
+KGCOOP_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+PROGRAD_TEMPLATES = {
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
 }
 
 _FRAMES = """a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
@@ -34,6 +44,7 @@ a drawing of the {}.|a photo of the large {}.|a black and white photo of a {}.|t
 a dark photo of a {}.|itap of a {}.|graffiti of the {}.|a toy {}.
 itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
 IMAGENET_TEMPLATES = [line for row in _FRAMES.splitlines() for line in row.split("|")]
+PROMPTSRC_TEMPLATES = IMAGENET_TEMPLATES[:60]  # the ones that PromptSRC averages over
 
 IMAGENET_TEMPLATES_SELECT = [  # that CLIP's authors found to do as well as all of them
     "itap of a {}.",

@@ -1,0 +1,70 @@
+"""CoCoOp (Zhou et al. 2022, "Conditional Prompt Learning for Vision-Language Models", CVPR).
+
+CoOp's context is moved by a small network h that sees the image, all M vectors by the same shift:
+
+    h(f)   = W_2 relu(W_1 f + b_1) + b_2,   W_1: d -> d / 16                             (f of unit length)
+    t_c(x) = [v_1 + h(f(x))] ... [v_M + h(f(x))] [c].
+    L      = CE(s f(x) g(t(x))^T, y)
+
+Each image has its own n_cls prompts; the B x n_cls of a batch are encoded in one pass.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import ClipTrainer
+from .shared.classifier import ClipClassifier
+from .shared.encoders import normalize
+from .shared.keys import Key
+from .shared.prompts import PromptLearner
+
+PROMPTS = 8192  # encoded at once at most: those of a test batch of 100 images and 1,000 classes would not fit
+
+
+class ConditionalPromptLearner(PromptLearner):
+    def __init__(self, text_encoder, classnames: list[str], n_ctx: int, words: str):
+        super().__init__(text_encoder, classnames, n_ctx, words)
+        d, width, device = text_encoder.text_projection.shape[1], self.ctx.shape[-1], self.ctx.device
+        layers = {"linear1": nn.Linear(d, d // 16), "relu": nn.ReLU(), "linear2": nn.Linear(d // 16, width)}
+        self.meta_net = nn.Sequential(OrderedDict(layers)).to(device)
+
+    def forward(self, f: torch.Tensor) -> torch.Tensor:
+        """Prompt embeddings float [B, n_cls, L, width] for image features f [B, d]."""
+        return super().forward(self.ctx + self.meta_net(f).unsqueeze(1))
+
+
+class CustomCLIP(ClipClassifier):
+    def __init__(self, node, clip_model, classnames: list[str]):
+        super().__init__(clip_model, classnames)
+        words = node.CTX_INIT.strip(" _")
+        n_ctx = 0 if words else node.N_CTX
+        self.prompt_learner = ConditionalPromptLearner(self.text_encoder, classnames, n_ctx, words)
+
+    def encode_text(self, f: torch.Tensor) -> torch.Tensor:
+        """g [B, n_cls, d] for image features f [B, d]."""
+        parts = f.split(max(1, PROMPTS // len(self.classnames)))
+        learner = self.prompt_learner
+        return normalize(torch.cat([self.text_encoder(learner(part), learner.tokens) for part in parts]))
+
+    def forward(self, image):
+        f = self.encode_image(image)
+        return self.logits(f, self.encode_text(f))
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(ClipTrainer):
+    """Conditional Context Optimization."""
+
+    defaults = {
+        "N_CTX": Key(16, low=1),  # M, number of context vectors; with CTX_INIT that of its words
+        "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
+        "PREC": ClipTrainer.defaults["PREC"],
+    }
+    learner = "prompt_learner"
+
+    def build_classifier(self, clip_model, classnames):
+        return CustomCLIP(self.node, clip_model, classnames)

@@ -1,0 +1,65 @@
+"""IVLP, independent vision-language prompting (Khattak et al. 2023, the baseline of "MaPLe" and of "PromptSRC").
+
+Prompts P_0 ... P_{J-1} of the text and V_0 ... V_{K-1} of the image are trained, each for itself:
+
+    L = CE(s f(x; V) g(t; P)^T, y)                     J, K: the depths; where they stand: shared/deep.py
+"""
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import ClipTrainer
+from .shared.deep import PromptedCLIP, TextPromptLearner, VisionPromptLearner, by_block, check_reach, prompts_of_blocks
+from .shared.keys import Key
+
+
+class VLPromptLearner(TextPromptLearner):
+    """P_0 is `ctx`, P_i `text_prompts.i`, V_i `vision_prompts.i`; `vision_width`: of the image encoder's tokens."""
+
+    published = {
+        **TextPromptLearner.published,
+        **VisionPromptLearner.published,
+        r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": r"text_prompts.\1",
+    }
+
+    def __init__(self, node, text_encoder, classnames: list[str], vision_width: int):
+        super().__init__(text_encoder, classnames, node.N_CTX_TEXT, node.CTX_INIT)
+        n, depth = node.N_CTX_VISION, node.PROMPT_DEPTH_VISION
+        self.text_prompts = prompts_of_blocks(*self.ctx.shape, range(1, node.PROMPT_DEPTH_TEXT))
+        self.vision_prompts = prompts_of_blocks(n, vision_width, range(depth if n else 0))
+
+    def text(self):
+        return by_block(self.text_prompts)
+
+    def vision(self):
+        return by_block(self.vision_prompts)
+
+
+class CustomCLIP(PromptedCLIP):
+    def __init__(self, node, clip_model, classnames: list[str], templates: list[str] = ()):
+        super().__init__(clip_model, classnames, templates)
+        width = clip_model.visual.conv1.out_channels
+        self.prompt_learner = VLPromptLearner(node, self.text_encoder, classnames, width)
+
+
+@TRAINER_REGISTRY.register()
+class IVLP(ClipTrainer):
+    """Independent prompts in both encoders."""
+
+    defaults = {
+        "N_CTX_VISION": Key(2, low=0),  # tokens of each V_i; 0 = none, as PROMPT_DEPTH_VISION 0
+        "N_CTX_TEXT": Key(2, low=1),  # tokens of each P_i
+        "CTX_INIT": "a photo of a",  # P_0 starts from its first tokens, if it has 4 or fewer; "" = random
+        "PROMPT_DEPTH_VISION": Key(9, low=0),  # K; 0 = no prompts in the image encoder
+        "PROMPT_DEPTH_TEXT": Key(9, low=1),  # J; 1 = the input alone
+        "PREC": "amp",
+    }
+    learner = "prompt_learner"
+    registered = "VLPromptLearner"
+
+    def build_classifier(self, clip_model, classnames):
+        self.check_depths(clip_model)
+        return CustomCLIP(self.node, clip_model, classnames)
+
+    def check_depths(self, clip_model) -> None:
+        for encoder, key in (("image", "PROMPT_DEPTH_VISION"), ("text", "PROMPT_DEPTH_TEXT")):
+            check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, self.node[key], self.key(key))

@@ -1,0 +1,49 @@
+"""KgCoOp (Yao et al. 2023, "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR).
+
+CoOp whose class features g_c stay near g0_c, those of the frozen CLIP for the data set's hand-crafted template:
+
+    L = CE(s f(x) g^T, y) + W * (1 - mean_c cos(g_c, g0_c))
+"""
+
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .coop import CoOp, CustomCLIP
+from .shared.keys import Key
+from .shared.prompts import template_for
+from .shared.templates import KGCOOP_TEMPLATES
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(CoOp):
+    """Knowledge-guided Context Optimization."""
+
+    defaults = CoOp.defaults | {
+        "N_CTX": Key(16, low=1),  # M, number of context vectors; 4 with CTX_INIT
+        "CTX_INIT": False,  # whether the context starts from "a photo of a"; False = random
+        "CLASS_TOKEN_POSITION": "end",  # always; the key is there for the original's command lines
+        "W": Key(1.0, low=0),  # weight of the second term; published figures: 8
+        "TEMPLATE": "",  # of g0; "" = the data set's own, see trainers/shared/templates.py
+    }
+    node_name = "COOP"
+
+    def words(self):
+        return "a photo of a" if self.node.CTX_INIT else ""
+
+    def context(self):
+        if self.node.CLASS_TOKEN_POSITION != "end":
+            print(f"{self.key('CLASS_TOKEN_POSITION')} is ignored: the name stands at the end, as in KgCoOp's own code")
+        return super().context() | {"position": "end"}
+
+    def build_classifier(self, clip_model, classnames):
+        template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)
+        model = CustomCLIP(clip_model, classnames, self.context(), [template])
+        model.prompt_learner.dead += ("bias_vectors", "meta_net")  # of the original, which never uses them
+        return model
+
+    def losses(self, image, label):
+        g, g_0 = self.model.encode_text(), self.model.frozen_text
+        z = self.model.logits(self.model.encode_image(image), g)
+        score = 1 - (g * g_0).sum(dim=-1).mean()  # both of unit length
+        return {"ce": F.cross_entropy(z, label), "score": self.node.W * score}, z

@@ -1,0 +1,103 @@
+"""PromptSRC (Khattak et al. 2023, "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV;
+github.com/muzairkhattak/PromptSRC).
+
+The prompts are those of IVLP (ivlp.py). With the frozen CLIP's features f_0, g_0 (g_0: the mean over 60 templates), all
+of unit length, z = s f g^T and p_0 = softmax(s f_0 g_0^T):
+
+    L = CE(z, y) + w_t mean|g - g_0| + w_v mean|f - f_0| + w_l mean(p_0 (log p_0 - log softmax(z)))     (1)
+
+each mean over all entries, that of the last term over images and classes. The model of N epochs is the average
+
+    sum_e w_e theta_e,   w_e ~ exp(-(e - mu)^2 / (2 sigma^2)),   sum_e w_e = 1,   e = 1 ... N            (2, GPA)
+
+of the prompts theta_e at the end of each epoch.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .ivlp import IVLP, CustomCLIP
+from .shared.keys import Key
+from .shared.templates import PROMPTSRC_TEMPLATES
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """w_1 ... w_N of (2)."""
+    e = torch.arange(1, epochs + 1, dtype=torch.float64)
+    return torch.softmax(-(((e - mean) / std) ** 2) / 2, dim=0).tolist()
+
+
+class SelfRegulatedCLIP(CustomCLIP):
+    """IVLP's, with the frozen text of (1): the mean is over features of any length, and then made unit length."""
+
+    unit_templates = False
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(IVLP):
+    """Prompting with self-regulating constraints."""
+
+    defaults = {
+        **IVLP.defaults,
+        "N_CTX_VISION": Key(4, low=0),
+        "N_CTX_TEXT": Key(4, low=1),
+        "TEXT_LOSS_WEIGHT": Key(25.0, low=0),  # w_t
+        "IMAGE_LOSS_WEIGHT": Key(10.0, low=0),  # w_v
+        "LOGIT_LOSS_WEIGHT": Key(1.0, low=0),  # w_l; the original has no key for it
+        "GPA_MEAN": Key(15.0),  # mu, in epochs
+        "GPA_STD": Key(1.0, above=0),  # sigma
+    }
+    average: dict[str, torch.Tensor] = {}  # of (2), as far as the epochs are done
+    averaged: list = []  # N, mu, sigma of it
+
+    def build_classifier(self, clip_model, classnames):
+        self.check_depths(clip_model)
+        return SelfRegulatedCLIP(self.node, clip_model, classnames, PROMPTSRC_TEMPLATES)
+
+    def losses(self, image, label):
+        model, node = self.model, self.node
+        f, g, f_0, g_0 = model.encode_image(image), model.encode_text(), model.frozen_image(image), model.frozen_text
+        z = model.logits(f, g)
+        log_p_0 = F.log_softmax(model.logits(f_0, g_0), dim=-1)
+        kl = F.kl_div(F.log_softmax(z, dim=-1), log_p_0, reduction="none", log_target=True).mean()
+        return {
+            "ce": F.cross_entropy(z, label),
+            "l1_text": node.TEXT_LOSS_WEIGHT * F.l1_loss(g, g_0),
+            "l1_image": node.IMAGE_LOSS_WEIGHT * F.l1_loss(f, f_0),
+            "kl": node.LOGIT_LOSS_WEIGHT * kl,
+        }, z
+
+    # ---------------------------------------------------------------- the average
+
+    def before_train(self):
+        super().before_train()
+        now = [self.max_epoch, self.node.GPA_MEAN, self.node.GPA_STD]
+        if 0 < self.start_epoch < self.max_epoch and self.averaged != now:
+            raise ValueError(
+                f"the checkpoint of epoch {self.start_epoch} has no running average of {now[0]} epochs with "
+                f"{self.key('GPA_MEAN')} {now[1]} and GPA_STD {now[2]}: go on with its own settings, or start afresh"
+            )
+        self.averaged = now
+
+    def after_epoch(self):
+        self.take_average()
+        super().after_epoch()
+
+    def take_average(self) -> None:
+        """Adds this epoch to (2), which becomes the model after the last one: it is what is saved and tested."""
+        learner = self.model.get_submodule(self.learner)
+        weight = gaussian_weights(*self.averaged)[self.epoch]
+        for name, tensor in learner.state_dict().items():
+            self.average = self.average | {name: self.average.get(name, 0) + weight * tensor}
+        if self.epoch + 1 == self.max_epoch:
+            learner.load_state_dict(self.average)
+
+    def get_extra_state(self):
+        return super().get_extra_state() | {"average": self.average, "averaged": self.averaged}
+
+    def set_extra_state(self, state):
+        super().set_extra_state(state)
+        self.average = {name: tensor.to(self.device) for name, tensor in state.get("average", {}).items()}
+        self.averaged = state.get("averaged", [])

@@ -1,0 +1,38 @@
+"""VPT, deep visual prompt tuning (Jia et al. 2022, "Visual Prompt Tuning", ECCV) of CLIP's image encoder, as it is a
+baseline of Khattak et al. 2023, "MaPLe".
+
+Prompts V_0 ... V_{K-1} of the image are trained, the text is CLIP's own:
+
+    L = CE(s f(x; V) g_0^T, y)                         K: the depth; where they stand: shared/deep.py
+"""
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import ClipTrainer
+from .shared.deep import VisionPromptedCLIP, VisionPromptLearner, check_reach
+from .shared.keys import Key
+
+
+class CustomCLIP(VisionPromptedCLIP):
+    def __init__(self, node, clip_model, classnames: list[str]):
+        super().__init__(clip_model, classnames, [f"{node.CTX_INIT} {{}}."])
+        width = clip_model.visual.conv1.out_channels
+        self.prompt_learner = VisionPromptLearner(node.N_CTX_VISION, width, node.PROMPT_DEPTH_VISION)
+
+
+@TRAINER_REGISTRY.register()
+class VPT(ClipTrainer):
+    """Prompts in the image encoder alone."""
+
+    defaults = {
+        "N_CTX_VISION": Key(2, low=1),  # tokens of each V_i
+        "CTX_INIT": "a photo of a",  # the words before the class name; they are not trained
+        "PROMPT_DEPTH_VISION": Key(1, low=1),  # K; 1 = the input alone
+        "PREC": "amp",
+    }
+    learner = "prompt_learner"
+
+    def build_classifier(self, clip_model, classnames):
+        depth, key = self.node.PROMPT_DEPTH_VISION, self.key("PROMPT_DEPTH_VISION")
+        check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, "image", depth, key)
+        return CustomCLIP(self.node, clip_model, classnames)
