@@ -17,7 +17,8 @@ from dassl.utils import check_availability, count_num_param, load_pretrained_wei
 from .shared.backbones import load_clip
 from .shared.keys import Key, values
 
-PRECISIONS = ["fp32", "amp", "bf16"]  # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling
+# amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp
+PRECISIONS = ["fp32", "amp", "bf16", "fp16"]
 
 
 class ClipTrainer(TrainerX):
@@ -79,8 +80,7 @@ class ClipTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         self.check_node(cfg.TRAINER[node_of(type(self))])
-        for name, declared in self.root.items():
-            check_values(declared, cfg[name], name)
+        check_values(self.root, cfg)
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -119,6 +119,9 @@ class ClipTrainer(TrainerX):
         return optim
 
     def set_precision(self, precision: str) -> None:
+        if precision == "fp16":
+            print("PREC fp16: amp is used, as trained tensors stay in fp32 here")
+            precision = "amp"
         if self.device.type == "cpu" and precision != "fp32":
             print(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
             precision = "fp32"
@@ -232,11 +235,14 @@ def node_of(trainer: type) -> str:
     return getattr(trainer, "node_name", "") or trainer.__name__.upper()
 
 
-def check_values(declared: dict, node: CN, where: str) -> None:
-    """Raises ValueError for a value that its Key does not allow; `where`: name of the node."""
+def check_values(declared: dict, node: CN, where: str = "") -> None:
+    """Raises ValueError for a value that its Key does not allow; `where`: name of the node, nothing for the root."""
     for name, key in declared.items():
-        if isinstance(key, Key) and not key.allows(node[name]):
-            raise ValueError(f"{where}.{name} is {node[name]!r}, but must be {key}")
+        full = f"{where}.{name}" if where else name
+        if isinstance(key, dict):
+            check_values(key, node[name], full)
+        elif isinstance(key, Key) and not key.allows(node[name]):
+            raise ValueError(f"{full} is {node[name]!r}, but must be {key}")
 
 
 def extend_cfg(cfg: CN, trainer: str = "") -> None:

@@ -179,7 +179,7 @@ class TrainerBase:
             start = time.time()
             self.before_train()  # a method may have much to do there, filling a cache
             self._saved_at = time.time()
-            self.train_seconds += self._saved_at - start
+            self.train_seconds += self._saved_at - start if self.start_epoch == 0 else 0
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 start = time.time()
                 self.before_epoch()
