@@ -202,3 +202,17 @@ def test_scales_of_the_search_are_two_numbers(make_trainer, one_line):
     with pytest.raises(ValueError) as error:
         make_trainer("TRAINER.TIPADAPTER.SEARCH_SCALE", "[7]", trainer="TipAdapter")
     assert "two numbers" in one_line(error)
+
+
+def test_in_bf16_the_cache_term_is_that_of_fp32(make_trainer, take_steps):
+    """Images and texts are rounded, exp(-beta (1 - f K)) is not."""
+    trainer = make_trainer(*small("TipAdapterF"), trainer="TipAdapterF")
+    trainer.fit()
+    trainer.autocast |= {"enabled": True, "dtype": torch.bfloat16}
+    assert all(math.isfinite(value) for step in take_steps(trainer, 2) for value in step.values())
+    assert trainer.model.cache.keys.grad.abs().max() > 0 and trainer.model.cache.keys.dtype == torch.float32
+    f = F.normalize(torch.randn(5, 64), dim=-1)
+    with torch.no_grad():
+        fp32 = trainer.model.score(f)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(trainer.model.score(f), fp32)
