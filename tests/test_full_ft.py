@@ -74,6 +74,12 @@ def test_training_leaves_the_frozen_clip_as_it_is(make_trainer, take_steps, reg)
         assert steps[0][reg] == pytest.approx(0, abs=1e-5) and steps[2][reg] > 1e-4
 
 
+def test_an_unknown_regularizer_is_refused(make_trainer, one_line):
+    with pytest.raises(ValueError) as error:
+        make_trainer("TRAINER.FULLFT.REG", "l2", trainer="FullFT")
+    assert "TRAINER.FULLFT.REG" in one_line(error)
+
+
 def test_a_checkpoint_holds_what_is_trained(make_trainer):
     opts = ["OPTIM.MAX_EPOCH", 1, "TRAINER.FULLFT.LAYERS", "[-1]", "OPTIM.LR", 0.01]
     trainer = make_trainer(*opts, trainer="FullFT")

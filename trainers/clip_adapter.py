@@ -45,7 +45,7 @@ class AdapterCLIP(ClipClassifier):
 class CLIP_Adapter(ClipTrainer):  # noqa: N801  the original's name
     """A bottleneck adapter on the image features."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "RATIO": Key(0.2, low=0, high=1),  # share of what the adapter gives; 0 = zero-shot CLIP
         "REDUCTION": Key(4, low=1),  # of the width in the bottleneck
         "TEMPLATE": "",  # "" = the data set's own

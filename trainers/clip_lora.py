@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PRECISIONS, ClipTrainer
+from .base import ClipTrainer
 from .shared.keys import Key
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP, check_places
@@ -81,7 +81,7 @@ class LowRankCLIP(TunedCLIP):
 class CLIPLoRA(ClipTrainer):
     """Low-rank adaptation of CLIP's attention."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "ENCODERS": ENCODERS,
         "LAYERS": [],  # blocks, e.g. [-2, -1]; [] = all
         "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS),
@@ -92,7 +92,6 @@ class CLIPLoRA(ClipTrainer):
         "TEMPLATE": "a photo of a {}.",  # the original's, for all data sets; "" = the data set's own
         "N_ITERS": Key(0, low=0),  # as many steps for each shot, whatever the number of classes; 0 = OPTIM.MAX_EPOCH
         "LR_MIN": Key(1e-6, low=0),  # where the cosine ends
-        "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "lora"
     lr_per_batch = True

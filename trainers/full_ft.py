@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .orthcr import OrthCR
+from .orthcr import REGULARIZERS, OrthCR
 from .shared.encoders import wide
+from .shared.keys import Key
 from .shared.weights import TunedCLIP
 
 
@@ -40,6 +41,6 @@ class FullFT(OrthCR):
     """Full fine-tuning; the losses are OrthCR's."""
 
     defaults = {key: value for key, value in OrthCR.defaults.items() if key not in ("BLOCK_SIZE", "MONITOR")}
-    defaults["REG"] = "none"
+    defaults["REG"] = Key("none", choices=REGULARIZERS)
     learner = "weights"
     classifier = FreeCLIP

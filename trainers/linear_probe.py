@@ -21,7 +21,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PRECISIONS, ClipTrainer
+from .base import ClipTrainer
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
@@ -115,14 +115,13 @@ def mean_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 class LinearProbe(ClipTrainer):
     """Linear probes of image features; node and keys are the original's."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "INIT": Key("ZS", choices=["ZS", "RANDOM", "TR"]),
         "CONSTRAINT": Key("none", choices=["none", "l2"]),  # l2: CLAP
         "ENHANCED_BASE": Key("none", choices=["none"]),  # of the original's YAMLs; there it does not run
         "PASSES": Key(20, low=1),  # augmented passes over the training images
         "KEEP_UNDERSCORES": False,  # of class names, as the original does
         "TEMPLATE": "",  # "" = the data set's own
-        "PREC": Key("amp", choices=PRECISIONS),
     }
     node_name = "ADAPTER"
     learner = "adapter"
@@ -147,8 +146,8 @@ class LinearProbe(ClipTrainer):
             torch.manual_seed(max(self.cfg.SEED, 0))
             passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(self.node.PASSES)]
         features, labels = (torch.cat(parts) for parts in zip(*passes, strict=True))
-        size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        self.train_loader_x = Passes(features, labels, size, len(self.train_loader_x))
+        loader = self.train_loader_x
+        self.train_loader_x = Passes(features, labels, loader.batch_size, len(loader))
         zero_shot = self.model.logits(normalize(features), normalize(self.model.adapter.base_text_features))
         self.model.adapter.multipliers = mean_probability(zero_shot, labels)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PRECISIONS, ClipTrainer
+from .base import ClipTrainer
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
@@ -147,7 +147,7 @@ def percent(logits: torch.Tensor, label: torch.Tensor) -> float:
 class TipAdapter(ClipTrainer):
     """A cache of the training images; nothing is trained."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "AUGMENT_EPOCH": Key(10, low=1),  # passes over the training images
         "INIT_BETA": Key(1.0, above=0),
         "INIT_ALPHA": Key(0.0, low=0),  # 0 = published for the data set, else ImageNet's
@@ -157,7 +157,6 @@ class TipAdapter(ClipTrainer):
         "SELECT": Key("val", choices=["val", "test"]),  # test: as published, where there is no val; not a fair figure
         "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
         "TEMPLATE": "",  # "" = the data set's own, for ImageNet 7
-        "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "cache"
     trained = False
