@@ -24,5 +24,5 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
             print(interrupted, file=sys.stderr)
         return status
     for line in failed:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
     return 1 if failed else 0

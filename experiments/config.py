@@ -5,9 +5,11 @@ config of the model stands before all files, so that what is not given is as it 
 """
 
 import argparse
+import glob
 import importlib
 import os.path as osp
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -17,13 +19,30 @@ from yacs.config import CfgNode
 
 import datasets
 import trainers
-from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config, read_config
+from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config
+from dassl.config.defaults import KEYS
+from dassl.config.keys import Key, shown, values
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.checkpoint import epochs
+from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability, read_json
 from trainers.base import extend_cfg, node_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
+OWN = {  # keys that are not Dassl's, or with another default
+    "DATASET": {
+        "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
+        "ROOT": "data",
+        "IMAGES": "",  # of the data set Images: folder, CSV or JSON
+        "SKIP_UNREADABLE": False,  # its images that cannot be read are left out, not refused
+        "VAL": Key(-1.0, low=-1),  # of its images: a share below 1 or a number of each class for val; negative: a fifth
+        "ALL_TEST": False,  # its images are all evaluated: those for TEST.SPLIT, those without a split for test
+        "CLASSES": Key([], of=str),  # then: the classes to tell apart, if those of the images are among them
+    },
+    "SEED": Key(1, below=2**32),
+}
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # told apart from what is asked for
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
@@ -55,7 +74,19 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
-    return parser.parse_args(argv)
+    args, pairs = parser.parse_args(argv), []
+    for name in ("source_domains", "target_domains", "transforms"):  # which take all words up to the next flag
+        words = getattr(args, name) or []
+        end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
+        setattr(args, name, words[:end] or None)
+        pairs += words[end:]
+    args.opts = pairs + args.opts
+    return args
+
+
+def is_key(word: str) -> bool:
+    """Whether a word is meant as a config key rather than as the name of a domain or of a transform."""
+    return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
@@ -68,7 +99,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     discover(trainers)
     discover(datasets)
     args.model_config = read_config(model_file(args)) if model_file(args) else {}
-    args.trainer = args.trainer or args.model_config.get("TRAINER.NAME") or "OrthCR"
+    named = args.trainer
+    args.trainer = named or args.model_config.get("TRAINER.NAME") or "OrthCR"
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
 
     cfg = default_cfg(args.trainer)
@@ -80,8 +112,11 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         merge_config(cfg, file, allow_new=new)
         if file == model_file(args):  # where and on what the training ran is its own affair
             cfg.update(UNSET)
+    if not named:
+        check_meant(cfg, args)
     merge_config(cfg, overrides(args, cfg))
     merge_config(cfg, args.opts, allow_new=new)
+    check_pairs(cfg, args)
     return finish(cfg, args)
 
 
@@ -98,6 +133,38 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
     if args.images and args.dataset_config_file:
         raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+    if args.model_dir and not args.eval_only:
+        raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
+    if args.load_epoch is not None and not args.model_dir:
+        raise ValueError("--load-epoch goes with --eval-only --model-dir")
+    if args.resume and args.eval_only:
+        raise ValueError("--resume is for training: to evaluate give --model-dir")
+
+
+def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raises ValueError if a config file is of another trainer than the one that nobody asked for."""
+    method, default = TRAINER_REGISTRY.get(args.trainer), default_cfg(args.trainer).TRAINER
+    family = [cls.__name__ for cls in method.__mro__]
+    nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
+    *_, above, folder, _ = ("", "", *Path(args.config_file).absolute().parts)
+    meant = [cfg.TRAINER.NAME, folder if above == "trainers" and folder in nodes else ""]
+    if not args.model_config:  # that of a trainer for Dassl has the defaults of all methods, as they were then
+        meant += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
+    other = next((name for name in meant if name and name not in family and nodes.get(name) != node_of(method)), "")
+    if other:
+        raise ValueError(f"the config files are for {other}, not for {args.trainer}: give --trainer {other}")
+
+
+def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raises ValueError for KEY VALUE pairs that are of another trainer."""
+    if cfg.TRAINER.NAME != args.trainer:
+        raise ValueError(
+            f"TRAINER.NAME is {shown(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
+        )
+    node = node_of(TRAINER_REGISTRY.get(args.trainer))
+    for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
+        if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", node):
+            raise ValueError(f"{key} is of another trainer than {args.trainer}, which has TRAINER.{node}")
 
 
 def discover(package) -> None:
@@ -111,16 +178,28 @@ def discover(package) -> None:
 
 def default_cfg(trainer: str) -> CfgNode:
     """Dassl's defaults, those of this project and those of every registered method; `trainer`: the one that runs."""
-    cfg = get_cfg_default()
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-    cfg.DATASET.ROOT, cfg.SEED = "data", 1
-    cfg.DATASET.IMAGES = ""  # of the data set Images: folder, CSV or JSON
-    cfg.DATASET.SKIP_UNREADABLE = False  # its images that cannot be read are left out, not refused
-    cfg.DATASET.VAL = -1.0  # of its images: a share below 1 or a number of each class for val; negative: a fifth
-    cfg.DATASET.ALL_TEST = False  # its images are all evaluated: those for TEST.SPLIT, those without a split for test
-    cfg.DATASET.CLASSES = []  # then: the classes to tell apart, if those of the images are among them
+    cfg = CfgNode(values(joined(KEYS, OWN)))
     extend_cfg(cfg, trainer)
     return cfg
+
+
+def declared(trainer: str) -> dict:
+    """The default of each key of `default_cfg(trainer)`, and what the key may be; of no other method's keys."""
+    registered = {
+        "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())},
+        "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
+    }
+    generic, method = joined(joined(KEYS, OWN), registered), TRAINER_REGISTRY.get(trainer)
+    if is_foreign(trainer):
+        return generic
+    return joined(joined(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
+
+
+def joined(first: dict, second: dict) -> dict:
+    """Two nested dicts as one; where both have a key, it is the second's."""
+    both = {**first, **second}
+    nested = [key for key in first.keys() & second.keys() if isinstance(first[key], dict)]
+    return both | {key: joined(first[key], second[key]) for key in nested}
 
 
 def is_foreign(trainer: str) -> bool:
@@ -194,18 +273,31 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             better = f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
             print(f"The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file {better}")
         if args.eval_only and args.model_dir and osp.exists(classes):
-            given["DATASET.CLASSES"] = read_json(classes)
+            given["DATASET.CLASSES"] = read_classes(classes)
         return given
     if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
         return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
     return {}
 
 
+def read_classes(path: str) -> list[str]:
+    """The class names of a run. Raises ValueError if the file holds something else."""
+    names = read_json(path)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} is no list of class names: put the original back")
+    return names
+
+
 def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """What nobody asked for is found, what plays no part goes; frozen."""
+    """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
+    cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
+    check_config(cfg, declared(args.trainer))
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
-    cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
+    if not args.eval_only:
+        check_training(cfg)
+    if not is_foreign(args.trainer):
+        suit_clip(cfg)
     if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
         cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)
     cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
@@ -214,8 +306,39 @@ def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
     if not is_foreign(args.trainer):
         clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
+    check_resume(cfg)
     cfg.freeze()
     return cfg
+
+
+def suit_clip(cfg: CfgNode) -> None:
+    """CLIP's images are always normalized. Raises ValueError for settings of Dassl's that CLIP has no use for."""
+    for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
+        if flatten(cfg)[key] != value:
+            why = f"{shown(flatten(cfg)[key])} is for other trainers"
+            raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {why}")
+    if "normalize" not in cfg.INPUT.TRANSFORMS:
+        cfg.INPUT.TRANSFORMS = (*cfg.INPUT.TRANSFORMS, "normalize")
+        print('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Raises ValueError for settings with which nothing can be learned; models of such trainings are still tested."""
+    if cfg.OPTIM.LR == 0:
+        raise ValueError("OPTIM.LR is 0, but must be above 0 in training: to test without training give --eval-only")
+
+
+def check_resume(cfg: CfgNode) -> None:
+    """Raises ValueError if RESUME is a finished training: nothing would be trained, and the results would claim it."""
+    if not cfg.RESUME:
+        return
+    own, other = (
+        [epochs(folder)[-1] for folder in glob.glob(osp.join(glob.escape(run), "*", "")) if epochs(folder)]
+        for run in (cfg.OUTPUT_DIR, cfg.RESUME)
+    )
+    if other and not own and min(other) >= cfg.OPTIM.MAX_EPOCH:
+        told = f"{cfg.RESUME} was trained for {min(other)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
+        raise ValueError(f"nothing is left to train: {told}; give more, or --eval-only --model-dir")
 
 
 def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:

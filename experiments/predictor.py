@@ -17,11 +17,11 @@ from dassl.data.data_manager import needed_side
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, on_white, read_json, read_photo, reduced
+from dassl.utils import check_availability, on_white, read_photo, reduced
 from datasets.shared.image_files import image_problem, images_in
 from datasets.shared.seen_images import Seen
 
-from .config import CLASSES, parse, setup_cfg
+from .config import CLASSES, parse, read_classes, setup_cfg
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def known_classes(model_dir: str) -> list[str]:
     path = osp.join(model_dir, CLASSES)
     if not osp.exists(path):
         raise FileNotFoundError(f'{model_dir} has no {CLASSES}: give the classes with --classes "a,b,c"')
-    return read_json(path)
+    return read_classes(path)
 
 
 def without_data(trainer: type, classnames: list[str]) -> type:

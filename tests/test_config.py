@@ -157,6 +157,9 @@ def test_every_default_is_read_somewhere(root):
 
 OLD = """
 VERSION: 1
+VERBOSE: true
+TRAINER:
+  NAME: CoOp
 SEED: 3
 DATASET:
   NAME: Shapes
@@ -172,7 +175,7 @@ DATASET:
 def test_retired_keys_of_an_old_config_are_passed_over(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(OLD)
-    assert read_config(path) == {"SEED": 3, "DATASET.NAME": "Shapes"}
+    assert read_config(path) == {"SEED": 3, "DATASET.NAME": "Shapes", "TRAINER.NAME": "CoOp", "VERBOSE": True}
     cfg = get_cfg_default()
     merge_config(cfg, path)
     merge_config(cfg, ["DATASET.VAL_PERCENT", "0.2", "SEED", "4"])

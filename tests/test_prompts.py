@@ -69,8 +69,14 @@ def test_templates():
 
 def test_template_without_a_place_for_the_class(make_trainer):
     for name in ("OrthCR", "ZeroshotCLIP"):
-        with pytest.raises(ValueError, match="has no {}"):
+        with pytest.raises(ValueError, match="must be a string, with one {}"):
             make_trainer(f"TRAINER.{name.upper()}.TEMPLATE", "a photo", trainer=name)
+
+
+def test_a_context_that_clip_cannot_read(tiny, one_line):
+    with pytest.raises(ValueError, match="has no token") as error:
+        PromptLearner(TextEncoder(tiny), ["cat"], 0, "\x1b[31m")
+    one_line(error)
 
 
 def test_text_with_openais_own_attention(tiny, monkeypatch):

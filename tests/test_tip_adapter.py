@@ -201,7 +201,7 @@ def test_the_originals_keys_and_values_are_enough(random_clip, noise, trained):
 def test_scales_of_the_search_are_two_numbers(make_trainer, one_line):
     with pytest.raises(ValueError) as error:
         make_trainer("TRAINER.TIPADAPTER.SEARCH_SCALE", "[7]", trainer="TipAdapter")
-    assert "two numbers" in one_line(error)
+    assert "two or none" in one_line(error)
 
 
 def test_in_bf16_the_cache_term_is_that_of_fp32(make_trainer, take_steps):

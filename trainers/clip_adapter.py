@@ -15,7 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import PRECISIONS, ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 
 
@@ -48,7 +48,7 @@ class CLIP_Adapter(ClipTrainer):  # noqa: N801  the original's name
     defaults = ClipTrainer.defaults | {
         "RATIO": Key(0.2, low=0, high=1),  # share of what the adapter gives; 0 = zero-shot CLIP
         "REDUCTION": Key(4, low=1),  # of the width in the bottleneck
-        "TEMPLATE": "",  # "" = the data set's own
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own
         "PREC": Key("fp32", choices=PRECISIONS),  # the original knows fp32 only
     }
     learner, registered = "adapter", "clip_adapter"

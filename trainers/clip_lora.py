@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.keys import Key
+from .shared.keys import SOME, Key
 from .shared.prompts import template_for
-from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP, check_places
+from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
 
 
 class LoRA(nn.Module):
@@ -82,9 +82,9 @@ class CLIPLoRA(ClipTrainer):
     """Low-rank adaptation of CLIP's attention."""
 
     defaults = ClipTrainer.defaults | {
-        "ENCODERS": ENCODERS,
-        "LAYERS": [],  # blocks, e.g. [-2, -1]; [] = all
-        "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS),
+        "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
+        "LAYERS": Key([], of=int),  # blocks, e.g. [-2, -1]; [] = all
+        "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, rule=SOME),
         "R": Key(2, low=1),  # rank
         "ALPHA": Key(1.0, above=0),
         "DROPOUT": Key(0.25, low=0, below=1),
@@ -95,10 +95,6 @@ class CLIPLoRA(ClipTrainer):
     }
     learner = "lora"
     lr_per_batch = True
-
-    def check_node(self, node):
-        super().check_node(node)
-        check_places(node, self.key())
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

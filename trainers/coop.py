@@ -35,7 +35,7 @@ class CoOp(ClipTrainer):
     """Context Optimization."""
 
     defaults = {
-        "N_CTX": 16,  # M, number of context vectors; with CTX_INIT that of its words
+        "N_CTX": Key(16, low=0, high=75),  # M, number of context vectors; with CTX_INIT that of its words
         "CSC": False,  # class-specific context; cannot be evaluated on other classes; ignored with CTX_INIT
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),

@@ -25,7 +25,7 @@ from .base import ClipTrainer
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import spoken, template_for, tokenize
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -121,7 +121,7 @@ class LinearProbe(ClipTrainer):
         "ENHANCED_BASE": Key("none", choices=["none"]),  # of the original's YAMLs; there it does not run
         "PASSES": Key(20, low=1),  # augmented passes over the training images
         "KEEP_UNDERSCORES": False,  # of class names, as the original does
-        "TEMPLATE": "",  # "" = the data set's own
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own
     }
     node_name = "ADAPTER"
     learner = "adapter"

@@ -31,10 +31,10 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer
-from .shared.keys import Key
+from .base import PRECISIONS, ClipTrainer
+from .shared.keys import SOME, TEMPLATE, Key
 from .shared.prompts import template_for
-from .shared.weights import WEIGHTS, TunedCLIP, check_places
+from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
 
 REGULARIZERS = ["cross_kl", "cross_ce", "self_kl", "none"]
 
@@ -162,25 +162,29 @@ class OrthCR(ClipTrainer):
     """Orthogonal fine-tuning with cross-regularization."""
 
     defaults = {
-        "ENCODERS": ["image", "text"],  # both: the cross terms of (2) tie each to the other one's frozen side
-        "LAYERS": [],  # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
-        "WEIGHTS": WEIGHTS,  # of each block; all: rotations are cheap next to the forward pass
-        "BLOCK_SIZE": Key(64, low=0),  # b of (1); 64: a head's width, cheap to solve. 0 = one full block, slow
-        "REG": Key("cross_kl", choices=REGULARIZERS),  # of (2); the abstract's words, with zero-shot CLIP as teacher
-        "LAMBDA": Key(1.0, low=0),  # of (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
-        "TAU": Key(1.0, above=0),  # of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
-        "TEMPLATE": "",  # prompt; "" = the data set's own, so that the anchor is the zero-shot CLIP people report
-        "MONITOR": True,  # write the orthogonality error and the energy drift to TensorBoard each epoch
-        "PREC": "amp",  # fp32, amp or bf16 for the encoders; (1) and (2) are always fp32
+        # both: the cross terms of (2) tie each to the other one's frozen side
+        "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
+        # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
+        "LAYERS": Key([], of=int),
+        # of each block; all: rotations are cheap next to the forward pass
+        "WEIGHTS": Key(WEIGHTS, choices=WEIGHTS, rule=SOME),
+        # b of (1); 64: a head's width, and a cheap solve. 0 = one full block, slow on a ViT-B
+        "BLOCK_SIZE": Key(64, low=0, rule=("not 1: a 1 x 1 rotation is the number 1", lambda b: b != 1)),
+        # of (2); the abstract's words, with zero-shot CLIP as teacher, not the labels again
+        "REG": Key("cross_kl", choices=REGULARIZERS),
+        # weight of the regularizer in (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
+        "LAMBDA": Key(1.0, low=0, high=10**6),
+        # temperature of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
+        "TAU": Key(1.0, above=0, high=10**6),
+        # prompt; "" = the data set's own, so that the anchor is the zero-shot CLIP people report
+        "TEMPLATE": TEMPLATE,
+        # write the orthogonality error and the energy drift to TensorBoard each epoch
+        "MONITOR": True,
+        # for the encoders; (1) and (2) are always fp32
+        "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "rotations"
     classifier = OrthogonalCLIP
-
-    def check_node(self, node):
-        super().check_node(node)
-        check_places(node, self.key())
-        if node.get("BLOCK_SIZE") == 1:
-            raise ValueError(f"{self.key('BLOCK_SIZE')} must be 0, or 2 or more: a 1 x 1 rotation is the number 1")
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

@@ -22,7 +22,7 @@ from .base import ClipTrainer
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -152,19 +152,15 @@ class TipAdapter(ClipTrainer):
         "INIT_BETA": Key(1.0, above=0),
         "INIT_ALPHA": Key(0.0, low=0),  # 0 = published for the data set, else ImageNet's
         "SEARCH_HP": True,  # whether alpha and beta are searched; else they stay as they are
-        "SEARCH_SCALE": Key([], above=0.1),  # end of the grids of beta and alpha; [] = published for the data set
-        "SEARCH_STEP": Key([200, 20], low=1),  # their points
+        # ends of the grids of beta and alpha, [] = published for the data set; their points
+        "SEARCH_SCALE": Key([], above=0.1, of=float, rule=("two or none of them", lambda ends: len(ends) in (0, 2))),
+        "SEARCH_STEP": Key([200, 20], low=1, length=2),
         "SELECT": Key("val", choices=["val", "test"]),  # test: as published, where there is no val; not a fair figure
         "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
-        "TEMPLATE": "",  # "" = the data set's own, for ImageNet 7
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own, for ImageNet 7
     }
     learner = "cache"
     trained = False
-
-    def check_node(self, node):
-        super().check_node(node)
-        if len(node.SEARCH_SCALE) not in (0, 2) or len(node.SEARCH_STEP) != 2:
-            raise ValueError(f"{self.key('SEARCH_SCALE')} and SEARCH_STEP take two numbers: of beta and of alpha")
 
     def build_classifier(self, clip_model, classnames):
         node, name = self.node, self.cfg.DATASET.NAME

@@ -8,7 +8,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT
 
@@ -20,7 +20,7 @@ class ZeroshotCLIP(ClipTrainer):
     """CLIP as it is, with one hand-crafted prompt a class."""
 
     defaults = ClipTrainer.defaults | {
-        "TEMPLATE": ""  # "" = the data set's own, see trainers/shared/templates.py
+        "TEMPLATE": TEMPLATE  # "" = the data set's own, see trainers/shared/templates.py
     }
 
     def templates(self) -> list[str]:

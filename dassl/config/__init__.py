@@ -10,9 +10,10 @@ from yacs.config import CfgNode as CN
 from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
-from .defaults import RETIRED
+from .defaults import RETIRED, TOGETHER
+from .keys import Key, shown
 
-__all__ = ["clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
+__all__ = ["check_config", "clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
 
 BASE = "_BASE_"  # detectron2's key
 
@@ -32,6 +33,27 @@ def clean_cfg(cfg, trainer):
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]
+
+
+def check_config(cfg, declared):
+    """Raises ValueError, in one line with key, value and what is allowed, for the first value that its key forbids.
+
+    Args:
+        cfg (CfgNode): merged config. Keys that are not declared may be anything.
+        declared (dict): Keys and plain values, nested as the config is: `defaults.KEYS`, and what others declare.
+    """
+    given = flatten(cfg)
+    for name, key in flatten(declared).items():
+        key = key if isinstance(key, Key) else Key(key)
+        if name in given and not key.allows(given[name]):
+            value = given[name]
+            wrong = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if v not in key.choices]
+            near = get_most_similar_str_to_a_from_b(wrong[0], key.choices) if wrong and key.choices else ""
+            hint = f', do you mean "{near}"?' if near and isinstance(wrong[0], str) else ""
+            raise ValueError(f"{name} is {shown(value)}, but must be {key}{hint}")
+    for name, allowed, holds in TOGETHER:
+        if not holds(cfg.INPUT):
+            raise ValueError(f"{name} is {given[name]}, but must be {allowed}")
 
 
 def merge_config(cfg, source, allow_new=()):
@@ -127,16 +149,52 @@ def _read_yaml(path):
         files = listdir_nohidden(folder, sort=True)
         near = ", ".join(get_close_matches(name, files, cutoff=0.3)) or "nothing similar"
         raise FileNotFoundError(f'No config file "{path}"; that folder has {near}')
-    with open(path, encoding="utf-8") as f:
-        try:
-            content = yaml.safe_load(f)
-        except yaml.YAMLError as e:
-            mark = getattr(e, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise ValueError(f'Bad YAML in "{path}"{line}: {getattr(e, "problem", None) or e}') from e
+    with open(path, "rb") as f:
+        data = f.read()
+    try:
+        content = yaml.load(data.decode(), Loader=_Loader)
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ValueError(f'"{path}" is not UTF-8: byte 0x{data[e.start]:02x} at line {line}') from e
+    except RecursionError:
+        raise ValueError(f'Bad YAML in "{path}": it is nested too deep') from None
+    except Exception as e:  # its constructors raise a dozen types
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or e
+        raise ValueError(f'Bad YAML in "{path}"{line}: {" ".join(str(problem).split())}') from e
     if not isinstance(content, (dict, type(None))):
         raise ValueError(f'"{path}" must hold KEY: VALUE lines, but is a {type(content).__name__}')
     return content or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the second, and aliases that blow a small file up."""
+
+    def compose_mapping_node(self, anchor):
+        node, keys = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.composer.ComposerError(None, None, f'"{key.value}" is there twice', key.start_mark)
+            keys.add(key.value)
+        return node
+
+    def get_single_node(self):
+        node, sizes = super().get_single_node(), {}
+
+        def size(node):  # with every alias written out
+            if id(node) not in sizes:
+                sizes[id(node)] = None
+                children = node.value if isinstance(node, yaml.CollectionNode) else ()
+                pairs = (child if isinstance(child, tuple) else (child,) for child in children)
+                sizes[id(node)] = 1 + sum(size(part) for pair in pairs for part in pair)
+            if sizes[id(node)] is None:
+                raise ValueError("an alias is inside what it names")
+            return sizes[id(node)]
+
+        if node is not None and size(node) > 100_000:
+            raise ValueError("it has more than 100,000 values")
+        return node
 
 
 def flatten(tree, prefix=""):
@@ -151,9 +209,12 @@ def read_config(path):
     """Return the `config.yaml` of a run as a dict of dotted keys, without the keys that nothing reads any more.
 
     Raises:
-        FileNotFoundError, ValueError: see `merge_config`.
+        FileNotFoundError, ValueError: see `merge_config`; the file is cut off.
     """
-    return {key: value for key, value in flatten(_read_yaml(path)).items() if key not in RETIRED}
+    config = flatten(_read_yaml(path))
+    if not {"TRAINER.NAME", "VERBOSE"} <= config.keys():  # VERBOSE is the last line of every one
+        raise ValueError(f'"{path}" is cut off or damaged: restore it, or train again')
+    return {key: value for key, value in config.items() if key not in RETIRED}
 
 
 def _decode(value):
@@ -161,7 +222,7 @@ def _decode(value):
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # of "{[]: 1}", of "((((("
         return value
 
 
@@ -174,8 +235,8 @@ def _convert(value, default, key, where):
     if wanted is str and isinstance(value, str):  # a name that happens to look like a number
         return value
     if wanted is float and type(decoded) is int:
-        return float(decoded)
+        return float(decoded) if abs(decoded) < 1e300 else float("inf")
     if wanted in (list, tuple) and type(decoded) in (list, tuple):
         return wanted(decoded)
-    got = f"{decoded!r} ({type(decoded).__name__})"
+    got = f"{shown(decoded)} ({type(decoded).__name__})"
     raise ValueError(f'"{key}" {where} must be of type {wanted.__name__}, got {got}')

@@ -1,15 +1,22 @@
 """What a config key may be, declared beside its default."""
 
 import math
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+_WORDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("a string", "strings")}
+_WORDS[bool] = ("True or False", "truth values")
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
 
 
 @dataclass(frozen=True)
 class Key:
     """A default with the values allowed; of a list or tuple, the bounds and choices are those of each entry.
 
-    A plain value instead of a Key allows all values of its type.
+    A plain value instead of a Key allows all values of its type, of which the numbers are finite.
 
     Attributes:
         default: value when nobody sets the key; its type is that of the key.
@@ -17,6 +24,9 @@ class Key:
         above, below: bounds, themselves not allowed.
         choices: the values allowed.
         none: whether None is allowed.
+        length: number of entries; None: any.
+        of: type of the entries; None: that of the default's first one.
+        rule: what else holds, in words after a comma, and the test: ("odd", lambda value: value % 2 == 1).
     """
 
     default: object
@@ -26,27 +36,51 @@ class Key:
     below: float | None = None
     choices: Sequence = ()
     none: bool = False
+    length: int | None = None
+    of: type | None = None
+    rule: tuple[str, Callable] | tuple[()] = ()
 
     def __str__(self):
         """The values allowed, in words."""
+        kind, many = self._kind(), isinstance(self.default, (list, tuple))
         if self.choices:
-            return f"one of {list(self.choices)}"
-        bounds = {"at least": self.low, "at most": self.high, "above": self.above, "below": self.below}
-        words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-        return f"{type(self.default).__name__} {words}".strip()
+            names = ", ".join(str(choice) or '""' for choice in self.choices)
+            words = f"a list of some of {names}" if many else f"one of {names}"
+        else:
+            words = _WORDS.get(kind, ("a value", "values"))[many]
+            words = f"{self.length or 'a list of'} {words}" if many else words
+        bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+        told = " and".join(f" {word} {bound}" for word, bound in bounds.items() if bound is not None)
+        words += told or " that is finite" * (kind is float and not many)
+        return words + (f", {self.rule[0]}" if self.rule else "") + " or None" * self.none
 
     def allows(self, value) -> bool:
-        """Whether `value`, of the right type already, is one of the values allowed."""
-        if value is None:
+        """Whether `value` is one of the values allowed."""
+        if value is None or self.default is None:
             return self.none or self.default is None
-        if isinstance(value, (list, tuple)):
-            return all(self.allows(entry) for entry in value)
+        if isinstance(self.default, (list, tuple)):
+            listed = isinstance(value, (list, tuple)) and len(value) == (self.length or len(value))
+            allowed = listed and all(map(self._allows_one, value))
+        else:
+            allowed = self._allows_one(value)
+        return allowed and (not self.rule or bool(self.rule[1](value)))
+
+    def _kind(self) -> type | None:
+        if isinstance(self.default, (list, tuple)):
+            first = next(iter([*self.default, *self.choices]), None)
+            return self.of or (None if first is None else type(first))
+        return type(self.default)
+
+    def _allows_one(self, value) -> bool:
+        kind = self._kind()
+        if kind is not None and type(value) is not kind and not (kind is float and type(value) is int):
+            return False
         if self.choices:
             return value in self.choices
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return True
+        if type(value) not in (int, float):
+            return not isinstance(value, str) or not re.search(r"[\0-\x1f\x7f]", value)  # control characters
         return (
-            math.isfinite(value)
+            (type(value) is int or math.isfinite(value))
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -60,3 +94,9 @@ def values(declared: dict) -> dict:
         name: values(key) if isinstance(key, dict) else key.default if isinstance(key, Key) else key
         for name, key in declared.items()
     }
+
+
+def shown(value) -> str:
+    """A value as messages have it: in one line, however long it is."""
+    plain = isinstance(value, str) and len(value) <= 60 and value.isprintable()
+    return f'"{value}"' if plain else _short.repr(value)

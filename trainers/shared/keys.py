@@ -18,4 +18,7 @@ except ImportError:
         }
 
 
-__all__ = ["Key", "values"]
+TEMPLATE = Key("", rule=('with one {} where the class name goes, or ""', lambda t: not t or t.count("{}") == 1))
+SOME = ("at least one", len)  # a rule of lists
+
+__all__ = ["SOME", "TEMPLATE", "Key", "values"]

@@ -115,6 +115,8 @@ class PromptLearner(nn.Module):
         embed = text_encoder.token_embedding
         device, n_cls, words = embed.weight.device, len(classnames), " ".join(words.replace("_", " ").split())
         ids = clip._tokenizer.encode(words) if words else [0] * n_ctx
+        if words and not ids:
+            raise ValueError(f"the context {ascii(words)} has no token: give words that CLIP can read")
         n_ctx, csc = n_ctx or len(words.split()), csc and not words
         if n_ctx > len(ids):
             raise ValueError(f'{n_ctx} context vectors do not fit the {len(ids)} tokens of "{words}": take fewer')

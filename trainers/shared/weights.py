@@ -9,8 +9,6 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from dassl.utils import check_availability
-
 from .backbones import is_vit
 from .classifier import ClipClassifier
 from .encoders import normalize
@@ -131,17 +129,6 @@ class TunedCLIP(ClipClassifier):
             return normalize(module(*inputs, linear=linear or self.linear(encoder)))
         weights = self.once(f"{encoder} weights", lambda: self.merged(encoder)[encoder])
         return normalize(functional_call(module, weights, inputs))
-
-
-def check_places(node, where: str) -> None:
-    """Raises ValueError unless ENCODERS, LAYERS and WEIGHTS of a config node can choose something."""
-    for given, known in ((node.ENCODERS, ENCODERS), (node.WEIGHTS, WEIGHTS)):
-        for name in given:
-            check_availability(name, known)
-    if not all(isinstance(i, int) for i in node.LAYERS):
-        raise ValueError(f"{where}.LAYERS is {list(node.LAYERS)}, but takes whole numbers, for example [0, -1]")
-    if not node.ENCODERS or not node.WEIGHTS:
-        raise ValueError(f"{where}.ENCODERS and WEIGHTS must name at least one each: else nothing is trained")
 
 
 def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:
