@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from clip import clip
+from torch import nn
 
 from trainers.orthcr import OrthogonalCLIP
 from trainers.shared.weights import WEIGHTS
@@ -14,6 +15,17 @@ NAMES = ["red circle", "dark_blue striped heart", "x"]
 TEMPLATE = "a photo of a {}."
 BOTH = ["image", "text"]
 SHAPES_OF = {"image": ("visual.", 128, 2), "text": ("", 64, 3)}  # of the random ViT: prefix, width, blocks
+
+
+class Encoders(nn.Module):
+    """OpenAI's two encoders as one forward, for functional_call."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image, text):
+        return self.model.encode_image(image), self.model.encode_text(text)
 
 
 def node(**changes):

@@ -57,7 +57,7 @@ class DataManager:
         items = [SimpleNamespace(image=torch.randn(3, 32, 32), label=k % 3) for k in range(8)]
         wrapped = DatasetWrapper(cfg, items, build_transform(cfg))
         names = ["red circle", "dark_blue star", "x"]
-        self.dataset = SimpleNamespace(train_x=items, classnames=names)
+        self.dataset = SimpleNamespace(train_x=items, val=items[:4], test=items, classnames=names)
         self.lab2cname, self.num_classes, self.num_source_domains = dict(enumerate(names)), 3, 1
         self.train_loader_x = torch.utils.data.DataLoader(wrapped, 4, drop_last=True)
         self.train_loader_u = self.val_loader = None
@@ -228,6 +228,7 @@ def main(folder, trainer_name):
             SKIPPED.append(module.name)
 
     cfg = CN({"TRAINER": {"NAME": trainer_name}, "USE_CUDA": False, "OUTPUT_DIR": "", "DATASET": {"NAME": "Shapes"}})
+    cfg.SEED = 1
     cfg.INPUT, cfg.MODEL = CN({"SIZE": (32, 32)}), CN({"BACKBONE": {"NAME": "tiny"}, "INIT_WEIGHTS": ""})
     cfg.OPTIM = CN({"LR": 0.1, "MAX_EPOCH": 1, "WARMUP_EPOCH": -1, "STEPSIZE": (-1,)})
     cfg.DATALOADER = CN({"TEST": {"BATCH_SIZE": 4}, "NUM_WORKERS": 0})

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 SAVED = [("OrthCR", {"rotations": 42}), ("CoOp", {"prompt_learner": 1}), ("ProGrad", {"prompt_learner": 1})]
+SAVED += [("LinearProbe", {"adapter": 3}), ("TipAdapterF", {"cache": 7})]
 
 
 @pytest.mark.parametrize("name, saved", SAVED)

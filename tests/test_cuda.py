@@ -23,13 +23,13 @@ from trainers.coop import CoOp
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
-TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner]
+TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner and name != "TipAdapter"]
 CASES = [(name, []) for name in METHODS]
 CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHCR.ENCODERS", "['image']"])]
 CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]
 CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
-
 CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
+CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 
 
 class SameTypes(TorchDispatchMode):
@@ -79,7 +79,7 @@ def check(tensor, shape):
 
 def step_and_evaluate(trainer):
     trainer.set_model_mode("train")
-    if trainer.learner:
+    if trainer.optim is not None:
         image, label = trainer.parse_batch_train(batch_of(trainer))
         with torch.autocast(**trainer.autocast):
             terms, logits = trainer.losses(image, label)
@@ -143,6 +143,11 @@ def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, 
 
 @pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
 def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
+    compare_with_bf16(make_trainer, take_steps, name, [])
+
+
+@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT"])
+def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 

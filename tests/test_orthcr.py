@@ -276,7 +276,7 @@ def test_block_size_that_does_not_divide(random_clip, b, width):
         ("WEIGHTS", []),
         ("WEIGHTS", ["qkv"]),
         ("REG", "kl"),
-        ("PREC", "fp16"),
+        ("PREC", "fp64"),
         ("BLOCK_SIZE", 48),
         ("LAYERS", [9]),
     ],

@@ -20,8 +20,9 @@ METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TR
 @pytest.mark.parametrize("name", METHODS)
 def test_every_trainer_runs_on_every_embedded_data_set(make_trainer, take_steps, name, dataset):
     trainer = make_trainer("DATALOADER.TRAIN_X.BATCH_SIZE", 8, trainer=name, dataset=dataset)
-    if trainer.learner:
+    if trainer.optim is not None:
         assert all(np.isfinite(value) for step in take_steps(trainer, 2) for value in step.values())
+    if trainer.learner:
         assert list(trainer._models) == [trainer.registered or trainer.learner]
     clips = [p for n, p in trainer.model.named_parameters() if n.startswith(("image_encoder.", "text_encoder."))]
     assert len(clips) > 50 and not any(p.requires_grad for p in clips)

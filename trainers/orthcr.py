@@ -32,7 +32,6 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PRECISIONS, ClipTrainer
-from .shared.backbones import is_vit
 from .shared.keys import SOME, TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
@@ -131,13 +130,6 @@ class OrthogonalCLIP(TunedCLIP):
     def merge(self, r, weight):
         return rotate(weight, r)
 
-    def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """z, z_v, z_t, z_0 of (2), each float32 [B, n_cls]."""
-        linear = self.linear("image", "text")  # every R of the step in one solve
-        f, g = self.encode_image(image, linear), self.encode_text(linear)
-        f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
-        return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
-
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
         """(largest |R^T R - I|, largest relative change of the hyperspherical energy of a rotated weight's rows)."""
@@ -192,15 +184,11 @@ class OrthCR(ClipTrainer):
         "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "rotations"
+    classifier = OrthogonalCLIP
 
     def build_classifier(self, clip_model, classnames):
-        if "image" in self.node.ENCODERS and not is_vit(clip_model):
-            raise ValueError(
-                f"{self.cfg.MODEL.BACKBONE.NAME} is a ResNet: its image encoder has no transformer blocks to "
-                f"rotate; take a ViT, or tune the text side alone with {self.key('ENCODERS')} \"['text']\""
-            )
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
-        return OrthogonalCLIP(self.node, clip_model, classnames, template, self.key())
+        return self.classifier(self.node, clip_model, classnames, template, self.key())
 
     def losses(self, image, label):
         node = self.node
@@ -211,7 +199,7 @@ class OrthCR(ClipTrainer):
         return {"ce": F.cross_entropy(z, label), node.REG: reg}, z
 
     def after_epoch(self):
-        if self.node.MONITOR:
+        if self.node.get("MONITOR"):
             error, energy = self.model.drift()
             self.write_scalar("orthcr/orthogonality_error", error, self.epoch + 1)
             self.write_scalar("orthcr/energy_drift", energy, self.epoch + 1)

@@ -66,6 +66,9 @@ class Case:
         """Logits as in an evaluation, by their golden names."""
         return {"logits": self.logits(trainer)}
 
+    def optimizer(self, trainer) -> torch.optim.Optimizer:
+        return build_optimizer(trainer.model.get_submodule(trainer.learner), trainer.cfg.OPTIM)
+
     def after_step(self, trainer, step: int) -> None:
         """What else the original does after this step, from 0."""
 
@@ -139,7 +142,7 @@ class Case:
 
     def steps(self, trainer, count: int = 3) -> dict[str, torch.Tensor]:
         """Losses of each step, gradients of the first, tensors after the last."""
-        optimizer = build_optimizer(trainer.model.get_submodule(trainer.learner), trainer.cfg.OPTIM)
+        optimizer = self.optimizer(trainer)
         names, losses, out = list(self.variant["trained"]), [], {}
         start = {name: self.parameter(trainer, name) for name in names}
         trainer.model.train()

@@ -1,4 +1,4 @@
-"""Methods that change linear maps of CLIP's blocks: OrthCR; LoRA and full fine-tuning would differ in the change."""
+"""Methods that change linear maps of CLIP's blocks: OrthCR, CLIP-LoRA and full fine-tuning differ in the change."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -9,8 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from dassl.utils import check_availability
-
+from .backbones import is_vit
 from .classifier import ClipClassifier
 from .encoders import normalize
 from .prompts import fill_template, tokenize
@@ -42,10 +41,18 @@ class TunedCLIP(ClipClassifier):
         template: the prompt of both the tuned and the frozen side.
         node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places.
         where: name of the node, for messages.
+
+    Raises:
+        ValueError: a ResNet's image encoder, or a layer that an encoder does not have.
     """
 
     def __init__(self, clip_model, classnames: list[str], template: str, node, where: str):
         super().__init__(clip_model, classnames, [template])
+        if "image" in node.ENCODERS and not is_vit(clip_model):
+            raise ValueError(
+                f"the image encoder of this backbone is a ResNet, which has no transformer blocks to tune: take a ViT, "
+                f"or tune the text side alone with {where}.ENCODERS \"['text']\""
+            )
         self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
         self.places: dict[str, Place] = {}
         for encoder in node.ENCODERS:
@@ -108,6 +115,13 @@ class TunedCLIP(ClipClassifier):
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
         return self._tuned("text", (None, self.tokens), linear) if self.names(["text"]) else self.frozen_text
 
+    def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits float32 [B, n_cls] of tuned x tuned, tuned image x frozen text, frozen image x tuned text, frozen."""
+        linear = self.linear("image", "text")  # every change of the step at once
+        f, g = self.encode_image(image, linear), self.encode_text(linear)
+        f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
+        return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
+
     def _tuned(self, encoder: str, inputs: tuple, linear: Callable | None) -> torch.Tensor:
         """With gradients by the changed maps, of which `linear` may be at hand already; else by merged weights."""
         module = self.encoders[encoder]
@@ -115,17 +129,6 @@ class TunedCLIP(ClipClassifier):
             return normalize(module(*inputs, linear=linear or self.linear(encoder)))
         weights = self.once(f"{encoder} weights", lambda: self.merged(encoder)[encoder])
         return normalize(functional_call(module, weights, inputs))
-
-
-def check_places(node, where: str) -> None:
-    """Raises ValueError unless ENCODERS, LAYERS and WEIGHTS of a config node can choose something."""
-    for given, known in ((node.ENCODERS, ENCODERS), (node.WEIGHTS, WEIGHTS)):
-        for name in given:
-            check_availability(name, known)
-    if not all(isinstance(i, int) for i in node.LAYERS):
-        raise ValueError(f"{where}.LAYERS is {list(node.LAYERS)}, but takes whole numbers, for example [0, -1]")
-    if not node.ENCODERS or not node.WEIGHTS:
-        raise ValueError(f"{where}.ENCODERS and WEIGHTS must name at least one each: else nothing is trained")
 
 
 def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:

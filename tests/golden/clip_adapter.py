@@ -1,0 +1,5 @@
+from .case import Case
+
+
+class Golden(Case):
+    trainer = "CLIP_Adapter"

@@ -1,0 +1,58 @@
+"""CLIP-Adapter (Gao et al. 2021, "CLIP-Adapter: Better Vision-Language Models with Feature Adapters").
+
+A bottleneck on the frozen image feature f, which is not normalised; the text side is zero-shot CLIP's:
+
+    A(f) = relu(W2 relu(W1 f)),   W1 [d / 4, d], W2 [d, d / 4], no biases
+    f'   = ratio A(f) + (1 - ratio) f
+    L    = CE(s cos(f', g), y)
+"""
+
+import torch
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import PRECISIONS, ClipTrainer
+from .shared.classifier import ClipClassifier
+from .shared.encoders import normalize, wide
+from .shared.keys import TEMPLATE, Key
+from .shared.prompts import template_for
+
+
+class Adapter(nn.Module):
+    """A: float [..., d] -> [..., d]; names are the original's."""
+
+    def __init__(self, d: int, reduction: int):
+        super().__init__()
+        down, up = nn.Linear(d, d // reduction, bias=False), nn.Linear(d // reduction, d, bias=False)
+        self.fc = nn.Sequential(down, nn.ReLU(), up, nn.ReLU())
+
+    def forward(self, f: torch.Tensor) -> torch.Tensor:
+        return self.fc(f)
+
+
+class AdapterCLIP(ClipClassifier):
+    def __init__(self, node, clip_model, classnames: list[str], template: str):
+        super().__init__(clip_model, classnames, [template])
+        self.adapter, self.ratio = Adapter(clip_model.text_projection.shape[1], node.REDUCTION), node.RATIO
+
+    def encode_image(self, image):
+        f = wide(self.image_encoder(image))
+        return normalize(self.ratio * self.adapter(f) + (1 - self.ratio) * f)
+
+
+@TRAINER_REGISTRY.register()
+class CLIP_Adapter(ClipTrainer):  # noqa: N801  the original's name
+    """A bottleneck adapter on the image features."""
+
+    defaults = ClipTrainer.defaults | {
+        "RATIO": Key(0.2, low=0, high=1),  # share of what the adapter gives; 0 = zero-shot CLIP
+        "REDUCTION": Key(4, low=1),  # of the width in the bottleneck
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own
+        "PREC": Key("fp32", choices=PRECISIONS),  # the original knows fp32 only
+    }
+    learner, registered = "adapter", "clip_adapter"
+
+    def build_classifier(self, clip_model, classnames):
+        template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
+        return AdapterCLIP(self.node, clip_model, classnames, template)

@@ -1,0 +1,114 @@
+"""CLIP-LoRA (Zanella and Ben Ayed 2024, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Workshops).
+
+To the chosen weights W (out x in), by default q, k and v of every block of both encoders, a product of rank r is added:
+
+    y = W x + b + (alpha / sqrt(r)) B A d(x),   A [r, in] random, B [out, r] from zero
+    L = CE(100 f g^T, y)
+
+d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + (alpha / sqrt(r)) B A is merged.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import ClipTrainer
+from .shared.keys import SOME, Key
+from .shared.prompts import template_for
+from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
+
+
+class LoRA(nn.Module):
+    """The trained tensors: A float [r, in] and B [out, r] for each name; `shapes` gives (out, in) of each."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], r: int, alpha: float):
+        super().__init__()
+        self.r, self.alpha = r, alpha
+        start = {name: nn.init.kaiming_uniform_(torch.empty(r, d), a=math.sqrt(5)) for name, (_, d) in shapes.items()}
+        self.w_lora_A = nn.ParameterDict(start)
+        self.w_lora_B = nn.ParameterDict({name: torch.zeros(d, r) for name, (d, _) in shapes.items()})
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        # the original's lora_weights.pt: {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}
+        if "weights" in state_dict:
+            state_dict = self.translated(state_dict["weights"], state_dict.get("metadata", {}))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def translated(self, layers: dict, metadata: dict) -> dict[str, torch.Tensor]:
+        """The original's layers, which are the blocks of the text encoder and then of the image encoder, as ours."""
+        if metadata.get("alpha", self.alpha) != self.alpha:  # would fit, and scale the products otherwise
+            raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
+        blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
+        blocks = sorted(blocks, key=lambda block: (block[0] != "text", int(block[1])))
+        if len(blocks) != len(layers):
+            raise ValueError(f"this LoRA is of {len(layers)} blocks, not {len(blocks)}: set ENCODERS and LAYERS")
+        return {
+            f"{matrix}.{encoder}_{i}_{'out' if name == 'proj' else name.removesuffix('_proj')}": tensor
+            for k, (encoder, i) in enumerate(blocks)
+            for name, matrices in layers[f"layer_{k}"].items()
+            for matrix, tensor in matrices.items()
+        }
+
+
+class LowRankCLIP(TunedCLIP):
+    """CLIP with W + (alpha / sqrt(r)) B A in place of every chosen W."""
+
+    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.CLIPLORA"):
+        super().__init__(clip_model, classnames, template, node, where)
+        self.lora = LoRA({name: self.weight(name).shape for name in self.places}, node.R, node.ALPHA)
+        self.scale, self.dropout = node.ALPHA / math.sqrt(node.R), node.DROPOUT
+        if node.LOGIT_SCALE:
+            self.logit_scale.fill_(node.LOGIT_SCALE)
+
+    def changes(self, names):
+        return {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
+
+    def apply(self, factors, x, weight, bias):
+        a, b = factors
+        branch = F.linear(F.linear(F.dropout(x, self.dropout, self.training), a), b)
+        return F.linear(x, weight, bias) + self.scale * branch
+
+    def merge(self, factors, weight):
+        a, b = factors
+        return weight + self.scale * (b @ a)
+
+
+@TRAINER_REGISTRY.register()
+class CLIPLoRA(ClipTrainer):
+    """Low-rank adaptation of CLIP's attention."""
+
+    defaults = ClipTrainer.defaults | {
+        "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
+        "LAYERS": Key([], of=int),  # blocks, e.g. [-2, -1]; [] = all
+        "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, rule=SOME),
+        "R": Key(2, low=1),  # rank
+        "ALPHA": Key(1.0, above=0),
+        "DROPOUT": Key(0.25, low=0, below=1),
+        "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
+        "TEMPLATE": "a photo of a {}.",  # the original's, for all data sets; "" = the data set's own
+        "N_ITERS": Key(0, low=0),  # as many steps for each shot, whatever the number of classes; 0 = OPTIM.MAX_EPOCH
+        "LR_MIN": Key(1e-6, low=0),  # where the cosine ends
+    }
+    learner = "lora"
+    lr_per_batch = True
+
+    def build_classifier(self, clip_model, classnames):
+        template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
+        return LowRankCLIP(self.node, clip_model, classnames, template, self.key())
+
+    def build_model(self):
+        if self.node.N_ITERS and self.train_loader_x is not None:  # predict.py has no data
+            steps = self.node.N_ITERS * max(self.cfg.DATASET.NUM_SHOTS, 1)
+            self.max_epoch = max(1, round(steps / len(self.train_loader_x)))
+        super().build_model()
+        getattr(self.sched, "successor", self.sched).eta_min = self.node.LR_MIN
+
+    def schedule_cfg(self):
+        optim = super().schedule_cfg()
+        if self.node.N_ITERS and self.train_loader_x is not None:
+            optim.MAX_EPOCH = self.max_epoch * len(self.train_loader_x)
+        return optim

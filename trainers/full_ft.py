@@ -1,0 +1,46 @@
+"""Full fine-tuning of the weights that OrthCR rotates: its control without the constraint.
+
+    OrthCR   W' = W R,  R orthogonal: rows keep their norms and angles, W keeps its singular values
+    FullFT   W' is trained itself, from CLIP's own W
+
+Everything else is OrthCR's: which weights, losses, keys, the frozen CLIP beside the tuned one. Biases, LayerNorms and
+embeddings stay as they are, as there. REG none, the default, is plain fine-tuning by cross-entropy.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .orthcr import REGULARIZERS, OrthCR
+from .shared.encoders import wide
+from .shared.keys import Key
+from .shared.weights import TunedCLIP
+
+
+class FreeCLIP(TunedCLIP):
+    """CLIP with a trained copy, float32, of every chosen W; the W themselves stay for the frozen side."""
+
+    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.FULLFT"):
+        super().__init__(clip_model, classnames, template, node, where)
+        self.weights = nn.ParameterDict({name: wide(self.weight(name)).clone() for name in self.places})
+
+    def changes(self, names):
+        return {name: self.weights[name] for name in names}
+
+    def apply(self, trained, x, weight, bias):
+        return F.linear(x, trained, bias)
+
+    def merge(self, trained, weight) -> torch.Tensor:
+        return trained
+
+
+@TRAINER_REGISTRY.register()
+class FullFT(OrthCR):
+    """Full fine-tuning; the losses are OrthCR's."""
+
+    defaults = {key: value for key, value in OrthCR.defaults.items() if key not in ("BLOCK_SIZE", "MONITOR")}
+    defaults["REG"] = Key("none", choices=REGULARIZERS)
+    learner = "weights"
+    classifier = FreeCLIP

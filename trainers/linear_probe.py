@@ -1,0 +1,158 @@
+"""Linear probes on CLIP's image features that start from its text features.
+
+ZS-LP and CLAP are of Silva-Rodriguez et al. 2024 ("A Closer Look at the Few-Shot Adaptation of Large Vision-Language
+Models", CVPR), TR is TaskRes (Yu et al. 2023, CVPR). One vector w_c a class, no bias; t_c is the text feature, a mean
+over templates; neither has unit length but within the cosine:
+
+    z_c = s cos(f, w_c),   L = CE(z, y)  [CONSTRAINT l2, CLAP:  + mean_c lambda_c |w_c - t_c|^2]
+
+    INIT ZS       w_c is trained, from t_c                   before the first step: zero-shot CLIP
+    INIT RANDOM   w_c is trained, from random values
+    INIT TR       w_c = t_c + 0.5 r_c, r_c is trained from 0   the same
+
+lambda_c is the mean zero-shot probability of c over the training images of c. The images are encoded once, in PASSES
+augmented passes; an epoch has as many batches as one pass, drawn from all of them.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import ClipTrainer
+from .shared.classes import class_ids, places_of
+from .shared.classifier import ClipClassifier
+from .shared.encoders import normalize, wide
+from .shared.keys import TEMPLATE, Key
+from .shared.prompts import spoken, template_for, tokenize
+from .shared.templates import IMAGENET_TEMPLATES_SELECT
+
+
+class Prototypes(nn.Module):
+    """The class vectors; names are the original's.
+
+    Attributes:
+        prototypes: trained, float [n_cls, d]: w, or r of TaskRes.
+        base_text_features: t, float [n_cls, d].
+        multipliers: lambda, float [n_cls].
+    """
+
+    def __init__(self, text: torch.Tensor, classes: torch.Tensor, init: str):
+        super().__init__()
+        self.residual = init == "TR"
+        start = torch.zeros_like(text) if self.residual else text.clone()
+        self.prototypes = nn.Parameter(nn.init.kaiming_normal_(start) if init == "RANDOM" else start)
+        self.register_buffer("base_text_features", text)
+        self.register_buffer("classes", classes)
+        self.register_buffer("multipliers", torch.ones_like(text[:, 0]), persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        """w, float [n_cls, d]."""
+        return self.base_text_features + 0.5 * self.prototypes if self.residual else self.prototypes
+
+    def constraint(self) -> torch.Tensor:
+        """CLAP's term, a scalar."""
+        return (self.multipliers * (self() - self.base_text_features).square().sum(dim=-1)).mean()
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        # the original's has CLIP's logit_scale, too, and does not say of which classes it is
+        kept = {"classes": self.classes} | {name: t for name, t in state_dict.items() if name != "logit_scale"}
+        if not torch.equal(kept["classes"].cpu(), self.classes.cpu()):
+            place = places_of(self.classes, kept["classes"])
+            known, text = (place >= 0).unsqueeze(1), self.base_text_features
+            untrained = {"prototypes": torch.zeros_like(text) if self.residual else text, "base_text_features": text}
+            for name, own in untrained.items():
+                kept[name] = torch.where(known, kept[name].to(own)[place], own)
+            kept["classes"] = self.classes
+            print(f"The probe was trained on {int(known.sum())} of these {len(place)} classes, others are zero-shot")
+        return super().load_state_dict(kept, *args, **kwargs)
+
+
+class ProbedCLIP(ClipClassifier):
+    def __init__(self, node, clip_model, classnames: list[str], templates: list[str]):
+        super().__init__(clip_model, classnames, templates)
+        names = classnames if node.KEEP_UNDERSCORES else spoken(classnames)
+        text = torch.stack([self.text_features([t.replace("{}", n) for n in names]) for t in templates]).mean(dim=0)
+        self.adapter = Prototypes(text, class_ids(classnames).to(text.device), node.INIT)
+
+    @torch.no_grad()
+    def text_features(self, prompts: list[str]) -> torch.Tensor:
+        """Not normalised, float32 [n, d]."""
+        return wide(self.text_encoder(None, tokenize(prompts).to(self.logit_scale.device)))
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Of images float [B, 3, H, W], or of their features float [B, d]."""
+        return normalize(image) if image.dim() == 2 else self.frozen_image(image)
+
+    def encode_text(self) -> torch.Tensor:
+        return normalize(self.adapter())
+
+
+class Passes:
+    """In place of the training loader: batches of stored features, shuffled anew each time, as many as it had."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, batch_size: int, batches: int):
+        self.features, self.labels, self.batch_size, self.batches = features, labels, batch_size, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for rows in torch.randperm(len(self.labels)).split(self.batch_size)[: self.batches]:
+            yield {"img": self.features[rows], "label": self.labels[rows]}
+
+
+def mean_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """lambda: of each class c the mean probability of c over the images of c; 0 without any. -> float [n_cls]."""
+    n_cls = logits.shape[1]
+    own = logits.softmax(dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return own.new_zeros(n_cls).index_add(0, labels, own) / labels.bincount(minlength=n_cls).clamp(min=1)
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(ClipTrainer):
+    """Linear probes of image features; node and keys are the original's."""
+
+    defaults = ClipTrainer.defaults | {
+        "INIT": Key("ZS", choices=["ZS", "RANDOM", "TR"]),
+        "CONSTRAINT": Key("none", choices=["none", "l2"]),  # l2: CLAP
+        "ENHANCED_BASE": Key("none", choices=["none"]),  # of the original's YAMLs; there it does not run
+        "PASSES": Key(20, low=1),  # augmented passes over the training images
+        "KEEP_UNDERSCORES": False,  # of class names, as the original does
+        "TEMPLATE": TEMPLATE,  # "" = the data set's own
+    }
+    node_name = "ADAPTER"
+    learner = "adapter"
+
+    def build_classifier(self, clip_model, classnames):
+        templates = [template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)]
+        if self.cfg.DATASET.NAME.startswith("ImageNet"):
+            templates = IMAGENET_TEMPLATES_SELECT + templates
+        return ProbedCLIP(self.node, clip_model, classnames, templates)
+
+    def fit(self):
+        self.encode_passes()
+
+    def before_train(self):
+        super().before_train()
+        if self.start_epoch:
+            self.encode_passes()
+
+    def encode_passes(self) -> None:
+        """Stores the features to train on; the same ones when a run is gone on with."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(max(self.cfg.SEED, 0))
+            passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(self.node.PASSES)]
+        features, labels = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        loader = self.train_loader_x
+        self.train_loader_x = Passes(features, labels, loader.batch_size, len(loader))
+        zero_shot = self.model.logits(normalize(features), normalize(self.model.adapter.base_text_features))
+        self.model.adapter.multipliers = mean_probability(zero_shot, labels)
+
+    def losses(self, image, label):
+        terms, logits = super().losses(image, label)
+        if self.node.CONSTRAINT == "l2":
+            terms["constraint"] = self.model.adapter.constraint()
+        return terms, logits
