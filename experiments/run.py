@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import glob
 import os
 import os.path as osp
@@ -19,8 +20,11 @@ from yacs.config import CfgNode
 
 import dassl
 from dassl.config import read_config
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
+from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
+from datasets.base import DrawnDataset
 
 from .command import USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
@@ -47,6 +51,7 @@ def run(args: argparse.Namespace) -> dict:
     cfg = setup_cfg(args)
     if args.eval_only:
         check_model_dir(cfg, args)
+        check_inside(cfg, args)
         check_no_training(cfg)
     else:
         check_same_run(cfg)
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> dict:
             trainer.train()
         results = describe(trainer, cfg, args, time.time() - start)
         path = osp.join(cfg.OUTPUT_DIR, "results.json")
-        write_json(results, path)
+        write_json(results, path, seal=True)
         print(f"Results are in {path}")
     return results
 
@@ -82,6 +87,20 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
         if matters and not key.endswith((".PREC", ".MONITOR")) and was != now:
             wrong = f'the model in {args.model_dir} was trained with {key} "{was}", not "{now}"'
             raise ValueError(f"{wrong}: give the same here, or another --model-dir")
+
+
+def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raises ValueError if the model's directory, which may come from anybody, would have this run write elsewhere."""
+    out, model = cfg.OUTPUT_DIR, args.model_dir or osp.join(cfg.OUTPUT_DIR, "none")
+    below = osp.relpath(out, model)
+    if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
+        raise ValueError(f"{out} lies behind a link: give another --output-dir")
+    root, given = cfg.DATASET.ROOT, args.root or "DATASET.ROOT" in args.opts[::2]
+    if not given and root != default_cfg().DATASET.ROOT and args.model_config.get("DATASET.ROOT") == root:
+        drawn = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+        if issubclass(drawn, DrawnDataset) and not osp.exists(osp.join(root, drawn.dataset_dir, drawn.split_file)):
+            told = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"
+            raise ValueError(f"{told}: give a --root, and it is drawn there")
 
 
 def check_no_training(cfg: CfgNode) -> None:
@@ -110,6 +129,8 @@ def logged(folder: str):
         try:
             os.makedirs(folder, exist_ok=True)
             stack.enter_context(locked(folder, "another run is at work there"))
+            for path in (folder, *glob.glob(osp.join(glob.escape(folder), "*/"))):
+                sweep(path)
             setup_logger(folder)
             log = stack.enter_context(contextlib.closing(sys.stdout))
         except OSError as error:
@@ -117,8 +138,11 @@ def logged(folder: str):
             raise OSError(f"{wrong}: choose another --output-dir") from error
         try:
             yield
-        except USER_ERRORS:
-            log.file.write(traceback.format_exc())  # the console gets one line
+        except USER_ERRORS as error:
+            with contextlib.suppress(OSError):  # a full disk
+                log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console gets one line
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(f"{error}: make room, and the same command goes on") from error
             raise
 
 
@@ -140,9 +164,10 @@ def build(cfg: CfgNode, args: argparse.Namespace):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
 
     # only now: a run that could not be built leaves nothing that a later one would be compared with
-    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
-        f.write(cfg.dump().encode())
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
+    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json"])
+    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
+        f.write(content)
     return trainer
 
 

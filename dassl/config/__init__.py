@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import yaml
 from yacs.config import CfgNode as CN
 
+from dassl.files import read_text
 from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
@@ -127,13 +128,13 @@ def _read_yaml(path):
         files = listdir_nohidden(folder, sort=True)
         near = ", ".join(get_close_matches(name, files, cutoff=0.3)) or "nothing similar"
         raise FileNotFoundError(f'No config file "{path}"; that folder has {near}')
-    with open(path, encoding="utf-8") as f:
-        try:
-            content = yaml.safe_load(f)
-        except yaml.YAMLError as e:
-            mark = getattr(e, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise ValueError(f'Bad YAML in "{path}"{line}: {getattr(e, "problem", None) or e}') from e
+    text = read_text(path)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f'Bad YAML in "{path}"{line}: {getattr(e, "problem", None) or e}') from e
     if not isinstance(content, (dict, type(None))):
         raise ValueError(f'"{path}" must hold KEY: VALUE lines, but is a {type(content).__name__}')
     return content or {}
