@@ -260,7 +260,7 @@ def read_text(path):
 
 
 def read_json(fpath):
-    """Return the content of the JSON file `fpath`.
+    """Return the content of the JSON file `fpath`, without its checksum.
 
     Raises:
         ValueError: it is no JSON (NaN and Infinity are none), is cut off, or has a checksum that does not hold.
@@ -271,9 +271,12 @@ def read_json(fpath):
 
     text = read_text(fpath)
     try:
-        return json.loads(text, parse_constant=refuse)
+        content = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{fpath} is cut off or no JSON ({error}): put an intact copy there") from error
+    if text.startswith(HEADS[".json"].format("")[:-3]):  # its checksum, which holds
+        del content["sha256"]
+    return content
 
 
 def write_json(obj, fpath, seal=False):

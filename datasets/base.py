@@ -194,8 +194,8 @@ def read_split(path: str, image_dir: str) -> Splits:
         return tuple(from_rows(split[part], image_dir) for part in PARTS)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{path} is no split file ({error.__cause__ or error}): it should read {{"train": [[path, label, class name], ...], '
-            f'"val": ..., "test": ...}}'
+            f"{path} is no split file ({error.__cause__ or error}): it should read "
+            f'{{"train": [[path, label, class name], ...], "val": ..., "test": ...}}'
         ) from error
 
 
