@@ -109,10 +109,13 @@ def naming(path):
     """An OSError that names no file, as that of a full disk, gets the name `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
-        raise
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of it
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno and not cause.filename:
+            cause.filename = str(path)
+        raise cause from None
 
 
 @contextlib.contextmanager
@@ -216,11 +219,11 @@ def seal_zip(f):
 def check_zip(path):
     """Raise ValueError if the zip archive has a checksum that does not hold; without a comment it passes."""
     with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise NotAsWritten(f"{path} is compressed, which PyTorch never does: take the original file")
         end = osp.getsize(path) - len(archive.comment)
         if archive.comment and archive.comment != TAIL.format(_digest(f, end)).encode():
             raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put an intact copy there")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise NotAsWritten(f"{path} is compressed, which PyTorch never does: take the original file")
 
 
 def _digest(f, end):

@@ -102,9 +102,9 @@ def read_results(path: Path) -> Run:
             trained = trained._replace(dataset=own_images(trained_config))
             dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
         model_dir = str(results.get("model_dir") or "") if evaluation else None
-        params, seconds = int(results["trainable_params"]), None if results["eval_only"] else results.get("seconds")
-        if seconds is not None and not 0 <= seconds < 1e12:
-            raise LeftOut(f"malformed: it took {seconds} seconds")
+        cost = int(results["trainable_params"]), None if results["eval_only"] else results.get("seconds")
+        if cost[1] is not None and not 0 <= cost[1] < 1e12:
+            raise LeftOut(f"malformed: it took {cost[1]} seconds")
     except LeftOut:
         raise
     except KeyError as error:
@@ -112,9 +112,7 @@ def read_results(path: Path) -> Run:
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
     model = path.parent.resolve() if trained and not evaluation else None
-    return Run(
-        trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, params, seconds
-    )
+    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost)
 
 
 def own_images(config: dict) -> str:
