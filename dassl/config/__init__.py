@@ -131,6 +131,9 @@ def _read_yaml(path):
     text = read_text(path)
     try:
         content = yaml.safe_load(text)
+        flatten(content if isinstance(content, dict) else {})
+    except RecursionError:
+        raise ValueError(f'Bad YAML in "{path}": it is nested too deep') from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
