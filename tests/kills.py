@@ -37,7 +37,7 @@ CASES = {  # what is run, beside the data set of 40 classes
     "CoOp": ["--trainer", "CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"],
     "workers": ["--trainer", "CoOp", "DATALOADER.NUM_WORKERS", "2"],
 }
-SMALL = "VERBOSE False DATASET.SUBSAMPLE_CLASSES base DATASET.NUM_SHOTS 4 OPTIM.MAX_EPOCH 4".split()
+SMALL = "VERBOSE False DATASET.SUBSAMPLE_CLASSES base DATASET.NUM_SHOTS 4 OPTIM.MAX_EPOCH 3".split()
 
 
 # ------------------------------------------------------------------ one run, in a process of its own
@@ -61,7 +61,7 @@ def start(argv: list[str], folder: Path) -> tuple[int, int]:
         os.close(reading)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
         TrainerBase.resume_interval = 0.0  # a checkpoint after every epoch
-        Shapes.images = {"train": 6, "val": 4, "test": 4}
+        Shapes.images = {"train": 4, "val": 1, "test": 1}
         me = os.getpid()
 
         def tell(event, args):
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
                 log = Path(f"{folder}.txt").read_text()[-1500:]
                 wrong.append(f"trial {trial}, {case}, {'; '.join(history)}: status {status}, {different}\n{log}")
             shutil.rmtree(folder)
-    print("\n".join(wrong))
+    print("".join(f"{line}\n" for line in wrong), end="")
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     print(f"{killed} kills in {trial} runs ({told}): {len(wrong)} of these runs did not end as the undisturbed one")
     return 1 if wrong else 0
