@@ -31,7 +31,7 @@ from experiments.run import main as train
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events
-NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256")
+NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256", "git_revision")
 CASES = {  # what is run, beside the data set of 40 classes
     "OrthCR": ["--trainer", "OrthCR", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
     "CoOp": ["--trainer", "CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"],
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
             status, *_ = count_changes(*start(command(case, folder), folder))
             different = differences(whole[case], left(folder))
             if status or different:
-                log = Path(f"{folder}.txt").read_text()[-1500:]
+                log = Path(f"{folder}.txt").read_text()[-500:]
                 wrong.append(f"trial {trial}, {case}, {'; '.join(history)}: status {status}, {different}\n{log}")
             shutil.rmtree(folder)
     print("".join(f"{line}\n" for line in wrong), end="")
