@@ -140,8 +140,10 @@ def logged(folder: str):
             yield
         except USER_ERRORS as error:
             with contextlib.suppress(OSError):  # a full disk
-                log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console gets one line
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if log.file:
+                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console gets one line
+                    log.file.flush()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OSError(f"{error}: make room, and the same command goes on") from error
             raise
 

@@ -1,5 +1,6 @@
 """Everything printed also goes to a file."""
 
+import contextlib
 import os
 import os.path as osp
 import sys
@@ -61,8 +62,15 @@ class Logger:
         finally:
             self._inside = False
         if self.file is not None:
-            with naming(self.file.name):
-                self.file.write(text)
+            try:
+                with naming(self.file.name):
+                    self.file.write(text)
+                    self.file.flush()
+            except OSError:  # a full disk: told once, not again by what is still in the buffer
+                file, self.file = self.file, None
+                with contextlib.suppress(OSError):
+                    file.close()
+                raise
 
     def flush(self):
         with tqdm.get_lock():
@@ -70,8 +78,6 @@ class Logger:
             if text:
                 self._emit(text)
         self.console.flush()
-        if self.file is not None:
-            self.file.flush()
 
     def close(self):
         """Give sys.stdout back to the console and close the file. The console stays open."""
