@@ -1,19 +1,17 @@
 """What all data sets share: split files, few-shot selection, base and new classes."""
 
 import hashlib
-import json
 import math
 import os
 import os.path as osp
 import random
-import shutil
-import uuid
 from collections.abc import Iterator
 
 from PIL import Image
 from tqdm import tqdm
 
 from dassl.data.datasets import DatasetBase, Datum
+from dassl.files import SCRATCH, scratch_folder, sweep
 from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
 
 from .benchmarks import Size, get
@@ -119,6 +117,7 @@ class SplitDataset(DatasetBase):
         digest = file_hash(self.split_path) if osp.isfile(self.split_path) else self.rows_hash(train + val)
         try:
             kept = read_json(path)
+            sweep(osp.dirname(path))
             if kept["split_sha256"] == digest:
                 return tuple(from_rows(kept[part], self.image_dir) for part in ("train", "val"))
         except (OSError, ValueError, KeyError, TypeError):
@@ -159,6 +158,7 @@ class DrawnDataset(SplitDataset):
         raise NotImplementedError
 
     def read_splits(self, keep: bool = True) -> Splits:
+        sweep(self.root, SCRATCH.format(type(self).__name__))  # of a drawing that was killed
         if not osp.exists(self.split_path):
             self.draw()
         return super().read_splits(keep)
@@ -167,9 +167,7 @@ class DrawnDataset(SplitDataset):
         name, split = type(self).__name__, {"train": [], "val": [], "test": []}
         mkdir_if_missing(self.root)
         # drawn elsewhere and moved in whole: another run may be drawing at the same time
-        scratch = osp.join(self.root, f".{name}-{uuid.uuid4().hex[:8]}")
-        os.mkdir(scratch)
-        try:
+        with scratch_folder(self.root, name) as scratch:
             for part, label, classname, image in tqdm(self.pictures(), f"drawing {name}", unit="image", disable=None):
                 path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
                 os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
@@ -184,8 +182,6 @@ class DrawnDataset(SplitDataset):
                         f"{self.dataset_dir} is there but lacks {self.split_file}: remove that folder, "
                         f"and {name} is drawn again"
                     ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 # ------------------------------------------------------------------ the steps
@@ -196,10 +192,10 @@ def read_split(path: str, image_dir: str) -> Splits:
     try:
         split = read_json(path)
         return tuple(from_rows(split[part], image_dir) for part in PARTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{path} is no split file ({error}): it should read {{"train": [[path, label, class name], ...], '
-            f'"val": ..., "test": ...}}'
+            f"{path} is no split file ({error.__cause__ or error}): it should read "
+            f'{{"train": [[path, label, class name], ...], "val": ..., "test": ...}}'
         ) from error
 
 

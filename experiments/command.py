@@ -1,7 +1,11 @@
 """How every entry point ends: an exit status, and one line for an error that its user can mend."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+
+from dassl.files import visible
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 
@@ -16,6 +20,10 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     """
     try:
         failed = list(work() or ())
+        sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         failed = [lines[-1] if lines else type(error).__name__]
@@ -24,5 +32,5 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
             print(interrupted, file=sys.stderr)
         return status
     for line in failed:
-        print(f"error: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", file=sys.stderr)
+        print(f"error: {visible(line)}", file=sys.stderr)
     return 1 if failed else 0

@@ -57,7 +57,7 @@ def make(planned: PlannedRun, quiet: bool = False) -> dict:
     try:
         return read_json(done)
     except ValueError as error:
-        raise ValueError(f"{done} is damaged ({error}): remove it, and the run is finished again") from error
+        raise ValueError(f"{error}; or remove it, and the run is finished again") from error
 
 
 def told(results: dict) -> str:

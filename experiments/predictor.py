@@ -106,6 +106,8 @@ class Predictor:
         read = [tensor for _, tensor, _ in batch if tensor is not None]
         if read:
             logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
+            if not logits.amax(1).isfinite().all():
+                raise FloatingPointError("the model gives infinite or NaN scores: it is no use, train it again")
             best = logits.float().softmax(dim=-1).topk(min(top, len(self.classnames)))
             rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         for name, tensor, error in batch:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import glob
 import os
 import os.path as osp
@@ -19,9 +20,12 @@ from yacs.config import CfgNode
 
 import dassl
 from dassl.config import read_config
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
+from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
-from datasets.shared.seen_images import keep_seen
+from datasets.base import DrawnDataset
+from datasets.shared.seen_images import SEEN, keep_seen
 
 from . import own_images
 from .command import USER_ERRORS, command
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet = None) -> dict:
     cfg = setup_cfg(args)
     if args.eval_only:
         check_model_dir(cfg, args)
+        check_inside(cfg, args)
         check_no_training(cfg)
     else:
         check_same_run(cfg)
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet = None) -> dict:
         if cfg.DATASET.NAME == "Images":
             results |= own_images.tell(trainer, draw)
         path = osp.join(cfg.OUTPUT_DIR, "results.json")
-        write_json(results, path)
+        write_json(results, path, seal=True)
         print(f"Results are in {path}")
         if cfg.DATASET.NAME == "Images" and not args.eval_only:
             print(own_images.next_command(cfg.OUTPUT_DIR))
@@ -91,6 +96,20 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
         if matters and not key.endswith((".PREC", ".MONITOR")) and was != now:
             wrong = f'the model in {args.model_dir} was trained with {key} "{was}", not "{now}"'
             raise ValueError(f"{wrong}: give the same here, or another --model-dir")
+
+
+def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Raises ValueError if the model's directory, which may come from anybody, would have this run write elsewhere."""
+    out, model = cfg.OUTPUT_DIR, args.model_dir or osp.join(cfg.OUTPUT_DIR, "none")
+    below = osp.relpath(out, model)
+    if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
+        raise ValueError(f"{out} lies behind a link: give another --output-dir")
+    root, given = cfg.DATASET.ROOT, args.root or "DATASET.ROOT" in args.opts[::2]
+    if not given and root != default_cfg().DATASET.ROOT and args.model_config.get("DATASET.ROOT") == root:
+        drawn = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+        if issubclass(drawn, DrawnDataset) and not osp.exists(osp.join(root, drawn.dataset_dir, drawn.split_file)):
+            told = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"
+            raise ValueError(f"{told}: give a --root, and it is drawn there")
 
 
 def check_no_training(cfg: CfgNode) -> None:
@@ -123,6 +142,8 @@ def logged(folder: str):
         try:
             os.makedirs(folder, exist_ok=True)
             stack.enter_context(locked(folder, "another run is at work there"))
+            for path in (folder, *glob.glob(osp.join(glob.escape(folder), "*/"))):
+                sweep(path)
             setup_logger(folder)
             log = stack.enter_context(contextlib.closing(sys.stdout))
         except OSError as error:
@@ -130,8 +151,13 @@ def logged(folder: str):
             raise OSError(f"{wrong}: choose another --output-dir") from error
         try:
             yield
-        except USER_ERRORS:
-            log.file.write(traceback.format_exc())  # the console gets one line
+        except USER_ERRORS as error:
+            with contextlib.suppress(OSError):  # a full disk
+                if log.file:
+                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console gets one line
+                    log.file.flush()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(f"{error}: make room, and the same command goes on") from error
             raise
 
 
@@ -153,12 +179,13 @@ def build(cfg: CfgNode, args: argparse.Namespace):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
 
     # only now: a run that could not be built leaves nothing that a later one would be compared with
-    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
-        f.write(cfg.dump().encode())
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
         chosen_by = trainer.dm.dataset.val if cfg.TEST.FINAL_MODEL == "best_val" else []
         keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, chosen_by)
+    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN])
+    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
+        f.write(content)
     return trainer
 
 

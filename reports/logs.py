@@ -7,6 +7,7 @@ An evaluation's log says where its model is, not what that was trained on: the t
 import re
 from pathlib import Path
 
+from dassl.files import read_bytes, visible
 from datasets.benchmarks import stems
 
 from .runs import LeftOut, Run, Trained, method_settings
@@ -24,9 +25,11 @@ LAYOUTS = (  # of CoCoOp's, MaPLe's and PromptSRC's base-to-new; of CoOp, and of
 def read_log(path: Path) -> Run:
     """The run of a `log.txt`; its accuracy is None if it did not finish. Raises LeftOut."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError as error:
         raise LeftOut(f"cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise LeftOut(str(error)) from None
     if TITLES[1] in lines and TITLES[0] not in lines:  # one of ours
         raise LeftOut("unfinished: no results.json beside it")
     if not set(TITLES) <= set(lines):
@@ -51,6 +54,8 @@ def read_log(path: Path) -> Run:
     accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), trains=not eval_only and not zero_shot)
     if eval_only and accuracy is None and split == "val":
         raise LeftOut("evaluated on val")
+    if accuracy is not None and accuracy > 100:
+        raise LeftOut(f"malformed: its accuracy is {accuracy}")
     model, code = path.parent.resolve() if trained and not evaluation else None, "Dassl.pytorch"
     return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, code, model_dir, model)
 
@@ -65,7 +70,7 @@ def parse_config(lines: list[str]) -> dict[str, str]:
             indent, key, value = match.groups()
             sections[len(indent) // 2 :] = [key]
             if value is not None:
-                flat[".".join(sections)] = value.strip()
+                flat[".".join(sections)] = visible(value.strip())
     return flat
 
 

@@ -24,7 +24,7 @@ def page(title: str, text: str, tables: list[str], pictures: dict[Path, str]) ->
         data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
-    return PAGE.format(title=title, text=text, tables="\n".join(tables), figures=figures)
+    return PAGE.format(title=html.escape(title), text=html.escape(text), tables="\n".join(tables), figures=figures)
 
 
 def examples(folder: Path):

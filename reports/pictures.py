@@ -7,6 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from dassl.files import atomic_write  # noqa: E402
+
 from .names import AVERAGE  # noqa: E402
 from .tables import Cell, Table  # noqa: E402
 
@@ -26,13 +28,12 @@ def draw(tables: list[Table], folder: Path) -> list[Path]:
     for table in tables:
         if table.protocol in kinds:
             styles = {method: everywhere[method] for method in dict.fromkeys(cell.method for cell in table.cells)}
-            paths.append(save(kinds[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
+            with plt.rc_context({"text.parse_math": False}):  # "$" in a name is no formula
+                paths.append(save(kinds[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
     return paths
 
 
 def save(fig, path: Path) -> Path:
-    from dassl.utils import atomic_write  # with torch, which takes seconds
-
     if not fig.legends:  # else it is laid out below the legend
         fig.tight_layout()
     with atomic_write(path) as f:

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
+from dassl.files import visible
+
 SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen, for people
 
 
@@ -14,8 +16,10 @@ def as_table(predictions: list) -> str:
     """Args: predictions: `experiments.predictor.Prediction`s of images that could be read."""
     rows = []
     for p in predictions:
-        then = ", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:])
-        rows.append([p.image, p.classname, f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")])
+        then = visible(", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:]))
+        rows.append(
+            [visible(p.image), visible(p.classname), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")]
+        )
     heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
     if not any(p.seen for p in predictions):
         rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])
@@ -24,8 +28,9 @@ def as_table(predictions: list) -> str:
 
 def as_json(predictions: list) -> str:
     rows = [asdict(p) for p in predictions]
-    text = json.dumps(rows, indent=2, ensure_ascii=False)
-    return text if text == printable(text) else json.dumps(rows, indent=2)
+    text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)
+    plain = text == printable(text) == visible(text, keep="\n")
+    return text if plain else json.dumps(rows, indent=2, allow_nan=False)
 
 
 def printable(text: str) -> str:

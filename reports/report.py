@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from dassl.files import atomic_write
+
 from .runs import Run
 from .tables import Table, of_seeds, section, tables
 from .tree import collect
@@ -26,8 +28,6 @@ def make(
         raise ValueError(left_out[0] if left_out else f"no run has one of the seeds {', '.join(map(str, seeds))}")
     print(as_text(made, left_out), end="")
     if output_dir:
-        from dassl.utils import atomic_write  # with torch, which takes seconds
-
         from .pictures import draw
 
         output_dir = Path(output_dir)

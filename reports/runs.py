@@ -1,11 +1,12 @@
 """One run: what was trained on what, evaluated on what, how well; read from `results.json`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from dassl.files import read_json, read_text, visible
 
 # Config keys that tell nothing about the method: where and on what it ran, and what is in a Run anyway
 NO_METHOD = tuple(
@@ -74,7 +75,7 @@ def read_results(path: Path) -> Run:
     Raises LeftOut.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
         config = results["config"] if "config" in results else read_config(path.with_name("config.yaml"))
         trained, accuracy = results["trained_on"], results.get("accuracy")
         trainer, backbone, dataset, classes = (results[k] for k in ("trainer", "backbone", "dataset", "classes"))
@@ -85,8 +86,10 @@ def read_results(path: Path) -> Run:
         if results.get("split") == "val":
             raise LeftOut("evaluated on val")
         names = [trainer, backbone, dataset, classes, *(trained or ())[:2]]
-        if not all(isinstance(name, str) for name in names):
-            raise LeftOut(f"malformed: not all of {names} are names")
+        if not all(isinstance(name, str) and len(name) < 256 for name in names):
+            raise LeftOut(f"malformed: not all of {str(names)[:300]} are names")
+        trainer, backbone, dataset, classes = map(visible, names[:4])
+        trained = trained and Trained(*map(visible, names[4:]), *trained[2:])
         if accuracy is not None and not 0 <= accuracy <= 100:
             raise LeftOut(f"malformed: its accuracy is {accuracy}")
         evaluation = results["eval_only"] and trained
@@ -98,34 +101,40 @@ def read_results(path: Path) -> Run:
         if trained and trained.dataset == "Images" and trained_config is not None:
             trained = trained._replace(dataset=own_images(trained_config))
             dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
+        model_dir = str(results.get("model_dir") or "") if evaluation else None
+        cost = int(results["trainable_params"]), None if results["eval_only"] else results.get("seconds")
+        if cost[1] is not None and not 0 <= cost[1] < 1e12:
+            raise LeftOut(f"malformed: it took {cost[1]} seconds")
     except LeftOut:
         raise
     except KeyError as error:
         raise LeftOut(f"malformed: it has no {error}") from None
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
-    model_dir = results.get("model_dir") or "" if evaluation else None
     model = path.parent.resolve() if trained and not evaluation else None
-    cost = results["trainable_params"], None if results["eval_only"] else results.get("seconds")
     return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost)
 
 
 def own_images(config: dict) -> str:
     """A user's own images are told apart by their folder."""
-    return f"Images {Path(config.get('DATASET.IMAGES') or '').stem}"
+    return f"Images {visible(Path(config.get('DATASET.IMAGES') or '').stem)}"
 
 
 def read_config(path: Path) -> dict:
     """Dotted keys and values; nothing if there is no such file."""
-    tree = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else {}
+    tree = yaml.load(read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else {}
     flat = {}
-    while tree:  # not dassl.config.flatten, with which torch is imported
+    for _ in range(10_000):  # not dassl.config.flatten, with which torch is imported
+        if not tree:
+            return flat
         key, value = tree.popitem()
         if isinstance(value, dict):
             tree |= {f"{key}.{name}": leaf for name, leaf in value.items()}
+        elif isinstance(value, list) and any(isinstance(leaf, (dict, list)) for leaf in value):
+            break
         else:
             flat[key] = value
-    return flat
+    raise LeftOut(f"{path} is no config of a run")  # but made to fill the memory
 
 
 def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:
@@ -133,4 +142,4 @@ def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[st
     mine = "" if trained else ("MODEL.", f"TRAINER.{trainer.upper()}.")
     keys = [key for key in sorted(config) if key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD)]
     keys = [key for key in keys if key.startswith(mine) and not key.endswith((".PREC", ".MONITOR"))]
-    return tuple((key, str(config[key])) for key in keys)
+    return tuple((visible(key), visible(config[key])) for key in keys)

@@ -1,5 +1,7 @@
 """From runs to tables: for each protocol, a value for each method, data set, column and seed."""
 
+import html
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,6 +9,7 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
+from dassl.files import visible
 from datasets.benchmarks import in_order, short
 
 from .methods import by_method
@@ -80,19 +83,29 @@ class Table:
 
     def grid(self, form: str) -> str:
         """The table alone, in a format of tabulate's."""
-        rows = self.rows
+        rows, heads = self.rows, self.heads
+        if form == "github":
+            rows, heads = [list(map(in_markdown, row)) for row in rows], list(map(in_markdown, heads))
         if self.protocol in ("xd", "dg") and form == "simple_outline":  # one column a target: too wide for a terminal
             rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
         align = ["left" if head in ("method", "data set") else "right" for head in self.heads]
-        return tabulate(rows, self.heads, form, colalign=align, disable_numparse=True)
+        return tabulate(rows, heads, form, colalign=align, disable_numparse=True)
 
     __str__ = text
 
 
 def section(title: str, body: list[str], notes: list[str], markdown: bool) -> str:
+    """Args: body: as it is to be shown; the title and the notes may hold any text, as names from foreign files."""
+    title, notes = visible(title), [visible(note) for note in notes]
     if not markdown:
         return "\n".join([title, *body, *notes])
-    return "\n\n".join([f"## {title}", *body, *["\n".join(f"- {note}" for note in notes)] * bool(notes)])
+    notes = ["\n".join(f"- {in_markdown(note)}" for note in notes)] * bool(notes)
+    return "\n\n".join([f"## {in_markdown(title)}", *body, *notes])
+
+
+def in_markdown(text: str) -> str:
+    """Text in which nothing is markup, neither HTML nor a cell's end nor a link."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("](", "]\\(")
 
 
 def tables(runs: list[Run], seeds: Iterable[int] | None = None) -> list[Table]:
@@ -143,6 +156,7 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
     marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
     notes = ["* over fewer seeds or data sets:"] * marked + notes
     slug = "_".join(filter(None, [s.protocol, s.source, s.shots and images(s.shots).replace(" ", "")]))
+    slug = re.sub(r"[^\w.-]", "_", slug)[:100]  # a name of a file, whatever the source is called
     taken = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in s.columns.values())]
     return Table(s.protocol, slug, s.title, heads, rows, cells, notes, taken)
 

@@ -101,3 +101,14 @@ def test_logger_on_a_path_that_cannot_be_written(tmp_path, monkeypatch, one_line
         setup_logger(str(tmp_path / "file" / "run"))
     assert str(tmp_path) in one_line(error)
     assert sys.stdout is out
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch):
+    new_console(monkeypatch)
+    log = Logger(str(tmp_path / "log.txt"))
+    os.dup2(os.open("/dev/full", os.O_WRONLY), log.file.fileno())
+    with pytest.raises(OSError, match="No space left on device.*log.txt"):
+        log.write("one\n")
+    log.write("two\n")
+    log.close()
+    assert log.console.getvalue() == "one\ntwo\n"

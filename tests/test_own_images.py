@@ -161,6 +161,11 @@ def test_a_model_of_classes_with_the_same_name_predicts(trained, photos, tmp_pat
     """ImageNet's list has some; only asked-for classes must differ."""
     shutil.copytree(trained, tmp_path / "OUT")
     (tmp_path / "OUT" / "classes.json").write_text(json.dumps(["a", "b", "a"]))
+    config = tmp_path / "OUT" / "config.yaml"
+    with pytest.raises(ValueError, match="classes.json is not as it was written.*remove the lines"):
+        Predictor(tmp_path / "OUT")
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("# sha256")))
     (p,) = Predictor(tmp_path / "OUT")(photos / "red bus" / "img 01.png")
     assert len(p.top) == 3
     with pytest.raises(ValueError, match="different classes"):

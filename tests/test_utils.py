@@ -52,14 +52,15 @@ def test_json_round_trip_and_failed_write_keeps_the_old_file(tmp_path):
     assert os.listdir(path.parent) == ["b.json"]
 
 
-def test_atomic_write_keeps_links_and_common_permissions(tmp_path):
+def test_atomic_write_replaces_links_and_has_common_permissions(tmp_path):
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with atomic_write(str(tmp_path / "link")) as f:
         f.write(b"new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "new"
+    assert (tmp_path / "real").read_text() == "old", "nothing is written elsewhere"
     (tmp_path / "plain").write_text("")
-    assert (tmp_path / "real").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "link").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_locked(tmp_path, monkeypatch):

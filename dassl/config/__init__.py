@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import yaml
 from yacs.config import CfgNode as CN
 
+from dassl.files import read_text
 from dassl.utils import get_most_similar_str_to_a_from_b, listdir_nohidden
 
 from .defaults import _C as cfg_default
@@ -149,13 +150,10 @@ def _read_yaml(path):
         files = listdir_nohidden(folder, sort=True)
         near = ", ".join(get_close_matches(name, files, cutoff=0.3)) or "nothing similar"
         raise FileNotFoundError(f'No config file "{path}"; that folder has {near}')
-    with open(path, "rb") as f:
-        data = f.read()
+    text = read_text(path)
     try:
-        content = yaml.load(data.decode(), Loader=_Loader)
-    except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
-        raise ValueError(f'"{path}" is not UTF-8: byte 0x{data[e.start]:02x} at line {line}') from e
+        content = yaml.load(text, Loader=_Loader)
+        flatten(content if isinstance(content, dict) else {})
     except RecursionError:
         raise ValueError(f'Bad YAML in "{path}": it is nested too deep') from None
     except Exception as e:  # its constructors raise a dozen types

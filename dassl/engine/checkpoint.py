@@ -44,8 +44,14 @@ def find_checkpoint(directory, name, epoch):
 
 
 def load_weights(model, checkpoint, path):
-    """Load the weights of a checkpoint. Raises ValueError, in one line, if they do not fit the model."""
+    """Load the weights of a checkpoint.
+
+    Raises:
+        ValueError: in one line: they do not fit the model, or are not finite.
+    """
     given = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
+        raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
     try:
         model.load_state_dict(given)
     except RuntimeError as error:
@@ -56,6 +62,23 @@ def load_weights(model, checkpoint, path):
                 reason = f"{shapes}: use the backbone, trainer settings and classes of its training"
                 break
         raise ValueError(f'the checkpoint "{path}" does not fit: {reason}') from error
+    wrong = not_finite(model)
+    if wrong:
+        advice = "take an earlier epoch, or train again with a lower OPTIM.LR"
+        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{wrong}", its training diverged: {advice}')
+
+
+def not_finite(model, optim=None):
+    """Return the name of the first parameter with infinity or NaN, or buffer with NaN (masks are infinite); else "".
+
+    Of an optimizer also, in the same way, what it keeps of the parameters.
+    """
+    for name, tensor in model.named_parameters():
+        kept = optim.state.get(tensor, {}) if optim else {}
+        tensors = [tensor, *(value for value in kept.values() if isinstance(value, torch.Tensor))]
+        if not all(value.isfinite().all() for value in tensors):
+            return name
+    return next((name for name, tensor in model.named_buffers() if tensor.isnan().any()), "")
 
 
 def remove_temporary(folder, keep):

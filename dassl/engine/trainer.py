@@ -26,11 +26,21 @@ from dassl.utils import (
     count_num_param,
     load_checkpoint,
     load_pretrained_weights,
+    name_newest,
     save_checkpoint,
     tolist_if_not,
 )
 
-from .checkpoint import BEST, epochs, find_checkpoint, load_weights, remove_temporary, rng_state, set_rng_state
+from .checkpoint import (
+    BEST,
+    epochs,
+    find_checkpoint,
+    load_weights,
+    not_finite,
+    remove_temporary,
+    rng_state,
+    set_rng_state,
+)
 from .simple_net import SimpleNet
 
 
@@ -84,7 +94,16 @@ class TrainerBase:
     # ------------------------------------------------------------ checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically."""
+        """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically.
+
+        Raises:
+            FloatingPointError: a weight is infinite or NaN; nothing is written.
+        """
+        for name, model in self._models.items():
+            wrong = not_finite(model, self._optims[name])
+            if wrong:
+                where = f'"{wrong}" of {name} is infinite or NaN at the end of epoch {epoch + 1}'
+                raise FloatingPointError(f"{where}, which is not saved: lower OPTIM.LR or train in fp32")
         for name, model in self._models.items():
             parts = {"optimizer": self._optims[name], "scheduler": self._scheds[name]}
             state = {
@@ -127,16 +146,25 @@ class TrainerBase:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
             load_weights(self._models[name], checkpoint, path)
-            for part, kept in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
-                if part is not None and checkpoint.get(kept) is not None:
-                    part.load_state_dict(checkpoint[kept])
-        self.best_result = checkpoint.get("best_result", -np.inf)
-        self.train_seconds = checkpoint.get("train_seconds", 0.0)
+            try:
+                self._restore(name, checkpoint)
+            except Exception as error:  # of a dozen types, by what it holds instead
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                advice = "take another --output-dir, or remove it"
+                raise ValueError(f'training cannot go on from "{path}" ({reason}): {advice}') from error
         self._temporary = epoch if checkpoint.get("temporary") else None
+        return epoch
+
+    def _restore(self, name, checkpoint):
+        """Take back all of a checkpoint but the weights."""
+        for part, kept in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+            if part is not None and checkpoint.get(kept) is not None:
+                part.load_state_dict(checkpoint[kept])
+        self.best_result = float(checkpoint.get("best_result", -np.inf))
+        self.train_seconds = float(checkpoint.get("train_seconds", 0.0))
         if "rng" in checkpoint:
             set_rng_state(checkpoint["rng"])
         self.set_extra_state(checkpoint.get("extra_state", {}))
-        return epoch
 
     def load_model(self, directory, epoch=None):
         """Load the weights of every model from `directory`: of `epoch`, else the best on val, else the newest.
@@ -308,9 +336,14 @@ class SimpleTrainer(TrainerBase):
     def before_train(self):
         if self.max_epoch < 1:
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
+        for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard")):
+            if osp.islink(folder):  # of a directory that may come from anybody
+                raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
         self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
         for name in self._models:
             remove_temporary(osp.join(self.output_dir, name), keep=self.start_epoch)
+            if self.start_epoch:  # a kill may have come before that was written
+                name_newest(osp.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
         if self.cfg.RESUME and not self.start_epoch:
             self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
             self.best_result, self._temporary = -np.inf, None  # those files stay there

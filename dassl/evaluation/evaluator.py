@@ -49,11 +49,13 @@ class Classification(EvaluatorBase):
         """Forget all batches."""
         self._y_true = []
         self._y_pred = []
+        self._finite = []
 
     def process(self, mo, gt):
         """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
         # Kept on the device: a copy to the CPU for every batch would stall CUDA
         self._y_pred.append(mo.argmax(1))
+        self._finite.append(mo.amax(1).isfinite())  # NaN is the largest of all; minus infinity may hide a class
         self._y_true.append(gt)
 
     def evaluate(self):
@@ -71,10 +73,15 @@ class Classification(EvaluatorBase):
 
         Raises:
             ValueError: no batch was processed.
+            FloatingPointError: the best score of a sample is infinite or NaN.
         """
         if not self._y_true:
             raise ValueError("Nothing to evaluate: no batch was processed")
         self.y_true = y_true = torch.cat(self._y_true).cpu()
+        wrong = int((~torch.cat(self._finite)).sum())
+        if wrong:
+            advice = "the training diverged (lower OPTIM.LR), or the precision is too small (fp32)"
+            raise FloatingPointError(f"{wrong:,} of {len(y_true):,} images get infinite or NaN scores: {advice}")
         self.y_pred = y_pred = torch.cat(self._y_pred).cpu()
         n = int(max(y_true.max(), y_pred.max())) + 1
         correct = torch.bincount(y_true[y_true == y_pred], minlength=n)  # each of the three: int64 [n]

@@ -23,6 +23,7 @@ from .torchtools import (
     count_num_param,
     load_checkpoint,
     load_pretrained_weights,
+    name_newest,
     open_all_layers,
     open_specified_layers,
     resume_from_checkpoint,

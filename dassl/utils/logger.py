@@ -1,10 +1,14 @@
 """Everything printed also goes to a file."""
 
+import contextlib
+import os
 import os.path as osp
 import sys
 import time
 
 from tqdm import tqdm
+
+from dassl.files import naming, visible
 
 from .tools import mkdir_if_missing
 
@@ -13,7 +17,8 @@ class Logger:
     """Replaces sys.stdout: writes to the console (`.console`) and to the file `fpath`.
 
     `close()`, or leaving a `with` block, restores the console. All other attributes (`isatty`, `fileno`,
-    `encoding`...) are the console's. Progress bars stay out of the file and below the printed lines.
+    `encoding`...) are the console's. Progress bars stay out of the file and below the printed lines. Control characters
+    but tab and line ends, as may be in the name of a file or class, are shown as escapes and have no effect.
     """
 
     def __init__(self, fpath=None):
@@ -24,7 +29,7 @@ class Logger:
         if fpath is not None:
             mkdir_if_missing(osp.dirname(fpath))
             # Appended to: nothing is ever lost. Line by line: forked data workers inherit no pending text
-            self.file = open(fpath, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
+            self.file = open(fpath, "a", buffering=1, encoding="utf-8", errors="backslashreplace", opener=_no_link)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["console"], name)
@@ -48,6 +53,7 @@ class Logger:
         return len(msg)
 
     def _emit(self, text):
+        text = visible(text, keep="\n\r\t")
         self._inside = True
         try:
             # sys.stdout, not the console: tqdm compares it to find the bars on the same screen
@@ -56,7 +62,15 @@ class Logger:
         finally:
             self._inside = False
         if self.file is not None:
-            self.file.write(text)
+            try:
+                with naming(self.file.name):
+                    self.file.write(text)
+                    self.file.flush()
+            except OSError:  # a full disk: told once, not again by what is still in the buffer
+                file, self.file = self.file, None
+                with contextlib.suppress(OSError):
+                    file.close()
+                raise
 
     def flush(self):
         with tqdm.get_lock():
@@ -64,8 +78,6 @@ class Logger:
             if text:
                 self._emit(text)
         self.console.flush()
-        if self.file is not None:
-            self.file.flush()
 
     def close(self):
         """Give sys.stdout back to the console and close the file. The console stays open."""
@@ -75,6 +87,11 @@ class Logger:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def _no_link(path, flags):
+    """Nothing is appended to what a link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def setup_logger(output=None):
@@ -90,7 +107,7 @@ def setup_logger(output=None):
     if output is None:
         return
     fpath = output if output.endswith((".txt", ".log")) else osp.join(output, "log.txt")
-    if osp.exists(fpath):
+    if osp.lexists(fpath):
         fpath += time.strftime("-%Y-%m-%d-%H-%M-%S")
     if isinstance(sys.stdout, Logger):
         sys.stdout.close()

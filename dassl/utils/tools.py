@@ -1,12 +1,9 @@
 """Small helpers: files, seeds, names."""
 
-import contextlib
-import json
 import os
 import os.path as osp
 import platform
 import random
-import uuid
 import warnings
 from difflib import SequenceMatcher
 
@@ -14,6 +11,8 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+
+from dassl.files import atomic_write, locked, read_json, write_json  # noqa: F401  Dassl has two of them here
 
 from .download import download_url  # noqa: F401  Dassl has it here
 from .images import read_image  # noqa: F401  and this
@@ -35,63 +34,6 @@ def check_isfile(fpath):
     if not isfile:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
     return isfile
-
-
-@contextlib.contextmanager
-def locked(folder, busy):
-    """Lock an existing `folder` against other processes, if its file system has locks.
-
-    Raises:
-        BlockingIOError: another process holds the lock; `busy` is the message.
-    """
-    import fcntl  # Windows has none
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(busy) from None
-        except OSError:  # no locks there
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_write(fpath):
-    """Open a binary file for writing that becomes `fpath` only once all of it is on disk.
-
-    On any error, Ctrl-C included, a file that was at `fpath` before is untouched and nothing else is left behind.
-    """
-    fpath = osp.realpath(fpath)  # a link stays a link: its target is what gets replaced
-    folder, name = osp.split(fpath)
-    mkdir_if_missing(folder)
-    # Not tempfile: only the owner can read its files, and results are shared
-    temp = osp.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temp, "xb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, fpath)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temp)
-        raise
-
-
-def read_json(fpath):
-    """Return the content of the JSON file `fpath`."""
-    with open(fpath, encoding="utf-8") as f:
-        return json.load(f)
-
-
-def write_json(obj, fpath):
-    """Write `obj` as JSON, indented by 4, to `fpath` (atomically; missing folders are made)."""
-    with atomic_write(fpath) as f:
-        f.write(json.dumps(obj, indent=4).encode())
 
 
 def set_random_seed(seed):

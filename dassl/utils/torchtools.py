@@ -1,19 +1,23 @@
 """Saving and loading checkpoints, freezing layers, counting parameters."""
 
+import contextlib
 import os.path as osp
 import re
 import shutil
 import warnings
+import zipfile
 
 import numpy as np
 import torch
 import torch.nn as nn
 
-from .tools import atomic_write
+from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, seal_zip
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
     """Save a checkpoint; whatever happens meanwhile, every file is either the old one or the complete new one.
+
+    It ends in its own checksum, the comment of the zip file that `torch.save` writes.
 
     Files in `save_dir`: `model.pth.tar-<epoch>` (or `model_name`); `checkpoint`, which names the latest;
     `model-best.pth.tar`, a copy, if `is_best`.
@@ -34,16 +38,25 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     fpath = osp.join(save_dir, model_name or f"model.pth.tar-{state['epoch']}")
     with atomic_write(fpath) as f:
         torch.save(state, f)
+        seal_zip(f)
     print(f"Checkpoint saved to {fpath}")
 
-    with atomic_write(osp.join(save_dir, "checkpoint")) as f:
-        f.write(f"{osp.basename(fpath)}\n".encode())
-
+    name_newest(save_dir, osp.basename(fpath))
     if is_best:
         best_fpath = osp.join(save_dir, "model-best.pth.tar")
         with open(fpath, "rb") as source, atomic_write(best_fpath) as f:
             shutil.copyfileobj(source, f)
         print(f'Best checkpoint saved to "{best_fpath}"')
+
+
+def name_newest(save_dir, name):
+    """Write the file `checkpoint`, which names the newest one in `save_dir`, unless it does so already."""
+    pointer, line = osp.join(save_dir, "checkpoint"), f"{name}\n".encode()
+    with contextlib.suppress(OSError, ValueError):
+        if read_bytes(pointer) == line:
+            return
+    with atomic_write(pointer) as f:
+        f.write(line)
 
 
 def load_checkpoint(fpath):
@@ -54,7 +67,7 @@ def load_checkpoint(fpath):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is cut off, or holds more than tensors and plain Python types.
+        ValueError: it is not a checkpoint, is cut off or damaged, or holds more than tensors and plain Python types.
     """
     if fpath is None:
         raise ValueError("No checkpoint path given")
@@ -62,7 +75,11 @@ def load_checkpoint(fpath):
         raise FileNotFoundError(f'No checkpoint at "{fpath}": check the directory, model name and epoch')
     open(fpath, "rb").close()  # an unreadable file raises here, with its own message
     try:
+        if zipfile.is_zipfile(fpath):
+            check_zip(fpath)
         checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
+    except NotAsWritten:
+        raise
     except Exception as e:  # torch raises a dozen different types
         if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
             advice = "save its state_dict (tensors and plain Python types) again"
@@ -87,7 +104,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     if not osp.isfile(pointer):
         raise FileNotFoundError(f'No file "{pointer}" to name the newest checkpoint: check the directory')
     with open(pointer, encoding="utf-8") as f:
-        fpath = osp.join(fdir, f.readline().strip())
+        fpath = osp.join(fdir, osp.basename(f.readline().strip()))  # nothing outside `fdir`
 
     print(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)

@@ -101,10 +101,7 @@ def read_classnames(path: str, n_classes: int) -> dict[str, str]:
 
 def read_dict(path: str) -> dict:
     """The content of a JSON file that holds an object."""
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): get it again") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} should read {{"key": "value", ...}}: get it again')
     return content

@@ -6,14 +6,14 @@ from dassl.data.datasets import Datum
 from dassl.utils import read_json, write_json
 from datasets.base import file_hash
 
-FILE = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
+SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 
 
 def keep_seen(folder: str, train: list[Datum], val: list[Datum]) -> None:
     """Writes the images into `folder`; `val`: by which the model is chosen."""
     paths = {part: dict.fromkeys(item.impath for item in items) for part, items in (("train", train), ("val", val))}
     rows = {part: [[path, osp.getsize(path), file_hash(path)] for path in some] for part, some in paths.items()}
-    write_json(rows, osp.join(folder, FILE))
+    write_json(rows, osp.join(folder, SEEN))
 
 
 class Seen:
@@ -24,7 +24,7 @@ class Seen:
     """
 
     def __init__(self, folder: str):
-        path = osp.join(folder, FILE)
+        path = osp.join(folder, SEEN)
         self.parts, self.sizes = {}, set()
         try:
             kept = read_json(path) if osp.exists(path) else {}

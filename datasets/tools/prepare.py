@@ -154,7 +154,7 @@ def download(item: Item, dst: str, root: str) -> None:
             os.remove(dst)
             address = DRIVE.format(item.drive) if item.drive else item.url
             advice = f"open {address} in a browser, and save the file as {dst}"
-            raise OSError(f"what came as {osp.basename(dst)} is no JSON ({error}): {advice}") from None
+            raise OSError(f"what came as {osp.basename(dst)} is no JSON ({error.__cause__}): {advice}") from None
 
 
 def unpack(item: Item, archive: str, folder: str) -> None:

@@ -5,6 +5,7 @@ be called, and `torch.jit.load` runs code of the archive. Here a pickle builds t
 else it names becomes a `Stub`, which keeps what it was given and does nothing.
 """
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -39,6 +40,8 @@ class Stub:
 
 
 def rebuild_tensor(storage, offset, size, stride, *rest):
+    if math.prod(size) > storage.numel():
+        raise ValueError(f"a tensor of {math.prod(size):,} elements has {storage.numel():,}")
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -67,7 +70,10 @@ class Reader(pickle.Unpickler):
     def persistent_load(self, saved):
         _, dtype, key, *_ = saved
         if key not in self.storages:
-            data = bytearray(self.archive.read(f"{self.folder}data/{key}"))  # zipfile checks its checksum
+            member = self.archive.getinfo(f"{self.folder}data/{key}")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed, which tensors of PyTorch never are")
+            data = bytearray(self.archive.read(member))  # zipfile checks its checksum
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self.storages[key]
 

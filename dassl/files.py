@@ -1,0 +1,299 @@
+"""Files that are whole or not there at all, and that say whether they are still as they were written.
+
+Nothing but Python is needed, so that what only reads results does not wait for PyTorch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import os.path as osp
+import re
+import shutil
+import stat
+import uuid
+import zipfile
+
+LARGEST = 1 << 28  # bytes of a text file; no run writes one that is nearly as large
+LEFTOVER = r"\..+\.[0-9a-f]{8}\.tmp"  # what `atomic_write` writes to
+SCRATCH = r"\.{}-[0-9a-f]{{8}}"  # a `scratch_folder` of that name
+STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text, keep=""):
+    """Return `text` with escapes, as in Python, for what could steer a terminal, but for the characters in `keep`.
+
+    These are control characters, changes of the direction of writing, and bytes that are no text.
+    """
+    return STEERING.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), str(text))
+
+
+# ------------------------------------------------------------------ locks, and what killed processes left
+
+_locks = set()  # descriptors
+
+
+def _let_go():
+    """A data worker, which may outlive a killed run for seconds, must not keep others out of its directory."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def locked(path, busy):
+    """Lock an existing file or folder against other processes; yields False if its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock; `busy` is the message.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    _locks.add(descriptor)
+    try:
+        try:
+            held = _lock(descriptor)
+        except BlockingIOError:
+            raise BlockingIOError(busy) from None
+        yield held
+    finally:
+        if descriptor in _locks:  # not in a forked process
+            _locks.remove(descriptor)
+            os.close(descriptor)
+
+
+def _lock(descriptor, wait=False):
+    import fcntl  # Windows has none
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except BlockingIOError:
+        raise
+    except OSError:  # no locks there
+        return False
+
+
+def sweep(folder, names=LEFTOVER):
+    """Remove what killed processes left in `folder`: files and folders of such names that no living one has locked."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = osp.join(folder, name)
+            if re.fullmatch(names, name) and not osp.islink(path):
+                with contextlib.suppress(OSError), locked(path, "in use") as held:
+                    if held:
+                        shutil.rmtree(path) if osp.isdir(path) else os.remove(path)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder, name):
+    """A new folder `.<name>-<8 digits>` in `folder`, removed at the end unless it was moved."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            path = osp.join(folder, f".{name}-{uuid.uuid4().hex[:8]}")
+            os.mkdir(path)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                stack.enter_context(locked(path, "in use"))
+                if osp.isdir(path):  # else it was swept before it was locked
+                    break
+        try:
+            with naming(path):
+                yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError that names no file, as that of a full disk, gets the name `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of it
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno and not cause.filename:
+            cause.filename = str(path)
+        raise cause from None
+
+
+@contextlib.contextmanager
+def atomic_write(fpath):
+    """Open a binary file for writing that becomes `fpath` only once all of it is on disk.
+
+    On any error, Ctrl-C included, a file that was at `fpath` before is untouched and nothing else is left behind; what
+    a kill leaves is swept when `fpath` is written again. A link at `fpath` is replaced, never followed.
+    """
+    folder, name = osp.split(osp.abspath(fpath))
+    os.makedirs(folder, exist_ok=True)
+    sweep(folder, LEFTOVER.replace(".+", re.escape(name)))
+    while True:
+        # Not tempfile: only the owner can read its files, and results are shared
+        temp = osp.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+        f = open(temp, "x+b")  # noqa: SIM115
+        try:
+            _lock(f.fileno(), wait=True)
+            if osp.exists(temp):  # else it was swept before it was locked
+                break
+        except BaseException:
+            _remove(temp)
+            raise
+        f.close()
+    try:
+        with naming(fpath), f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+            os.replace(temp, fpath)
+    except BaseException:
+        _remove(temp)
+        raise
+
+
+def _remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+# ------------------------------------------------------------------ checksums
+
+# Where a file has its own, in its own syntax: of all that follows, or of all before it
+HEADS = {".yaml": "# sha256: {}\n", ".json": '{{\n    "sha256": "{}",\n'}
+TAIL = "sha256: {}"  # the comment of a zip file
+BESIDE = "# sha256 of {}: {}\n"  # in config.yaml, of files beside it that have no place for it
+CHANGED = "is not as it was written, its checksum does not hold: put the original back; if you changed it, {}"
+
+
+class NotAsWritten(ValueError):
+    """A file that was damaged or changed since it was written."""
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def sealed(text, suffix):
+    """Return the content of a YAML file, or of a JSON file that holds an object, with its checksum at the head."""
+    body = text.encode().removeprefix(b"{\n" if suffix == ".json" else b"")
+    return HEADS[suffix].format(sha256(body)).encode() + body
+
+
+def sealed_config(text, folder, names):
+    """Return `text` as a `config.yaml` for `folder` that also has the checksums of those files `names` that are there.
+
+    They are checked whenever it is read.
+    """
+    beside = [name for name in names if osp.exists(osp.join(folder, name))]
+    lines = [BESIDE.format(name, sha256(read_bytes(osp.join(folder, name)))) for name in beside]
+    return sealed("".join(lines) + text, ".yaml")
+
+
+def check_head(data, path):
+    """Raise ValueError if the file content `data` has a checksum that does not hold, its own or one of files beside."""
+    suffix = osp.splitext(path)[1]
+    head = HEADS.get(suffix, "").format("0" * 64).encode()
+    own = [a == b for a, b in zip(data, head, strict=False) if b != ord("0")]  # its characters but the digits
+    if not head or len(data) < len(head) or sum(own) < 0.8 * len(own):  # 0.8: it may itself be damaged
+        return
+    if data[: len(head)] != HEADS[suffix].format(sha256(data[len(head) :])).encode():
+        advice = 'remove its lines with "# sha256"' if suffix == ".yaml" else 'remove its entry "sha256"'
+        raise NotAsWritten(f"{path} {CHANGED.format(advice)}")
+    if suffix == ".yaml":
+        line = "^" + BESIDE.format(r"([\w.-]+)", "([0-9a-f]{64})")
+        for name, digest in re.findall(line, data.decode(errors="replace"), re.MULTILINE):
+            other = osp.join(osp.dirname(path), name)
+            if osp.exists(other) and sha256(read_bytes(other)) != digest:
+                advice = f'remove the lines with "# sha256" in {path}'
+                raise NotAsWritten(f"{other} {CHANGED.format(advice)}")
+
+
+def seal_zip(f):
+    """Give the zip archive without a comment, which the open file `f` holds, its checksum as comment."""
+    f.seek(-2, os.SEEK_END)
+    f.write(len(TAIL.format("0" * 64)).to_bytes(2, "little"))
+    digest = _digest(f, f.tell())
+    f.write(TAIL.format(digest).encode())
+
+
+def check_zip(path):
+    """Raise ValueError if the zip archive has a checksum that does not hold; without a comment it passes."""
+    with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
+        end = osp.getsize(path) - len(archive.comment)
+        if archive.comment and archive.comment != TAIL.format(_digest(f, end)).encode():
+            raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put an intact copy there")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise NotAsWritten(f"{path} is compressed, which PyTorch never does: take the original file")
+
+
+def _digest(f, end):
+    """SHA-256 of the first `end` bytes of an open file, behind which it then stands."""
+    digest = hashlib.sha256()
+    f.seek(0)
+    while chunk := f.read(min(1 << 20, end - f.tell())):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ text and JSON
+
+
+def read_bytes(path):
+    """Return the content of a file. Raises ValueError for pipes, devices and what is too large to be a run's."""
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:
+        info = os.fstat(f.fileno())
+        if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
+            raise ValueError(f"{path} is no file, or larger than {LARGEST >> 20} MB: put the original there")
+        return f.read()
+
+
+def read_text(path):
+    """Return the content of a UTF-8 file as text, after checking its checksum if it has one.
+
+    Raises:
+        ValueError: the checksum does not hold, or it is not UTF-8.
+    """
+    data = read_bytes(path)
+    check_head(data, str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is no UTF-8: save it as UTF-8") from None
+
+
+def read_json(fpath):
+    """Return the content of the JSON file `fpath`, without its checksum.
+
+    Raises:
+        ValueError: it is no JSON (NaN and Infinity are none), is cut off, or has a checksum that does not hold.
+    """
+
+    def refuse(word):
+        raise ValueError(f"{word} is no number of JSON")
+
+    text = read_text(fpath)
+    try:
+        content = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{fpath} is cut off or no JSON ({error}): put an intact copy there") from error
+    if text.startswith(HEADS[".json"].format("")[:-3]):  # its checksum, which holds
+        del content["sha256"]
+    return content
+
+
+def write_json(obj, fpath, seal=False):
+    """Write `obj` as JSON, indented by 4, to `fpath` (atomically; missing folders are made).
+
+    Args:
+        seal (bool): with a first entry "sha256", the checksum of the rest; `obj` must be a dict, and not empty.
+
+    Raises:
+        ValueError: it holds an infinite number or NaN, for which JSON has no word.
+    """
+    try:
+        text = json.dumps(obj, indent=4, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{fpath} cannot be written, JSON has no infinite numbers and no NaN: {error}") from error
+    with atomic_write(fpath) as f:
+        f.write(sealed(text, ".json") if seal else text.encode())

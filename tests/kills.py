@@ -1,0 +1,208 @@
+"""Kills real runs at random moments, gives the same command again, and compares with a run that nobody disturbed.
+
+    python -m tests.kills --count 100 --seed 0
+
+Every trial is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and tests. It gets
+SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms after a random one
+of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed once to three times
+and then left alone. What it leaves must be, but for logs and times, what the undisturbed run left, weights, optimizer
+and random generators bit for bit, with no file more and none less; the data set too.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from dassl.engine import TrainerBase
+from dassl.utils import load_checkpoint
+from datasets.shapes import Shapes
+from experiments.run import main as train
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events
+NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256", "git_revision")
+CASES = {  # what is run, beside the data set of 40 classes
+    "OrthCR": ["--trainer", "OrthCR", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
+    "CoOp": ["--trainer", "CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"],
+    "workers": ["--trainer", "CoOp", "DATALOADER.NUM_WORKERS", "2"],
+}
+SMALL = "VERBOSE False DATASET.SUBSAMPLE_CLASSES base DATASET.NUM_SHOTS 4 OPTIM.MAX_EPOCH 3".split()
+
+
+# ------------------------------------------------------------------ one run, in a process of its own
+
+
+def command(case: str, folder: Path) -> list[str]:
+    trainer, *opts = CASES[case][1:]
+    flags = ["--root", folder / "data", "--output-dir", folder / "out", "--seed", 1, "--trainer", trainer]
+    return [str(word) for word in [*flags, *SMALL, *opts]]
+
+
+def start(argv: list[str], folder: Path) -> tuple[int, int]:
+    """Forks a run, for which nothing needs importing again; its id, and a pipe with a byte for each change to files."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    status = 1
+    try:
+        os.close(reading)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
+        TrainerBase.resume_interval = 0.0  # a checkpoint after every epoch
+        Shapes.images = {"train": 4, "val": 1, "test": 1}
+        me = os.getpid()
+
+        def tell(event, args):
+            if event in CHANGES and os.getpid() == me and str(args[0]).startswith(str(folder)):
+                if event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR):
+                    os.write(writing, b".")
+
+        sys.addaudithook(tell)
+        with open(f"{folder}.txt", "a") as f, redirect_stdout(f), redirect_stderr(f):
+            status = train(argv)
+    finally:
+        os._exit(status)
+
+
+def count_changes(child: int, changes: int) -> tuple[int, int, float]:
+    """Waits for a run; its exit status, number of changes, and seconds."""
+    begun, seen = time.time(), 0
+    while got := os.read(changes, 4096):
+        seen += len(got)
+    os.close(changes)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen, time.time() - begun
+
+
+def kill(child: int, changes: int, rng: random.Random, life: tuple[int, float]) -> tuple[int, str]:
+    """Ends a run with a random signal at a random moment; its exit status, and how it was meant to be."""
+    number = rng.choice(SIGNALS)
+    if rng.random() < 0.5:
+        how = "at any moment"
+        time.sleep(rng.uniform(0, life[1]))
+    else:
+        how = "while writing"
+        for _ in range(rng.randint(1, life[0])):
+            os.read(changes, 1)
+        time.sleep(rng.uniform(0, 0.003))
+    os.kill(child, number)
+    os.set_blocking(changes, True)
+    status, *_ = count_changes(child, changes)
+    return status, f"{number.name} {how}"
+
+
+# ------------------------------------------------------------------ what it leaves
+
+
+def left(folder: Path) -> dict[str, object]:
+    """{path: what is compared of it}, but for logs, of which every start leaves one."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith(("log.txt", "events.out")):
+            continue
+        if ".pth.tar" in path.name and not path.name.startswith("."):
+            content = load_checkpoint(str(path))
+            content.pop("train_seconds")
+        elif path.name == "results.json":
+            content = {key: value for key, value in json.loads(path.read_text()).items() if key not in NOT_COMPARED}
+            content["config"] = {k: value for k, value in content["config"].items() if str(folder) not in str(value)}
+        elif path.name == "config.yaml":
+            lines = path.read_text().replace(str(folder), "").splitlines()
+            content = [line for line in lines if not line.startswith("# sha256: ")]
+        else:
+            content = path.read_bytes().replace(str(folder).encode(), b"")
+        found[name] = content
+    return found | {p.relative_to(folder).as_posix() + "/": None for p in folder.rglob("*") if p.is_dir()}
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of nested containers with tensors, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)  # NaN
+
+
+def differences(a: dict, b: dict) -> list[str]:
+    return sorted(a.keys() ^ b.keys()) + [name for name in a if name in b and not same(a[name], b[name])]
+
+
+# ------------------------------------------------------------------ all of it
+
+
+def moment(folder: Path) -> str:
+    """What the run was at when it was killed, by what it left."""
+    names = {path.name for path in folder.rglob("*")}
+    if any(name.endswith(".tmp") for name in names):
+        return "in the middle of a write"
+    if "split.json" not in names:
+        return "drawing" if any(name.startswith(".Shapes-") for name in names) else "starting"
+    if "config.yaml" not in names:
+        return "reading data"
+    return "training" if "results.json" not in names else "ending"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100, help="kills, default: 100")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rng, counts, wrong, killed = random.Random(args.seed), Counter(), [], 0
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, lives = {}, {}
+        for case in CASES:
+            folder = Path(scratch) / case
+            folder.mkdir()
+            for drawn in (False, True):
+                shutil.rmtree(folder / "out", ignore_errors=True)
+                status, *lives[case, drawn] = count_changes(*start(command(case, folder), folder))
+                assert status == 0, Path(f"{folder}.txt").read_text()
+            whole[case] = left(folder)
+        trial = 0
+        while killed < args.count:
+            trial += 1
+            case, folder, history = rng.choice(list(CASES)), Path(scratch) / f"trial{trial}", []
+            folder.mkdir()
+            drawn = rng.random() < 0.7
+            if drawn:
+                shutil.copytree(Path(scratch) / case / "data", folder / "data")
+            for _ in range(min(rng.randint(1, 3), args.count - killed)):
+                status, how = kill(*start(command(case, folder), folder), rng, lives[case, drawn])
+                history.append(f"{how}, {moment(folder)}")
+                if status == 0:  # it was done before
+                    break
+                killed += 1
+                counts.update([how.split()[0], moment(folder)])
+                if status not in (-signal.SIGKILL, -signal.SIGTERM, 130, -signal.SIGINT):
+                    history.append(f"exit status {status}")
+                    wrong.append(f"trial {trial}, {case}, {'; '.join(history)}")
+            status, *_ = count_changes(*start(command(case, folder), folder))
+            different = differences(whole[case], left(folder))
+            if status or different:
+                log = Path(f"{folder}.txt").read_text()[-500:]
+                wrong.append(f"trial {trial}, {case}, {'; '.join(history)}: status {status}, {different}\n{log}")
+            shutil.rmtree(folder)
+    print("".join(f"{line}\n" for line in wrong), end="")
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    print(f"{killed} kills in {trial} runs ({told}): {len(wrong)} of these runs did not end as the undisturbed one")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

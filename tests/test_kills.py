@@ -1,0 +1,12 @@
+"""A few random kills at every run of the tests; `python -m tests.kills` makes a hundred."""
+
+import random
+
+from tests import kills
+
+
+def test_killed_runs_end_as_the_undisturbed_one(monkeypatch, capfd):
+    monkeypatch.setattr(kills, "CASES", {"OrthCR": kills.CASES["OrthCR"]})
+    seed = random.randrange(10**6)
+    assert kills.main(["--count", "6", "--seed", str(seed)]) == 0, f"seed {seed}\n{capfd.readouterr().out}"
+    assert capfd.readouterr().out.startswith("6 kills in ")
