@@ -22,7 +22,7 @@ from dassl.config import read_config
 from dassl.engine import build_trainer
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 
-from .command import USER_ERRORS, command
+from .command import command
 from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
 
 VERSIONS = (torch, np, torchvision, dassl)
@@ -121,8 +121,8 @@ def logged(folder: str):
             raise OSError(f"{wrong}: choose another --output-dir") from error
         try:
             yield
-        except USER_ERRORS:
-            log.file.write(traceback.format_exc())  # the console gets one line
+        except Exception:
+            log.file.write(traceback.format_exc())  # the console may get one line only
             raise
 
 

@@ -13,6 +13,7 @@ from .tables import Cell, Table  # noqa: E402
 # told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
 COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 MARKERS = "osD^vP<>"
+HATCHES = (None, "///", "...", "xx")  # when all colours are taken
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("axes", axisbelow=True, grid=True)
 plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})
@@ -44,13 +45,35 @@ def save(fig, path: Path) -> Path:
 def styles_of(cells: list[Cell]) -> dict[str, dict]:
     """{method: how it is drawn}, in the order of the cells; zero-shot is grey."""
     trained = {cell.method: cell.shots is not None for cell in cells}
-    free, styles = 1, {}
+    turn, styles = {True: 0, False: 0}, {}
     for k, (method, learned) in enumerate(trained.items()):
-        colour = COLOURS[free % len(COLOURS) if learned else 0]
-        hatch = None if learned and free < len(COLOURS) or k == 0 else "///"
-        styles[method] = {"color": colour, "marker": MARKERS[k % len(MARKERS)], "hatch": hatch}
-        free += learned
+        round_, place = divmod(turn[learned], len(COLOURS) - 1 if learned else 1)  # of colours
+        colour = COLOURS[place + 1] if learned else COLOURS[0]
+        marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]  # another one for a colour's second method
+        styles[method] = {"color": colour, "marker": marker, "hatch": HATCHES[round_ % len(HATCHES)]}
+        turn[learned] += 1
     return styles
+
+
+def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:
+    """The name of each point to the right of the axes, in the order of their heights, with a thin line to it."""
+    height = ax.figure.get_size_inches()[1] * 0.8  # inches
+    names = sorted(points, key=lambda name: points[name][1])
+    ax.figure.canvas.draw()
+    at = [ax.transAxes.inverted().transform(ax.transData.transform(points[name]))[1] for name in names]
+    gap = min(0.19 / height, 1 / len(names))
+    for _ in range(200):  # pushes apart what is too near, within the axes
+        for k in range(len(at) - 1):
+            over = at[k] + gap - at[k + 1]
+            if over > 0:
+                at[k], at[k + 1] = at[k] - over / 2, at[k + 1] + over / 2
+        low, high = max(0.0, -at[0]), max(0.0, at[-1] - 1)
+        at = [y + low - high for y in at] if not (low and high) else at
+    for name, y in zip(names, at, strict=True):
+        style = {"color": styles[name]["color"]}
+        line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, **style}
+        label = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
+        ax.annotate(name, points[name], va="center", fontsize=9.5, parse_math=False, annotation_clip=False, **label)
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
