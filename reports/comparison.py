@@ -10,7 +10,7 @@ import numpy as np
 from .methods import by_method
 from .names import AVERAGE
 from .page import Entry, figure, grid, page, section
-from .pictures import beside, draw, legend, plt, save, styles_of
+from .pictures import KINDS, beside, plt, save, styles_of
 from .published import PUBLISHED
 from .report import make
 from .runs import Run
@@ -31,7 +31,7 @@ def compare(paths: Iterable[str | Path], out: Path, seeds: Iterable[int] | None 
     """`report.make`, and in `out` also report.html with more pictures. Raises as it does."""
     tables = make(paths, seeds, out)
     styles = styles_of([cell for table in tables for cell in table.cells])
-    drawn, sections = {path.stem: path for path in draw(tables, out)}, []
+    sections = []
     for table in tables:
         costs, figures = costs_of(table), []
         for name, fig, caption in (
@@ -41,8 +41,8 @@ def compare(paths: Iterable[str | Path], out: Path, seeds: Iterable[int] | None 
         ):
             if fig:
                 figures.append(figure(save(fig, out / f"{table.slug}_{name}.png"), caption.split("\n")[0]))
-        if table.slug in drawn:
-            figures.append(figure(drawn[table.slug], "All figures of the table."))
+        if table.protocol in KINDS:
+            figures.append(figure(out / f"{table.slug}.png", KINDS[table.protocol].__doc__.split("\n")[0]))
         sections.append(section(table.title, [*grids(table, costs), *figures], table.notes))
     methods = dict.fromkeys(cell.method for table in tables for cell in table.cells)
     text = f"{len(methods)} methods: {', '.join(methods)}. {HINT}"
@@ -96,7 +96,7 @@ def methods_grid(
             row += [Entry(f"{cost.params:,}", cost.params) if cost else Entry("")]
             row += [Entry(f"{cost.seconds:.0f}", cost.seconds) if cost else Entry("")]
         rows.append(row)
-    more = [f"{head}, {PUBLISHED}" if head != AVERAGE else PUBLISHED for head in known]
+    more = [PUBLISHED if head == AVERAGE else f"{head}, published" for head in known]
     more += ["trained parameters", "seconds of training"] if costs else []
     return grid(["method", *heads, *more], rows, caption, folded)
 
@@ -184,26 +184,31 @@ def gain(table: Table, styles: dict[str, dict]):
     rows = list(dict.fromkeys((c.target, c.classes, c.metric) for c in found))
     if len({target for target, _, _ in rows}) > 1 and table.protocol == "base2new":
         rows = [row for row in rows if row[2] == "H"]  # with base and new there would be three times as many
-    words = {"base": "base classes", "new": "new classes", "": "harmonic mean"}
-    several = len({row[0] for row in rows}) > 1
-    short = {c.target: c.name for c in found}
+    kinds = {"base": "base classes", "new": "new classes", "": "harmonic mean"}
+    several, short = len({row[0] for row in rows}) > 1, {c.target: c.name for c in found}
+    heads = [short[target] if several else kinds.get(classes, short[target]) for target, classes, _ in rows]
     methods = list(dict.fromkeys(c.method for c in found))
-    height = max(0.42, 0.1 + 0.045 * len(methods))
-    fig, ax = plt.subplots(figsize=(9, 1.2 + height * len(rows)))
-    ax.axvline(0, color="k", lw=1)
-    for k, method in enumerate(methods):
-        style = styles[method]
-        own = [(rows.index(key), c.mean - less[key]) for c in found if c.method == method
-               for key in [(c.target, c.classes, c.metric)] if key in rows]  # fmt: skip
-        y = [row + 0.7 * ((k + 0.5) / len(methods) - 0.5) for row, _ in own]
-        ax.plot([x for _, x in own], y, style["marker"], color=style["color"], ms=7, mec="w", label=method)
-    for k in range(0, len(rows), 2):
-        ax.axhspan(k - 0.5, k + 0.5, color="k", alpha=0.04, lw=0)
-    ax.set_yticks(range(len(rows)), [short[t] if several else words.get(c, short[t]) for t, c, _ in rows])
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"percentage points above {reference}")
-    ax.grid(axis="y", visible=False)
-    handles, labels = ax.get_legend_handles_labels()
-    legend(fig, handles, labels)
+    more = np.full((len(methods), len(rows)), np.nan)
+    for c in found:
+        if (key := (c.target, c.classes, c.metric)) in rows:
+            more[methods.index(c.method), rows.index(key)] = c.mean - less[key]
+    more, methods = zip(
+        *sorted(zip(more.tolist(), methods, strict=True), key=lambda row: -np.nan_to_num(row[0][-1])), strict=True
+    )
+    size = max(5.5, 2.2 + 0.78 * len(rows)), 1.0 + 0.34 * len(methods)
+    fig, ax = plt.subplots(figsize=size)
+    most = max(1.0, np.nanmax(np.abs(more)))
+    ax.imshow(more, cmap="PuOr_r", vmin=-1.8 * most, vmax=1.8 * most, aspect="auto")
+    for k, row in enumerate(more):
+        for j, value in enumerate(row):
+            if not np.isnan(value):
+                ax.text(j, k, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", fontsize=9, color="k")
+    ax.set_xticks(range(len(rows)), heads, rotation=0 if max(map(len, heads)) * len(heads) < 75 else 30, ha="center")
+    ax.set_yticks(range(len(methods)), methods)
+    ax.set_title(f"percentage points above {reference}", fontsize=11)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
     return fig
 
 
@@ -226,7 +231,7 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
         ax.set_xscale("log")
         ax.set_xlabel(label)
         if not all(values.values()):
-            ticks = [t for t in ax.get_xticks() if least / 10 < t < 10 * max(values.values())]
+            ticks = [t for t in ax.get_xticks() if least / 10 < t <= 3 * max(values.values())]
             ax.set_xlim(none / 2, 3 * max(values.values()))
             ax.set_xticks([none, *ticks], ["0", *(f"$10^{{{int(round(np.log10(t)))}}}$" for t in ticks)])
             ax.axvline(none * 2.2, color="k", lw=0.7, ls=":")

@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 from .names import AVERAGE  # noqa: E402
 from .tables import Cell, Table  # noqa: E402
 
-# told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
-COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
+# told apart by colour-blind readers too (Okabe and Ito, Tol); the first is zero-shot's
+COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#882255")
 MARKERS = "osD^vP<>"
+MANY = 8  # methods: with more, bars by data set would be too thin
 HATCHES = (None, "///", "...", "xx")  # when all colours are taken
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("axes", axisbelow=True, grid=True)
@@ -21,13 +22,12 @@ plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": Fals
 
 def draw(tables: list[Table], folder: Path) -> list[Path]:
     """A picture of each table but that of the new classes, as a PNG file in `folder`; returns their paths."""
-    kinds = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}
     everywhere = styles_of([cell for table in tables for cell in table.cells])
     paths = []
     for table in tables:
-        if table.protocol in kinds:
+        if table.protocol in KINDS:
             styles = {method: everywhere[method] for method in dict.fromkeys(cell.method for cell in table.cells)}
-            paths.append(save(kinds[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
+            paths.append(save(KINDS[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
     return paths
 
 
@@ -49,7 +49,7 @@ def styles_of(cells: list[Cell]) -> dict[str, dict]:
     for k, (method, learned) in enumerate(trained.items()):
         round_, place = divmod(turn[learned], len(COLOURS) - 1 if learned else 1)  # of colours
         colour = COLOURS[place + 1] if learned else COLOURS[0]
-        marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]  # another one for a colour's second method
+        marker = MARKERS[k % len(MARKERS)]  # there is one more than colours: a colour's next method has another
         styles[method] = {"color": colour, "marker": marker, "hatch": HATCHES[round_ % len(HATCHES)]}
         turn[learned] += 1
     return styles
@@ -71,7 +71,7 @@ def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) 
         at = [y + low - high for y in at] if not (low and high) else at
     for name, y in zip(names, at, strict=True):
         style = {"color": styles[name]["color"]}
-        line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, **style}
+        line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
         label = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
         ax.annotate(name, points[name], va="center", fontsize=9.5, parse_math=False, annotation_clip=False, **label)
 
@@ -121,6 +121,9 @@ def base_to_new(cells: list[Cell], styles: dict[str, dict]):
     datasets = list(dict.fromkeys(cell.target for cell in cells))
     kinds = {"base classes": "base", "new classes": "new", "harmonic mean": "H"}
     groups = [[c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()]
+    if len(styles) > MANY:
+        last = [[c for c in group if c.target == datasets[-1]] for group in groups]
+        return ranked(dict(zip(kinds, last, strict=True)), styles)
     if len(datasets) == 1:
         fig, ax = plt.subplots(figsize=(8, 4))
         bars(ax, groups, styles, [0, 1, 2], list(kinds))
@@ -148,9 +151,30 @@ def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], sour
         ax.tick_params("x", labelsize=9)
 
 
+def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
+    """A panel for each group of cells with a bar for each method, the best of the last group on top."""
+    last = {cell.method: cell.mean for cell in list(panels.values())[-1] if cell.values}
+    methods = sorted(styles, key=lambda method: last.get(method, -1))
+    fig, axes = plt.subplots(1, len(panels), figsize=(11, 0.8 + 0.3 * len(methods)), sharey=True, squeeze=False)
+    for ax, (title, cells) in zip(axes[0], panels.items(), strict=True):
+        for cell in (cell for cell in cells if cell.values):
+            y = methods.index(cell.method)
+            ax.barh(y, cell.mean, 0.72, **filled(styles[cell.method]))
+            ax.errorbar(cell.mean, y, xerr=cell.std or None, color="k", capsize=2, lw=1)
+            ax.text(cell.mean + cell.std + 1.5, y, f"{cell.mean:.1f}", va="center", fontsize=9)
+        ax.set(title=title, xlim=(0, 112), xticks=range(0, 101, 20), xlabel="%")
+        ax.set_yticks(range(len(methods)), methods)
+        ax.grid(axis="y", visible=False)
+    return fig
+
+
 def transfer(cells: list[Cell], styles: dict[str, dict]):
     """Bars: every method on the source, on each target and on the average of the targets."""
     names = list(dict.fromkeys(cell.target for cell in cells))
+    if len(styles) > MANY:
+        ends = {f"{c.name} (source)" if c.target == names[0] else c.name: c.target for c in cells}
+        ends = {title: name for title, name in ends.items() if name in (names[0], names[-1])}
+        return ranked({title: [c for c in cells if c.target == name] for title, name in ends.items()}, styles)
     fig, ax = plt.subplots(figsize=(11 if len(names) * len(styles) > 12 else 8, 4.4))
     by_target(ax, cells, styles, names, source=True)
     legend(fig, patches(styles), list(styles))
@@ -193,3 +217,6 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend(fig, list(handles.values()), list(handles))
     return fig
+
+
+KINDS = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}  # by protocol
