@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
 TRIES = 2
 GIB = {"tiny": 1.0, "RN50": 6.0, "ViT-B/32": 6.0, "ViT-B/16": 8.0}  # of a run, by backbone; guesses, not measured
 LARGE = 24.0  # any other backbone
@@ -147,9 +146,8 @@ def on_ray(work: Callable, jobs: Sequence, address: str = "", per_gpu: int = 1) 
         import ray
     except ImportError:
         raise ValueError("--engine ray needs Ray: pip install '.[cluster]'") from None
-    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    try:
-        ray.init(address or None, runtime_env={"env_vars": env}, log_to_driver=False, logging_level="WARNING")
+    try:  # Ray puts the folder of benchmark.py into the path of its workers, and gives each task one thread a core
+        ray.init(address or None, log_to_driver=False, logging_level="WARNING")
     except ConnectionError as error:
         raise OSError(f"no Ray cluster answers at {address}: {error}") from error
     try:
