@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> list[str]:
     jobs = plan(methods, [NAMES[name] for name in names], args)
     engine = engine_of(args, jobs)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    print(f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods; logs and results: {args.output_dir}")
+    runs = sum(len(job.runs) for job in jobs)
+    print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         return execute(jobs, title=args.output_dir.name, engine=engine)
 

@@ -10,7 +10,7 @@ import numpy as np
 from .methods import by_method
 from .names import AVERAGE
 from .page import Entry, figure, grid, page, section
-from .pictures import KINDS, beside, plt, save, styles_of
+from .pictures import KINDS, beside, plain, plt, save, styles_of
 from .published import PUBLISHED
 from .report import make
 from .runs import Run
@@ -203,8 +203,10 @@ def gain(table: Table, styles: dict[str, dict]):
         for j, value in enumerate(row):
             if not np.isnan(value):
                 ax.text(j, k, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", fontsize=9, color="k")
-    ax.set_xticks(range(len(rows)), heads, rotation=0 if max(map(len, heads)) * len(heads) < 75 else 30, ha="center")
-    ax.set_yticks(range(len(methods)), methods)
+    ax.set_xticks(
+        range(len(rows)), plain(heads), rotation=0 if max(map(len, heads)) * len(heads) < 75 else 30, ha="center"
+    )
+    ax.set_yticks(range(len(methods)), plain(methods))
     ax.set_title(f"percentage points above {reference}", fontsize=11)
     ax.tick_params(length=0)
     ax.grid(visible=False)

@@ -1,5 +1,6 @@
 """A picture of each protocol's table, and the style of all pictures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -93,7 +94,7 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
                 gap, size, turn = (1.2, 9, 0) if room > 0.34 else (2.4, 8, 90)
                 y = cell.mean + cell.std + gap
                 ax.text(x, y, f"{cell.mean:.1f}", ha="center", va="bottom", fontsize=size, rotation=turn)
-    ax.set_xticks(places, names)
+    ax.set_xticks(places, plain(names))
     ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
     ax.grid(axis="x", visible=False)
 
@@ -104,8 +105,13 @@ def legend(fig, handles: list, names: list[str]) -> None:
     columns = max(1, min(len(names), int(width * 9 / (max(map(len, names)) + 5))))
     extra = 0.24 * -(-len(names) // columns) + 0.1  # inches
     fig.set_size_inches(width, height + extra)
-    fig.legend(handles, names, ncol=columns, loc="upper center", borderaxespad=0.2)
+    fig.legend(handles, plain(names), ncol=columns, loc="upper center", borderaxespad=0.2)
     fig.tight_layout(rect=(0, 0, 1, height / (height + extra)))
+
+
+def plain(names: Iterable[str]) -> list[str]:
+    """Names in which a "$" begins no formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def filled(style: dict) -> dict:
@@ -163,7 +169,7 @@ def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
             ax.errorbar(cell.mean, y, xerr=cell.std or None, color="k", capsize=2, lw=1)
             ax.text(cell.mean + cell.std + 1.5, y, f"{cell.mean:.1f}", va="center", fontsize=9)
         ax.set(title=title, xlim=(0, 112), xticks=range(0, 101, 20), xlabel="%")
-        ax.set_yticks(range(len(methods)), methods)
+        ax.set_yticks(range(len(methods)), plain(methods))
         ax.grid(axis="y", visible=False)
     return fig
 
@@ -203,7 +209,7 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
                 low, high = [c.mean - c.std for c in own], [c.mean + c.std for c in own]
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         name = next(c.name for c in cells if c.target == dataset)
-        ax.set_title(name, fontsize=11, weight="bold" if name == AVERAGE else None)
+        ax.set_title(*plain([name]), fontsize=11, weight="bold" if name == AVERAGE else None)
         ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])
         ax.set_xlim(-0.4, len(shots) - 0.6)
     for ax in axes.flat[len(datasets) :]:
