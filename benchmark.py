@@ -14,7 +14,6 @@ import sys
 
 from experiments.benchmark import arguments, run
 from experiments.command import command
-from reports.comparison import compare
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> list[str]:
         failed = run(args)
+        from reports.comparison import compare  # not above: every worker process imports this file
+
         if any(args.output_dir.rglob("results.json")):
             compare([args.output_dir], args.output_dir, args.seeds)
         return failed

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ def make(planned: PlannedRun, quiet: bool = False) -> dict:
     if model and not model.exists():
         raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
     args = parse(list(planned.argv))
-    with open(os.devnull, "w") as null, redirect_stdout(null if quiet else sys.stdout):  # log.txt has it all
+    with open(os.devnull, "w") as null, silent(null) if quiet else nullcontext():  # log.txt has it all
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(args)
@@ -61,6 +61,13 @@ def make(planned: PlannedRun, quiet: bool = False) -> dict:
         return read_json(done)
     except ValueError as error:
         raise ValueError(f"{done} is damaged ({error}): remove it, and the run is finished again") from error
+
+
+@contextmanager
+def silent(null) -> Iterator[None]:
+    """Not even a bar is shown, which would stand in the way of the plan's display."""
+    with redirect_stdout(null), redirect_stderr(null):
+        yield
 
 
 def wait_for(folder: Path, seconds: float = 20.0) -> None:

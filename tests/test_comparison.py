@@ -134,7 +134,7 @@ def test_every_picture_is_there(tree):
     for path in (tree / "out").glob("*.png"):
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("L"), float)
-        assert pixels.std() > 10 and min(pixels.shape) > 150, path
+        assert pixels.std() > 10 and min(pixels.shape) > 100, path
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert (border > 250).all(), f"{path} is cut off"
 
