@@ -195,7 +195,8 @@ def gain(table: Table, styles: dict[str, dict]):
     more, methods = zip(
         *sorted(zip(more.tolist(), methods, strict=True), key=lambda row: -np.nan_to_num(row[0][-1])), strict=True
     )
-    size = max(5.5, 2.2 + 0.78 * len(rows)), 1.0 + 0.34 * len(methods)
+    width = 0.6 + 0.09 * min(36, max(map(len, methods))) + 0.78 * len(rows)
+    size = max(5.5, width), 1.0 + 0.34 * len(methods)
     fig, ax = plt.subplots(figsize=size)
     most = max(1.0, np.nanmax(np.abs(more)))
     ax.imshow(more, cmap="PuOr_r", vmin=-1.8 * most, vmax=1.8 * most, aspect="auto")
@@ -207,7 +208,7 @@ def gain(table: Table, styles: dict[str, dict]):
         range(len(rows)), plain(heads), rotation=0 if max(map(len, heads)) * len(heads) < 75 else 30, ha="center"
     )
     ax.set_yticks(range(len(methods)), plain(methods))
-    ax.set_title(f"percentage points above {reference}", fontsize=11)
+    ax.set_title(f"percentage points above {reference}", fontsize=11, loc="right")  # over the names, too
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)

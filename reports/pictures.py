@@ -74,7 +74,7 @@ def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) 
         style = {"color": styles[name]["color"]}
         line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
         label = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
-        ax.annotate(name, points[name], va="center", fontsize=9.5, parse_math=False, annotation_clip=False, **label)
+        ax.annotate(*plain([name]), points[name], va="center", fontsize=9.5, annotation_clip=False, **label)
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
@@ -110,8 +110,8 @@ def legend(fig, handles: list, names: list[str]) -> None:
 
 
 def plain(names: Iterable[str]) -> list[str]:
-    """Names in which a "$" begins no formula."""
-    return [name.replace("$", r"\$") for name in names]
+    """Names of at most 36 letters, in which a "$" begins no formula."""
+    return [(name if len(name) <= 36 else name[:35] + "…").replace("$", r"\$") for name in names]
 
 
 def filled(style: dict) -> dict:
