@@ -116,7 +116,7 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
     """The file of configs/trainers/TRAINER that its published figures were made with on ViT-B/16.
 
     Of several the one that is named after the protocol, or after ImageNet, as MaPLe's, PromptSRC's and MMRL's are, else
-    vit_b16, else the first.
+    vit_b16, else one from the words "a photo of a" (_ctxv1), as CoCoOp's, else the first.
     CoOp's few-shot has its paper's epochs, everything else of it the start "a photo of a" of CoCoOp's paper.
     """
     if trainer == "CoOp":
@@ -127,7 +127,8 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
     wanted = wanted if protocol != "base2new" or dataset == "imagenet" else ""
     own = [file for file in files if wanted and file.endswith(wanted)]
     common = [file for file in files if not file.endswith(("_cross_datasets", "_imagenet", "_few_shot"))]
-    return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *common]), "vit_b16")
+    words = [file for file in common if file.endswith("_ctxv1")]
+    return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *words, *common]), "vit_b16")
 
 
 # ------------------------------------------------------------------ what is all of a benchmark

@@ -111,6 +111,8 @@ def test_published_settings_by_the_names_of_the_originals(tmp_path, monkeypatch)
     found = [published("New", "dtd", protocol, 1) for protocol in ("base2new", "fewshot", "xd")]
     assert found == ["vit_b16_c2", "vit_b16_c2_few_shot", "vit_b16_c2_cross_datasets"]
     assert published("New", "imagenet", "base2new", None) == "vit_b16_imagenet"
+    (folder / "vit_b16_c4_ctxv1.yaml").touch()
+    assert published("New", "dtd", "base2new", None) == "vit_b16_c4_ctxv1"
     (folder / "vit_b16.yaml").touch()
     assert published("New", "dtd", "base2new", None) == "vit_b16"
 
