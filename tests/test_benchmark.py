@@ -20,7 +20,7 @@ from trainers.base import ClipTrainer
 
 def planned(words, protocols=PROTOCOLS, trainers=("CoOp",)):
     args = arguments(words)
-    return plan([Method(name, args.cfg, args.opts) for name in trainers], list(protocols), args)
+    return plan([Method(name, args.cfg, args.opts) for name in registered(trainers)], list(protocols), args)
 
 
 def inline(work, jobs, slots):
