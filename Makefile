@@ -1,5 +1,6 @@
 # make demo       set-up, then base-to-new on the embedded data: table, output/demo/report.html
-# make protocols  set-up, then all four protocols on the embedded data: tables, pictures in output/protocols
+# make protocols  set-up, then all four protocols on the embedded data: tables, pictures, report.html in output/protocols
+# make compare    the same with every method: output/compare
 # make test       set-up, then the tests
 # make lint       ruff: rules and format
 # make bench      seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
@@ -8,13 +9,16 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo protocols test lint bench setup
+.PHONY: demo protocols compare test lint bench setup
 
 demo: setup
 	$(PY) scripts/demo.py
 
 protocols: setup
-	$(PY) scripts/protocols.py
+	$(PY) benchmark.py --trainers ZeroshotCLIP CoOp OrthCR --output-dir output/protocols
+
+compare: setup
+	$(PY) benchmark.py --trainers all --output-dir output/compare
 
 test: setup
 	$(PY) -m pytest -n 2

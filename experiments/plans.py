@@ -7,20 +7,21 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from dassl.utils import read_json
+from dassl.utils import locked, read_json
 
 from .command import USER_ERRORS
 from .config import parse, setup_cfg
+from .display import Display, newest_log
+from .engines import TRIES, local
 from .run import MAY_DIFFER, check_same_run, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,8 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Job:
     runs: tuple[PlannedRun, ...]
-    seconds: float = 1.0  # expected, in any unit: the longest begins first, and the bar shows what remains
+    seconds: float = 1.0  # expected, in any unit: the longest begins first
+    kind: str = ""  # jobs of one kind take as long as their `seconds` say; what remains is estimated from it
 
 
 def make(planned: PlannedRun, quiet: bool = False) -> dict:
@@ -50,8 +52,9 @@ def make(planned: PlannedRun, quiet: bool = False) -> dict:
     if model and not model.exists():
         raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
     args = parse(list(planned.argv))
-    with open(os.devnull, "w") as null, redirect_stdout(null if quiet else sys.stdout):  # log.txt has it all
+    with open(os.devnull, "w") as null, silent(null) if quiet else nullcontext():  # log.txt has it all
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
+            wait_for(planned.folder)
             return run(args)
         check_same_run(setup_cfg(args), tuple(key for key in MAY_DIFFER if key != "TEST."))
     try:
@@ -60,58 +63,77 @@ def make(planned: PlannedRun, quiet: bool = False) -> dict:
         raise ValueError(f"{error}; or remove it, and the run is finished again") from error
 
 
+@contextmanager
+def silent(null) -> Iterator[None]:
+    """Not even a bar is shown, which would stand in the way of the plan's display."""
+    with redirect_stdout(null), redirect_stderr(null):
+        yield
+
+
+def wait_for(folder: Path, seconds: float = 20.0) -> None:
+    """Until nobody is at work in `folder`: what a plan that was killed had begun may be about to end."""
+    until = time.time() + seconds
+    while folder.exists() and time.time() < until:
+        try:
+            with locked(folder, ""):
+                return
+        except BlockingIOError:
+            time.sleep(0.1)
+
+
 def told(results: dict) -> str:
     return f"{results['accuracy']:.1f}" if "accuracy" in results else "trained, not tested"
 
 
-def tell(job: Job, results: list[dict]) -> None:
-    for planned, r in zip(job.runs, results, strict=True):
-        tqdm.write(f"{planned.name}: {told(r)}")
+def tell(job: Job, results: list[dict]) -> str:
+    return "\n".join(f"{planned.name}: {told(r)}" for planned, r in zip(job.runs, results, strict=True))
 
 
 def execute(
-    plan: list[Job], workers: int = 0, title: str = "", done: Callable[[Job, list[dict]], None] = tell
+    plan: list[Job],
+    workers: int = 0,
+    title: str = "",
+    done: Callable[[Job, list[dict]], str | None] = tell,
+    engine: Callable | None = None,
 ) -> list[str]:
     """Makes all runs of a plan; returns a line for each job that failed, which the others do not wait for.
 
     Args:
         workers: processes of one thread each; 0: this process, with all that the runs print.
-        title: of the progress bar.
-        done: called in this process with each finished job and what the `results.json` of its runs hold.
+        title: of what the terminal shows.
+        done: called in this process with each finished job and what the `results.json` of its runs hold; returns what
+            is to be told of it.
+        engine: of `engines`, instead of these workers; called with the work and the jobs.
 
-    Raises OSError if a worker was killed. Ctrl-C and SIGTERM end all workers.
+    Ctrl-C and SIGTERM end all workers.
     """
     failed = []
-
-    def take(job: Job, results: list[dict], failure: str) -> None:
-        if failure:
-            failed.append(failure)
-        else:
-            done(job, results)
-
     plan = sorted(plan, key=lambda job: -job.seconds)
-    if not workers:
+    if not workers and not engine:
         for job in plan:
-            take(job, *make_job(job, quiet=False))
+            results, failure = make_job(job, quiet=False)
+            if failure:
+                failed.append(failure)
+            elif text := done(job, results):
+                print(text)
         return failed
-    context, bar_format = get_context("spawn"), "{l_bar}{bar}| [{elapsed}<{remaining}]"
-    try:
-        with (
-            ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-            tqdm(total=sum(job.seconds for job in plan), desc=title, disable=None, bar_format=bar_format) as bar,
-            none_left_behind(),
-        ):
-            with signals_held():
-                jobs = {pool.submit(make_job, job, quiet=True): job for job in plan}
-            for future in as_completed(jobs):
-                take(jobs[future], *future.result())
-                bar.update(jobs[future].seconds)
-    except BrokenExecutor as error:
-        raise OSError("a worker was killed, perhaps for want of memory: give fewer --workers") from error
+    engine = engine or partial(local, slots=[""] * workers)
+    with sigterm_ends_it(), Display(plan, title) as display, closing(engine(make_job, plan)) as outcomes:
+        for outcome in outcomes:
+            if outcome:
+                job, result = outcome
+                results, failure = ([], crash(job, result)) if isinstance(result, Exception) else result
+                display.ended(job, failed=bool(failure))
+                if failure:
+                    failed.append(failure)
+                    display.line(f"failed: {failure}")
+                elif text := done(job, results):
+                    display.line(text)
+            display.refresh()
     return failed
 
 
-def make_job(job: Job, quiet: bool) -> tuple[list[dict], str]:
+def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
     """The results of its runs up to the first that fails, and a line on that one, or ""."""
     results = []
     for planned in job.runs:
@@ -119,35 +141,30 @@ def make_job(job: Job, quiet: bool) -> tuple[list[dict], str]:
             results.append(make(planned, quiet))
         except USER_ERRORS as error:
             return results, f"{planned.name}: {error}"
+    if quiet and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # other processes share the GPU
     return results, ""
 
 
+def crash(job: Job, error: Exception) -> str:
+    """What was killed or raised what no user can mend: the run, where its log is, and how that ends."""
+    at = next((run for run in job.runs if not (run.folder / "results.json").exists()), job.runs[-1])
+    said = (str(error).strip().splitlines() or [""])[-1]
+    what = said if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {said}"
+    log = newest_log(at.folder, 0)
+    if not log:
+        return f"{at.name}: {what}, {TRIES} times; it left no log in {at.folder}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+    return "\n    ".join([f"{at.name}: {what}, {TRIES} times; {log} ends with", *lines])
+
+
 @contextmanager
-def none_left_behind() -> Iterator[None]:
-    """Whatever ends this process early, Ctrl-C and SIGTERM among it, ends the workers first."""
+def sigterm_ends_it() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
-    except BaseException:
-        for child in active_children():  # a pool without workers gives up what is queued
-            child.terminate()
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back while processes are started; those never get a SIGINT, which this one answers."""
-    held = []
-    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new processes inherit this
-    yield
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    for number in held:
-        signal.raise_signal(number)
 
 
 def parser(description: str, folder: str) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ class Method:
     """A trainer with its settings."""
 
     trainer: str
-    cfg: str = ""  # of configs/trainers/TRAINER; "": vit_b16, of CoOp as it was published, for embedded data tiny
+    cfg: str = ""  # of configs/trainers/TRAINER; "": that of the published figures, for embedded data tiny
     opts: tuple[str, ...] = ()  # KEY VALUE ...
 
 
@@ -49,12 +49,13 @@ class Stages:
         return self.run("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
-        config = self.config(dataset, shots)
+        config = self.config(dataset, "fewshot", shots)
         folder = self.out / "fewshot" / dataset / config / f"shots{shots}" / f"seed{seed}"
         return self.run("fewshot", folder, dataset, seed, shots=shots, config=config)
 
-    def xd_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.run("xd_train", self.source_dir(dataset, seed), dataset, seed)
+    def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
+        config = self.config(dataset, "xd")
+        return self.run("xd_train", self.source_dir(dataset, seed), dataset, seed, config=config, opts=opts)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
@@ -68,20 +69,20 @@ class Stages:
 
     # ---------------------------------------------------------------- where, and how
 
-    def config(self, dataset: str, shots: int | None = None) -> Path:
+    def config(self, dataset: str, protocol: str = "base2new", shots: int | None = None) -> Path:
         """TRAINER/CFG, below configs/trainers and below the output; `shots`: of the few-shot protocol."""
-        row, cfg = row_of(dataset), "vit_b16"
-        if row and row.embedded:
+        row, cfg = row_of(dataset), self.method.cfg
+        if not cfg and row and row.embedded:
             cfg = "tiny"
-        elif self.method.trainer == "CoOp":
-            cfg = published_coop(dataset, shots)
-        return Path(self.method.trainer, self.method.cfg or cfg)
+        elif not cfg:
+            cfg = published(self.method.trainer, dataset, protocol, shots)
+        return Path(self.method.trainer, cfg)
 
     def base_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "base2new" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
 
     def source_dir(self, dataset: str, seed: int) -> Path:
-        return self.out / "xd" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
+        return self.out / "xd" / dataset / "shots16" / self.config(dataset, "xd") / f"seed{seed}"
 
     def run(
         self,
@@ -99,7 +100,10 @@ class Stages:
         if model:
             how = ("--eval-only", "--model-dir", str(model))
         else:
-            how = ("--config-file", str(CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"))
+            file = CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"
+            how = (
+                ("--config-file", str(file)) if file.exists() or file.stem != "tiny" else ()
+            )  # then that of its parent
             opts = ("DATASET.NUM_SHOTS", str(shots), *opts)
         argv = ("--trainer", self.method.trainer, "--root", str(self.data), "--output-dir", str(folder))
         argv += ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed), *how)
@@ -108,10 +112,23 @@ class Stages:
         return PlannedRun(name, folder, argv, model)
 
 
-def published_coop(dataset: str, shots: int | None) -> str:
-    """Few-shot, its paper's epochs; else the start "a photo of a" of CoCoOp's paper."""
-    epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
-    return f"vit_b16{epochs}" + "_ctxv1" * (shots is None)
+def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
+    """The file of configs/trainers/TRAINER that its published figures were made with on ViT-B/16.
+
+    Of several the one that is named after the protocol, or after ImageNet, as MaPLe's, PromptSRC's and MMRL's are, else
+    vit_b16, else one from the words "a photo of a" (_ctxv1), as CoCoOp's, else the first.
+    CoOp's few-shot has its paper's epochs, everything else of it the start "a photo of a" of CoCoOp's paper.
+    """
+    if trainer == "CoOp":
+        epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
+        return f"vit_b16{epochs}" + "_ctxv1" * (protocol != "fewshot")
+    files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
+    wanted = "_cross_datasets" if protocol == "xd" else "_imagenet" if dataset == "imagenet" else "_few_shot"
+    wanted = wanted if protocol != "base2new" or dataset == "imagenet" else ""
+    own = [file for file in files if wanted and file.endswith(wanted)]
+    common = [file for file in files if not file.endswith(("_cross_datasets", "_imagenet", "_few_shot"))]
+    words = [file for file in common if file.endswith("_ctxv1")]
+    return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *words, *common]), "vit_b16")
 
 
 # ------------------------------------------------------------------ what is all of a benchmark

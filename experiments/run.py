@@ -28,7 +28,7 @@ from datasets.base import DrawnDataset
 from datasets.shared.seen_images import SEEN, keep_seen
 
 from . import own_images
-from .command import USER_ERRORS, command
+from .command import command
 from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
 
 VERSIONS = (torch, np, torchvision, dassl)
@@ -151,10 +151,10 @@ def logged(folder: str):
             raise OSError(f"{wrong}: choose another --output-dir") from error
         try:
             yield
-        except USER_ERRORS as error:
+        except Exception as error:
             with contextlib.suppress(OSError):  # a full disk
                 if log.file:
-                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console gets one line
+                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console may get one line only
                     log.file.flush()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OSError(f"{error}: make room, and the same command goes on") from error

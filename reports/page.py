@@ -1,30 +1,63 @@
-"""Tables and pictures on one self-contained HTML page."""
+"""Tables and pictures on one self-contained HTML page; its look and its script are in page.html."""
 
 import base64
 import html
 import json
 from pathlib import Path
+from string import Template
+from typing import NamedTuple
 
 from PIL import Image
 
 from .pictures import plt
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}}
-img{{max-width:100%}} table{{border-collapse:collapse}} td,th{{padding:.3rem .9rem;border-bottom:1px solid #ddd}}
-figure{{margin:2rem 0}} figcaption{{color:#555}}</style>
-<h1>{title}</h1>
-<p>{text}</p>{tables}{figures}</html>"""
+PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
-def page(title: str, text: str, tables: list[str], pictures: dict[Path, str]) -> str:
-    """Args: tables: HTML; pictures: PNG files with their captions."""
-    figures = ""
-    for path, caption in pictures.items():
-        data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
-        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-        figures += f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
-    return PAGE.format(title=html.escape(title), text=html.escape(text), tables="\n".join(tables), figures=figures)
+class Entry(NamedTuple):
+    """Of a table."""
+
+    text: str
+    value: float | None = None  # by which a column is sorted; None: by the text
+    best: bool = False
+
+
+def page(title: str, text: str, sections: list[str]) -> str:
+    """Args: sections: HTML, of `section`."""
+    return PAGE.substitute(title=html.escape(title), text=html.escape(text), body="\n".join(sections))
+
+
+def section(title: str, parts: list[str], notes: list[str] = ()) -> str:
+    """Args: parts: HTML, of `grid` and `figure`."""
+    said = f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + f"{said}</section>"
+
+
+def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: bool = False) -> str:
+    """A table whose columns sort; the first names the rows. Args: folded: shown on a click on its caption."""
+    buttons = [f'<th scope="col"><button type="button">{html.escape(head)}</button></th>' for head in heads]
+    lines = []
+    for first, *others in rows:
+        cells = [f'<th scope="row">{html.escape(first.text)}</th>']
+        for entry in others:
+            mean, plus, std = html.escape(entry.text).partition(" ± ")
+            shown = f"{mean} <small>± {std}</small>" if plus else mean
+            value = "" if entry.value is None else f' data-value="{entry.value:.6g}"'
+            cells.append(f"<td{value}>{f'<b>{shown}</b>' if entry.best else shown}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    head, body = f"<thead><tr>{''.join(buttons)}</tr></thead>", "<tbody>" + "\n".join(lines) + "</tbody>"
+    table = f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption or "table")}">'
+    table += f"<table>{head}\n{body}</table></div>"
+    if folded:
+        return f"<details><summary>{html.escape(caption)}</summary>{table}</details>"
+    return (f"<h3>{html.escape(caption)}</h3>" if caption else "") + table
+
+
+def figure(path: Path, caption: str) -> str:
+    """A PNG file, inlined."""
+    data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def examples(folder: Path):

@@ -1,5 +1,6 @@
 """A picture of each protocol's table, and the style of all pictures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -12,9 +13,11 @@ from dassl.files import atomic_write  # noqa: E402
 from .names import AVERAGE  # noqa: E402
 from .tables import Cell, Table  # noqa: E402
 
-# told apart by colour-blind readers too (Okabe and Ito); the first is zero-shot's
-COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
+# told apart by colour-blind readers too (Okabe and Ito, Tol); the first is zero-shot's
+COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#882255")
 MARKERS = "osD^vP<>"
+MANY = 8  # methods: with more, bars by data set would be too thin
+HATCHES = (None, "///", "...", "xx")  # when all colours are taken
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("axes", axisbelow=True, grid=True)
 plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})
@@ -22,14 +25,13 @@ plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": Fals
 
 def draw(tables: list[Table], folder: Path) -> list[Path]:
     """A picture of each table but that of the new classes, as a PNG file in `folder`; returns their paths."""
-    kinds = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}
     everywhere = styles_of([cell for table in tables for cell in table.cells])
     paths = []
     for table in tables:
-        if table.protocol in kinds:
+        if table.protocol in KINDS:
             styles = {method: everywhere[method] for method in dict.fromkeys(cell.method for cell in table.cells)}
             with plt.rc_context({"text.parse_math": False}):  # "$" in a name is no formula
-                paths.append(save(kinds[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
+                paths.append(save(KINDS[table.protocol](table.cells, styles), folder / f"{table.slug}.png"))
     return paths
 
 
@@ -45,13 +47,35 @@ def save(fig, path: Path) -> Path:
 def styles_of(cells: list[Cell]) -> dict[str, dict]:
     """{method: how it is drawn}, in the order of the cells; zero-shot is grey."""
     trained = {cell.method: cell.shots is not None for cell in cells}
-    free, styles = 1, {}
+    turn, styles = {True: 0, False: 0}, {}
     for k, (method, learned) in enumerate(trained.items()):
-        colour = COLOURS[free % len(COLOURS) if learned else 0]
-        hatch = None if learned and free < len(COLOURS) or k == 0 else "///"
-        styles[method] = {"color": colour, "marker": MARKERS[k % len(MARKERS)], "hatch": hatch}
-        free += learned
+        round_, place = divmod(turn[learned], len(COLOURS) - 1 if learned else 1)  # of colours
+        colour = COLOURS[place + 1] if learned else COLOURS[0]
+        marker = MARKERS[k % len(MARKERS)]  # there is one more than colours: a colour's next method has another
+        styles[method] = {"color": colour, "marker": marker, "hatch": HATCHES[round_ % len(HATCHES)]}
+        turn[learned] += 1
     return styles
+
+
+def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:
+    """The name of each point to the right of the axes, in the order of their heights, with a thin line to it."""
+    height = ax.figure.get_size_inches()[1] * 0.8  # inches
+    names = sorted(points, key=lambda name: points[name][1])
+    ax.figure.canvas.draw()
+    at = [ax.transAxes.inverted().transform(ax.transData.transform(points[name]))[1] for name in names]
+    gap = min(0.19 / height, 1 / len(names))
+    for _ in range(200):  # pushes apart what is too near, within the axes
+        for k in range(len(at) - 1):
+            over = at[k] + gap - at[k + 1]
+            if over > 0:
+                at[k], at[k + 1] = at[k] - over / 2, at[k + 1] + over / 2
+        low, high = max(0.0, -at[0]), max(0.0, at[-1] - 1)
+        at = [y + low - high for y in at] if not (low and high) else at
+    for name, y in zip(names, at, strict=True):
+        style = {"color": styles[name]["color"]}
+        line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
+        label = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
+        ax.annotate(*plain([name]), points[name], va="center", fontsize=9.5, annotation_clip=False, **label)
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
@@ -71,7 +95,7 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
                 gap, size, turn = (1.2, 9, 0) if room > 0.34 else (2.4, 8, 90)
                 y = cell.mean + cell.std + gap
                 ax.text(x, y, f"{cell.mean:.1f}", ha="center", va="bottom", fontsize=size, rotation=turn)
-    ax.set_xticks(places, names)
+    ax.set_xticks(places, plain(names))
     ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
     ax.grid(axis="x", visible=False)
 
@@ -82,8 +106,13 @@ def legend(fig, handles: list, names: list[str]) -> None:
     columns = max(1, min(len(names), int(width * 9 / (max(map(len, names)) + 5))))
     extra = 0.24 * -(-len(names) // columns) + 0.1  # inches
     fig.set_size_inches(width, height + extra)
-    fig.legend(handles, names, ncol=columns, loc="upper center", borderaxespad=0.2)
+    fig.legend(handles, plain(names), ncol=columns, loc="upper center", borderaxespad=0.2)
     fig.tight_layout(rect=(0, 0, 1, height / (height + extra)))
+
+
+def plain(names: Iterable[str]) -> list[str]:
+    """Names of at most 36 letters, in which a "$" begins no formula."""
+    return [(name if len(name) <= 36 else name[:35] + "…").replace("$", r"\$") for name in names]
 
 
 def filled(style: dict) -> dict:
@@ -99,6 +128,9 @@ def base_to_new(cells: list[Cell], styles: dict[str, dict]):
     datasets = list(dict.fromkeys(cell.target for cell in cells))
     kinds = {"base classes": "base", "new classes": "new", "harmonic mean": "H"}
     groups = [[c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()]
+    if len(styles) > MANY:
+        last = [[c for c in group if c.target == datasets[-1]] for group in groups]
+        return ranked(dict(zip(kinds, last, strict=True)), styles)
     if len(datasets) == 1:
         fig, ax = plt.subplots(figsize=(8, 4))
         bars(ax, groups, styles, [0, 1, 2], list(kinds))
@@ -126,9 +158,30 @@ def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], sour
         ax.tick_params("x", labelsize=9)
 
 
+def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
+    """A panel for each group of cells with a bar for each method, the best of the last group on top."""
+    last = {cell.method: cell.mean for cell in list(panels.values())[-1] if cell.values}
+    methods = sorted(styles, key=lambda method: last.get(method, -1))
+    fig, axes = plt.subplots(1, len(panels), figsize=(11, 0.8 + 0.3 * len(methods)), sharey=True, squeeze=False)
+    for ax, (title, cells) in zip(axes[0], panels.items(), strict=True):
+        for cell in (cell for cell in cells if cell.values):
+            y = methods.index(cell.method)
+            ax.barh(y, cell.mean, 0.72, **filled(styles[cell.method]))
+            ax.errorbar(cell.mean, y, xerr=cell.std or None, color="k", capsize=2, lw=1)
+            ax.text(cell.mean + cell.std + 1.5, y, f"{cell.mean:.1f}", va="center", fontsize=9)
+        ax.set(title=title, xlim=(0, 112), xticks=range(0, 101, 20), xlabel="%")
+        ax.set_yticks(range(len(methods)), plain(methods))
+        ax.grid(axis="y", visible=False)
+    return fig
+
+
 def transfer(cells: list[Cell], styles: dict[str, dict]):
     """Bars: every method on the source, on each target and on the average of the targets."""
     names = list(dict.fromkeys(cell.target for cell in cells))
+    if len(styles) > MANY:
+        ends = {f"{c.name} (source)" if c.target == names[0] else c.name: c.target for c in cells}
+        ends = {title: name for title, name in ends.items() if name in (names[0], names[-1])}
+        return ranked({title: [c for c in cells if c.target == name] for title, name in ends.items()}, styles)
     fig, ax = plt.subplots(figsize=(11 if len(names) * len(styles) > 12 else 8, 4.4))
     by_target(ax, cells, styles, names, source=True)
     legend(fig, patches(styles), list(styles))
@@ -157,7 +210,7 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
                 low, high = [c.mean - c.std for c in own], [c.mean + c.std for c in own]
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         name = next(c.name for c in cells if c.target == dataset)
-        ax.set_title(name, fontsize=11, weight="bold" if name == AVERAGE else None)
+        ax.set_title(*plain([name]), fontsize=11, weight="bold" if name == AVERAGE else None)
         ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])
         ax.set_xlim(-0.4, len(shots) - 0.6)
     for ax in axes.flat[len(datasets) :]:
@@ -171,3 +224,6 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend(fig, list(handles.values()), list(handles))
     return fig
+
+
+KINDS = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}  # by protocol

@@ -15,6 +15,7 @@ from datasets.benchmarks import in_order, short
 from .methods import by_method
 from .names import AVERAGE, images
 from .protocols import Selection, selections
+from .published import PUBLISHED, SOURCE, averages
 from .runs import Run
 
 SAME = 0.1  # percentage points: two results of one model that are as near are one result, computed twice
@@ -71,27 +72,71 @@ class Table:
     protocol: str
     slug: str  # name for a file
     title: str
-    heads: list[str]
-    rows: list[list[str]]
-    cells: list[Cell]
+    heads: list[str]  # of a row's titles, then of its cells
+    lines: dict[
+        tuple[str, ...], list[Cell | None]
+    ]  # the cells of each row, by its titles, of which the last is a method
     notes: list[str]
     runs: list[Run] = field(repr=False)  # that have a place in it
+    source: str = ""  # what all were trained on; "": each on the data set that it is evaluated on
+    published: dict[str, dict[str, float]] = field(default_factory=dict)  # averages, of {method: {head}}; not of runs
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for line in self.lines.values() for cell in line if cell]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in self.lines.items()]
+
+    @property
+    def best(self) -> list[Cell]:
+        """The highest of the methods in each column on each data set, if there are others; of equals all."""
+        rivals = defaultdict(list)
+        for titles, line in self.lines.items():
+            for place, cell in enumerate(line):
+                if cell and cell.values and not cell.partial:
+                    rivals[titles[:-1], place].append(cell)
+        found = []
+        for cells in rivals.values():
+            top = max(round(cell.mean, 2) for cell in cells)
+            found += [cell for cell in cells if round(cell.mean, 2) == top] if len(cells) > 1 else []
+        return found
 
     def text(self, markdown: bool = False) -> str:
         """Title, table and what is missing."""
         return section(self.title, [self.grid("github" if markdown else "simple_outline")], self.notes, markdown)
 
     def grid(self, form: str) -> str:
-        """The table alone, in a format of tabulate's."""
-        rows, heads = self.rows, self.heads
+        """The table alone, in a format of tabulate's; in Markdown the best figures are bold."""
+        rows, heads, best = self.rows, self.heads, self.best
         if form == "github":
             rows, heads = [list(map(in_markdown, row)) for row in rows], list(map(in_markdown, heads))
+            marks = [[bool(cell) and cell in best for cell in line] for line in self.lines.values()]
+            rows = [
+                [
+                    *row[: -len(own)],
+                    *(f"**{text}**" if mark else text for text, mark in zip(row[-len(own) :], own, strict=True)),
+                ]
+                for row, own in zip(rows, marks, strict=True)
+            ]
+        if self.published:
+            heads = [*heads, PUBLISHED]
+            rows = [[*row, told(self, titles)] for row, titles in zip(rows, self.lines, strict=True)]
         if self.protocol in ("xd", "dg") and form == "simple_outline":  # one column a target: too wide for a terminal
             rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
-        align = ["left" if head in ("method", "data set") else "right" for head in self.heads]
+        align = [
+            "left" if head in ("method", "data set") else "right" for head in [*self.heads, *heads[len(self.heads) :]]
+        ]
         return tabulate(rows, heads, form, colalign=align, disable_numparse=True)
 
     __str__ = text
+
+
+def told(table: Table, titles: tuple[str, ...]) -> str:
+    """The published averages of a row, if it is one of averages."""
+    known = table.published.get(titles[-1], {}) if titles[:-1] in ((), (AVERAGE,)) else {}
+    return " / ".join(f"{value:.2f}" for value in known.values())
 
 
 def section(title: str, body: list[str], notes: list[str], markdown: bool) -> str:
@@ -151,14 +196,15 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
     else:
         heads = ["data set", "method", *s.columns]
         lines = {(short(t), m.text): [cells.get((t, m, head)) for head in s.columns] for t in shown for m in labels}
-    rows = [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in lines.items() if any(line)]
+    lines = {titles: line for titles, line in lines.items() if any(line)}
     cells = [cell for line in lines.values() for cell in line if cell]
     marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
     notes = ["* over fewer seeds or data sets:"] * marked + notes
     slug = "_".join(filter(None, [s.protocol, s.source, s.shots and images(s.shots).replace(" ", "")]))
     slug = re.sub(r"[^\w.-]", "_", slug)[:100]  # a name of a file, whatever the source is called
     taken = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in s.columns.values())]
-    return Table(s.protocol, slug, s.title, heads, rows, cells, notes, taken)
+    known = averages(s.protocol, s.source, targets, s.shots, taken)
+    return Table(s.protocol, slug, s.title, heads, lines, notes + [SOURCE] * bool(known), taken, s.source, known)
 
 
 def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:

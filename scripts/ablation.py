@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 from tabulate import tabulate
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,11 +38,11 @@ def main(argv: list[str] | None = None) -> list[str]:
         for seed in SEEDS:
             jobs[Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))] = case, seed
 
-    def done(job: Job, results: list[dict]) -> None:
+    def done(job: Job, results: list[dict]) -> str:
         base, new = (r["accuracy"] for r in results)
         case, seed = jobs[job]
         found[case, seed] = base, new, harmonic_mean(base, new)
-        tqdm.write(f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {found[case, seed][2]:.1f}")
+        return f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {found[case, seed][2]:.1f}"
 
     failed = execute(list(jobs), args.workers, "ablation", done)
     if failed:

@@ -9,15 +9,14 @@ on where it was.
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from dassl.utils import write_json  # noqa: E402
 from experiments.command import command  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
-from reports.page import examples, page  # noqa: E402
+from reports.comparison import costs_of, grids  # noqa: E402
+from reports.page import examples, figure, page, section  # noqa: E402
 from reports.pictures import save  # noqa: E402
 from reports.report import make  # noqa: E402
 from reports.tables import costs, harmonic_mean  # noqa: E402
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> list[str]:
             runs = stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)
             plan[trainer, seed] = Job(runs, seconds)
 
-    def done(job: Job, results: list[dict]) -> None:
+    def done(job: Job, results: list[dict]) -> str:
         base, new = results
         s = {key: base[key] for key in ("trainer", "dataset", "seed")}
         s |= {"base": base["accuracy"], "new": new["accuracy"]}
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         device.update(device=base["device"], torch=base["versions"]["torch"])
         which = f"[{len(summary)}/{len(plan)}] {s['trainer']} seed {s['seed']}"
         figures = f"base {s['base']:.1f}  new {s['new']:.1f}  H {s['hm']:.1f}  ({s['seconds']:.0f} s)"
-        tqdm.write(f"{which}: {figures}")
+        return f"{which}: {figures}"
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
     failed = execute(list(plan.values()), args.workers, "demo", done)
@@ -69,8 +68,9 @@ def main(argv: list[str] | None = None) -> list[str]:
     ):
         pictures[save(draw(given), out / f"{name}.png")] = draw.__doc__.split("\n")[0]
     text = TEXT.format(seeds=seeds, **device)
-    tables = [table.grid("html"), costs(table.runs, "html")]
-    (out / "report.html").write_text(page("Base-to-new on Shapes", text, tables, pictures), encoding="utf-8")
+    figures = [figure(path, caption) for path, caption in pictures.items()]
+    body = [section(table.title, [*grids(table, costs_of(table)), *figures], table.notes)]
+    (out / "report.html").write_text(page("Base-to-new on Shapes", text, body), encoding="utf-8")
     print(f"{out / 'summary.json'}\n{out / 'report.html'}")
     return []
 

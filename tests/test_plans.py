@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from experiments.protocols import Method, Stages
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "scripts"))
-SCRIPTS = {name: importlib.import_module(name) for name in ("run", "demo", "protocols", "tune", "ablation")}
+SCRIPTS = {name: importlib.import_module(name) for name in ("run", "demo", "tune", "ablation")}
 
 
 def test_in_processes(tmp_path, data_root, capsys):
@@ -57,25 +56,14 @@ def test_one_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     assert done.out.split("\n")[1:] == [f"CoOp fewshot dtd 1 {k}: {10 * k:.1f}" for k in (1, 4, 8, 16)] + [""]
 
 
-class Inline:
-    """A pool that does everything at once in this process."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        pass
-
-    def submit(self, work, *args, **kwargs):
-        future = Future()
-        future.set_result(work(*args, **kwargs))
-        return future
+def inline(work, jobs, slots):
+    """An engine that does everything at once in this process."""
+    for job in jobs:
+        yield job, work(job)
+        yield None
 
 
-@pytest.mark.parametrize("name", ["demo", "protocols", "tune", "ablation"])
+@pytest.mark.parametrize("name", ["demo", "tune", "ablation"])
 def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
     """What fails is named at the end, one line each, after everything else was done."""
     made = []
@@ -87,17 +75,17 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
         results = {"trainer": planned.argv[1], "dataset": "Shapes", "seed": len(made), "accuracy": 50.0, "seconds": 1.0}
         return results | {"trainable_params": 0, "device": "CPU", "versions": {"torch": "2"}}
 
-    monkeypatch.setattr(plans, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(plans, "local", inline)
     monkeypatch.setattr(plans, "make", make)
     monkeypatch.setattr(SCRIPTS["tune"], "KEPT", tmp_path / "tuning.json")
-    words = {"protocols": ["base2new"], "tune": ["OrthCR", "CoOp"]}.get(name, [])
+    words = ["OrthCR", "CoOp"] if name == "tune" else []
     assert command(lambda: SCRIPTS[name].main([*words, "--output-dir", str(tmp_path)])) == 1
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == {"demo": 1, "protocols": 1, "tune": 8, "ablation": 5}[name]
+    assert len(errors) == {"demo": 1, "tune": 8, "ablation": 5}[name]
     assert all(line.startswith("error: OrthCR ") and line.endswith(" shapes 2: the disk") for line in errors)
     assert len({planned.folder for planned in made}) == len(made)
-    runs = {"demo": 18, "protocols": 14, "tune": 16 * 3 * 3, "ablation": 30}[name]
+    runs = {"demo": 18, "tune": 16 * 3 * 3, "ablation": 30}[name]
     assert len(made) == runs - len(errors) * (2 if name == "tune" else 1), "all but the tests of the models that failed"
     if name == "tune":
         assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2 * 24 - 8
@@ -118,13 +106,14 @@ def test_what_ends_a_plan_early_is_one_line(capsys):
 def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
     """At any time, with all its workers, and without a traceback."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` would have it ignored
-    words = [sys.executable, REPO / "scripts" / "protocols.py", "dg", "--output-dir", tmp_path]
+    words = ["--protocol", "domain_generalization", "--trainers", "CoOp", "OrthCR", "--output-dir", tmp_path]
+    words = [sys.executable, REPO / "benchmark.py", *words, "--workers", "2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert "runs on embedded data" in process.stdout.readline()
+    assert process.stdout.readline().startswith("30 runs of 2 methods")
     time.sleep(after)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.terminate()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == (1 if stop == signal.SIGINT else 143) and "Traceback" not in err, err
+    assert process.returncode == (130 if stop == signal.SIGINT else 143) and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):
         for _ in range(50):
             os.killpg(process.pid, 0)  # nobody is left in its group

@@ -1,0 +1,34 @@
+"""All methods, all data sets, one command; ends in their comparison.
+
+    python benchmark.py                                      every method on the embedded data, all four protocols
+    python benchmark.py --protocol base2new --trainers all --datasets caltech101 dtd --seeds 1 2 3 --root DATA
+    python benchmark.py --trainers CoOp OrthCR --datasets all --root DATA --output-dir OUT --workers 4 OPTIM.LR 0.001
+    python benchmark.py --engine ray --address auto ...      the same plan on a Ray cluster
+
+Runs go side by side, as cores, GPUs and memory allow. Given again, the same command skips what is finished and goes on
+with what is not. A run that crashes or is killed is begun once more; if that fails, too, it is reported, the others go
+on, and the exit status is 1. Tables, pictures and report.html are in the output directory.
+"""
+
+import sys
+
+from experiments.benchmark import arguments, run
+from experiments.command import command
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
+
+    def work() -> list[str]:
+        failed = run(args)
+        from reports.comparison import compare  # not above: every worker process imports this file
+
+        if any(args.output_dir.rglob("results.json")):
+            compare([args.output_dir], args.output_dir, args.seeds)
+        return failed
+
+    return command(work, "interrupted: given again, the same command goes on where it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Many methods on many data sets, by any of the four protocols, as one plan."""
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import datasets
+import trainers
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability, locked
+from trainers.base import ClipTrainer
+
+from . import engines
+from .config import discover, parse, setup_cfg
+from .plans import Job, count, execute
+from .protocols import PROTOCOLS, SEEDS, SHOTS, Method, Stages, row_of, source_of, targets, variants
+
+NAMES = dict(zip(("base2new", "few_shot", "cross_dataset", "domain_generalization"), PROTOCOLS, strict=True))
+KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)+|VERBOSE|USE_CUDA")
+# the part of the embedded data that each protocol trains or tests on
+EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets("shapes"), "dg": variants("shapes")}
+BY_FLAGS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
+
+
+def arguments(argv: list[str], description: str | None = None) -> argparse.Namespace:
+    """The command line of benchmark.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "all"], help="default: all")
+    parser.add_argument("--trainers", nargs="+", default=["all"], help="names, or all; default: all")
+    of = 'of configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
+    parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
+    parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
+    parser.add_argument(
+        "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
+    )
+    parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
+    parser.add_argument("--output-dir", type=Path, default=Path("output", "bench"))
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="processes here, or a Ray cluster")
+    parser.add_argument("--address", default="", help="of the Ray cluster; default: this machine alone")
+    parser.add_argument("--workers", type=count, help="runs at a time; default: what cores, GPUs and memory allow")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="that a run needs; default: a guess by backbone")
+    parser.add_argument("--per-gpu", type=count, help="runs that share a GPU; default: as memory allows; on Ray 1")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
+    first = next((k for k, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
+    args = parser.parse_args(argv[:first])
+    if args.opts:
+        parser.error(f"{args.opts[0]} is no config key: these look like OPTIM.LR, and come last")
+    args.opts = tuple(argv[first:])
+    taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
+    if taken:
+        parser.error(f"{taken} is what the flags say")
+    return args
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Makes all runs; returns a line for each model that failed. Raises ValueError for what cannot be planned."""
+    names = list(NAMES) if "all" in args.protocol else args.protocol
+    methods = [Method(trainer, args.cfg, args.opts) for trainer in registered(args.trainers)]
+    jobs = plan(methods, [NAMES[name] for name in names], args)
+    engine = engine_of(args, jobs)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    runs = sum(len(job.runs) for job in jobs)
+    print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
+    with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
+        return execute(jobs, title=args.output_dir.name, engine=engine)
+
+
+def registered(words: list[str]) -> list[str]:
+    """The trainers that they name, each once, zero-shot first; "all" is every ClipTrainer."""
+    for package in (trainers, datasets):
+        discover(package)
+    known = TRAINER_REGISTRY.registered_names()
+    for word in words:
+        check_availability(word, [*known, "all"])
+    every = [name for name in known if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
+    named = [name for word in words for name in (every if word == "all" else [word])]
+    return sorted(dict.fromkeys(named), key=learns)
+
+
+def learns(trainer: str) -> bool:
+    return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
+
+
+def engine_of(args: argparse.Namespace, jobs: list[Job]):
+    if args.engine == "ray":
+        return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
+    gib = args.memory or max(map(engines.memory_of, backbones(jobs)))
+    return partial(engines.local, slots=engines.slots(gib, args.workers, args.per_gpu))
+
+
+def backbones(jobs: list[Job]) -> set[str]:
+    """Of the trainings, from their configs: what is wrong with one is told before anything runs."""
+    each = {job.runs[0].argv[job.runs[0].argv.index("--dataset-config-file") :]: job.runs[0] for job in jobs}
+    kinds = {(run.argv[1], *(word for word in argv if word.endswith("yaml"))): run for argv, run in each.items()}
+    return {setup_cfg(parse(list(run.argv))).MODEL.BACKBONE.NAME for run in kinds.values()}
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespace) -> list[Job]:
+    """A job for each model: its training and all its tests. Raises ValueError if a data set is in none of them."""
+    used, jobs = set(), []
+    for protocol in protocols:
+        used.update(named(protocol, args.datasets))
+    lost = [word for word in args.datasets if word not in ("all", "embedded") and word not in used | sources(used)]
+    if lost:
+        raise ValueError(f"{lost[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
+    for method in methods:
+        stages, trained = Stages(method, args.root, args.output_dir), learns(method.trainer)
+        for seed in args.seeds if trained else args.seeds[:1]:
+            for runs, images in models(stages, protocols, args, seed, trained):
+                seconds = images * trained + 20 * len(runs)
+                jobs.append(Job(tuple(runs), seconds, method.trainer))
+    return jobs
+
+
+def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed: int, trained: bool) -> Iterator[tuple]:
+    """The runs of each model of one method and seed, and how many images it is trained on."""
+    if "base2new" in protocols:
+        for name in named("base2new", args.datasets):
+            yield [stages.base2new_train(name, seed), stages.base2new_test(name, seed)], 16 * classes(name) / 2
+    if "fewshot" in protocols:
+        for name in named("fewshot", args.datasets):
+            for shots in args.shots if trained else [max(args.shots)]:
+                yield [stages.fewshot(name, seed, shots)], shots * classes(name)
+    away = {p: named(p, args.datasets) if p in protocols else [] for p in ("xd", "dg")}
+    for source in dict.fromkeys(map(source_of, away["xd"] + away["dg"])):
+        runs = [stages.xd_train(source, seed, half_the_epochs(stages, source))]
+        runs += [stages.xd_test(name, seed) for name in away["xd"] if source_of(name) == source]
+        runs += [stages.dg_test(name, seed) for name in away["dg"] if source_of(name) == source]
+        yield runs, 16 * classes(source) / 2
+
+
+def named(protocol: str, words: list[str]) -> list[str]:
+    """The data sets of a protocol that are named: trained on in base2new and fewshot, tested on in xd and dg.
+
+    There, a source stands for all its targets or variants.
+    """
+    found = []
+    for word in words:
+        every = word if word in ("all", "embedded") else ""
+        source = "imagenet" if word == "all" else word
+        if every == "embedded":
+            found += EMBEDDED[protocol]
+        elif protocol in ("base2new", "fewshot"):
+            found += [source, *targets(source)] if every else [word] * (word not in variants(source_of(word)))
+        elif source_of(source) == source:
+            found += targets(source) if protocol == "xd" else variants(source)
+        elif (word in variants(source_of(word))) == (protocol == "dg"):
+            found.append(word)
+    return list(dict.fromkeys(found))
+
+
+def sources(names: Iterable[str]) -> set[str]:
+    return set(map(source_of, names))
+
+
+def classes(name: str) -> int:
+    row = row_of(name)
+    return row.size.classes if row and row.size else 40
+
+
+def half_the_epochs(stages: Stages, source: str) -> tuple[str, ...]:
+    """tiny.yaml is for half the classes of an embedded source: then half the epochs are as many steps.
+
+    Papers train a source for fewer epochs, too; published settings have files of their own for it.
+    """
+    row = row_of(source)
+    if not (row and row.embedded) or not learns(stages.method.trainer):
+        return ()
+    epochs = setup_cfg(parse(list(stages.xd_train(source, 1).argv))).OPTIM.MAX_EPOCH
+    return "OPTIM.MAX_EPOCH", str(-(-epochs // 2))

@@ -1,0 +1,108 @@
+"""How far a plan is: on a terminal a block of lines that is redrawn, elsewhere a line for each job that ends."""
+
+import re
+import shutil
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+EPOCH = re.compile(rb"epoch \[(\d+)/(\d+)\]|(Evaluate on)")
+SHOWN = 12  # at most, of what is running
+
+
+class Display:
+    """Args: jobs: of the plan, in the order in which they begin; title: of the block."""
+
+    def __init__(self, jobs: list, title: str = "", out=None):
+        self.jobs, self.title, self.out = list(jobs), title, out or sys.stderr
+        self.live = self.out.isatty()
+        self.total = sum(len(job.runs) for job in jobs)
+        self.done = self.failed = self.lines = 0
+        self.began, self.drawn = time.time(), 0.0
+        self.spent = defaultdict(lambda: [0.0, 0.0])  # of each kind of job: expected seconds, and real ones, so far
+        self.seen = {}  # job: when it was first seen at work
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.clear()
+
+    # ---------------------------------------------------------------- what happens
+
+    def ended(self, job, failed: bool) -> None:
+        self.jobs.remove(job)
+        self.done += len(job.runs)
+        self.failed += failed
+        if job in self.seen:  # else it was finished before, or is over in no time
+            took = time.time() - self.seen.pop(job)
+            for sums in (self.spent[job.kind], self.spent["all"]):
+                sums[0] += job.seconds
+                sums[1] += took
+
+    def line(self, text: str) -> None:
+        """Above the block; without a terminal with the counts."""
+        self.clear()
+        print(text if self.live else f"[{self.counts()}] {text}", flush=True)
+
+    # ---------------------------------------------------------------- the block
+
+    def refresh(self) -> None:
+        running = self.running()
+        if self.live and time.time() - self.drawn > 0.5:
+            lines = [f"{self.title} {self.counts()}".strip(), *running[:SHOWN]]
+            lines += [f"  and {len(running) - SHOWN} more"] * (len(running) > SHOWN)
+            width = shutil.get_terminal_size().columns - 1
+            self.clear()
+            self.out.write("".join(line[:width] + "\n" for line in lines))
+            self.out.flush()
+            self.lines, self.drawn = len(lines), time.time()
+
+    def clear(self) -> None:
+        if self.lines:
+            self.out.write(f"\x1b[{self.lines}A\x1b[J")
+            self.out.flush()
+            self.lines = 0
+            self.drawn = 0.0
+
+    def counts(self) -> str:
+        failed = f", {self.failed} failed" * bool(self.failed)
+        return f"{self.done} of {self.total} runs{failed}{self.remaining()}"
+
+    def remaining(self) -> str:
+        """From what jobs of the same kind took in this plan; nothing before the first has ended."""
+        if not self.jobs or not self.spent["all"][1]:
+            return ""
+        rates = {kind: real / expected for kind, (expected, real) in self.spent.items() if expected}
+        left = sum(job.seconds * rates.get(job.kind, rates["all"]) for job in self.jobs)
+        side_by_side = self.spent["all"][1] / max(1e-6, time.time() - self.began)
+        minutes = left / max(1.0, side_by_side) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1.5 else f", about {60 * minutes:.0f} s left"
+
+    def running(self) -> list[str]:
+        """A line for each job at work, which is told by its logs: they are the same wherever it runs."""
+        lines = []
+        for job in self.jobs:
+            at = next((run for run in job.runs if not (run.folder / "results.json").exists()), None)
+            log = at and newest_log(at.folder, self.began)
+            if log:
+                self.seen.setdefault(job, time.time())
+                lines.append(f"  {at.name}   {stage(log)}")
+        return lines
+
+
+def newest_log(folder: Path, since: float) -> Path | None:
+    logs = [(path.stat().st_mtime, path) for path in folder.glob("log.txt*")]
+    return max(logs)[1] if logs and max(logs)[0] >= since else None
+
+
+def stage(log: Path) -> str:
+    """The last epoch that it tells of."""
+    with open(log, "rb") as f:
+        f.seek(max(0, log.stat().st_size - 8192))
+        found = EPOCH.findall(f.read())
+    if not found:
+        return "starts"
+    epoch, epochs, test = (word.decode() for word in found[-1])
+    return "is tested" if test else f"epoch {epoch}/{epochs}"

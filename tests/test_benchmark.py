@@ -1,0 +1,209 @@
+"""benchmark.py: what it plans, what it refuses, and that killing it changes nothing."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import kill_benchmark
+import pytest
+
+import benchmark
+from experiments import plans
+from experiments.benchmark import arguments, learns, named, plan, registered
+from experiments.config import parse, setup_cfg
+from experiments.display import Display, stage
+from experiments.plans import Job, PlannedRun
+from experiments.protocols import PROTOCOLS, Method, published
+from trainers.base import ClipTrainer
+
+
+def planned(words, protocols=PROTOCOLS, trainers=("CoOp",)):
+    args = arguments(words)
+    return plan([Method(name, args.cfg, args.opts) for name in registered(trainers)], list(protocols), args)
+
+
+def inline(work, jobs, slots):
+    """An engine that does everything in this process."""
+    for job in jobs:
+        yield job, work(job)
+
+
+def folders(jobs):
+    return {str(run.folder): run for job in jobs for run in job.runs}
+
+
+def test_the_command_line():
+    args = arguments(["--trainers", "VPT", "CoOp", "--seeds", "1", "2", "OPTIM.LR", "0.1", "VERBOSE", "False"])
+    assert args.trainers == ["VPT", "CoOp"] and args.seeds == [1, 2]
+    assert args.opts == ("OPTIM.LR", "0.1", "VERBOSE", "False")
+    assert arguments(["--protocol", "few_shot"]).protocol == ["few_shot"] and arguments([]).trainers == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "xd"], "invalid choice"),
+        (["SEED.X", "1", "DATASET.NUM_SHOTS", "2"], "DATASET.NUM_SHOTS is what the flags say"),
+        (["optim.lr", "0.1"], "no config key"),
+        (["--workers", "0"], "1 or more"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit):
+        arguments(words)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_all_trainers():
+    from dassl.engine import TRAINER_REGISTRY
+
+    every = registered(["all"])
+    assert {"ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "OrthCR"} <= set(every)
+    assert all(issubclass(TRAINER_REGISTRY.get(name), ClipTrainer) for name in every)
+    assert [learns(name) for name in every] == sorted(map(learns, every)), "zero-shot first"
+    assert registered(["OrthCR", "ZeroshotCLIP", "OrthCR"]) == ["ZeroshotCLIP", "OrthCR"]
+    with pytest.raises(ValueError, match="OrthCR"):
+        registered(["OrthCr"])
+
+
+def test_the_plan_of_the_embedded_data():
+    """What make protocols always made: 115 runs of three methods."""
+    jobs = planned([], trainers=("ZeroshotCLIP", "CoOp", "OrthCR"))
+    found = folders(jobs)
+    assert len(found) == sum(len(job.runs) for job in jobs) == 115
+    few = [path for path in found if "/fewshot/digits/CoOp/" in path]
+    assert len(few) == 15 and len([path for path in found if "/fewshot/digits/ZeroshotCLIP/" in path]) == 1
+    for trainer, epochs in (("CoOp", 25), ("OrthCR", 20)):
+        source = found[f"output/bench/xd/shapes/shots16/{trainer}/tiny/seed2"]
+        assert setup_cfg(parse(list(source.argv))).OPTIM.MAX_EPOCH == epochs
+        (job,) = [job for job in jobs if source in job.runs]
+        assert len(job.runs) == 10 and all(run.model == source.folder for run in job.runs[1:])
+
+
+def test_the_plan_of_the_real_data():
+    found = folders(planned(["--datasets", "all", "--seeds", "1"], ["base2new", "xd", "dg"]))
+    assert len(found) == 11 * 2 + 1 + 10 + 4
+    assert "output/bench/base2new/dtd/shots16/CoOp/vit_b16_ctxv1/seed1/new" in found
+    words = ["--datasets", "caltech101", "dtd", "--seeds", "1", "--shots", "2", "OPTIM.LR", "0.1"]
+    few = planned(words, ["fewshot"])
+    assert [job.runs[0].argv[-2:] for job in few] == [("OPTIM.LR", "0.1")] * 2
+    assert str(few[0].runs[0].folder) == "output/bench/fewshot/caltech101/CoOp/vit_b16_ep100/shots2/seed1"
+
+
+def test_which_data_sets_a_protocol_takes():
+    assert named("base2new", ["shapes", "shapes_fog", "dtd"]) == ["shapes", "dtd"]
+    assert named("xd", ["dtd", "shapes_fog", "colours"]) == ["dtd", "colours"] and len(named("xd", ["imagenet"])) == 10
+    assert named("dg", ["shapes_fog", "dtd"]) == ["shapes_fog"] and len(named("dg", ["shapes"])) == 4
+    with pytest.raises(ValueError, match="imagenet_a has no part in base2new"):
+        planned(["--protocol", "base2new", "--datasets", "dtd", "imagenet_a"], ["base2new"])
+    with pytest.raises(ValueError, match="dtd"):
+        planned(["--datasets", "dtdd"])
+
+
+def test_published_settings_by_the_names_of_the_originals(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.protocols.CONFIGS", tmp_path)
+    folder = tmp_path / "trainers" / "New"
+    folder.mkdir(parents=True)
+    assert published("New", "dtd", "base2new", None) == "vit_b16"
+    for name in ("vit_b16_c2_few_shot", "vit_b16_c2", "vit_b16_c2_cross_datasets", "vit_b16_imagenet", "rn50"):
+        (folder / f"{name}.yaml").touch()
+    found = [published("New", "dtd", protocol, 1) for protocol in ("base2new", "fewshot", "xd")]
+    assert found == ["vit_b16_c2", "vit_b16_c2_few_shot", "vit_b16_c2_cross_datasets"]
+    assert published("New", "imagenet", "base2new", None) == "vit_b16_imagenet"
+    (folder / "vit_b16_c4_ctxv1.yaml").touch()
+    assert published("New", "dtd", "base2new", None) == "vit_b16_c4_ctxv1"
+    (folder / "vit_b16.yaml").touch()
+    assert published("New", "dtd", "base2new", None) == "vit_b16"
+
+
+def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, capsys, data_root):
+    """And the exit status says so; a second benchmark in the same directory is refused."""
+    words = ["--protocol", "few_shot", "--datasets", "patterns", "dtd", "--shots", "1", "--seeds", "1"]
+    words += ["--trainers", "ZeroshotCLIP", "CoOp", "--root", str(data_root), "--output-dir", str(tmp_path)]
+
+    monkeypatch.setattr("experiments.engines.local", inline)
+    assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 1
+    done = capsys.readouterr()
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and all("fewshot dtd 1 1: " in line and "--root" in line for line in errors)
+    assert "[4 of 4 runs, 2 failed] " in done.out and "Few-shot, all classes" in done.out
+    assert (tmp_path / "report.html").exists()
+
+    monkeypatch.setattr(plans, "run", lambda args: pytest.fail("it was run again"))
+    assert benchmark.main([*words[:4], *words[5:], "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 0
+
+    from dassl.utils import locked
+
+    with locked(str(tmp_path), ""):
+        assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1"]) == 1
+    assert "another benchmark is at work" in capsys.readouterr().err
+
+
+def test_an_unknown_key_is_told_before_anything_runs(tmp_path, capsys):
+    assert benchmark.main(["--trainers", "CoOp", "--output-dir", str(tmp_path / "out"), "OPTIM.LRR", "1"]) == 1
+    assert "OPTIM.LR" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------ the display
+
+
+class Terminal:
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_the_display_on_a_terminal(tmp_path, capsys):
+    jobs = [Job((PlannedRun(name, tmp_path / name, ()),), 10.0, "CoOp") for name in ("one", "two", "three")]
+    display = Display(jobs, "bench", Terminal())
+    display.began -= 100
+    (tmp_path / "one").mkdir()
+    log = tmp_path / "one" / "log.txt"
+    log.write_text("epoch [3/20] batch [1/9] loss 1\nepoch [4/20] batch [2/9] loss 1\n")
+    display.refresh()
+    assert display.out.text == "bench 0 of 3 runs\n  one   epoch 4/20\n"
+    log.write_text(log.read_text() + "Evaluate on the *test* set\n")
+    assert stage(log) == "is tested"
+    display.seen[jobs[0]] -= 50  # as long ago as it was begun
+    display.ended(jobs[0], failed=True)
+    display.line("failed: one")
+    assert display.out.text.endswith("\x1b[2A\x1b[J") and capsys.readouterr().out == "failed: one\n"
+    display.refresh()
+    assert display.out.text.endswith("\x1b[Jbench 1 of 3 runs, 1 failed, about 2 min left\n")
+
+
+def test_what_was_finished_before_does_not_shorten_what_is_left(tmp_path):
+    jobs = [Job((PlannedRun(str(k), tmp_path / str(k), ()),), 10.0) for k in range(4)]
+    display = Display(jobs)
+    display.ended(jobs[0], failed=False)
+    assert display.counts() == "1 of 4 runs"
+    display.began -= 30
+    display.seen[jobs[1]] = display.began
+    display.ended(jobs[1], failed=False)
+    assert display.counts() == "2 of 4 runs, about 60 s left"
+
+
+# ------------------------------------------------------------------ killed
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it looks for processes in /proc")
+def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
+    """`python -m tests.kill_benchmark` does it twenty times, with more methods."""
+    words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--trainers", "ZeroshotCLIP", "CoOp"]
+    words += ["--root", str(pictures)]
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.engines.local", inline)
+        assert benchmark.main([*words, "--output-dir", str(tmp_path / "runs"), *kill_benchmark.QUICK]) == 0
+    rng, signals = random.Random(), [signal.SIGKILL, random.choice([signal.SIGTERM, signal.SIGINT])]
+    kill_benchmark.prove(words, tmp_path, signals, rng, known=(kill_benchmark.tables(tmp_path), 10.0))
+    results = json.loads(next((tmp_path / "killed").rglob("CoOp/tiny/seed1/results.json")).read_text())
+    assert results["config"]["OPTIM.MAX_EPOCH"] == 3
