@@ -10,7 +10,7 @@ import datasets
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, locked
-from trainers.base import ClipTrainer
+from trainers.base import ClipTrainer, node_of
 
 from . import engines
 from .config import discover, parse, setup_cfg
@@ -49,6 +49,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     if args.opts:
         parser.error(f"{args.opts[0]} is no config key: these look like OPTIM.LR, and come last")
     args.opts = tuple(argv[first:])
+    if len(args.opts) % 2:
+        parser.error(f"options come as KEY VALUE pairs, but these are {len(args.opts)} words: {' '.join(args.opts)}")
     taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
     if taken:
         parser.error(f"{taken} is what the flags say")
@@ -58,7 +60,7 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
 def run(args: argparse.Namespace) -> list[str]:
     """Makes all runs; returns a line for each model that failed. Raises ValueError for what cannot be planned."""
     names = list(NAMES) if "all" in args.protocol else args.protocol
-    methods = [Method(trainer, args.cfg, args.opts) for trainer in registered(args.trainers)]
+    methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
     jobs = plan(methods, [NAMES[name] for name in names], args)
     engine = engine_of(args, jobs)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,21 @@ def run(args: argparse.Namespace) -> list[str]:
     print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         return execute(jobs, title=args.output_dir.name, engine=engine)
+
+
+def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
+    """The KEY VALUE pairs of each trainer: those of a method's node are for it alone.
+
+    Raises:
+        ValueError: a pair that none of them takes.
+    """
+    pairs, node = list(zip(opts[::2], opts[1::2], strict=False)), {n: node_of(TRAINER_REGISTRY.get(n)) for n in names}
+    of = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
+    nobodys = next((key for key, name in of.items() if name not in node.values()), None)
+    if nobodys:
+        raise ValueError(f"{nobodys} is of none of these trainers: {', '.join(names)}")
+    mine = {n: [pair for pair in pairs if of.get(pair[0], node[n]) == node[n]] for n in names}
+    return {n: tuple(word for pair in taken for word in pair) for n, taken in mine.items()}
 
 
 def registered(words: list[str]) -> list[str]:

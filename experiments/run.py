@@ -105,7 +105,7 @@ def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
     if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
         raise ValueError(f"{out} lies behind a link: give another --output-dir")
     root, given = cfg.DATASET.ROOT, args.root or "DATASET.ROOT" in args.opts[::2]
-    if not given and root != default_cfg().DATASET.ROOT and args.model_config.get("DATASET.ROOT") == root:
+    if not given and root != default_cfg(args.trainer).DATASET.ROOT and args.model_config.get("DATASET.ROOT") == root:
         drawn = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         if issubclass(drawn, DrawnDataset) and not osp.exists(osp.join(root, drawn.dataset_dir, drawn.split_file)):
             told = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"

@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-QUICK = "OPTIM.MAX_EPOCH 3 TRAIN.CHECKPOINT_FREQ 1 TRAINER.ORTHCR.LAYERS [-1] TRAINER.ORTHCR.BLOCK_SIZE 16".split()
+QUICK = "OPTIM.MAX_EPOCH 3 TRAIN.CHECKPOINT_FREQ 1".split()
+OF_ORTHCR = "TRAINER.ORTHCR.LAYERS [-1] TRAINER.ORTHCR.BLOCK_SIZE 16".split()
 WHOLE = (
     "--protocol base2new few_shot --datasets patterns --shots 1 --seeds 1 2 --trainers ZeroshotCLIP CoOp OrthCR".split()
 )
@@ -33,7 +34,7 @@ class Failure(AssertionError):
 def start(words: list[str], out: Path) -> subprocess.Popen:
     """benchmark.py in a process group of its own; data and output below `out`."""
     folders = ["--root", str(out / "data"), "--output-dir", str(out / "runs"), "--workers", "2"]
-    command = [sys.executable, str(ROOT / "benchmark.py"), *folders, *words, *QUICK]
+    command = [sys.executable, str(ROOT / "benchmark.py"), *folders, *words, *QUICK, *OF_ORTHCR * ("OrthCR" in words)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = open(out / "terminal.txt", "a")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` would have it ignored

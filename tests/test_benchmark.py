@@ -10,7 +10,7 @@ import pytest
 
 import benchmark
 from experiments import plans
-from experiments.benchmark import arguments, learns, named, plan, registered
+from experiments.benchmark import arguments, learns, named, plan, registered, share
 from experiments.config import parse, setup_cfg
 from experiments.display import Display, stage
 from experiments.plans import Job, PlannedRun
@@ -207,3 +207,11 @@ def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
     kill_benchmark.prove(words, tmp_path, signals, rng, known=(kill_benchmark.tables(tmp_path), 10.0))
     results = json.loads(next((tmp_path / "killed").rglob("CoOp/tiny/seed1/results.json")).read_text())
     assert results["config"]["OPTIM.MAX_EPOCH"] == 3
+
+
+def test_pairs_of_one_method_are_for_it_alone():
+    pairs = ("OPTIM.LR", "0.1", "TRAINER.ORTHCR.TAU", "2.0")
+    registered(["OrthCR"])
+    assert share(pairs, ["CoOp", "OrthCR"]) == {"CoOp": pairs[:2], "OrthCR": pairs}
+    with pytest.raises(ValueError, match="TRAINER.ORTHCR.TAU is of none of these trainers: CoOp"):
+        share(pairs, ["CoOp"])

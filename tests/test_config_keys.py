@@ -175,7 +175,7 @@ def laughs(levels, start, link):
         (b"SEED: 1\nOPTIM: {}\nSEED: 1\n", ['"SEED" is there twice', "line 3"]),
         (b"A: " + b"[" * 3000 + b"]" * 3000, ["nested too deep"]),
         (b"".join(b" " * k + b"a:\n" for k in range(3000)), ["nested too deep"]),
-        ("# tiny\nDATASET:\n  ROOT: Donn\u00e9es\n".encode("latin-1"), ["is not UTF-8: byte 0xe9 at line 3"]),
+        ("# tiny\nDATASET:\n  ROOT: Donn\u00e9es\n".encode("latin-1"), ["line 3: byte 0xe9 is no UTF-8"]),
         (b"SEED: 1\0\n", ["special characters are not allowed"]),
         (b"SEED: !!timestamp x\n", ["Bad YAML"]),
         (b"SEED: !!python/object/apply:os.system ['touch x']\n", ["could not determine a constructor", "line 1"]),

@@ -304,7 +304,7 @@ def test_bad_folders_get_one_line(photos, tmp_path, capsys):
     assert "CoOp takes no --template" in said(capsys, "--images", photos, "--trainer", "CoOp", "--template", "{}", *out)
     (photos / "dog").rmdir()
     assert not (tmp_path / "OUT" / "split.json").exists()
-    assert "has no {} where the class name goes" in said(capsys, "--images", photos, "--template", "a photo", *out)
+    assert "with one {} where the class name goes" in said(capsys, "--images", photos, "--template", "a photo", *out)
     text = tmp_path / "list.txt"
     text.write_text("x")
     assert "neither a folder nor a .csv or .json" in said(capsys, "--images", text, *out)

@@ -17,7 +17,7 @@ from dassl.utils import setup_logger
 from experiments.predictor import Prediction, Predictor
 from experiments.run import main
 from report import main as report
-from reports.page import page
+from reports.page import Entry, grid, page, section
 from reports.predictions import as_json, as_table
 
 NASTY = "<script>x</script> a|b [c](d) \x1b[31m\x07"
@@ -129,8 +129,9 @@ def test_names_in_foreign_results_are_text_everywhere(tmp_path, capsys):
 
 
 def test_a_page_holds_text():
-    made = page("<script>", "<b>", [], {})
-    assert "<script>" not in made and "<b>" not in made and "&lt;script&gt;" in made
+    made = page("<script>", "<b>", [section("<i>", [grid(["<u>"], [[Entry("<s>")]], "<h4>")])])
+    assert not any(f"{tag}" in made.split("<body", 1)[-1] for tag in ("<b>", "<i>", "<u>", "<s>", "<h4>"))
+    assert "&lt;script&gt;" in made and "<title><script>" not in made
 
 
 @pytest.mark.parametrize(
