@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process, resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -39,9 +39,8 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
         free.put(slot)
 
     def enter() -> None:
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # its processes inherit this: Ctrl-C is ours to answer
+        # its processes inherit this: Ctrl-C is ours to answer
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         own.slot, own.pool = free.get(), None
 
     def attempt(job) -> Any:
@@ -66,6 +65,7 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
                 last = error
         return last
 
+    resource_tracker.ensure_running()  # later, in a thread, its start would let SIGINT through again
     threads = ThreadPoolExecutor(max(1, len(slots)), initializer=enter)
     pending = {threads.submit(persist, job): job for job in jobs}
     try:

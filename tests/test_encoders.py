@@ -242,3 +242,20 @@ def test_blocks_without_a_seam_are_frozen(clip64):
     given = run_blocks(blocks, x, "image", linear=lambda *map: frozen(*map))
     close(given, run_blocks(blocks, x, "image"))
     close(given, clip64.visual.transformer(x.transpose(0, 1)).transpose(0, 1))
+
+
+@pytest.mark.parametrize("encoder", ["image", "text"])
+def test_deep_prompts_that_do_not_fit_are_refused(clip64, encoder):
+    length, width = 6, {"image": clip64.visual, "text": clip64}[encoder].transformer.width
+    blocks = {"image": clip64.visual, "text": clip64}[encoder].transformer.resblocks
+    x, at = torch.randn(2, length, width, dtype=torch.float64), {"image": None, "text": 1}[encoder]
+    most = {"image": length - 1, "text": length - 2}[encoder]
+    for n in (most, most + 1):
+        deep = {0: torch.randn(n, width, dtype=torch.float64)}
+        if n == most:
+            assert run_blocks(blocks, x, encoder, deep=deep, at=at).shape == x.shape
+        else:
+            with pytest.raises(ValueError, match=f"{n} tokens are to be replaced"):
+                run_blocks(blocks, x, encoder, deep=deep, at=at)
+    with pytest.raises(ValueError, match=rf"no block \[99\] in the {encoder} encoder"):
+        run_blocks(blocks, x, encoder, deep={99: x[0]}, at=at)

@@ -45,7 +45,13 @@ def run_blocks(
         at: position of the first token that `deep` replaces; None: it replaces the last ones.
         insert: the first tokens of `deep` are put at that position, and replaced by those of later blocks.
         linear: seam 2.
+
+    Raises:
+        ValueError: `deep` names a block that is not there, or has more tokens than x has room for.
     """
+    outside = sorted(set(deep or ()) - set(range(len(blocks))))
+    if outside:
+        raise ValueError(f"no block {outside} in the {encoder} encoder, which has blocks 0 to {len(blocks) - 1}")
     first = min(deep) if deep and insert else None
     for i, block in enumerate(blocks):
         if deep and i in deep:
@@ -60,7 +66,10 @@ def run_blocks(
 
 def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int) -> torch.Tensor:
     """x with `tokens` in place of the n tokens from `at` on."""
-    at = x.shape[1] - n if at is None else at
+    length = x.shape[1]
+    if n + 1 > length - (at is not None):  # the class token, or the start and the end of the text, stay
+        raise ValueError(f"{n} tokens are to be replaced, which are too many of {length}")
+    at = length - n if at is None else at
     return torch.cat([x[:, :at], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, at + n :]], dim=1)
 
 
@@ -128,7 +137,7 @@ class ImageEncoder(nn.Module):
             insert: `deep` starts as n tokens more, at the positions 1 to n, behind the class token, and stays there.
             linear: seam 2.
         """
-        x = self.conv1(image).flatten(2).mT  # [B, patches, width]
+        x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; what blocks add up is in fp32, as the text's
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
