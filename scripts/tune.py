@@ -8,6 +8,7 @@ accuracy on the val images of the base and of the new classes. No test image is 
 
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -23,18 +24,37 @@ from reports.tables import harmonic_mean  # noqa: E402
 
 REG, TAU, LAMBDA = "TRAINER.ORTHCR.REG", "TRAINER.ORTHCR.TAU", "TRAINER.ORTHCR.LAMBDA"
 LR, EPOCHS, N_CTX = "OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.COOP.N_CTX"  # N_CTX 0: from the words "a photo of a"
-GRIDS = {  # heading -> (fixed settings, grid): 8 settings each; 2 for the regularizers that are no default
+# Heading, which begins with the trainer's name -> (fixed settings, grid): 8 settings each, the published values of a
+# key among them; 2 for the regularizers that are no default. TipAdapter is not trained: it searches on val by itself
+GRIDS = {
     "OrthCR": ([REG, "cross_kl"], {LR: [2e-4, 5e-4], LAMBDA: [0.25, 1.0], TAU: [1.0, 4.0]}),
     "CoOp": ([], {LR: [0.002, 0.01, 0.05, 0.2], N_CTX: [0, 4]}),
+    "CoCoOp": ([], {LR: [0.002, 0.01, 0.05, 0.2], EPOCHS: [10, 20]}),
+    "KgCoOp": ([], {LR: [0.002, 0.05], "TRAINER.COOP.W": [0.5, 1.0, 4.0, 8.0]}),
+    "ProGrad": ([], {LR: [0.002, 0.01, 0.05, 0.2], "LOSS.LAMBDA": [0.8, 1.0]}),
+    "MaPLe": ([], {LR: [0.0035, 0.01, 0.03, 0.1], "TRAINER.MAPLE.PROMPT_DEPTH": [2, 3]}),
+    "IVLP": ([], {LR: [0.0025, 0.01, 0.03, 0.1], "TRAINER.IVLP.PROMPT_DEPTH_VISION": [1, 3]}),
+    "VPT": ([], {LR: [0.0025, 0.01, 0.03, 0.1], "TRAINER.VPT.N_CTX_VISION": [4, 8]}),
+    "PromptSRC": ([], {LR: [0.0025, 0.01, 0.03, 0.1], "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": [5.0, 25.0]}),
+    "MMRL": ([], {LR: [0.001, 0.003], "TRAINER.MMRL.REG_WEIGHT": [0.2, 0.5, 2.0, 7.0]}),
+    "CLIP_Adapter": ([], {LR: [0.002, 0.01, 0.05, 0.2], "TRAINER.CLIP_ADAPTER.RATIO": [0.2, 0.6]}),
+    "TipAdapterF": ([], {LR: [3e-4, 0.001, 0.003, 0.01], EPOCHS: [20, 50]}),
+    "LinearProbe": (
+        [],
+        {LR: [0.01, 0.1], "TRAINER.ADAPTER.INIT": ["ZS", "TR"], "TRAINER.ADAPTER.CONSTRAINT": ["none", "l2"]},
+    ),
+    "CLIPLoRA": ([], {LR: [2e-4, 5e-4, 2e-3, 5e-3], "TRAINER.CLIPLORA.R": [2, 8]}),
+    "FullFT": ([], {LR: [1e-5, 3e-5, 1e-4, 3e-4], EPOCHS: [20, 40]}),
+    "OrthSR": ([], {LR: [2e-4, 5e-4], "TRAINER.ORTHSR.LAMBDA": [0.25, 1.0], "TRAINER.ORTHSR.TAU": [1.0, 4.0]}),
     "OrthCR none": ([REG, "none"], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
     "OrthCR self_kl": ([REG, "self_kl", TAU, "4.0"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
     "OrthCR cross_ce": ([REG, "cross_ce"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
     # only narrowed the ranges above
-    "First pass: OrthCR, 20 epochs": (
+    "OrthCR, first pass, 20 epochs": (
         [REG, "cross_kl", EPOCHS, "20"],
         {LR: [2e-4, 5e-4, 1e-3, 2e-3], LAMBDA: [0.05, 0.25, 1.0, 4.0]},
     ),
-    "First pass: OrthCR none": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
+    "OrthCR none, first pass": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
 }
 KEPT = ROOT / "docs" / "tuning.json"
 
@@ -47,7 +67,7 @@ def settings(heading: str) -> list[dict]:
 
 def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     """A training on the base classes, and its evaluations on the val images of the base and of the new classes."""
-    trainer, fixed = "CoOp" if heading == "CoOp" else "OrthCR", GRIDS[heading][0]
+    trainer, fixed = re.match(r"\w+", heading)[0], GRIDS[heading][0]
     words = [str(word) for item in setting.items() for word in item]
     if trainer == "CoOp":
         words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting[N_CTX] == 0 else ""]
@@ -74,8 +94,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     tuned = json.loads(KEPT.read_text()) if KEPT.exists() else []
     known = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuned}
     jobs = {}
-    for heading in args.methods or GRIDS:
-        for setting, seed in itertools.product(settings(heading), SEEDS):
+    for seed, heading in itertools.product(SEEDS, args.methods or GRIDS):  # an early stop leaves whole seeds
+        for setting in settings(heading):
             if (heading, json.dumps(setting), seed) not in known:
                 what = {"method": heading, "setting": setting, "seed": seed}
                 jobs[job(heading, setting, seed, args.output_dir)] = what
@@ -104,10 +124,13 @@ def page(tuned: list[dict]) -> str:
             if runs:
                 h = fmean(harmonic_mean(t["base"], t["new"]) for t in runs)
                 rows.append([*setting.values(), fmean(t["base"] for t in runs), fmean(t["new"] for t in runs), h])
-        best = max((row[-1] for row in rows), default=0)
+        if not rows:
+            continue
+        best, seeds = max(row[-1] for row in rows), {t["seed"] for t in tuned if t["method"] == heading}
         for row in rows:
             row[-3:] = [f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:]]
-        text.append(f"## {heading}\n\n" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
+        only = "" if seeds == set(SEEDS) else f"Seeds so far: {', '.join(map(str, sorted(seeds)))}.\n\n"
+        text.append(f"## {heading}\n\n{only}" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
     return "\n".join(text)
 
 
