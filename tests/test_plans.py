@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import plans
 from experiments.command import command
 from experiments.plans import Job, execute
 from experiments.protocols import Method, Stages
+from reports.pictures import save
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "scripts"))
@@ -118,3 +120,17 @@ def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
         for _ in range(50):
             os.killpg(process.pid, 0)  # nobody is left in its group
             time.sleep(0.1)
+
+
+def test_how_stable_a_training_is_said_to_be(tmp_path):
+    stability = importlib.import_module("stability")
+    steps = np.arange(1, 6) * 10
+    curves = {"OrthCR": [10, 94, 95.1, 80, 100], "FullFT": [96, 50, 60, 70, 100], "CLIPLoRA": [1, 2, 3, 4, 5]}
+    found = {
+        (name, factor, seed): (50 + 10 * (factor == 10) * (name == "FullFT"), (steps, np.array(curve)))
+        for name, curve in curves.items() for factor in stability.FACTORS for seed in (1, 2, 3)
+    }  # fmt: skip
+    told = stability.table(found, dict.fromkeys(curves, 0.5))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[2:]]
+    assert [row[-2:] for row in rows] == [["0.0", "30.0 ± 0.0"], ["10.0", "10.0 ± 0.0"], ["0.0", "50.0 ± 0.0"]]
+    assert save(stability.picture(found), tmp_path / "x.png").stat().st_size > 10_000
