@@ -16,7 +16,7 @@ import argparse
 import sys
 
 from experiments.command import command
-from reports.report import make
+from reports.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        make(args.paths, args.seeds, args.output_dir)
+        write_report(args.paths, args.seeds, args.output_dir)
 
     return command(work)
 

@@ -42,7 +42,7 @@ class Job:
     kind: str = ""  # jobs of one kind take as long as their `seconds` say; what remains is estimated from it
 
 
-def make(planned: PlannedRun, quiet: bool = False) -> dict:
+def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
     """What its `results.json` holds: made now unless it is finished, with these settings, and newer than its model.
 
     Raises ValueError or OSError as `run`; FileNotFoundError if the model to be evaluated is not there.
@@ -138,7 +138,7 @@ def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
     results = []
     for planned in job.runs:
         try:
-            results.append(make(planned, quiet))
+            results.append(make_run(planned, quiet))
         except USER_ERRORS as error:
             return results, f"{planned.name}: {error}"
     if quiet and torch.cuda.is_initialized():

@@ -42,24 +42,24 @@ class Stages:
     out: Path = Path("output")
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.run("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
+        return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
 
     def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
         model = self.base_dir(dataset, seed)
-        return self.run("base2new_test", model / "new", dataset, seed, "new", model=model)
+        return self.planned("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
         config = self.config(dataset, "fewshot", shots)
         folder = self.out / "fewshot" / dataset / config / f"shots{shots}" / f"seed{seed}"
-        return self.run("fewshot", folder, dataset, seed, shots=shots, config=config)
+        return self.planned("fewshot", folder, dataset, seed, shots=shots, config=config)
 
     def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
         config = self.config(dataset, "xd")
-        return self.run("xd_train", self.source_dir(dataset, seed), dataset, seed, config=config, opts=opts)
+        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, config=config, opts=opts)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
-        return self.run(stage, model / "eval" / dataset, dataset, seed, model=model)
+        return self.planned(stage, model / "eval" / dataset, dataset, seed, model=model)
 
     def dg_test(self, dataset: str, seed: int) -> PlannedRun:
         source = source_of(dataset)
@@ -84,7 +84,7 @@ class Stages:
     def source_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "xd" / dataset / "shots16" / self.config(dataset, "xd") / f"seed{seed}"
 
-    def run(
+    def planned(
         self,
         stage: str,
         folder: Path,

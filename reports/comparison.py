@@ -12,7 +12,7 @@ from .names import AVERAGE
 from .page import Entry, figure, grid, page, section
 from .pictures import KINDS, beside, plain, plt, save, styles_of
 from .published import PUBLISHED
-from .report import make
+from .report import write_report
 from .runs import Run
 from .tables import Cell, Table
 
@@ -28,8 +28,8 @@ class Cost(NamedTuple):
 
 
 def compare(paths: Iterable[str | Path], out: Path, seeds: Iterable[int] | None = None) -> list[Table]:
-    """`report.make`, and in `out` also report.html with more pictures. Raises as it does."""
-    tables = make(paths, seeds, out)
+    """`write_report`, and in `out` also report.html with more pictures. Raises as it does."""
+    tables = write_report(paths, seeds, out)
     styles = styles_of([cell for table in tables for cell in table.cells])
     sections = []
     for table in tables:

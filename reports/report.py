@@ -13,7 +13,7 @@ from .tables import Table, of_seeds, section, tables
 from .tree import collect
 
 
-def make(
+def write_report(
     paths: Iterable[str | Path], seeds: Iterable[int] | None = None, output_dir: str | Path | None = None
 ) -> list[Table]:
     """Prints the tables of the trees `paths`; writes report.md, report.csv and a PNG of each to `output_dir`.

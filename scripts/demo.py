@@ -18,7 +18,7 @@ from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.comparison import costs_of, grids  # noqa: E402
 from reports.page import examples, figure, page, section  # noqa: E402
 from reports.pictures import save  # noqa: E402
-from reports.report import make  # noqa: E402
+from reports.report import write_report  # noqa: E402
 from reports.tables import costs, harmonic_mean  # noqa: E402
 from reports.training import loss_and_accuracy, orthogonality  # noqa: E402
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         return failed
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
-    (table,) = make([out / "base2new"], output_dir=out)
+    (table,) = write_report([out / "base2new"], output_dir=out)
     seeds = ", ".join(map(str, SEEDS))
     print(f"\n{costs(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
 

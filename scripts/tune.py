@@ -74,11 +74,11 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     name = "_".join(words[1::2]).replace(" ", "-")
     folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
     stages = Stages(Method(trainer, opts=(*fixed, *words)), ROOT / "data", out)
-    runs = [stages.run("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
+    runs = [stages.planned("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in ("base", "new"):
         where = folder / "eval" / f"Shapes-{classes}-val"
-        runs.append(stages.run(f"{classes}_val", where, "shapes", seed, classes, model=folder, opts=on_val))
+        runs.append(stages.planned(f"{classes}_val", where, "shapes", seed, classes, model=folder, opts=on_val))
     return Job(tuple(runs))
 
 

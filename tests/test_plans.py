@@ -51,7 +51,7 @@ def test_one_that_fails_does_not_stop_the_others(monkeypatch, capsys):
             raise OSError("the disk")
         return {"accuracy": 10.0 * shots}
 
-    monkeypatch.setattr(plans, "make", fewshot)
+    monkeypatch.setattr(plans, "make_run", fewshot)
     assert command(lambda: SCRIPTS["run"].main(["CoOp", "fewshot", "dtd", "1"])) == 1
     done = capsys.readouterr()
     assert done.err == "error: CoOp fewshot dtd 1 2: the disk\n"
@@ -78,7 +78,7 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
         return results | {"trainable_params": 0, "device": "CPU", "versions": {"torch": "2"}}
 
     monkeypatch.setattr(plans, "local", inline)
-    monkeypatch.setattr(plans, "make", make)
+    monkeypatch.setattr(plans, "make_run", make)
     monkeypatch.setattr(SCRIPTS["tune"], "KEPT", tmp_path / "tuning.json")
     words = ["OrthCR", "CoOp"] if name == "tune" else []
     assert command(lambda: SCRIPTS[name].main([*words, "--output-dir", str(tmp_path)])) == 1

@@ -19,7 +19,7 @@ from datasets.shared import drawing
 from experiments import plans
 from experiments.command import command
 from experiments.config import setup_cfg
-from experiments.plans import make, told
+from experiments.plans import make_run, told
 from experiments.protocols import SHOTS, STAGES, Method, Stages, arguments, variants
 from experiments.run import main
 
@@ -32,7 +32,7 @@ FAST = ("OPTIM.MAX_EPOCH", "2", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR
 
 
 def made(planned):
-    return make(planned, quiet=True)
+    return make_run(planned, quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +159,7 @@ def test_unfinished_runs_go_on(stages, tmp_path, capsys):
     where = tmp_path / "out/fewshot/shapes/CoOp/tiny/shots1/seed1"
     (where / "results.json").unlink()
     (where / "prompt_learner/model.pth.tar-2").unlink()
-    again = make(m.fewshot("shapes", 1, 1))
+    again = make_run(m.fewshot("shapes", 1, 1))
     assert "Will resume training after epoch 1" in capsys.readouterr().out
     assert again["accuracy"] == whole["accuracy"]
 

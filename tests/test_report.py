@@ -18,7 +18,7 @@ from experiments.config import parse
 from experiments.protocols import Method, Stages
 from experiments.run import learns, run
 from report import main
-from reports.report import make
+from reports.report import write_report
 from reports.tables import costs, tables
 from reports.tree import collect
 
@@ -63,7 +63,7 @@ def test_output_files(tmp_path, capsys):
         wanted = [name[:2] not in ("xd", "dg"), name[:2] in ("xd", "dg")]
         assert pixels.shape[1] >= 850 and drawn == wanted, name
 
-    make([tmp_path / "tree"], output_dir=tmp_path / "tree")
+    write_report([tmp_path / "tree"], output_dir=tmp_path / "tree")
     assert {path.name for path in (tmp_path / "tree").glob("*.*")} == {*files, "report.md", "report.csv", "log.txt"}
     assert str(found[0]) in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def real(tmp_path_factory, data_root):
     ):
         stages = Stages(method, data_root, root / str(k))
         for planned in (stages.base2new_train("patterns", 1), stages.base2new_test("patterns", 1)):
-            plans.make(planned, quiet=True)
+            plans.make_run(planned, quiet=True)
     return root
 
 
