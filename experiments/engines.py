@@ -10,12 +10,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from multiprocessing import active_children, get_context, parent_process, resource_tracker
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import torch
+
+from dassl.utils import end_with_parent
 
 TRIES = 2
 GIB = {"tiny": 1.0, "RN50": 6.0, "ViT-B/32": 6.0, "ViT-B/16": 8.0}  # of a run, by backbone; guesses, not measured
@@ -86,15 +88,10 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
 
 def prepare(gpu: str) -> None:
     """Of each process, before its first job: one thread, one GPU, and it ends with its parent, whatever ends that."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-
-
-def end_with_parent() -> None:
-    parent_process().join()
-    os._exit(1)
 
 
 def memory_of(backbone: str) -> float:

@@ -17,7 +17,7 @@ from dassl.data.data_manager import needed_side
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, on_white, read_photo, reduced
+from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
 from datasets.shared.image_files import image_problem, images_in
 from datasets.shared.seen_images import Seen
 
@@ -94,7 +94,11 @@ class Predictor:
         images = [image for given in images for image in expand(given)]
         workers = self.workers if len(images) > self.batch_size else 0
         loader = DataLoader(
-            Reader(images, self.transform, self.side), self.batch_size, num_workers=workers, collate_fn=list
+            Reader(images, self.transform, self.side),
+            self.batch_size,
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=end_with_parent,
         )
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:

@@ -242,6 +242,6 @@ def git_revision() -> str | None:
         return subprocess.check_output(["git", *words], cwd=CONFIGS, stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
-        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+        return git("rev-parse", "HEAD") + "+" * bool(git("--no-optional-locks", "status", "--porcelain", "-uno"))
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -47,6 +47,12 @@ class DatasetWrapper(torch.utils.data.Dataset):
         return {"img": self.transform(item.image), "label": item.label, "domain": 0, "impath": "", "index": k}
 
 
+def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
+                      tfm=None, is_train=True, dataset_wrapper=None):  # fmt: skip
+    wrapped = DatasetWrapper(cfg, data_source, tfm, is_train)
+    return torch.utils.data.DataLoader(wrapped, batch_size, drop_last=is_train)
+
+
 def build_transform(cfg, is_train=True, choices=None):
     return lambda image: image
 
@@ -201,6 +207,7 @@ def load_pretrained_weights(model, weight_path):
 TRAINER_REGISTRY, SAVED, LOSSES, SKIPPED = Registry("TRAINER"), {}, [], []
 MODULES = {
     "dassl.data": [DatasetWrapper, DataManager],
+    "dassl.data.data_manager": [build_data_loader],
     "dassl.data.transforms": [build_transform],
     "dassl.engine": [TrainerX],
     "dassl.metrics": [compute_accuracy],

@@ -3,8 +3,10 @@
 import json
 import pickle
 import random
+import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,3 +287,38 @@ def test_loaders_of_unlabelled_images_and_of_several_domains(registered, files, 
     manager = DataManager(bare_cfg("DATASET.NAME", "Tiny", "DATALOADER.TRAIN_U.SAME_AS_X", False, *labelled, *own))
     assert [sorted(batch["label"].tolist()) for batch in manager.train_loader_u] == [[0, 0, 1, 1, 2, 2]] * 2
     assert [len(batch["label"]) for batch in manager.train_loader_x] == [4, 4]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it looks for processes in /proc")
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    """Even those that wait for ever: PyTorch's own look at the parent comes between two items only."""
+    code = """
+import os, time, torch
+from dassl.config import get_cfg_default
+from dassl.data import build_data_loader
+class Stuck(torch.utils.data.Dataset):
+    def __init__(self, *args, **kwargs): pass
+    def __len__(self): return 8
+    def __getitem__(self, k):
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+cfg = get_cfg_default()
+cfg.DATALOADER.NUM_WORKERS = 2
+next(iter(build_data_loader(cfg, data_source=[1] * 8, batch_size=4, dataset_wrapper=Stuck)))
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    )
+    workers = [int(run.stdout.readline()) for _ in range(2)]
+    assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+    run.kill()
+    run.wait()
+    end = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid):
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -4,10 +4,9 @@ import math
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode as CN
 
-from dassl.data import DatasetWrapper
+from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
@@ -201,10 +200,9 @@ class ClipTrainer(TrainerX):
         Returns:
             float32 [n, embed_dim], not normalised, and labels int64 [n]; on the trainer's device.
         """
-        dataset = DatasetWrapper(self.cfg, items, transform=build_transform(self.cfg, is_train=train))
-        options = self.cfg.DATALOADER
+        size, transform = self.cfg.DATALOADER.TEST.BATCH_SIZE, build_transform(self.cfg, is_train=train)
         features, labels = [], []
-        for batch in DataLoader(dataset, options.TEST.BATCH_SIZE, num_workers=options.NUM_WORKERS):
+        for batch in build_data_loader(self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False):
             image, label = self.parse_batch_test(batch)
             with torch.autocast(**self.autocast):
                 features.append(self.model.image_encoder(image).float())

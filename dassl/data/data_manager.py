@@ -5,7 +5,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from dassl.utils import read_image, read_photo, small_copies
+from dassl.utils import end_with_parent, read_image, read_photo, small_copies
 
 from .datasets import build_dataset
 from .samplers import build_sampler
@@ -40,6 +40,7 @@ def build_data_loader(
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        worker_init_fn=end_with_parent,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
     )

@@ -10,6 +10,7 @@ from .tools import (
     check_isfile,
     collect_env_info,
     download_url,
+    end_with_parent,
     get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     locked,

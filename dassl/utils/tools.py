@@ -1,9 +1,11 @@
 """Small helpers: files, seeds, names."""
 
+import multiprocessing
 import os
 import os.path as osp
 import platform
 import random
+import threading
 import warnings
 from difflib import SequenceMatcher
 
@@ -34,6 +36,16 @@ def check_isfile(fpath):
     if not isfile:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
     return isfile
+
+
+def end_with_parent(worker_id=0):
+    """Have this process, a worker of another one, end with it: one that waits for a lock or a disk would stay."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def set_random_seed(seed):
