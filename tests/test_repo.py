@@ -13,9 +13,10 @@ from dassl.engine import TRAINER_REGISTRY
 from experiments.config import discover
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/**/*.md")))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_links_to_is_there(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", path.read_text())
