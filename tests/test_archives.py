@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.shared import archives
+from dassl import archives
 from trainers.shared.backbones import load_clip
 
 
@@ -101,8 +101,8 @@ class Scheduler:
 def test_objects_of_other_classes_keep_what_was_saved(tmp_path):
     torch.save({"scheduler": Scheduler(), "state_dict": {"ctx": torch.ones(4)}}, tmp_path / "coop.pt")
     read = archives.load(str(tmp_path / "coop.pt"))
-    assert not isinstance(read["scheduler"], Scheduler) and read["scheduler"].last_epoch == 50
-    assert read["scheduler"].base_lrs == [0.002] and torch.equal(read["state_dict"]["ctx"], torch.ones(4))
+    assert not isinstance(read["scheduler"], Scheduler) and read["scheduler"].attributes["last_epoch"] == 50
+    assert read["scheduler"].attributes["base_lrs"] == [0.002] and torch.equal(read["state_dict"]["ctx"], torch.ones(4))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
