@@ -182,7 +182,8 @@ class TrainerBase:
             path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             load_weights(self._models[name], checkpoint, path)
-            print(f'Loaded {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
+            at = checkpoint.get("epoch")
+            print(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')
 
     # ------------------------------------------------------------ TensorBoard
 
