@@ -53,7 +53,7 @@ def load_weights(model, checkpoint, path):
     given = own_weights(model, checkpoint, path)
     try:
         model.load_state_dict(given)
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError) as error:  # learners may look at what they are given
         reason = " ".join(str(error).split())
         for key, wanted in model.state_dict().items():
             if key in given and given[key].shape != wanted.shape:
