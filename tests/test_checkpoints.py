@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from dassl.archives import Stub
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
@@ -115,12 +116,28 @@ def test_checkpoint_errors(tmp_path, monkeypatch, one_line):
     with pytest.raises(ValueError, match="list") as error:
         load_checkpoint("list")
     one_line(error)
-    for legacy in (False, True):
-        for thing in (Evil(), nn.Linear(2, 2)):
-            torch.save({"x": thing}, "pickled", _use_new_zipfile_serialization=not legacy)
-            with pytest.raises(ValueError, match="pickled objects") as error:
-                load_checkpoint("pickled")
-            one_line(error)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_of_other_classes_are_inert(legacy, tmp_path, monkeypatch, one_line):
+    monkeypatch.chdir(tmp_path)
+    net, optimizer, scheduler = training(0)
+    kept = {"state_dict": net.state_dict(), "epoch": 1, "optimizer": optimizer.state_dict(), "val_result": Evil()}
+    kept["scheduler"] = scheduler.state_dict() | {"successor": nn.Linear(2, 2), "evil": [Evil()]}
+    torch.save(kept, "model.pth.tar-1", _use_new_zipfile_serialization=not legacy)
+    read = load_checkpoint("model.pth.tar-1")
+    assert isinstance(read["scheduler"]["successor"], Stub) and isinstance(read["val_result"], Stub)
+    assert read["scheduler"]["warmup_epoch"] == 2 and read["optimizer"] == kept["optimizer"]
+
+    (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
+    other = training(1)
+    before = [p.clone() for p in other[0].parameters()]
+    with pytest.raises(ValueError, match="cannot go on .*INIT_WEIGHTS") as error:
+        resume_from_checkpoint(".", *other)
+    assert "Linear" in one_line(error) or "mkdir" in one_line(error)
+    assert all(torch.equal(a, b) for a, b in zip(before, other[0].parameters(), strict=True))
+    assert resume_from_checkpoint(".", other[0]) == 1, "the weights alone"
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other[0].parameters(), strict=True))
     assert not os.path.exists("evil")
 
 

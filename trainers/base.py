@@ -66,6 +66,10 @@ class ClipTrainer(TrainerX):
         """Leaves the gradients, scaled by `self.scaler`, in the trained tensors."""
         self.scaler.scale(sum(terms.values())).backward()
 
+    def load_published(self, directory: str) -> bool:
+        """Loads what the method's original, if it is not written for Dassl, left in a directory; False: nothing."""
+        return False
+
     # ---------------------------------------------------------------- set-up
 
     @property
@@ -223,9 +227,21 @@ class ClipTrainer(TrainerX):
     def load_model(self, directory, epoch=None):
         if not directory:
             print("No --model-dir: the model is evaluated as it was built")
-        elif self.learner:
+        elif self.learner and not self.load_published(directory):
             super().load_model(directory, epoch)
         self.model.train(self.model.training)  # forgets the features of the weights before
+
+
+def load_tensors(learner: torch.nn.Module, state: dict, path: str) -> None:
+    """Loads the tensors of a published file. Raises ValueError if they do not fit, or are not finite."""
+    try:
+        learner.load_state_dict(state)
+    except (RuntimeError, AttributeError, LookupError, TypeError) as error:  # by what it holds instead
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f'what "{path}" holds does not fit the settings here ({reason})') from error
+    if not all(tensor.isfinite().all() for tensor in learner.state_dict().values()):
+        raise ValueError(f'"{path}" has infinity or NaN: its training diverged, take another')
+    print(f'Loaded what is published in "{path}"')
 
 
 def node_of(trainer: type) -> str:

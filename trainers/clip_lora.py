@@ -9,6 +9,7 @@ d is dropout, drawn for each map by itself; only A and B are trained. In evaluat
 """
 
 import math
+import os.path as osp
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer
+from .base import ClipTrainer, load_tensors
+from .shared import archives
 from .shared.keys import SOME, Key
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
@@ -33,13 +35,17 @@ class LoRA(nn.Module):
         self.w_lora_B = nn.ParameterDict({name: torch.zeros(d, r) for name, (d, _) in shapes.items()})
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        # the original's lora_weights.pt: {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}
-        if "weights" in state_dict:
-            state_dict = self.translated(state_dict["weights"], state_dict.get("metadata", {}))
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
 
-    def translated(self, layers: dict, metadata: dict) -> dict[str, torch.Tensor]:
-        """The original's layers, which are the blocks of the text encoder and then of the image encoder, as ours."""
+    def renamed(self, state_dict: dict) -> dict[str, torch.Tensor]:
+        """By our names what the original's lora_weights.pt holds; a state dict of this project as it is.
+
+        That has {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}; its layers are the blocks of the
+        text encoder and then of the image encoder.
+        """
+        if "weights" not in state_dict:
+            return state_dict
+        layers, metadata = state_dict["weights"], state_dict.get("metadata", {})
         if metadata.get("alpha", self.alpha) != self.alpha:  # would fit, and scale the products otherwise
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
         blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
@@ -106,6 +112,12 @@ class CLIPLoRA(ClipTrainer):
             self.max_epoch = max(1, round(steps / len(self.train_loader_x)))
         super().build_model()
         getattr(self.sched, "successor", self.sched).eta_min = self.node.LR_MIN
+
+    def load_published(self, directory):
+        path = osp.join(directory, "lora_weights.pt")
+        if osp.isfile(path):
+            load_tensors(self.model.lora, archives.load(path), path)
+        return osp.isfile(path)
 
     def schedule_cfg(self):
         optim = super().schedule_cfg()

@@ -12,13 +12,18 @@ epoch that is best on val. Both then take the alpha and beta of a grid that are 
 the cache, as new classes are, has no cache term: it is scored as by zero-shot CLIP.
 """
 
+import os
+import os.path as osp
+import re
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer
+from .base import ClipTrainer, load_tensors
+from .shared import archives
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
@@ -182,6 +187,27 @@ class TipAdapter(ClipTrainer):
         items = self.dm.dataset.train_x
         passes = [self.features(items, train=True) for _ in range(self.node.AUGMENT_EPOCH)]
         self.model.cache.fill(torch.stack([features for features, _ in passes]), passes[0][1])
+
+    def load_published(self, directory):
+        """From the original's caches/<data set>: `keys_16shots.pt` or, trained, `best_F_16shots.pt`; and the values."""
+        shots = self.published_shots(directory)
+        if not shots:
+            return False
+        path = osp.join(directory, f"{'best_F' if self.trained else 'keys'}_{shots}shots.pt")
+        keys, values = archives.load(path), archives.load(osp.join(directory, f"values_{shots}shots.pt"))
+        if self.trained and isinstance(keys, torch.Tensor):
+            keys = keys.t()
+        load_tensors(self.model.cache, {"keys": keys, "values": values}, path)
+        self.search()  # as there: alpha and beta are not kept
+        return True
+
+    def published_shots(self, directory: str) -> int:
+        """Of the original's cache there: DATASET.NUM_SHOTS, or those of the only one; 0: there is none."""
+        files = os.listdir(directory) if osp.isdir(directory) else []
+        there = [int(hit[1]) for hit in (re.fullmatch(r"values_(\d+)shots\.pt", file) for file in files) if hit]
+        if len(there) > 1 and self.cfg.DATASET.NUM_SHOTS not in there:
+            raise ValueError(f"{directory} has caches of {sorted(there)} shots: set DATASET.NUM_SHOTS to one of them")
+        return self.cfg.DATASET.NUM_SHOTS if len(there) > 1 else sum(there)
 
     def search(self) -> None:
         """Sets alpha and beta, on val; without val on test if SELECT says so, else not."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dassl.utils import load_checkpoint
+from dassl.utils.torchtools import own_weights
 
 BEST = "model-best.pth.tar"
 
@@ -49,12 +50,10 @@ def load_weights(model, checkpoint, path):
     Raises:
         ValueError: in one line: they do not fit the model, or are not finite.
     """
-    given = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
-        raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
+    given = own_weights(model, checkpoint, path)
     try:
         model.load_state_dict(given)
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError) as error:  # learners may look at what they are given
         reason = " ".join(str(error).split())
         for key, wanted in model.state_dict().items():
             if key in given and given[key].shape != wanted.shape:
@@ -85,7 +84,7 @@ def remove_temporary(folder, keep):
     """Remove the temporary checkpoints that killed runs left behind, except that of epoch `keep`."""
     for epoch in epochs(folder):
         path = osp.join(folder, f"model.pth.tar-{epoch}")
-        if epoch != keep and load_checkpoint(path).get("temporary"):
+        if epoch != keep and load_checkpoint(path).get("temporary") is True:
             os.remove(path)
 
 

@@ -30,6 +30,7 @@ from dassl.utils import (
     save_checkpoint,
     tolist_if_not,
 )
+from dassl.utils.torchtools import check_resumable
 
 from .checkpoint import (
     BEST,
@@ -145,6 +146,7 @@ class TrainerBase:
         for name in names:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
+            check_resumable(checkpoint, path)
             load_weights(self._models[name], checkpoint, path)
             try:
                 self._restore(name, checkpoint)
@@ -180,7 +182,8 @@ class TrainerBase:
             path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             load_weights(self._models[name], checkpoint, path)
-            print(f'Loaded {name} from "{path}" (epoch = {checkpoint.get("epoch")})')
+            at = checkpoint.get("epoch")
+            print(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')
 
     # ------------------------------------------------------------ TensorBoard
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os.path as osp
-import re
 import shutil
 import warnings
 import zipfile
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from dassl import archives
 from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, seal_zip
 
 
@@ -60,14 +60,15 @@ def name_newest(save_dir, name):
 
 
 def load_checkpoint(fpath):
-    """Load a checkpoint onto the CPU, with `weights_only=True`, so that no pickled code ever runs.
+    """Load a checkpoint onto the CPU; nothing that is pickled in it ever runs: see `dassl.archives`.
 
     Returns:
-        dict: what was saved.
+        dict: what was saved; objects that are neither tensors nor plain containers, as the schedulers in checkpoints
+            of the original Dassl, are inert `dassl.archives.Stub`s.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, is cut off or damaged, or holds more than tensors and plain Python types.
+        ValueError: it is not a checkpoint, is cut off or damaged.
     """
     if fpath is None:
         raise ValueError("No checkpoint path given")
@@ -77,17 +78,43 @@ def load_checkpoint(fpath):
     try:
         if zipfile.is_zipfile(fpath):
             check_zip(fpath)
-        checkpoint = torch.load(fpath, map_location="cpu", weights_only=True)
+        checkpoint = archives.load(fpath)
     except NotAsWritten:
         raise
-    except Exception as e:  # torch raises a dozen different types
-        if re.search(r"unsupported (global|class)|unrecognized function", str(e), re.IGNORECASE):
-            advice = "save its state_dict (tensors and plain Python types) again"
-            raise ValueError(f'"{fpath}" holds pickled objects, which could run code: {advice}') from e
+    except Exception as e:  # zipfile, too, raises of several types
         raise ValueError(f'"{fpath}" is not a checkpoint or is cut off: copy or save it again') from e
     if not isinstance(checkpoint, dict):
         raise ValueError(f'"{fpath}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
     return checkpoint
+
+
+def check_resumable(checkpoint, path):
+    """Raise ValueError if a checkpoint has objects in place of what a training needs to go on, as the original's have.
+
+    Dassl's own pickles the schedule behind the warm-up.
+    """
+    names = archives.stubs([value for key, value in checkpoint.items() if key != "val_result"])
+    if names:
+        advice = "start from its weights with MODEL.INIT_WEIGHTS and another --output-dir"
+        raise ValueError(f'training cannot go on from "{path}", which holds pickled objects ({names[0]}): {advice}')
+
+
+def own_weights(model, checkpoint, path):
+    """Return the weights in a checkpoint, either {"state_dict": {...}} or these alone, by the names of the model.
+
+    A model that knows the names of another code base has a method `renamed(weights)` for it.
+
+    Raises:
+        ValueError: they are not tensors by name.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    if isinstance(weights, dict) and hasattr(model, "renamed"):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # it is not what it seemed to be
+            weights = model.renamed(weights)
+    named = isinstance(weights, dict) and all(type(name) is str for name in weights)
+    if not named or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
+    return weights
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
@@ -108,6 +135,8 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
     print(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
+    if optimizer is not None or scheduler is not None:
+        check_resumable(checkpoint, fpath)
     _unwrap(model).load_state_dict(checkpoint["state_dict"])
     print("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
@@ -129,7 +158,8 @@ def load_pretrained_weights(model, weight_path):
         FileNotFoundError, ValueError: see `load_checkpoint`.
     """
     checkpoint = load_checkpoint(weight_path)
-    weights = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", checkpoint).items()}
+    weights = own_weights(_unwrap(model), checkpoint, weight_path)
+    weights = {k.removeprefix("module."): v for k, v in weights.items()}
     model_dict = _unwrap(model).state_dict()
     matched = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
     if not matched:

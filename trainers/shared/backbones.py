@@ -2,7 +2,6 @@
 
 import os
 import urllib.error
-import zipfile
 from pathlib import Path
 
 import safetensors.torch
@@ -53,15 +52,11 @@ def weights_path(name: str) -> str:
 def read_weights(path: str) -> dict[str, torch.Tensor]:
     """State dict of a safetensors file, a JIT archive (OpenAI's files) or a `torch.save`d state dict; on the CPU.
 
-    Nothing in the file is run: see `archives`.
+    Nothing in the file is run: see `dassl.archives`.
     """
     if path.endswith(".safetensors"):
         return safetensors.torch.load_file(path)
-    if not zipfile.is_zipfile(path):  # of PyTorch before 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        content = archives.load(path)
-    state = archives.state_dict(content) if isinstance(content, archives.Stub) else content
+    state = archives.state_dict(archives.load(path))
     return state.get("state_dict", state)
 
 
@@ -82,8 +77,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
         model = clip.build_model(state).float()
         model.load_state_dict(state)  # again: build_model rounds fp32 weights to fp16
     except Exception as error:  # of a dozen types, by what the file is instead
-        # without torch's advice to load unknown pickles all the same
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).partition(" Re-running")[0][:300]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path} holds no CLIP in OpenAI's layout, as JIT archive or state dict ({reason})") from error
     return model.eval().requires_grad_(False).to(device)
 

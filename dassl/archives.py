@@ -1,0 +1,368 @@
+"""Tensors out of files that PyTorch wrote, without running anything that is in them.
+
+What `torch.save` and `torch.jit.save` write is a zip: `data.pkl`, a pickle, and the bytes of each tensor beside it.
+Before PyTorch 1.6 it was a row of pickles with the bytes behind them. A pickle may name any function to be called, and
+`torch.jit.load` runs code of the archive. Here a pickle is a list of instructions that `build` follows: it makes
+tensors and plain containers, and whatever else is named becomes a `Stub`, which does nothing.
+
+`torch.load(weights_only=True)` refuses a file with any other class in it, as all of the original Dassl's are.
+"""
+
+import io
+import math
+import os
+import pickletools
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from types import FunctionType
+
+import torch
+
+NAMES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
+NAMES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+NAMES |= {"ComplexDouble": "complex128", "ComplexFloat": "complex64"}
+LEGACY = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
+VALUES = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
+VALUES += "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
+VALUES = set(VALUES.split())  # instructions that put their argument on the stack
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+
+
+class Stub:
+    """Stands for an object of another class, or for that class or function itself.
+
+    Attributes:
+        name: of the class or function, with its module.
+        attributes: those of the object that were saved.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.attributes = name, {}
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+# ------------------------------------------------------------------ what may be built
+
+
+def rebuild_tensor(storage, offset, size, stride, *rest):
+    if not all(type(n) is int for n in size):
+        raise ValueError("the size of a tensor is not made of numbers")
+    if math.prod(size) > storage.numel():
+        raise ValueError(f"a tensor of {math.prod(size):,} elements has {storage.numel():,}")
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def rebuild_parameter(data, *rest):
+    return data
+
+
+def ordered(pairs=()):
+    return OrderedDict((key_of(key), value) for key, value in pairs)
+
+
+def counted(counts):
+    if type(counts) is not dict:
+        raise ValueError("a Counter is not made of a dict")
+    return Counter(counts)
+
+
+def collected(items=()):
+    return {key_of(item) for item in items}
+
+
+def size_of(lengths):
+    return torch.Size(lengths)
+
+
+def device_of(kind, *index):
+    return torch.device(kind, *index)
+
+
+def encoded(text, coding):  # how bytes are written
+    if coding != "latin1":
+        raise ValueError("bytes are not written as latin1")
+    return text.encode("latin1")
+
+
+KNOWN = {
+    ("collections", "OrderedDict"): ordered,
+    ("collections", "Counter"): counted,
+    ("builtins", "set"): collected,
+    ("__builtin__", "set"): collected,
+    ("_codecs", "encode"): encoded,
+    ("torch", "Size"): size_of,
+    ("torch", "device"): device_of,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
+    **{("torch", f"{name}Storage"): getattr(torch, dtype) for name, dtype in NAMES.items()},
+    **{("torch", dtype): getattr(torch, dtype) for dtype in NAMES.values()},
+}
+
+
+def key_of(key):
+    """A key of a dict or item of a set. Python's hash of tuples in tuples ends the process if they are deep enough."""
+    if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+        raise ValueError("a key is made of tuples in tuples")
+    return key
+
+
+def named(module, name):
+    if type(module) is not str or type(name) is not str:
+        raise ValueError("the name of a class is no text")
+    return KNOWN.get((module, name)) or Stub(f"{module}.{name}")
+
+
+def made(function, args):
+    """What a function gives, or a class makes, of these arguments."""
+    if isinstance(function, FunctionType):  # there are no others on the stack than those of KNOWN
+        return function(*args)
+    return Stub(function.name)
+
+
+def numbers(storage, kind, dtype, key, location, numel, view=None):
+    """The numbers of a tensor, on the CPU wherever they were."""
+    if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype) or view is not None:
+        raise ValueError("the numbers of a tensor are kept in an unknown way")
+    return storage(dtype, key, numel)
+
+
+def add(container, items: Iterable):
+    """To a list or set; what stands for another container takes nothing."""
+    if isinstance(container, set):
+        container.update(map(key_of, items))
+    elif isinstance(container, list):
+        container.extend(items)
+    elif not isinstance(container, Stub):
+        raise ValueError("items are added to what is no list or set")
+
+
+def put(container, items: list):
+    """Key, value, key, value ... into a dict; what stands for another container takes nothing."""
+    if isinstance(container, dict):
+        container.update((key_of(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
+    elif not isinstance(container, Stub):
+        raise ValueError("keys are put into what is no dict")
+
+
+def restore(thing, state):
+    """The attributes of an object; plain containers have none that matter."""
+    if isinstance(thing, Stub) and isinstance(state, dict):
+        thing.attributes.update({key: value for key, value in state.items() if type(key) is str})
+
+
+def build(pickled: io.BufferedIOBase, storage: Callable | None = None) -> object:
+    """What the pickle says that starts where the open file stands; behind it, the file stands at its end.
+
+    Args:
+        storage: storage(dtype, key, numel) gives the numbers of a tensor, flat; None: there are no tensors.
+
+    Raises:
+        Exception: of many types, if it is no such pickle.
+    """
+    stack, marks, memo = [], [], {}
+
+    def pop(n: int) -> list:
+        items = stack[len(stack) - n :]
+        del stack[len(stack) - n :]
+        return items
+
+    def pop_to_mark() -> list:
+        return pop(len(stack) - marks.pop())
+
+    for instruction, argument, _ in pickletools.genops(pickled):  # which reads and runs nothing
+        match instruction.name:
+            case name if name in VALUES:
+                stack.append(argument)
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            # ---- the stack and the memo
+            case "MARK":
+                marks.append(len(stack))
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                pop_to_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            # ---- containers
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_SET":
+                stack.append(set())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                stack.append(tuple(pop(int(name[-1]))))
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "LIST":
+                stack.append(pop_to_mark())
+            case "FROZENSET":
+                stack.append(frozenset(map(key_of, pop_to_mark())))
+            case "DICT":
+                items = pop_to_mark()
+                stack.append({})
+                put(stack[-1], items)
+            case "APPEND":
+                items = pop(1)
+                add(stack[-1], items)
+            case "APPENDS" | "ADDITEMS":
+                items = pop_to_mark()
+                add(stack[-1], items)
+            case "SETITEM":
+                items = pop(2)
+                put(stack[-1], items)
+            case "SETITEMS":
+                items = pop_to_mark()
+                put(stack[-1], items)
+            # ---- everything else: by name, never called unless it is in KNOWN
+            case "GLOBAL":
+                stack.append(named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(named(*pop(2)))
+            case "REDUCE" | "NEWOBJ":
+                function, args = pop(2)
+                stack.append(made(function, args))
+            case "NEWOBJ_EX":
+                function, args, _ = pop(3)
+                stack.append(made(function, args))
+            case "OBJ":
+                function, *args = pop_to_mark()
+                stack.append(made(function, args))
+            case "INST":
+                args = pop_to_mark()
+                stack.append(made(named(*argument.split(" ", 1)), args))
+            case "BUILD":
+                (state,) = pop(1)
+                restore(stack[-1], state)
+            case "BINPERSID":
+                ((kind, what, *where),) = pop(1)
+                stack.append(what if kind == "module" else numbers(storage, kind, what, *where))
+            case name:
+                raise ValueError(f"the instruction {name}, which PyTorch never writes")
+    raise ValueError("its pickle has no end")
+
+
+# ------------------------------------------------------------------ files
+
+
+def load(path: str) -> object:
+    """What `torch.save` or `torch.jit.save` put into a file: tensors on the CPU, plain containers, Stubs.
+
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            size, zipped = os.fstat(file.fileno()).st_size, file.read(4) == b"PK\3\4"
+            file.seek(0)
+            return read_zip(file, size) if zipped else read_legacy(file, size)
+    except Exception as error:  # of a dozen types, by what the file is instead
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{path} is no file of PyTorch, or damaged ({reason})") from error
+
+
+def read_zip(file: io.BufferedReader, size: int) -> object:
+    storages: dict[str, torch.Tensor] = {}
+    left = size
+
+    def read(member: str) -> bytearray:
+        nonlocal left
+        info = archive.getinfo(member)
+        left -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or left < 0:  # a small file that would fill the memory
+            raise ValueError(f"{member} is compressed or read twice, which PyTorch never does")
+        return bytearray(archive.read(info))  # zipfile checks its checksum
+
+    def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        if key not in storages:
+            data = read(f"{folder}data/{key}")
+            storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return storages[key]
+
+    with zipfile.ZipFile(file) as archive:
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        folder = pickles[0].removesuffix("data.pkl")
+        return build(io.BytesIO(read(pickles[0])), storage)
+
+
+def read_legacy(file: io.BufferedReader, size: int) -> object:
+    """Pickles: a number, the version, the machine, the content, the tensors' keys; then, by key, their numbers."""
+    storages: dict[str, torch.Tensor] = {}
+    left = size
+
+    def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        nonlocal left
+        if key not in storages:
+            left -= numel * dtype.itemsize
+            if left < 0:
+                raise ValueError(f"its tensors need more bytes than the {size:,} of the file")
+            storages[key] = torch.zeros(numel, dtype=dtype)
+        return storages[key]
+
+    if build(file) != LEGACY:
+        raise ValueError("it is neither a zip nor of PyTorch before 1.6")
+    build(file), build(file)
+    content, keys = build(file, storage), build(file)
+    if not all(type(key) is str for key in keys) or {*keys} != {*storages}:
+        raise ValueError("its tensors are not all there")
+    for key in keys:
+        flat = storages[key]
+        numel, data = int.from_bytes(file.read(8), "little"), bytearray(file.read(flat.nbytes))
+        if numel != flat.numel() or len(data) != flat.nbytes:
+            raise ValueError("its tensors are cut off")
+        if data:
+            flat.copy_(torch.frombuffer(data, dtype=flat.dtype))
+    return content
+
+
+# ------------------------------------------------------------------ what was read
+
+
+def state_dict(content: object) -> object:
+    """{dotted name: tensor} of a module that `torch.jit.save` wrote; anything else is given back as it is."""
+    if not isinstance(content, Stub):
+        return content
+    state, seen, todo = {}, set(), [("", content)]
+    while todo:
+        prefix, stub = todo.pop()
+        if id(stub) not in seen:  # they may hold each other
+            seen.add(id(stub))
+            for name, value in stub.attributes.items():
+                if isinstance(value, torch.Tensor):
+                    state[prefix + name] = value
+                elif isinstance(value, Stub):
+                    todo.append((f"{prefix}{name}.", value))
+    return state
+
+
+def stubs(content: object) -> list[str]:
+    """Names of the classes of what could not be built in nested dicts, lists and tuples; in order."""
+    names, seen, todo = set(), set(), [content]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Stub):
+            names.add(thing.name)
+        elif isinstance(thing, dict):
+            todo += [*thing, *thing.values()]
+        elif isinstance(thing, list | tuple | set | frozenset):
+            todo += thing
+    return sorted(names)
