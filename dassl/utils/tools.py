@@ -11,7 +11,7 @@ import PIL
 import torch
 import torchvision
 
-# Dassl has all of these here
+# Dassl has most of these here
 from dassl.files import atomic_write, listdir_nohidden, locked, read_json, write_json  # noqa: F401
 from dassl.names import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401
 
