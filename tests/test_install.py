@@ -18,21 +18,31 @@ from orthcr import Prediction, Predictor
 SLOW = {"torch", "numpy", "matplotlib", "PIL"}
 THEIRS = "def load_dataset(name):\n    return 'theirs: ' + name\n"  # as Hugging Face's
 PROGRAM = """
-import sys
-import datasets
+import importlib.util, json, sys
 import orthcr
 assert "torch" not in sys.modules
 from orthcr import Prediction, Predictor
 if __name__ == "__main__":
     said = list(Predictor(sys.argv[1], device="cpu")(sys.argv[2:]))
     assert all(isinstance(p, Prediction) for p in said)
-    import json
     print(json.dumps([[p.image, p.top] for p in said]))
-    assert sys.modules["datasets"] is datasets
-    print(datasets.load_dataset("mnist"), [name for name in sys.modules if name.startswith("datasets.")])
-    import importlib.util, os
-    sys.path.remove(os.path.dirname(os.path.dirname(sys.modules.pop("datasets").__file__)))
+    assert "datasets" not in sys.modules
+    import datasets
+    print(datasets.load_dataset("mnist"))
+    sys.path.remove(sys.modules.pop("datasets").__file__.removesuffix("/datasets/__init__.py"))
     print(importlib.util.find_spec("datasets"))  # as programs ask that can do without
+"""
+FINDER = """  # as setuptools' for an editable installation: asked after all folders of sys.path
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import spec_from_file_location
+
+class Installed:
+    def find_spec(name, path=None, target=None):
+        if name in {names}:
+            return spec_from_file_location(name, "{root}/" + name + "/__init__.py")
+
+sys.meta_path.insert(sys.meta_path.index(PathFinder) + 1, Installed)
 """
 
 
@@ -57,9 +67,8 @@ def anywhere(setup_words, root, tmp_path_factory):
     for folder in ("here/experiments", "here/trainers", "theirs/datasets", "site"):
         (base / folder).mkdir(parents=True)
     (base / "theirs" / "datasets" / "__init__.py").write_text(THEIRS)
-    for package in setup_words["packages"]:
-        if "." not in package:
-            (base / "site" / package).symlink_to(root / package)
+    names = {name.split(".")[0] for name in setup_words["packages"]}
+    (base / "site" / "sitecustomize.py").write_text(FINDER.format(names=names, root=root))
     (base / "here" / "program.py").write_text(PROGRAM)
     module, function = re.fullmatch(
         r"orthcr = ([\w.]+):(\w+)", *setup_words["entry_points"]["console_scripts"]
@@ -144,7 +153,7 @@ def test_a_predictor_beside_another_datasets(anywhere, model, root):
     done = anywhere("program.py", out, *images)
     assert done.returncode == 0, done.stderr
     said, theirs, without = done.stdout.splitlines()
-    assert theirs == "theirs: mnist []" and str(root / "datasets") not in without
+    assert theirs == "theirs: mnist" and str(root / "datasets") not in without
     assert without == "None" or "site-packages" in without  # there, Hugging Face's
     predictions = list(Predictor(out, device="cpu")(images))
     assert len({p.top[0] for p in predictions}) > 1
