@@ -12,16 +12,17 @@ on, and the exit status is 1. Tables, pictures and report.html are in the output
 
 import sys
 
-from experiments.benchmark import arguments, run
 from experiments.command import command
+from experiments.flags import arguments
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
-
     def work() -> list[str]:
+        args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
+        from experiments.benchmark import run  # not above: with PyTorch, which takes seconds, and --help needs none
+
         failed = run(args)
-        from reports.comparison import compare  # not above: every worker process imports this file
+        from reports.comparison import compare  # with matplotlib
 
         if any(args.output_dir.rglob("results.json")):
             compare([args.output_dir], args.output_dir, args.seeds)

@@ -4,9 +4,9 @@
     python predict.py --model-dir OUT photos/ --json > out.json
     python predict.py --model-dir OUT photos/ --classes "a cat,a dog"   other classes, seen in training or not
 
-In Python, from this directory:
+In Python, after `pip install -e .` from any directory:
 
-    from predict import Predictor
+    from orthcr import Predictor
     predictor = Predictor("OUT")
     for p in predictor(["image1.jpg"]): print(p.image, p.classname, p.probability, p.top)
 """
@@ -18,10 +18,6 @@ import os.path as osp
 import sys
 
 from experiments.command import command
-from experiments.predictor import Prediction, Predictor
-from reports.predictions import as_json, as_table, contact_sheet, titled
-
-__all__ = ["Prediction", "Predictor"]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,6 +48,9 @@ def check(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> list[str]:
     """Prints what the images show; returns a line for each that could not be read."""
     check(args)
+    from experiments.predictor import Predictor  # not above: with PyTorch, which takes seconds
+    from reports.predictions import as_json, as_table, contact_sheet, titled
+
     classes = None
     if args.classes is not None:
         classes = [name.strip() for row in csv.reader([args.classes]) for name in row if name.strip()]
@@ -72,8 +71,14 @@ def predict(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    return command(lambda: predict(args))
+    return command(lambda: predict(parse(argv)))
+
+
+def __getattr__(name: str):
+    """`from predict import Predictor`, as it was before there was `orthcr`."""
+    import orthcr
+
+    return getattr(orthcr, name)
 
 
 if __name__ == "__main__":

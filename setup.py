@@ -1,18 +1,19 @@
-"""Installs the engine `dassl` and what the repository needs.
+"""Installs `orthcr`, for other programs and as a command, the packages that it is made of, and what they need.
 
-`trainers` and `datasets` stay in the repository, as in CoOp: an installed top-level `datasets` would shadow Hugging
-Face's.
+Editable only, `pip install -e .`: `configs/`, `assets/`, the data sets and train.py stay in the clone, as in CoOp.
+`datasets` is not among the packages: installed, it would shadow Hugging Face's.
 """
 
 from setuptools import find_packages, setup
 
 setup(
     name="orthcr",
-    version="1.1.0",
+    version="1.2.0",
     description="Few-shot adaptation of CLIP by orthogonal fine-tuning, beside prompt learning, on Dassl's API",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["dassl", "dassl.*"]),
+    packages=find_packages(include=["orthcr", "experiments", "trainers", "trainers.*", "dassl", "dassl.*"]),
+    entry_points={"console_scripts": ["orthcr = orthcr.__main__:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

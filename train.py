@@ -13,8 +13,20 @@ An interrupted run goes on where it was when the same command is given again.
 
 import sys
 
-from experiments.run import main
-from reports.predictions import contact_sheet
+from experiments.command import GOES_ON, command
+from experiments.flags import parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> None:
+        args = parse(argv, __doc__)
+        from experiments.run import run  # not above: with PyTorch, which takes seconds, and --help needs none
+        from reports.predictions import contact_sheet
+
+        run(args, contact_sheet)
+
+    return command(work, GOES_ON)
+
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__, draw=contact_sheet))
+    sys.exit(main())

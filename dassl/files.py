@@ -173,6 +173,12 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def file_hash(path):
+    """Return the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as f:
+        return sha256(f.read())
+
+
 def sealed(text, suffix):
     """Return the content of a YAML file, or of a JSON file that holds an object, with its checksum at the head."""
     body = text.encode().removeprefix(b"{\n" if suffix == ".json" else b"")
@@ -297,3 +303,9 @@ def write_json(obj, fpath, seal=False):
         raise ValueError(f"{fpath} cannot be written, JSON has no infinite numbers and no NaN: {error}") from error
     with atomic_write(fpath) as f:
         f.write(sealed(text, ".json") if seal else text.encode())
+
+
+def listdir_nohidden(path, sort=False):
+    """Return the names in the directory `path` that do not start with a dot, sorted if `sort`."""
+    items = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(items) if sort else items

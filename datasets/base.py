@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.files import SCRATCH, scratch_folder, sweep
+from dassl.files import SCRATCH, file_hash, scratch_folder, sweep
 from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
 
 from .benchmarks import Size, get
@@ -256,9 +256,3 @@ def check_images(items: list[Datum], source: str, advice: str) -> None:
             f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
             f"{', '.join(missing[:3])}: {advice}"
         )
-
-
-def file_hash(path: str) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()

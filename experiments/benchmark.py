@@ -1,10 +1,8 @@
 """Many methods on many data sets, by any of the four protocols, as one plan."""
 
 import argparse
-import re
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import datasets
 import trainers
@@ -13,48 +11,13 @@ from dassl.utils import check_availability, locked
 from trainers.base import ClipTrainer, node_of
 
 from . import engines
-from .config import discover, parse, setup_cfg
-from .plans import Job, count, execute
-from .protocols import PROTOCOLS, SEEDS, SHOTS, Method, Stages, row_of, source_of, targets, variants
+from .config import discover, setup_cfg
+from .flags import NAMES, parse
+from .plans import Job, execute
+from .protocols import Method, Stages, row_of, source_of, targets, variants
 
-NAMES = dict(zip(("base2new", "few_shot", "cross_dataset", "domain_generalization"), PROTOCOLS, strict=True))
-KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)+|VERBOSE|USE_CUDA")
 # the part of the embedded data that each protocol trains or tests on
 EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets("shapes"), "dg": variants("shapes")}
-BY_FLAGS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
-
-
-def arguments(argv: list[str], description: str | None = None) -> argparse.Namespace:
-    """The command line of benchmark.py."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "all"], help="default: all")
-    parser.add_argument("--trainers", nargs="+", default=["all"], help="names, or all; default: all")
-    of = 'of configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
-    parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
-    parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
-    parser.add_argument(
-        "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
-    )
-    parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
-    parser.add_argument("--output-dir", type=Path, default=Path("output", "bench"))
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="processes here, or a Ray cluster")
-    parser.add_argument("--address", default="", help="of the Ray cluster; default: this machine alone")
-    parser.add_argument("--workers", type=count, help="runs at a time; default: what cores, GPUs and memory allow")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="that a run needs; default: a guess by backbone")
-    parser.add_argument("--per-gpu", type=count, help="runs that share a GPU; default: as memory allows; on Ray 1")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
-    first = next((k for k, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
-    args = parser.parse_args(argv[:first])
-    if args.opts:
-        parser.error(f"{args.opts[0]} is no config key: these look like OPTIM.LR, and come last")
-    args.opts = tuple(argv[first:])
-    if len(args.opts) % 2:
-        parser.error(f"options come as KEY VALUE pairs, but these are {len(args.opts)} words: {' '.join(args.opts)}")
-    taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
-    if taken:
-        parser.error(f"{taken} is what the flags say")
-    return args
 
 
 def run(args: argparse.Namespace) -> list[str]:

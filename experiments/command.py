@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from dassl.files import visible
 
+GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 
 

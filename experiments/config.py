@@ -1,4 +1,4 @@
-"""The config of a run: the command line, and what it, the files and the defaults give together.
+"""The config of a run: what the command line, the files and the defaults give together.
 
 Later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs. In an evaluation the
 config of the model stands before all files, so that what is not given is as it was in training.
@@ -9,7 +9,6 @@ import glob
 import importlib
 import os.path as osp
 import pkgutil
-import re
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 import yaml
 from yacs.config import CfgNode
 
-import datasets
 import trainers
 from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config
 from dassl.config.defaults import KEYS
@@ -28,6 +26,8 @@ from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability, read_json
 from trainers.base import extend_cfg, node_of
+
+from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
@@ -50,54 +50,20 @@ COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written fo
 }
 
 
-def parse(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
-    """The command line of train.py, which are CoOp's flags and a few more."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
-    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
-    parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
-    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
-    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
-    parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
-    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
-    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
-    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
-    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
-    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
-    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
-    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
-    parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
-    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: tiny, an OpenAI name, or a path")
-    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
-    parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
-    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
-    args, pairs = parser.parse_args(argv), []
-    for name in ("source_domains", "target_domains", "transforms"):  # which take all words up to the next flag
-        words = getattr(args, name) or []
-        end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
-        setattr(args, name, words[:end] or None)
-        pairs += words[end:]
-    args.opts = pairs + args.opts
-    return args
-
-
-def is_key(word: str) -> bool:
-    """Whether a word is meant as a config key rather than as the name of a domain or of a transform."""
-    return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
-
-
-def setup_cfg(args: argparse.Namespace) -> CfgNode:
+def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     """The merged, frozen config; `args` gets its trainer, and as `model_config` the config of the model evaluated.
+
+    Args:
+        args: of `parse`.
+        with_data: False where no data set is built: then the package `datasets` is not imported, as in a program of
+            somebody's own, where that name is Hugging Face's.
 
     Raises:
         FileNotFoundError, ValueError: a config file that is not there; an unknown key or name, with the nearest.
     """
-    check_flags(args)
     discover(trainers)
-    discover(datasets)
+    if with_data:
+        discover(importlib.import_module("datasets"))
     args.model_config = read_config(model_file(args)) if model_file(args) else {}
     named = args.trainer
     args.trainer = named or args.model_config.get("TRAINER.NAME") or "OrthCR"
@@ -117,28 +83,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     merge_config(cfg, overrides(args, cfg))
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
-    return finish(cfg, args)
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Raises ValueError for flags that contradict each other."""
-    late = next((word for word in args.opts[::2] if word.startswith("--")), None)
-    if late:
-        raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
-    if args.images == "":
-        raise ValueError("--images is empty: give a folder, a CSV or a JSON")
-    if args.skip_unreadable and not args.images:
-        raise ValueError("--skip-unreadable goes with --images")
-    if args.val is not None and (not args.images or args.eval_only or args.val < 0):
-        raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
-    if args.images and args.dataset_config_file:
-        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
-    if args.model_dir and not args.eval_only:
-        raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
-    if args.load_epoch is not None and not args.model_dir:
-        raise ValueError("--load-epoch goes with --eval-only --model-dir")
-    if args.resume and args.eval_only:
-        raise ValueError("--resume is for training: to evaluate give --model-dir")
+    return finish(cfg, args, with_data)
 
 
 def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -183,10 +128,10 @@ def default_cfg(trainer: str) -> CfgNode:
     return cfg
 
 
-def declared(trainer: str) -> dict:
+def declared(trainer: str, with_data: bool = True) -> dict:
     """The default of each key of `default_cfg(trainer)`, and what the key may be; of no other method's keys."""
     registered = {
-        "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())},
+        "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())} if with_data else {},
         "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
     }
     generic, method = joined(joined(KEYS, OWN), registered), TRAINER_REGISTRY.get(trainer)
@@ -218,12 +163,18 @@ def model_file(args: argparse.Namespace) -> str:
 
 def files(args: argparse.Namespace) -> list[str]:
     """The config files, later over earlier."""
-    if model_file(args) and not (args.config_file and args.dataset_config_file):
-        given = [model_file(args), args.dataset_config_file, args.config_file]
+    data, method = here_or_in_clone(args.dataset_config_file), here_or_in_clone(args.config_file)
+    if model_file(args) and not (method and data):
+        given = [model_file(args), data, method]
     else:
-        given = [args.dataset_config_file or str(CONFIGS / "datasets" / "shapes.yaml")]
-        given.append(args.config_file or tiny_file(args.trainer))
+        given = [data or str(CONFIGS / "datasets" / "shapes.yaml"), method or tiny_file(args.trainer)]
     return [file for file in given if file]
+
+
+def here_or_in_clone(path: str) -> str:
+    """`configs/...` is found from any folder."""
+    there = CONFIGS.parent / path
+    return str(there) if path and not osp.exists(path) and there.exists() else path
 
 
 def tiny_file(trainer: str) -> str:
@@ -288,10 +239,10 @@ def read_classes(path: str) -> list[str]:
     return names
 
 
-def finish(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
-    check_config(cfg, declared(args.trainer))
+    check_config(cfg, declared(args.trainer, with_data))
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
     if not args.eval_only:

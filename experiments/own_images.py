@@ -104,4 +104,5 @@ def write_wrong(rows: list[tuple], total: int, folder: str, draw: ContactSheet |
 
 
 def next_command(folder: str) -> str:
-    return f"Classify other images with: python predict.py --model-dir {shlex.quote(folder)} IMAGES_OR_FOLDERS"
+    predict = "python predict.py" if osp.exists("predict.py") else "orthcr predict"
+    return f"Classify other images with: {predict} --model-dir {shlex.quote(folder)} IMAGES_OR_FOLDERS"

@@ -19,9 +19,10 @@ import torch
 from dassl.utils import locked, read_json
 
 from .command import USER_ERRORS
-from .config import parse, setup_cfg
+from .config import setup_cfg
 from .display import Display, newest_log
 from .engines import TRIES, local
+from .flags import count, parse
 from .run import MAY_DIFFER, check_same_run, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,9 +175,3 @@ def parser(description: str, folder: str) -> argparse.ArgumentParser:
     cores = min(os.cpu_count() or 1, 8)
     made.add_argument("--workers", type=count, default=cores, help="processes, default: one a core, at most 8")
     return made
-
-
-def count(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"1 or more, not {word}")
-    return int(word)

@@ -18,10 +18,11 @@ from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
-from datasets.shared.image_files import image_problem, images_in
-from datasets.shared.seen_images import Seen
+from dassl.utils.images import image_problem, images_in
 
-from .config import CLASSES, parse, read_classes, setup_cfg
+from .config import CLASSES, read_classes, setup_cfg
+from .flags import parse
+from .seen import Seen
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Predictor:
             argv = ["--eval-only", "--model-dir", model_dir]
             argv += ["--template", template] if template else []
             argv += ["USE_CUDA", str(device == "cuda")] if device else []
-            cfg = setup_cfg(parse(argv))
+            cfg = setup_cfg(parse(argv), with_data=False)
             if classes is not None:
                 different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
                 if len(classes) < 2 or len(different) < len(classes):

@@ -14,11 +14,10 @@ from dassl.utils import check_availability
 from datasets import benchmarks
 
 from .config import CONFIGS
+from .flags import PROTOCOLS, SEEDS, SHOTS  # noqa: F401  PROTOCOLS
 from .plans import PlannedRun
 
-PROTOCOLS = ("base2new", "fewshot", "xd", "dg")
 STAGES = ("base2new_train", "base2new_test", "fewshot", "xd_train", "xd_test", "dg_test")
-SEEDS, SHOTS = (1, 2, 3), (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ from dassl.engine import build_trainer
 from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
-from datasets.shared.seen_images import SEEN, keep_seen
 
 from . import own_images
-from .command import command
-from .config import CLASSES, CONFIGS, default_cfg, parse, plain, setup_cfg
+from .command import GOES_ON, command
+from .config import CLASSES, CONFIGS, default_cfg, plain, setup_cfg
+from .flags import parse
+from .seen import SEEN, keep_seen
 
 VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained
@@ -39,19 +40,20 @@ MAY_DIFFER = tuple(
 )
 
 
-def main(argv: list[str] | None = None, description: str | None = None, draw: own_images.ContactSheet = None) -> int:
-    """The command train.py; returns its exit status. `draw`: for a picture of those own images that are wrong."""
+def main(argv: list[str] | None = None, draw: own_images.ContactSheet | None = None) -> int:
+    """train.py where PyTorch is imported already; returns its exit status. `draw` as in `run`."""
 
     def work() -> None:
-        run(parse(argv, description), draw)
+        run(parse(argv), draw)
 
-    return command(work, "interrupted: given again, the same command goes on from the last checkpoint, if there is one")
+    return command(work, GOES_ON)
 
 
-def run(args: argparse.Namespace, draw: own_images.ContactSheet = None) -> dict:
+def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -> dict:
     """One training or evaluation; returns what `results.json` holds.
 
-    Everything printed also goes to `log.txt` in the output directory.
+    Everything printed also goes to `log.txt` in the output directory. `draw`: for a picture of those own images that
+    are wrong.
     """
     cfg = setup_cfg(args)
     if args.eval_only:

@@ -10,9 +10,10 @@ import pytest
 
 import benchmark
 from experiments import plans
-from experiments.benchmark import arguments, learns, named, plan, registered, share
+from experiments.benchmark import learns, named, plan, registered, share
 from experiments.config import parse, setup_cfg
 from experiments.display import Display, stage
+from experiments.flags import arguments
 from experiments.plans import Job, PlannedRun
 from experiments.protocols import PROTOCOLS, Method, published
 from trainers.base import ClipTrainer

@@ -15,7 +15,7 @@ import predict
 from dassl.utils import read_json
 from datasets.shared.image_files import Row
 from datasets.shared.image_split import divide
-from experiments.own_images import write_wrong
+from experiments.own_images import next_command, write_wrong
 from experiments.run import main
 from predict import Predictor
 from reports.predictions import contact_sheet
@@ -159,11 +159,14 @@ def test_nothing_wrong(tmp_path, capsys):
     assert capsys.readouterr().out == f"0 of 7 images are wrong: {tmp_path}/wrong.csv\n"
 
 
-def test_the_next_command_is_said(photos, tmp_path, capsys):
+def test_the_next_command_is_said(photos, root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(root)
     out = tmp_path / "my model"
     assert train(photos, out) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert line == f"Classify other images with: python predict.py --model-dir '{out}' IMAGES_OR_FOLDERS"
+    monkeypatch.chdir(tmp_path)  # where there is no predict.py
+    assert next_command("OUT") == "Classify other images with: orthcr predict --model-dir OUT IMAGES_OR_FOLDERS"
 
 
 # ------------------------------------------------------------------ what was trained on

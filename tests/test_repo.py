@@ -60,6 +60,7 @@ ARROWS = {  # what may be imported, besides itself
     "trainers": {"dassl"},
     "experiments": {"trainers", "datasets", "dassl"},
     "reports": {"datasets", "dassl"},
+    "orthcr": {"experiments"},
 }
 ENTRIES = [path for folder in (ROOT, ROOT / "scripts") for path in folder.glob("*.py") if path.name != "setup.py"]
 

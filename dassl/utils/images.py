@@ -1,7 +1,11 @@
-"""Reading images: `read_image` as Dassl does, bit for bit; `read_photo` as a viewer shows them, for own photographs."""
+"""Images: which files are some, which can be read, and reading them.
+
+`read_image` reads as Dassl does, bit for bit; `read_photo` as a viewer shows them, for own photographs.
+"""
 
 import contextlib
 import os
+import os.path as osp
 import warnings
 from multiprocessing.pool import ThreadPool
 
@@ -12,6 +16,7 @@ from tqdm import tqdm
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
+SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
 HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())  # ISO/IEC 23008-12
 
 
@@ -127,3 +132,48 @@ def small_copies(paths, side, most):
                 break
             copies[path] = photo
     return copies
+
+
+# ------------------------------------------------------------------ files
+
+
+def is_image(name):
+    """Return whether a file name ends like that of an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def images_in(folder):
+    """Return the paths of the images and of the other files below a folder, sorted; hidden ones are passed over."""
+    paths, seen = [], set()
+    for at, inner, files in os.walk(folder, onerror=_stop, followlinks=True):
+        if osp.realpath(at) in seen:  # a link in a circle
+            inner.clear()
+            continue
+        seen.add(osp.realpath(at))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        paths += [osp.join(at, name) for name in files if not name.startswith(".")]
+    return sorted(filter(is_image, paths)), sorted(path for path in paths if not is_image(path))
+
+
+def _stop(error):
+    raise error  # os.walk would pass over what may not be read
+
+
+def image_problem(path, decode=True):
+    """Return why an image cannot be taken, "" if it can; with `decode` all of it is looked at, else its header."""
+    try:
+        if osp.isdir(path):
+            return "it is a folder without images"
+        if osp.exists(path) and not osp.isfile(path):
+            return "it is no file"  # opening a pipe would wait for ever
+        with open_image(path) as image:
+            if max(image.size) > 100 * min(image.size):
+                return f"it is {image.width} x {image.height} pixels: more than 100 times as long as wide"
+            if image.mode.startswith(("I", "F")):
+                return f"its pixels are of mode {image.mode}, not 8 bits, and would be read as white: convert it"
+            if decode:
+                image.draft(None, (256, 256))  # a JPEG is decoded at a fraction of its size
+                image.load()
+    except Exception as error:  # Pillow raises a dozen types
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""

@@ -7,17 +7,18 @@ import platform
 import random
 import threading
 import warnings
-from difflib import SequenceMatcher
 
 import numpy as np
 import PIL
 import torch
 import torchvision
 
-from dassl.files import atomic_write, locked, read_json, write_json  # noqa: F401  Dassl has two of them here
+# Dassl has most of these here
+from dassl.files import atomic_write, listdir_nohidden, locked, read_json, write_json  # noqa: F401
+from dassl.names import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401
 
-from .download import download_url  # noqa: F401  Dassl has it here
-from .images import read_image  # noqa: F401  and this
+from .download import download_url  # noqa: F401
+from .images import read_image  # noqa: F401
 
 
 def mkdir_if_missing(dirname):
@@ -68,32 +69,6 @@ PyTorch: {torch.__version__}, torchvision {torchvision.__version__}, NumPy {np._
 CUDA: {cuda}, devices: {devices}
 CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads
 Pillow: {PIL.__version__}"""
-
-
-def listdir_nohidden(path, sort=False):
-    """Return the names in the directory `path` that do not start with a dot, sorted if `sort`."""
-    items = [name for name in os.listdir(path) if not name.startswith(".")]
-    return sorted(items) if sort else items
-
-
-def get_most_similar_str_to_a_from_b(a, b):
-    """Return the string in `b`, an iterable, that is most similar to the string `a`, ignoring case.
-
-    None if `b` is empty; the first of several that are equally similar.
-    """
-    return max(b, key=lambda s: SequenceMatcher(None, str(a).lower(), s.lower()).ratio(), default=None)
-
-
-def check_availability(requested, available):
-    """Check that the name `requested` is one of the names in `available`.
-
-    Raises:
-        ValueError: it is not; the message has the nearest name and all of them.
-    """
-    if requested not in available:
-        nearest = get_most_similar_str_to_a_from_b(requested, available)
-        names = ", ".join(available) or "none"
-        raise ValueError(f'"{requested}" is not available, do you mean "{nearest}"? Available: {names}')
 
 
 def tolist_if_not(x):

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from dassl.data.datasets import Datum
 from dassl.utils import read_json
+from dassl.utils.images import is_image
 from datasets.base import Splits
-
-from .image_files import is_image
 
 SEED = 1  # CoOp's split depends on the seed of the run that comes first; its scripts begin with 1
 

@@ -18,10 +18,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dassl.utils import read_json
-from dassl.utils.images import in_threads, open_image
+from dassl.utils.images import SUFFIXES, image_problem, images_in, in_threads, is_image
 from datasets.base import PARTS, read_split
 
-SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HEADS = {  # of lists, the first that is there; where there is a class name, a label is its number
     "path": "path filename file_name file filepath file_path image image_path img impath".split(),
@@ -188,52 +187,11 @@ def visible(folder: str) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
-def images_in(folder: str) -> tuple[list[str], list[str]]:
-    """Paths of the images and of the other files below a folder, sorted; hidden ones are passed over."""
-    paths, seen = [], set()
-    for at, inner, files in os.walk(folder, onerror=stop, followlinks=True):
-        if osp.realpath(at) in seen:  # a link in a circle
-            inner.clear()
-            continue
-        seen.add(osp.realpath(at))
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        paths += [osp.join(at, name) for name in files if not name.startswith(".")]
-    return sorted(filter(is_image, paths)), sorted(path for path in paths if not is_image(path))
-
-
-def stop(error: OSError) -> None:
-    raise error  # os.walk would pass over what may not be read
-
-
 def holds_folders(folder: str) -> bool:
     return any(osp.isdir(osp.join(folder, name)) for name in visible(folder))
 
 
-def is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
 # ------------------------------------------------------------------ reading them
-
-
-def image_problem(path: str, decode: bool = True) -> str:
-    """Why an image cannot be taken, "" if it can; with `decode` all of the file is looked at, else its header."""
-    try:
-        if osp.isdir(path):
-            return "it is a folder without images"
-        if osp.exists(path) and not osp.isfile(path):
-            return "it is no file"  # opening a pipe would wait for ever
-        with open_image(path) as image:
-            if max(image.size) > 100 * min(image.size):
-                return f"it is {image.width} x {image.height} pixels: more than 100 times as long as wide"
-            if image.mode.startswith(("I", "F")):
-                return f"its pixels are of mode {image.mode}, not 8 bits, and would be read as white: convert it"
-            if decode:
-                image.draft(None, (256, 256))  # a JPEG is decoded at a fraction of its size
-                image.load()
-    except Exception as error:  # Pillow raises a dozen types
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""
 
 
 def unreadable(paths: list[str], title: str) -> dict[str, str]:

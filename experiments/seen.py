@@ -3,8 +3,7 @@
 import os.path as osp
 
 from dassl.data.datasets import Datum
-from dassl.utils import read_json, write_json
-from datasets.base import file_hash
+from dassl.files import file_hash, read_json, write_json
 
 SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 

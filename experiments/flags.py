@@ -1,0 +1,123 @@
+"""The command lines of train.py and benchmark.py.
+
+Nothing here imports PyTorch, which takes seconds: --help and wrong flags answer at once.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from dassl.config.defaults import KEYS
+
+PROTOCOLS = ("base2new", "fewshot", "xd", "dg")
+SEEDS, SHOTS = (1, 2, 3), (1, 2, 4, 8, 16)
+NAMES = dict(zip(("base2new", "few_shot", "cross_dataset", "domain_generalization"), PROTOCOLS, strict=True))
+KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)+|VERBOSE|USE_CUDA")
+BY_FLAGS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
+
+
+def parse(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """The command line of train.py, which are CoOp's flags and a few more.
+
+    Raises:
+        ValueError: flags that contradict each other.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
+    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
+    parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
+    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
+    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
+    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
+    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
+    parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: tiny, an OpenAI name, or a path")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
+    parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
+    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
+    args, pairs = parser.parse_args(argv), []
+    for name in ("source_domains", "target_domains", "transforms"):  # which take all words up to the next flag
+        words = getattr(args, name) or []
+        end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
+        setattr(args, name, words[:end] or None)
+        pairs += words[end:]
+    args.opts = pairs + args.opts
+    check_flags(args)
+    return args
+
+
+def is_key(word: str) -> bool:
+    """Whether a word is meant as a config key rather than as the name of a domain or of a transform."""
+    return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict each other."""
+    late = next((word for word in args.opts[::2] if word.startswith("--")), None)
+    if late:
+        raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
+    if args.images == "":
+        raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if args.skip_unreadable and not args.images:
+        raise ValueError("--skip-unreadable goes with --images")
+    if args.val is not None and (not args.images or args.eval_only or args.val < 0):
+        raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
+    if args.images and args.dataset_config_file:
+        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+    if args.model_dir and not args.eval_only:
+        raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
+    if args.load_epoch is not None and not args.model_dir:
+        raise ValueError("--load-epoch goes with --eval-only --model-dir")
+    if args.resume and args.eval_only:
+        raise ValueError("--resume is for training: to evaluate give --model-dir")
+
+
+# ------------------------------------------------------------------ benchmark.py
+
+
+def arguments(argv: list[str], description: str | None = None) -> argparse.Namespace:
+    """The command line of benchmark.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "all"], help="default: all")
+    parser.add_argument("--trainers", nargs="+", default=["all"], help="names, or all; default: all")
+    of = 'of configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
+    parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
+    parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
+    parser.add_argument(
+        "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
+    )
+    parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
+    parser.add_argument("--output-dir", type=Path, default=Path("output", "bench"))
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="processes here, or a Ray cluster")
+    parser.add_argument("--address", default="", help="of the Ray cluster; default: this machine alone")
+    parser.add_argument("--workers", type=count, help="runs at a time; default: what cores, GPUs and memory allow")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="that a run needs; default: a guess by backbone")
+    parser.add_argument("--per-gpu", type=count, help="runs that share a GPU; default: as memory allows; on Ray 1")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
+    first = next((k for k, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
+    args = parser.parse_args(argv[:first])
+    if args.opts:
+        parser.error(f"{args.opts[0]} is no config key: these look like OPTIM.LR, and come last")
+    args.opts = tuple(argv[first:])
+    if len(args.opts) % 2:
+        parser.error(f"options come as KEY VALUE pairs, but these are {len(args.opts)} words: {' '.join(args.opts)}")
+    taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
+    if taken:
+        parser.error(f"{taken} is what the flags say")
+    return args
+
+
+def count(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"1 or more, not {word}")
+    return int(word)

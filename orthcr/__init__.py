@@ -1,0 +1,41 @@
+"""OrthCR for other programs: `from orthcr import Predictor, Prediction`.
+
+Only that imports PyTorch; `import orthcr` is quick.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors
+    from experiments.predictor import Prediction, Predictor
+
+__all__ = ["Prediction", "Predictor"]
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dassl", "trainers", "experiments")  # never `datasets`: other programs mean Hugging Face's
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for package in PACKAGES:
+        load(package)
+    return getattr(importlib.import_module("experiments.predictor"), name)
+
+
+def load(package: str) -> None:
+    """Imports a package of this clone, even where the program's folder has one of that name, as `experiments`.
+
+    Raises:
+        ImportError: the program has imported its own.
+    """
+    file = ROOT / package / "__init__.py"
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(package, file)
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    found = getattr(sys.modules[package], "__file__", None) or f"{sys.modules[package]!r}"
+    if Path(found).resolve() != file:
+        told = f"OrthCR has a package {package}, and this program has imported another of that name, {found}"
+        raise ImportError(f"{told}: use Predictor in a process of its own")
