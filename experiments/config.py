@@ -1,7 +1,8 @@
 """The config of a run: what the command line, the files and the defaults give together.
 
 Later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs. In an evaluation the
-config of the model stands before all files, so that what is not given is as it was in training.
+config of the model stands before all files, so that what is not given is as it was in training; unless both files are
+given, as CoOp's commands do: then they say everything.
 """
 
 import argparse
@@ -76,6 +77,7 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
         cfg.TRAINER.setdefault(node, CfgNode(COOPS_OWN[node]))
     for file in files(args):
         merge_config(cfg, file, allow_new=new)
+        inherit(cfg, file, args.trainer)
         if file == model_file(args):  # where and on what the training ran is its own affair
             cfg.update(UNSET)
     if not named:
@@ -84,6 +86,17 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
     return finish(cfg, args, with_data)
+
+
+def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
+    """From the file of a method that this one extends, its node's settings are taken, too."""
+    method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
+    parent = next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
+    if parent and node_of(parent) in default and node_of(parent) != node_of(method):
+        theirs, mine = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
+        for key in theirs.keys() & mine.keys():
+            if theirs[key] != default[node_of(parent)][key]:
+                mine[key] = theirs[key]
 
 
 def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -188,6 +201,7 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
     """What the flags say, as KEY VALUE pairs; `cfg`: what the files say."""
     given = {
         "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir or None,
         "RESUME": args.resume or None,
         "SEED": args.seed,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
@@ -251,7 +265,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
         suit_clip(cfg)
     if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
         cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)
-    cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR or default_output(cfg, args)
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, args)
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)
         print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")

@@ -227,3 +227,20 @@ def test_trainers_for_dassl_have_the_transforms_that_they_name(monkeypatch, tmp_
     older["TRAINER"]["COOP"]["N_CTX"] += 1  # defaults of other methods, which have changed since
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
     assert setup_cfg(parse(["--eval-only", "--model-dir", str(tmp_path)])).TRAINER.NAME == "Foreign"
+
+
+def test_a_method_takes_the_settings_of_the_one_it_extends_from_its_file(monkeypatch, root):
+    orthcr = TRAINER_REGISTRY.get("OrthCR")
+    sub = type("SubOrthCR", (orthcr,), {"defaults": orthcr.defaults | {"TAU": 2.0}})
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "SubOrthCR", sub)
+    node = setup_cfg(parse(["--trainer", "SubOrthCR"])).TRAINER.SUBORTHCR
+    assert (node.LAMBDA, node.TAU, node.BLOCK_SIZE) == (0.25, 4.0, 64)  # of configs/trainers/OrthCR/tiny.yaml
+    words = ["--trainer", "SubOrthCR", "--config-file", str(root / "configs/trainers/OrthCR/vit_b16.yaml")]
+    assert setup_cfg(parse([*words, "TRAINER.SUBORTHCR.LAMBDA", "3.0"])).TRAINER.SUBORTHCR.LAMBDA == 3.0
+    free = setup_cfg(parse(["--trainer", "FullFT"])).TRAINER.FULLFT
+    assert free.REG == "none" and "LAYERS" in free  # its own file's, which starts from OrthCR's
+
+
+def test_pairs_come_after_flags_for_the_output_directory_too(tmp_path):
+    argv = ["--output-dir", str(tmp_path / "a"), "OUTPUT_DIR", str(tmp_path / "b")]
+    assert setup_cfg(parse(argv)).OUTPUT_DIR == str(tmp_path / "b")

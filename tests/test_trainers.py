@@ -113,7 +113,8 @@ def test_a_subclass_of_three_lines_trains_and_evaluates(make_cfg, make_trainer, 
 
 
 @pytest.mark.parametrize(
-    "parent, key, value", [("OrthCR", "TAU", 0.0), ("OrthCR", "LAYERS", "[9]"), ("CoOp", "N_CTX", 0)]
+    "parent, key, value",
+    [("OrthCR", "TAU", 0.0), ("OrthCR", "LAYERS", "[9]"), ("CoOp", "CLASS_TOKEN_POSITION", "here")],
 )
 def test_a_subclass_names_its_own_keys_in_messages(make_trainer, registered, parent, key, value):
     registered(type("Sub", (TRAINER_REGISTRY.get(parent),), {}))
