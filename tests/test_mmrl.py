@@ -128,6 +128,17 @@ def test_the_regularizer_has_the_data_sets_own_weight(make_trainer, noise, name,
     assert torch.equal(terms[None]["ce"], terms[1.0]["ce"])
 
 
+@pytest.mark.parametrize(
+    "name, given, told", [("StanfordCars", 1.0, True), ("StanfordCars", 7.0, False), ("X", 1.0, False)]
+)
+def test_a_weight_that_the_original_would_ignore_is_told(make_trainer, capsys, name, given, told):
+    trainer = make_trainer(NODE + "REG_WEIGHT", given, trainer="MMRL")
+    trainer.cfg.defrost()
+    trainer.cfg.DATASET.NAME = name
+    trainer.fit()
+    assert ("for StanfordCars the authors have 7" in capsys.readouterr().out) is told
+
+
 # ------------------------------------------------------------------ which classifier
 
 TASKS = [  # as the original decides
