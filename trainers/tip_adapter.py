@@ -79,13 +79,13 @@ class Cache(nn.Module):
     def restore(self) -> None:
         self.keys.copy_(self.best_keys)
 
-    def affinity(self, f: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
-        """exp(-beta (1 - f K)) V of f float [B, d] -> [B, n_cls]."""
-        return torch.exp(-beta * (1 - f @ self.keys)) @ self.values
+    def affinity(self, cosines: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
+        """exp(-beta (1 - f K)) V of the cosines f K float [B, n] -> [B, n_cls]."""
+        return torch.exp(-beta * (1 - cosines)) @ self.values
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
         """The cache term of unit-length f float [B, d] -> [B, n_cls]."""
-        return self.alpha * self.affinity(f, self.beta)
+        return self.alpha * self.affinity(f @ self.keys, self.beta)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         # keys and values alone, the original's two files, are enough
@@ -129,10 +129,10 @@ class CachedCLIP(ClipClassifier):
     @torch.no_grad()
     def search(self, f: torch.Tensor, label: torch.Tensor, scale: list[float], step: list[int]) -> tuple[float, ...]:
         """(accuracy in percent, beta, alpha): the first that is best of the grid 0.1 + i (scale - 0.1) / step."""
-        best, zero_shot = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text)
+        best, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
         betas, alphas = ([0.1 + i * (s - 0.1) / n for i in range(n)] for s, n in zip(scale, step, strict=True))
         for beta in betas:
-            affinity = self.cache.affinity(f, beta)
+            affinity = self.cache.affinity(cosines, beta)
             for alpha in alphas:
                 accuracy = percent(zero_shot + alpha * affinity, label)
                 best = (accuracy, beta, alpha) if accuracy > best[0] else best
