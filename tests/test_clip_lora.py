@@ -86,9 +86,10 @@ def test_it_starts_at_zero_shot_with_a_random_a(make_trainer):
 
 
 def test_steps_for_each_shot_and_where_the_cosine_ends(make_trainer, take_steps):
-    opts = ["TRAINER.CLIPLORA.N_ITERS", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "OPTIM.LR", 0.01]
+    opts = ["TRAINER.CLIPLORA.N_ITERS", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 24, "OPTIM.LR", 0.01]
     trainer = make_trainer(*opts, trainer="CLIPLoRA")
-    batches = len(trainer.train_loader_x)
+    batches, images = len(trainer.train_loader_x), len(trainer.dm.dataset.train_x)
+    assert batches == math.ceil(images / 24) > images / 24, "with the last, incomplete one"
     assert trainer.max_epoch == round(10 * 2 / batches) > 1
     total = trainer.max_epoch * batches
     rates = []

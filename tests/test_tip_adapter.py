@@ -161,6 +161,23 @@ def test_a_run_gone_on_with_ends_as_an_undisturbed_one(make_trainer, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_without_val_it_may_be_chosen_on_test_and_says_so(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer(*small("TipAdapter", "TRAINER.TIPADAPTER.SELECT", "test"), trainer="TipAdapter")
+    monkeypatch.setattr(trainer.dm.dataset, "_val", [])
+    trainer.fit()
+    assert (
+        set(trainer._encoded) == {"test"}
+        and "Best on test: beta" in capsys.readouterr().out.partition(", not a fair")[0]
+    )
+
+
+def test_the_last_batch_of_an_epoch_is_trained_on(make_trainer):
+    trainer = make_trainer(*small("TipAdapterF", "DATALOADER.TRAIN_X.BATCH_SIZE", 24), trainer="TipAdapterF")
+    images = len(trainer.dm.dataset.train_x)
+    sizes = [len(batch["label"]) for batch in trainer.train_loader_x]
+    assert images % 24 and sum(sizes) == images and len(sizes) == len(trainer.train_loader_x)
+
+
 def test_the_rate_falls_by_steps_and_adamw_has_the_originals_eps(make_trainer):
     trainer = make_trainer(*small("TipAdapterF", "DATALOADER.TRAIN_X.BATCH_SIZE", 16), trainer="TipAdapterF")
     assert trainer.optim.param_groups[0]["eps"] == 1e-4

@@ -18,6 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.keys import SOME, Key
+from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
 
@@ -95,6 +96,10 @@ class CLIPLoRA(ClipTrainer):
     }
     learner = "lora"
     lr_per_batch = True
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        keep_last_batch(self.train_loader_x)
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

@@ -23,6 +23,7 @@ from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
+from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -192,7 +193,8 @@ class TipAdapter(ClipTrainer):
             print("There are no val images: alpha and beta stay as they are")
             return
         accuracy, beta, alpha = self.model.search(*self.encoded(split), self.search_scale, self.node.SEARCH_STEP)
-        print(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%")
+        unfair = ", not a fair figure" * (split == "test")
+        print(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{unfair}")
         self.model.cache.set(alpha, beta)
 
     def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,6 +217,10 @@ class TipAdapterF(TipAdapter):
     }
     trained = True
     lr_per_batch = True
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        keep_last_batch(self.train_loader_x)
 
     def build_model(self):
         super().build_model()
