@@ -171,6 +171,21 @@ def test_without_val_it_may_be_chosen_on_test_and_says_so(make_trainer, monkeypa
     )
 
 
+def test_keys_are_the_mean_of_augmented_passes(make_trainer, monkeypatch):
+    trainer = make_trainer(*small("TipAdapter", "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 3), trainer="TipAdapter")
+    passes, features = [], trainer.features
+
+    def noted(items, train=False):
+        passes.append((train, *features(items, train)))
+        return passes[-1][1:]
+
+    monkeypatch.setattr(trainer, "features", noted)
+    trainer.fill()
+    assert [train for train, *_ in passes] == [True] * 3 and not torch.equal(passes[0][1], passes[1][1])
+    mean = sum(f for _, f, _ in passes)
+    torch.testing.assert_close(trainer.model.cache.keys, (mean / mean.norm(dim=1, keepdim=True)).T)
+
+
 def test_the_last_batch_of_an_epoch_is_trained_on(make_trainer):
     trainer = make_trainer(*small("TipAdapterF", "DATALOADER.TRAIN_X.BATCH_SIZE", 24), trainer="TipAdapterF")
     images = len(trainer.dm.dataset.train_x)
