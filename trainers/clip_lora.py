@@ -33,24 +33,24 @@ class LoRA(nn.Module):
         self.w_lora_A = nn.ParameterDict(start)
         self.w_lora_B = nn.ParameterDict({name: torch.zeros(d, r) for name, (d, _) in shapes.items()})
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
-        # the original's lora_weights.pt: {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}
-        if "weights" in state_dict:
-            state_dict = self.translated(state_dict["weights"], state_dict.get("metadata", {}))
-        return super().load_state_dict(state_dict, *args, **kwargs)
+    def translated(self, state: dict) -> dict:
+        """What an original's lora_weights.pt holds, {"weights": {layer: {map: {A, B}}}, "metadata": ...}, by our names.
 
-    def translated(self, layers: dict, metadata: dict) -> dict[str, torch.Tensor]:
-        """The original's layers, which are the blocks of the text encoder and then of the image encoder, as ours."""
+        Its layers are the blocks of the text encoder and then those of the image encoder. Anything else stays as it is.
+        """
+        if "weights" not in state:
+            return state
+        layers, metadata = state["weights"], state.get("metadata", {})
         if metadata.get("alpha", self.alpha) != self.alpha:  # would fit, and scale the products otherwise
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
         blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
         blocks = sorted(blocks, key=lambda block: (block[0] != "text", int(block[1])))
-        if len(blocks) != len(layers):
+        if list(layers) != [f"layer_{k}" for k in range(len(blocks))]:
             raise ValueError(f"this LoRA is of {len(layers)} blocks, not {len(blocks)}: set ENCODERS and LAYERS")
         return {
             f"{matrix}.{encoder}_{i}_{'out' if name == 'proj' else name.removesuffix('_proj')}": tensor
-            for k, (encoder, i) in enumerate(blocks)
-            for name, matrices in layers[f"layer_{k}"].items()
+            for (encoder, i), maps in zip(blocks, layers.values(), strict=True)
+            for name, matrices in maps.items()
             for matrix, tensor in matrices.items()
         }
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run: finding them, loading their weights, and the state of the random generators."""
 
+import contextlib
 import os
 import os.path as osp
 import random
@@ -50,6 +51,9 @@ def load_weights(model, checkpoint, path):
         ValueError: in one line: they do not fit the model, or are not finite.
     """
     given = checkpoint.get("state_dict", checkpoint)
+    if isinstance(given, dict) and hasattr(model, "translated"):
+        with contextlib.suppress(AttributeError, TypeError):  # it is not of the form of the original either
+            given = model.translated(given)
     if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
         raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
     try:
