@@ -1,11 +1,18 @@
 """Published settings: the originals' YAML files and command lines give here what the files of the same names give."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import yaml
+from prompt_tools import bare
 
 from dassl.config import flatten
 from experiments.config import parse, setup_cfg
 from experiments.protocols import published
+from trainers.mmrl import REG_WEIGHTS
+from trainers.shared.templates import IMAGENET_TEMPLATES_SELECT
+from trainers.tip_adapter import TipAdapter
 
 WORDS = "a photo of a"
 
@@ -165,6 +172,63 @@ def test_settings_of_originals_with_another_config(root, monkeypatch, trainer, f
     monkeypatch.chdir(root)
     given = config(trainer, ours(root, trainer, file))
     assert {key: given[key] for key in settings} == settings
+
+
+# ------------------------------------------------------------------ what is in the trainers, by data set
+
+SEARCHES = {  # ends of Tip-Adapter's search of beta and of alpha, its alpha before
+    "ImageNet": (7, 3, 1.17),
+    "OxfordPets": (7, 3, 1.17),
+    "Caltech101": (12, 5, 3),
+    "DescribableTextures": (13, 13, 2),
+    "EuroSAT": (12, 10, 2),
+    "FGVCAircraft": (30, 30, 5),
+    "Food101": (10, 10, 1.17),
+    "OxfordFlowers": (50, 50, 10),
+    "StanfordCars": (20, 10, 3),
+    "SUN397": (12, 10, 1.17),
+    "UCF101": (7, 3, 3),
+}
+
+
+@pytest.mark.parametrize("dataset", SEARCHES)
+def test_searches_of_tip_adapter(random_clip, monkeypatch, dataset):
+    data = SimpleNamespace(dataset=SimpleNamespace(train_x=[]))
+    monkeypatch.setattr(TipAdapter, "dm", data, raising=False)
+    trainer = bare("TipAdapter", random_clip(), "DATASET.NAME", dataset)
+    assert (*trainer.search_scale, trainer.model.cache.alpha.item()) == pytest.approx(SEARCHES[dataset])
+    assert trainer.model.cache.beta == 1 and len(trainer.model.templates) == (7 if dataset == "ImageNet" else 1)
+
+
+def test_weights_of_mmrls_regularizer():
+    same = {
+        6.0: ["FGVCAircraft", "SUN397", "DescribableTextures"],
+        0.5: ["ImageNet", "Caltech101"],
+        7.0: ["StanfordCars"],
+    }
+    same |= {5.0: ["Food101"], 4.0: ["OxfordFlowers"], 3.0: ["UCF101"], 0.2: ["OxfordPets"], 0.01: ["EuroSAT"]}
+    assert REG_WEIGHTS == {name: weight for weight, names in same.items() for name in names}
+
+
+def test_prompts_that_differ_from_coops(random_clip):
+    probe = [
+        bare("LinearProbe", random_clip(), "DATASET.NAME", name).model.templates for name in ("ImageNet", "EuroSAT")
+    ]
+    assert probe == [[*IMAGENET_TEMPLATES_SELECT, "a photo of a {}."], ["a centered satellite photo of {}."]]
+    assert bare("CLIPLoRA", random_clip(), "DATASET.NAME", "EuroSAT").model.templates == ["a photo of a {}."]
+
+
+def test_a_random_probe_starts_from_kaimings_normal(random_clip):
+    names = [f"thing {k}" for k in range(400)]
+    trainer = bare("LinearProbe", random_clip(), "TRAINER.ADAPTER.INIT", "RANDOM", classnames=names)
+    w = trainer.model.adapter.prototypes
+    assert w.std().item() == pytest.approx((2 / w.shape[1]) ** 0.5, rel=0.05) and w.mean().abs() < 0.01
+
+
+def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
+    trainer = bare("FullFT", random_clip())
+    terms, _ = trainer.losses(noise(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert list(terms) == ["ce"]
 
 
 @pytest.mark.parametrize(
