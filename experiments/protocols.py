@@ -6,6 +6,7 @@ xd: 16 shots of all classes of a source; then that model on other data sets.
 dg: the same model on the variants of its source.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +124,10 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
         epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
         return f"vit_b16{epochs}" + "_ctxv1" * (protocol != "fewshot")
     files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
+    files = [file for file in files if protocol == "fewshot" or "_few_shot" not in file]
     ends = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
     own = [file for end in ends.get(protocol, [f"_{dataset}"]) for file in files if file.endswith(end)]
-    common = [file for file in files if not file.endswith(("_cross_datasets", "_imagenet", "_few_shot"))]
+    common = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
     words = [file for file in common if file.endswith("_ctxv1")]
     return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *words, *common]), "vit_b16")
 

@@ -81,6 +81,8 @@ KGCOOP = "TRAINER.COOP.N_CTX 4 TRAINER.COOP.CSC False TRAINER.COOP.W 8.0 TRAINER
 PROGRAD = "LOSS.LAMBDA 1.0 TRAINER.COOP.N_CTX 16 TRAINER.COOP.CSC False TRAINER.COOP.CLASS_TOKEN_POSITION end"
 ADAPTER = "TRAINER.ADAPTER.INIT ZS TRAINER.ADAPTER.CONSTRAINT none TRAINER.ADAPTER.KEEP_UNDERSCORES True"
 DEEP = "vit_b16_c2_ep20_batch4_4+4ctx"
+SHOTS = "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"
+FIVE = ["stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"]  # lines to comment out in the original's
 FILES = [  # trainer, file, what is in it, what the original's script adds
     ("CoOp", "vit_b16", coop(200, "ViT-B/16"), ""),
     ("CoOp", "vit_b16_ep50_ctxv1", coop(50, "ViT-B/16", CTX_INIT=WORDS), ""),
@@ -110,7 +112,8 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ),
     ("PromptSRC", DEEP, promptsrc(20, 9, 15, 1), ""),
     ("PromptSRC", DEEP + "_cross_datasets", promptsrc(20, 3, 6, 10), ""),
-    ("PromptSRC", "vit_b16_c2_ep50_batch4_4+4ctx_few_shot", promptsrc(50, 9, 30, 30), ""),
+    ("PromptSRC", SHOTS, promptsrc(50, 9, 30, 30), ""),
+    *[("PromptSRC", f"{SHOTS}_{name}", promptsrc(50, 9, 45, 5), "") for name in FIVE],
     ("MMRL", "vit_b16", mmrl(4, 10), ""),
     ("MMRL", "vit_b16_eurosat", mmrl(4, 10), "TRAINER.MMRL.REP_DIM 2048"),
     ("MMRL", "vit_b16_imagenet", mmrl(32, 5), ""),
@@ -234,8 +237,9 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
 @pytest.mark.parametrize(
     "trainer, dataset, protocol, file",
     [
-        ("PromptSRC", "imagenet", "fewshot", "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
-        ("PromptSRC", "imagenet", "base2new", DEEP),
+        ("PromptSRC", "imagenet", "fewshot", SHOTS),
+        *[("PromptSRC", name, "fewshot", f"{SHOTS}_{name}") for name in FIVE],
+        *[("PromptSRC", name, "base2new", DEEP) for name in (*FIVE, "imagenet")],
         ("PromptSRC", "imagenet", "xd", DEEP + "_cross_datasets"),
         ("MaPLe", "imagenet", "fewshot", "vit_b16_c2_ep5_batch4_2ctx_few_shot"),
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),

@@ -70,6 +70,8 @@ def test_the_search_is_the_first_best_of_the_grid(random_clip, noise):
     beta, alpha = grid[hits.index(max(hits))]
     found = model.search(f, label, [30, 200], [6, 5])
     assert found == pytest.approx((100 * max(hits) / 40, beta, alpha))
+    all_wrong = torch.full_like(label, 9)
+    assert model.search(f, all_wrong, [30, 200], [6, 5]) == (0.0, *grid[0]), "of equal ones the first"
 
 
 def test_alpha_0_is_zero_shot(random_clip, noise):
