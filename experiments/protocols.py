@@ -6,6 +6,7 @@ xd: 16 shots of all classes of a source; then that model on other data sets.
 dg: the same model on the variants of its source.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ class Stages:
 def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
     """The file of configs/trainers/TRAINER that its published figures were made with on ViT-B/16.
 
-    Of several the one that is named after the protocol, or after ImageNet, as MaPLe's, PromptSRC's and MMRL's are, else
+    Of several the one that is named after the protocol or the data set, as MaPLe's, PromptSRC's and MMRL's are, else
     vit_b16, else one from the words "a photo of a" (_ctxv1), as CoCoOp's, else the first.
     CoOp's few-shot has its paper's epochs, everything else of it the start "a photo of a" of CoCoOp's paper.
     """
@@ -122,10 +123,10 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
         epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
         return f"vit_b16{epochs}" + "_ctxv1" * (protocol != "fewshot")
     files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
-    wanted = "_cross_datasets" if protocol == "xd" else "_imagenet" if dataset == "imagenet" else "_few_shot"
-    wanted = wanted if protocol != "base2new" or dataset == "imagenet" else ""
-    own = [file for file in files if wanted and file.endswith(wanted)]
-    common = [file for file in files if not file.endswith(("_cross_datasets", "_imagenet", "_few_shot"))]
+    files = [file for file in files if protocol == "fewshot" or "_few_shot" not in file]
+    ends = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
+    own = [file for end in ends.get(protocol, [f"_{dataset}"]) for file in files if file.endswith(end)]
+    common = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
     words = [file for file in common if file.endswith("_ctxv1")]
     return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *words, *common]), "vit_b16")
 

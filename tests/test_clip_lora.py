@@ -1,6 +1,7 @@
 """CLIP-LoRA against a plain CLIP with W + (alpha / sqrt(r)) B A written into its weights."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,9 +87,10 @@ def test_it_starts_at_zero_shot_with_a_random_a(make_trainer):
 
 
 def test_steps_for_each_shot_and_where_the_cosine_ends(make_trainer, take_steps):
-    opts = ["TRAINER.CLIPLORA.N_ITERS", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 16, "OPTIM.LR", 0.01]
+    opts = ["TRAINER.CLIPLORA.N_ITERS", 10, "DATALOADER.TRAIN_X.BATCH_SIZE", 24, "OPTIM.LR", 0.01]
     trainer = make_trainer(*opts, trainer="CLIPLoRA")
-    batches = len(trainer.train_loader_x)
+    batches, images = len(trainer.train_loader_x), len(trainer.dm.dataset.train_x)
+    assert batches == math.ceil(images / 24) > images / 24, "with the last, incomplete one"
     assert trainer.max_epoch == round(10 * 2 / batches) > 1
     total = trainer.max_epoch * batches
     rates = []
@@ -100,25 +102,36 @@ def test_steps_for_each_shot_and_where_the_cosine_ends(make_trainer, take_steps)
     assert rates == pytest.approx(wanted) and trainer.get_current_lr() == pytest.approx(1e-6)
 
 
-def test_the_originals_checkpoint_loads(random_clip, noise):
+def test_the_originals_checkpoint_loads(make_trainer, noise, one_line):
     """lora_weights.pt: the blocks of the text encoder, then those of the image encoder."""
-    model = low_rank(random_clip(), noise)
-    blocks = [("text", i) for i in range(3)] + [("image", i) for i in range(2)]
-    width, state = {"text": 64, "image": 128}, {}
-    for k, (encoder, _) in enumerate(blocks):
-        a, b = (noise(3, width[encoder], seed=k) + j for j in range(2))
-        state[f"layer_{k}"] = {f"{w}_proj": {"w_lora_A": a + ord(w), "w_lora_B": b.T - ord(w)} for w in "qkv"}
-    file = {"weights": state, "metadata": {"r": 3, "alpha": 2, "encoder": "both", "params": ["q", "k", "v"]}}
-    model.lora.load_state_dict(file)
+    trainer = make_trainer(trainer="CLIPLoRA")
+    lora, state = trainer.model.lora, {}
+    blocks = sorted(
+        {tuple(name.split("_")[:2]) for name in lora.w_lora_A}, key=lambda block: (block[0] == "image", int(block[1]))
+    )
+    for k, (encoder, i) in enumerate(blocks):
+        assert int(i) == k - blocks.index((encoder, "0")), "in order"
+        a = noise(*lora.w_lora_A[f"{encoder}_{i}_q"].shape, seed=k)
+        state[f"layer_{k}"] = {f"{w}_proj": {"w_lora_A": a + ord(w), "w_lora_B": a.T - ord(w)} for w in "qkv"}
+    file = Path(trainer.output_dir, "lora", "model.pth.tar-1")
+    file.parent.mkdir(parents=True)
+    metadata = {"r": 2, "alpha": 1, "encoder": "both", "params": ["q", "k", "v"], "position": "all"}
+    torch.save({"weights": state, "metadata": metadata}, file)
+    trainer.load_model(trainer.output_dir)
     for k, (encoder, i) in enumerate(blocks):
         for w in "qkv":
             theirs = state[f"layer_{k}"][f"{w}_proj"]
-            assert torch.equal(model.lora.w_lora_A[f"{encoder}_{i}_{w}"], theirs["w_lora_A"])
-            assert torch.equal(model.lora.w_lora_B[f"{encoder}_{i}_{w}"], theirs["w_lora_B"])
-    with pytest.raises(ValueError, match="alpha 1"):
-        model.lora.load_state_dict({"weights": state, "metadata": {"alpha": 1}})
-    with pytest.raises(ValueError, match="ENCODERS"):
-        model.lora.load_state_dict({"weights": {"layer_0": state["layer_0"]}, "metadata": {}})
+            assert torch.equal(lora.w_lora_A[f"{encoder}_{i}_{w}"], theirs["w_lora_A"])
+            assert torch.equal(lora.w_lora_B[f"{encoder}_{i}_{w}"], theirs["w_lora_B"])
+    for wrong, words in (
+        ({"alpha": 2}, "alpha 2"),
+        ({"weights": {"layer_0": state["layer_0"]}}, "ENCODERS"),
+        ({"weights": dict.fromkeys(state, 3)}, "no state_dict of tensors"),
+    ):
+        torch.save({"weights": state, "metadata": metadata | wrong, **wrong}, file)
+        with pytest.raises(ValueError, match=words) as error:
+            trainer.load_model(trainer.output_dir)
+        one_line(error)
 
 
 def test_settings_that_make_no_sense_are_refused(make_trainer, one_line):

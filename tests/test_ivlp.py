@@ -66,6 +66,11 @@ def test_vpt_by_openais_blocks(random_clip, noise, monkeypatch, depth):
     same_value_and_gradients(F.cross_entropy(model(image), LABELS), wanted, learner)
 
 
+def test_prompts_start_from_a_normal_of_two_hundredths():
+    for p in VisionPromptLearner(100, 256, 2).parameters():
+        assert 0.0195 < p.std() < 0.0205 and p.mean().abs() < 1e-3 and p.abs().max() > 0.06
+
+
 def test_as_many_parameters_as_published():
     def count(learner):
         return sum(p.numel() for p in learner.parameters())

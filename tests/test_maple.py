@@ -64,6 +64,15 @@ def test_the_words_give_the_first_prompt_and_the_rest_of_them_stays(random_clip)
     assert torch.equal(learner.ctx.detach(), torch.stack([a, photo])) and torch.equal(learner()[0, 3], of)
 
 
+def test_more_than_four_prompts_start_at_random_whatever_the_words(random_clip):
+    plain, words = random_clip(), "a photo of a very"
+    of_words = embeddings(plain, words, torch.zeros(0, 64))[0][0, 1:6]
+    four, five = (custom(plain, N_CTX=n, CTX_INIT=words).prompt_learner.ctx.detach() for n in (4, 5))
+    assert (
+        torch.equal(four, of_words[:4]) and five.shape == (5, 64) and not torch.isclose(five, of_words).any(dim=1).all()
+    )
+
+
 def test_maps_of_deep_prompts_start_equal(random_clip):
     learner = custom(random_clip(), PROMPT_DEPTH=3).prompt_learner
     first, second = learner.compound_prompt_projections

@@ -114,6 +114,11 @@ def test_maps_of_an_encoder_start_equal(random_clip):
     assert 0.9 < learner.proj_rep.std() * 128**0.5 < 1.1
 
 
+def test_tokens_start_from_a_normal_of_two_hundredths(random_clip):
+    tokens = custom(random_clip(), N_REP_TOKENS=200, REP_DIM=64).representation_learner.compound_rep_tokens.detach()
+    assert 0.0195 < tokens.std() < 0.0205 and tokens.mean().abs() < 1e-3 and tokens.abs().max() > 0.06
+
+
 @pytest.mark.parametrize("name, weight", [("StanfordCars", 7.0), ("EuroSAT", 0.01), ("Shapes", 1.0)])
 def test_the_regularizer_has_the_data_sets_own_weight(make_trainer, noise, name, weight):
     image, label = noise(2, 3, 32, 32), torch.tensor([0, 1])
@@ -126,6 +131,17 @@ def test_the_regularizer_has_the_data_sets_own_weight(make_trainer, noise, name,
     for term in ("cos_image", "cos_text"):
         torch.testing.assert_close(terms[None][term], weight * terms[1.0][term])
     assert torch.equal(terms[None]["ce"], terms[1.0]["ce"])
+
+
+@pytest.mark.parametrize(
+    "name, given, told", [("StanfordCars", 1.0, True), ("StanfordCars", 7.0, False), ("X", 1.0, False)]
+)
+def test_a_weight_that_the_original_would_ignore_is_told(make_trainer, capsys, name, given, told):
+    trainer = make_trainer(NODE + "REG_WEIGHT", given, trainer="MMRL")
+    trainer.cfg.defrost()
+    trainer.cfg.DATASET.NAME = name
+    trainer.fit()
+    assert ("for StanfordCars the authors have 7" in capsys.readouterr().out) is told
 
 
 # ------------------------------------------------------------------ which classifier

@@ -70,6 +70,8 @@ def test_the_search_is_the_first_best_of_the_grid(random_clip, noise):
     beta, alpha = grid[hits.index(max(hits))]
     found = model.search(f, label, [30, 200], [6, 5])
     assert found == pytest.approx((100 * max(hits) / 40, beta, alpha))
+    all_wrong = torch.full_like(label, 9)
+    assert model.search(f, all_wrong, [30, 200], [6, 5]) == (0.0, *grid[0]), "of equal ones the first"
 
 
 def test_alpha_0_is_zero_shot(random_clip, noise):
@@ -157,8 +159,42 @@ def test_a_run_gone_on_with_ends_as_an_undisturbed_one(make_trainer, tmp_path):
     rest = make_trainer(*opts, trainer="TipAdapterF", out="rest")
     rest.train()
     assert rest.start_epoch == 2 and rest.results == whole.results
-    ours, theirs = rest.model.cache.state_dict(), whole.model.cache.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (torch.load(tmp_path / out / "cache/model.pth.tar-4") for out in ("rest", "whole"))
+    assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
+    for name, tensor in theirs["optimizer"]["state"][0].items():  # of the last epoch, whichever was the best
+        assert torch.equal(ours["optimizer"]["state"][0][name], tensor), name
+
+
+def test_without_val_it_may_be_chosen_on_test_and_says_so(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer(*small("TipAdapter", "TRAINER.TIPADAPTER.SELECT", "test"), trainer="TipAdapter")
+    monkeypatch.setattr(trainer.dm.dataset, "_val", [])
+    trainer.fit()
+    assert (
+        set(trainer._encoded) == {"test"}
+        and "Best on test: beta" in capsys.readouterr().out.partition(", not a fair")[0]
+    )
+
+
+def test_keys_are_the_mean_of_augmented_passes(make_trainer, monkeypatch):
+    trainer = make_trainer(*small("TipAdapter", "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 3), trainer="TipAdapter")
+    passes, features = [], trainer.features
+
+    def noted(items, train=False):
+        passes.append((train, *features(items, train)))
+        return passes[-1][1:]
+
+    monkeypatch.setattr(trainer, "features", noted)
+    trainer.fill()
+    assert [train for train, *_ in passes] == [True] * 3 and not torch.equal(passes[0][1], passes[1][1])
+    mean = sum(f for _, f, _ in passes)
+    torch.testing.assert_close(trainer.model.cache.keys, (mean / mean.norm(dim=1, keepdim=True)).T)
+
+
+def test_the_last_batch_of_an_epoch_is_trained_on(make_trainer):
+    trainer = make_trainer(*small("TipAdapterF", "DATALOADER.TRAIN_X.BATCH_SIZE", 24), trainer="TipAdapterF")
+    images = len(trainer.dm.dataset.train_x)
+    sizes = [len(batch["label"]) for batch in trainer.train_loader_x]
+    assert images % 24 and sum(sizes) == images and len(sizes) == len(trainer.train_loader_x)
 
 
 def test_the_rate_falls_by_steps_and_adamw_has_the_originals_eps(make_trainer):

@@ -20,6 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer, load_tensors
 from .shared import archives
 from .shared.keys import SOME, Key
+from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
 
@@ -50,12 +51,12 @@ class LoRA(nn.Module):
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
         blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
         blocks = sorted(blocks, key=lambda block: (block[0] != "text", int(block[1])))
-        if len(blocks) != len(layers):
+        if list(layers) != [f"layer_{k}" for k in range(len(blocks))]:
             raise ValueError(f"this LoRA is of {len(layers)} blocks, not {len(blocks)}: set ENCODERS and LAYERS")
         return {
             f"{matrix}.{encoder}_{i}_{'out' if name == 'proj' else name.removesuffix('_proj')}": tensor
-            for k, (encoder, i) in enumerate(blocks)
-            for name, matrices in layers[f"layer_{k}"].items()
+            for (encoder, i), maps in zip(blocks, layers.values(), strict=True)
+            for name, matrices in maps.items()
             for matrix, tensor in matrices.items()
         }
 
@@ -101,6 +102,10 @@ class CLIPLoRA(ClipTrainer):
     }
     learner = "lora"
     lr_per_batch = True
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        keep_last_batch(self.train_loader_x)
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

@@ -59,10 +59,9 @@ class CustomCLIP(ClipClassifier):
 class CoCoOp(ClipTrainer):
     """Conditional Context Optimization."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "N_CTX": Key(16, low=1),  # M, number of context vectors; with CTX_INIT that of its words
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
-        "PREC": ClipTrainer.defaults["PREC"],
     }
     learner = "prompt_learner"
 

@@ -34,12 +34,11 @@ class CustomCLIP(ClipClassifier):
 class CoOp(ClipTrainer):
     """Context Optimization."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "N_CTX": Key(16, low=0, high=75),  # M, number of context vectors; with CTX_INIT that of its words
         "CSC": False,  # class-specific context; cannot be evaluated on other classes; ignored with CTX_INIT
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
-        "PREC": ClipTrainer.defaults["PREC"],
     }
     learner = "prompt_learner"
 

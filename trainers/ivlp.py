@@ -45,13 +45,12 @@ class CustomCLIP(PromptedCLIP):
 class IVLP(ClipTrainer):
     """Independent prompts in both encoders."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "N_CTX_VISION": Key(2, low=0),  # tokens of each V_i; 0 = none, as PROMPT_DEPTH_VISION 0
         "N_CTX_TEXT": Key(2, low=1),  # tokens of each P_i
         "CTX_INIT": "a photo of a",  # P_0 starts from its first tokens, if it has 4 or fewer; "" = random
         "PROMPT_DEPTH_VISION": Key(9, low=0),  # K; 0 = no prompts in the image encoder
         "PROMPT_DEPTH_TEXT": Key(9, low=1),  # J; 1 = the input alone
-        "PREC": "amp",
     }
     learner = "prompt_learner"
     registered = "VLPromptLearner"

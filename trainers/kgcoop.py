@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
 
@@ -24,7 +24,7 @@ class KgCoOp(CoOp):
         "CTX_INIT": False,  # whether the context starts from "a photo of a"; False = random
         "CLASS_TOKEN_POSITION": "end",  # always; the key is there for the original's command lines
         "W": Key(1.0, low=0),  # weight of the second term; published figures: 8
-        "TEMPLATE": "",  # of g0; "" = the data set's own, see trainers/shared/templates.py
+        "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
     }
     node_name = "COOP"
 

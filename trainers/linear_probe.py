@@ -132,13 +132,9 @@ class LinearProbe(ClipTrainer):
             templates = IMAGENET_TEMPLATES_SELECT + templates
         return ProbedCLIP(self.node, clip_model, classnames, templates)
 
-    def fit(self):
-        self.encode_passes()
-
     def before_train(self):
         super().before_train()
-        if self.start_epoch:
-            self.encode_passes()
+        self.encode_passes()  # not in `fit`: a run that is gone on with needs them as well
 
     def encode_passes(self) -> None:
         """Stores the features to train on; the same ones when a run is gone on with."""

@@ -59,11 +59,10 @@ class CustomCLIP(PromptedCLIP):
 class MaPLe(ClipTrainer):
     """Multi-modal prompt learning."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "N_CTX": Key(2, low=1),  # n
         "CTX_INIT": "a photo of a",  # P_0 starts from its first n tokens, if n <= 4; "" = random
         "PROMPT_DEPTH": Key(9, low=1),  # J; 1 = the inputs alone
-        "PREC": "amp",
     }
     learner = "prompt_learner"
     registered = "MultiModalPromptLearner"

@@ -140,13 +140,12 @@ class CustomCLIP(ClipClassifier):
 class MMRL(ClipTrainer):
     """Multi-modal representation learning."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "ALPHA": Key(0.7, low=0, high=1),  # alpha
         "REG_WEIGHT": Key(None, of=float, low=0, none=True),  # lambda; None = the authors' of the data set, else 1
         "N_REP_TOKENS": Key(5, low=1),  # n
         "REP_LAYERS": Key([6, 7, 8, 9, 10, 11, 12], low=1, rule=ASCENDING),  # blocks j, counted from 1
         "REP_DIM": Key(512, low=1),  # d; the authors have 2048 for EuroSAT
-        "PREC": "amp",
     }
     root = {"TASK": Key("", choices=TASKS)}  # told, z_r is mixed in where the original does; "" = where it was trained
     learner = "representation_learner"
@@ -163,6 +162,14 @@ class MMRL(ClipTrainer):
         data = self.cfg.DATASET
         rule = {"B2N": data.get("SUBSAMPLE_CLASSES") == "base", "FS": True, "CD": data.NAME == "ImageNet"}
         return rule.get(self.cfg.TASK)
+
+    def fit(self):
+        name, given = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
+        if (
+            given is not None and REG_WEIGHTS.get(name, given) != given
+        ):  # the 1 of the original's YAMLs, which it ignores
+            own = f"for {name} the authors have {REG_WEIGHTS[name]:g}, whatever their YAML says"
+            print(f"{self.key('REG_WEIGHT')} is {given:g}: {own}; leave it out to take that")
 
     def losses(self, image, label):
         model, node = self.model, self.node

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
-from .shared.keys import Key
+from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import PROGRAD_TEMPLATES
 
@@ -36,7 +36,7 @@ class ProGrad(CoOp):
     defaults = CoOp.defaults | {
         "N_CTX": Key(16, low=1),  # M, number of context vectors
         "CTX_INIT": False,  # whether the last of them start from the words of TEMPLATE, the others from 0
-        "TEMPLATE": "",  # of g0; "" = the data set's own, see trainers/shared/templates.py
+        "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
     }
     node_name = "COOP"
     root = {

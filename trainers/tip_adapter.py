@@ -28,6 +28,7 @@ from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
+from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -84,13 +85,13 @@ class Cache(nn.Module):
     def restore(self) -> None:
         self.keys.copy_(self.best_keys)
 
-    def affinity(self, f: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
-        """exp(-beta (1 - f K)) V of f float [B, d] -> [B, n_cls]."""
-        return torch.exp(-beta * (1 - f @ self.keys)) @ self.values
+    def affinity(self, cosines: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
+        """exp(-beta (1 - f K)) V of the cosines f K float [B, n] -> [B, n_cls]."""
+        return torch.exp(-beta * (1 - cosines)) @ self.values
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
         """The cache term of unit-length f float [B, d] -> [B, n_cls]."""
-        return self.alpha * self.affinity(f, self.beta)
+        return self.alpha * self.affinity(f @ self.keys, self.beta)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         # keys and values alone, the original's two files, are enough
@@ -134,10 +135,10 @@ class CachedCLIP(ClipClassifier):
     @torch.no_grad()
     def search(self, f: torch.Tensor, label: torch.Tensor, scale: list[float], step: list[int]) -> tuple[float, ...]:
         """(accuracy in percent, beta, alpha): the first that is best of the grid 0.1 + i (scale - 0.1) / step."""
-        best, zero_shot = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text)
+        best, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
         betas, alphas = ([0.1 + i * (s - 0.1) / n for i in range(n)] for s, n in zip(scale, step, strict=True))
         for beta in betas:
-            affinity = self.cache.affinity(f, beta)
+            affinity = self.cache.affinity(cosines, beta)
             for alpha in alphas:
                 accuracy = percent(zero_shot + alpha * affinity, label)
                 best = (accuracy, beta, alpha) if accuracy > best[0] else best
@@ -218,7 +219,8 @@ class TipAdapter(ClipTrainer):
             print("There are no val images: alpha and beta stay as they are")
             return
         accuracy, beta, alpha = self.model.search(*self.encoded(split), self.search_scale, self.node.SEARCH_STEP)
-        print(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%")
+        unfair = ", not a fair figure" * (split == "test")
+        print(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{unfair}")
         self.model.cache.set(alpha, beta)
 
     def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,6 +243,10 @@ class TipAdapterF(TipAdapter):
     }
     trained = True
     lr_per_batch = True
+
+    def build_data_loader(self):
+        super().build_data_loader()
+        keep_last_batch(self.train_loader_x)
 
     def build_model(self):
         super().build_model()

@@ -24,11 +24,10 @@ class CustomCLIP(VisionPromptedCLIP):
 class VPT(ClipTrainer):
     """Prompts in the image encoder alone."""
 
-    defaults = {
+    defaults = ClipTrainer.defaults | {
         "N_CTX_VISION": Key(2, low=1),  # tokens of each V_i
         "CTX_INIT": "a photo of a",  # the words before the class name; they are not trained
         "PROMPT_DEPTH_VISION": Key(1, low=1),  # K; 1 = the input alone
-        "PREC": "amp",
     }
     learner = "prompt_learner"
 
