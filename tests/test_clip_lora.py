@@ -60,13 +60,13 @@ def test_logits_loss_and_gradients(random_clip, noise, monkeypatch, changes):
 def test_dropout_is_on_the_branch_of_each_map_and_in_training_only(random_clip, noise):
     model, eye = low_rank(random_clip(), noise, DROPOUT=0.25), torch.eye(64)
     x, weight, bias = noise(200, 64) + 5, noise(64, 64, seed=1), noise(64, seed=2)
-    draws = [model.train().apply((eye, eye), x, weight, bias) - F.linear(x, weight, bias) for _ in range(2)]
+    draws = [model.train().tuned((eye, eye), x, weight, bias) - F.linear(x, weight, bias) for _ in range(2)]
     for branch in draws:  # x itself, an entry in four dropped and the others the larger for it
         kept = branch.abs() > 1
         assert 0.73 < kept.float().mean() < 0.77
         torch.testing.assert_close(branch[kept], (2 / math.sqrt(3) * x / 0.75)[kept], atol=1e-3, rtol=1e-3)
     assert not torch.equal(draws[0] > 1, draws[1] > 1)
-    branch = model.eval().apply((eye, eye), x, weight, bias) - F.linear(x, weight, bias)
+    branch = model.eval().tuned((eye, eye), x, weight, bias) - F.linear(x, weight, bias)
     torch.testing.assert_close(branch, 2 / math.sqrt(3) * x, atol=1e-3, rtol=1e-3)
 
 

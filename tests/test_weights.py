@@ -140,7 +140,7 @@ class Scaled(TunedCLIP):
     def changes(self, names):
         return {name: self.factors[name] for name in names}
 
-    def apply(self, factor, x, weight, bias):
+    def tuned(self, factor, x, weight, bias):
         return F.linear(factor * x, weight, bias)
 
     def merge(self, factor, weight):

@@ -74,7 +74,7 @@ class LowRankCLIP(TunedCLIP):
     def changes(self, names):
         return {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
 
-    def apply(self, factors, x, weight, bias):
+    def tuned(self, factors, x, weight, bias):
         a, b = factors
         branch = F.linear(F.linear(F.dropout(x, self.dropout, self.training), a), b)
         return F.linear(x, weight, bias) + self.scale * branch

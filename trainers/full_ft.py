@@ -29,7 +29,7 @@ class FreeCLIP(TunedCLIP):
     def changes(self, names):
         return {name: self.weights[name] for name in names}
 
-    def apply(self, trained, x, weight, bias):
+    def tuned(self, trained, x, weight, bias):
         return F.linear(x, trained, bias)
 
     def merge(self, trained, weight) -> torch.Tensor:

@@ -124,7 +124,7 @@ class OrthogonalCLIP(TunedCLIP):
     def changes(self, names):
         return self.rotations(names) if names else {}
 
-    def apply(self, r, x, weight, bias):
+    def tuned(self, r, x, weight, bias):
         return F.linear(rotate(x, r.mT), weight, bias)
 
     def merge(self, r, weight):
@@ -180,7 +180,7 @@ class OrthCR(ClipTrainer):
         "TEMPLATE": TEMPLATE,
         # write the orthogonality error and the energy drift to TensorBoard each epoch
         "MONITOR": True,
-        # for the encoders; (1) and (2) are always fp32
+        # for the encoders; R of (1) and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
     learner = "rotations"

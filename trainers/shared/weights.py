@@ -32,7 +32,7 @@ class TunedCLIP(ClipClassifier):
     A method gives three functions of what it calls a change (OrthCR: R; LoRA: B A; full fine-tuning: the weight):
 
     - `changes(names)`: those of the places named, by name; asked for once a step;
-    - `apply(change, x, weight, bias)`: the changed map of activations, for training, in which a changed weight would
+    - `tuned(change, x, weight, bias)`: the changed map of activations, for training, in which a changed weight would
       cost a gradient of its size that nobody needs;
     - `merge(change, weight)`: the changed weight, for evaluation and export, where it costs nothing per image.
 
@@ -63,7 +63,7 @@ class TunedCLIP(ClipClassifier):
     def changes(self, names: list[str]) -> dict:
         raise NotImplementedError
 
-    def apply(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def tuned(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     def merge(self, change, weight: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class TunedCLIP(ClipClassifier):
         changes = self.changes(self.names(encoders))
 
         def changed(place, x, weight, bias):
-            return self.apply(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
+            return self.tuned(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
 
         return changed
 
