@@ -92,7 +92,7 @@ class Case:
                 trainer.model.get_submodule(trainer.learner).state_dict()
             )
             out |= {f"new_{name}": logits for name, logits in self.all_logits(new).items()}
-        return {name: np.array(value.detach()) for name, value in out.items()}
+        return {name: value.detach().numpy() for name, value in out.items()}
 
     # ---------------------------------------------------------------- what all share
 

@@ -42,7 +42,7 @@ class Golden(Case):
 
     def figures(self):
         trainer = self.build(self.inputs["classnames"])
-        return {name: np.array(value.detach()) for name, value in self.cached(trainer).items()}
+        return {name: value.detach().numpy() for name, value in self.cached(trainer).items()}
 
     def cached(self, trainer):
         model, cache = trainer.model, trainer.model.cache
