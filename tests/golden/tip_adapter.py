@@ -5,7 +5,6 @@ import re
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import torch
 
 from dassl.engine import TRAINER_REGISTRY
