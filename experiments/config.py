@@ -235,8 +235,10 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             "TEST.PER_CLASS_RESULT": True,
         }
         if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
-            better = f"configs/trainers/{args.trainer}/vit_b16.yaml (ViT-B/16; 335 MB are downloaded once)"
-            print(f"The tiny CLIP is used, which knows drawn shapes only. For photographs: --config-file {better}")
+            own = sorted((CONFIGS / "trainers" / args.trainer).glob("vit_b16*.yaml"))  # named as the original's are
+            better = f"--config-file configs/trainers/{args.trainer}/{own[0].name}" if own else "--backbone ViT-B/16"
+            why = "The tiny CLIP is used, which knows drawn shapes only"
+            print(f"{why}. For photographs: {better} (ViT-B/16; 335 MB are downloaded once)")
         if args.eval_only and args.model_dir and osp.exists(classes):
             given["DATASET.CLASSES"] = read_classes(classes)
         return given

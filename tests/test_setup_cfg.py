@@ -244,3 +244,10 @@ def test_a_method_takes_the_settings_of_the_one_it_extends_from_its_file(monkeyp
 def test_pairs_come_after_flags_for_the_output_directory_too(tmp_path):
     argv = ["--output-dir", str(tmp_path / "a"), "OUTPUT_DIR", str(tmp_path / "b")]
     assert setup_cfg(parse(argv)).OUTPUT_DIR == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize("trainer", ["OrthCR", "CoCoOp", "MaPLe", "PromptSRC"])
+def test_the_file_that_is_named_for_photographs_is_there(trainer, root, tmp_path, capsys):
+    setup_cfg(parse(["--images", str(tmp_path), "--trainer", trainer]))
+    told = capsys.readouterr().out.partition("For photographs: --config-file ")[2].split(" (")[0]
+    assert f"/{trainer}/vit_b16" in told and (root / told).is_file()

@@ -165,9 +165,7 @@ class MMRL(ClipTrainer):
 
     def fit(self):
         name, given = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
-        if (
-            given is not None and REG_WEIGHTS.get(name, given) != given
-        ):  # the 1 of the original's YAMLs, which it ignores
+        if given not in (None, REG_WEIGHTS.get(name, given)):  # as the 1 of the original's YAMLs, which it ignores
             own = f"for {name} the authors have {REG_WEIGHTS[name]:g}, whatever their YAML says"
             print(f"{self.key('REG_WEIGHT')} is {given:g}: {own}; leave it out to take that")
 
