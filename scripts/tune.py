@@ -24,6 +24,7 @@ from reports.tables import harmonic_mean  # noqa: E402
 
 REG, TAU, LAMBDA = "TRAINER.ORTHCR.REG", "TRAINER.ORTHCR.TAU", "TRAINER.ORTHCR.LAMBDA"
 LR, EPOCHS, N_CTX = "OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.COOP.N_CTX"  # N_CTX 0: from the words "a photo of a"
+BATCH = "DATALOADER.TRAIN_X.BATCH_SIZE"
 # Heading, which begins with the trainer's name -> (fixed settings, grid): 8 settings each, the published values of a
 # key among them; 2 for the regularizers that are no default. TipAdapter is not trained: it searches on val by itself
 GRIDS = {
@@ -49,6 +50,11 @@ GRIDS = {
     "OrthCR none": ([REG, "none"], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
     "OrthCR self_kl": ([REG, "self_kl", TAU, "4.0"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
     "OrthCR cross_ce": ([REG, "cross_ce"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
+    # which rate transfers to other numbers of steps: docs/methods.md#how-far-it-turns
+    "OrthCR, 100 steps, 10 epochs": ([EPOCHS, "10"], {LR: [5e-4, 1e-3, 2e-3, 4e-3]}),
+    "OrthCR, 400 steps": ([], {LR: [1.25e-4, 2.5e-4, 5e-4, 1e-3]}),
+    "OrthCR, 1600 steps, batch 8": ([BATCH, "8"], {LR: [6e-5, 1.25e-4, 2.5e-4, 5e-4]}),
+    "OrthCR, 1600 steps, 160 epochs": ([EPOCHS, "160"], {LR: [6e-5, 1.25e-4, 2.5e-4, 5e-4]}),
     # only narrowed the ranges above
     "OrthCR, first pass, 20 epochs": (
         [REG, "cross_kl", EPOCHS, "20"],

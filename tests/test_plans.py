@@ -114,7 +114,7 @@ def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
     assert process.stdout.readline().startswith("30 runs of 2 methods")
     time.sleep(after)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.terminate()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == (130 if stop == signal.SIGINT else 143) and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):
         for _ in range(50):
