@@ -1,8 +1,8 @@
 """Tunes every method on the `val` split of Shapes, 8 settings each, and writes the outcome to docs/tuning.md.
 
-    python scripts/tune.py [METHOD ...]       # 8 x 3 runs a method; finished settings are not run again
+    python scripts/tune.py [METHOD ...]       # 8 x 2 runs a method; finished settings are not run again
 
-A setting is trained on 16 shots of the base classes with seeds 1, 2, 3 and judged by the harmonic mean of its
+A setting is trained on 16 shots of the base classes with seeds 1 and 2 and judged by the harmonic mean of its
 accuracy on the val images of the base and of the new classes. No test image is looked at.
 """
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments.command import command  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
+from experiments.protocols import Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean  # noqa: E402
 
 REG, TAU, LAMBDA = "TRAINER.ORTHCR.REG", "TRAINER.ORTHCR.TAU", "TRAINER.ORTHCR.LAMBDA"
@@ -62,7 +62,8 @@ GRIDS = {
     ),
     "OrthCR none, first pass": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
 }
-KEPT = ROOT / "docs" / "tuning.json"
+SEEDS = (1, 2)
+KEPT = ROOT / "docs" / "tuning.json"  # with a third seed of OrthCR and CoOp, of when it was tuned on three
 
 
 def settings(heading: str) -> list[dict]:
@@ -120,19 +121,20 @@ def page(tuned: list[dict]) -> str:
     intro = __doc__.split("\n\n")[-1].strip()
     text = [
         f"# Tuning\n\nWritten by `python scripts/tune.py`. {intro}\n\nEverything else is as in "
-        "`configs/trainers/*/tiny.yaml`. Accuracies on val in percent, mean of 3 seeds; the best setting in bold. For "
+        "`configs/trainers/*/tiny.yaml`. Accuracies on val in percent, mean of the seeds; the best in bold. For "
         'CoOp, `N_CTX 0` means a context that starts from the words "a photo of a".\n'
     ]
     for heading, (_, grid) in GRIDS.items():
         rows = []
         for setting in settings(heading):
-            runs = [t for t in tuned if t["method"] == heading and t["setting"] == setting]
+            runs = [t for t in tuned if (t["method"], t["setting"]) == (heading, setting) and t["seed"] in SEEDS]
             if runs:
                 h = fmean(harmonic_mean(t["base"], t["new"]) for t in runs)
                 rows.append([*setting.values(), fmean(t["base"] for t in runs), fmean(t["new"] for t in runs), h])
         if not rows:
             continue
-        best, seeds = max(row[-1] for row in rows), {t["seed"] for t in tuned if t["method"] == heading}
+        best = max(row[-1] for row in rows)
+        seeds = {t["seed"] for t in tuned if t["method"] == heading} & set(SEEDS)
         for row in rows:
             row[-3:] = [f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:]]
         only = "" if seeds == set(SEEDS) else f"Seeds so far: {', '.join(map(str, sorted(seeds)))}.\n\n"
