@@ -1,4 +1,4 @@
-"""How fast and how small the trainers are, beside the formulation of the originals: `python -m benchmarks`, `make bench`.
+"""Time and memory of the trainers beside the formulation of the originals: `python -m benchmarks`, `make bench`.
 
 __main__.py    the command: a list of cases, each measured in a process of its own
 cases.py       what a case is, and which come first

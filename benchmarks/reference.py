@@ -140,5 +140,3 @@ class Rotated(Tuned):
         eye = torch.eye(b, dtype=q.dtype, device=q.device)
         r = torch.linalg.solve(eye + q, eye - q)
         return torch.einsum("omb,mbc->omc", weight.unflatten(1, (m, b)), r).flatten(1)
-
-
