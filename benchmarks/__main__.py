@@ -27,7 +27,7 @@ from .cases import BATCHES, CLASSES, SETTINGS, Case, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 START = 12  # s until a case's process has its trainer
-RATE = {"cpu": 40, "cuda": 5_000}  # GFLOP/s, until the first case says better
+RATE = {"cpu": 60, "cuda": 10_000}  # GFLOP/s, until the first case says better
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,49 +37,39 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="of training; evaluation has 32 and 100")
     parser.add_argument("--prec", nargs="+", help="fp32, amp, bf16; default: fp32 on a CPU, fp32 and bf16 on CUDA")
     parser.add_argument("--backbones", nargs="+", choices=list(flops.BACKBONES), default=list(flops.BACKBONES))
-    parser.add_argument("--steps", type=int, default=3, help="rounds of both formulations, of which medians are taken")
-    parser.add_argument(
-        "--minutes", type=float, default=20, help="cases that would take longer are left out, and listed"
-    )
+    parser.add_argument("--steps", type=int, default=3, help="rounds of both formulations, at most; gives medians")
+    parser.add_argument("--minutes", type=float, default=20, help="cases for which no time is left are listed")
     parser.add_argument("--full", action="store_true", help="no limit of time")
     parser.add_argument("--output-dir", default="output/bench")
     return parser.parse_args(argv)
 
 
 class Pace:
-    """How long cases take: START and their operations, at the rate of those that were measured.
+    """How long cases take: START and their operations at `rate`, times what those measured took beyond that.
 
     Args:
-        steps: rounds of a case.
-        rate: GFLOP a second, until one was measured.
+        steps: rounds of a case, at most.
+        rate: GFLOP a second.
         share: s after which a case begins no further round.
     """
 
     def __init__(self, steps: int, rate: float, share: float):
-        self.steps, self.share = steps, share
-        self.gflop, self.seconds = rate, 1.0
+        self.steps, self.rate, self.share = steps, rate, share
+        self.taken = self.told = 1.0  # s, of what was measured, and as `plain` had it
+
+    def plain(self, case: Case, skip: str) -> float:
+        reference, ours = case.measured
+        once = (ours + (0 if skip else reference)) / self.rate
+        warm = once if case.kind == "train" else 0  # the step of which the memory is measured
+        return START + warm + once * min(self.steps, 1 + max(0, self.share - warm) // once)
 
     def expected(self, case: Case, skip: str) -> float:
         """Seconds of a case; `skip`: why its reference is not run, if so."""
-        once = self.once(case, skip)
-        warm = once if case.kind == "train" else 0  # the step of which the memory is measured
-        rounds = min(self.steps, 1 + max(0, self.share - START - warm) // once) if once else 1
-        return START + warm + rounds * once
+        return self.plain(case, skip) * self.taken / self.told
 
-    def once(self, case: Case, skip: str) -> float:
-        reference, ours = case.measured
-        return (ours + (0 if skip else reference)) * self.seconds / self.gflop
-
-    def learn(self, case: Case, measured: dict) -> None:
-        """From the wall's seconds of what was measured."""
-        for form, gflop in zip(("reference", "ours"), case.measured, strict=True):
-            if form in measured:
-                spans = [
-                    measured[form][name]["wall"]
-                    for name in ("step", "batch", "first", "later")
-                    if name in measured[form]
-                ]
-                self.gflop, self.seconds = self.gflop + gflop, self.seconds + sum(spans)
+    def learn(self, case: Case, skip: str, seconds: float) -> None:
+        self.taken += seconds
+        self.told += self.plain(case, skip)
 
 
 def main(argv: list[str] | None = None) -> list[str]:
@@ -94,43 +84,46 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else "CPU, seconds of the process with one thread"
+    versions = {"torch": f"torch {torch.__version__}", "commit": f"commit {git_revision()}"}
     folder = Path(args.output_dir)
-    results = Results(
-        folder, {"device": device, "torch": f"torch {torch.__version__}", "commit": f"commit {git_revision()}"}
-    )
+    results = Results(folder, {"device": device, **versions})
     cases = plan(args.trainers, args.classes, args.batch, args.prec or ["fp32", "bf16"][: 1 + cuda], args.backbones)
     cases = [case for case in cases if case not in results.cases]
     limit = float("inf") if args.full else 60 * args.minutes
-    pace, begun, failed = Pace(args.steps, RATE["cuda" if cuda else "cpu"], min(limit, 1200) / 10), time.time(), []
-
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(cases), unit="case", disable=None) as bar:
-        for k, case in enumerate(cases):
-            skip = too_large(case, free_memory(cuda))
-            passed = time.time() - begun
-            if passed + pace.expected(case, skip) > limit:
-                results.left_out[case] = "no time was left"
-                bar.update()
-                continue
-            bar.set_postfix_str(str(case))
-            task = {"weights": random_clip(case.backbone, Path(scratch)), "steps": args.steps, "seconds": pace.share}
-            measured, wrong = run({**case._asdict(), **task, "skip": skip})
-            if wrong:
-                failed.append(f"{case}: {wrong}")
-                results.left_out[case] = f"failed ({wrong})"
-            else:
-                results.cases[case] = {**measured, "predicted": case.predicted, "date": date()}
-                pace.learn(case, measured)
-                left = min(
-                    limit - passed, sum(pace.expected(c, too_large(c, free_memory(cuda))) for c in cases[k + 1 :])
-                )
-                tqdm.write(f"{results.line(case)}; at most {left / 60:.0f} min left")
-            results.write()
-            bar.update()
-    results.write()
+    pace = Pace(args.steps, RATE["cuda" if cuda else "cpu"], min(limit, 1200) / 10)
+    failed = work_off(cases, results, pace, limit, cuda)
     print(f"\n{results.text()}")
     for path in draw(results, folder):
         print(path)
     print(f"Results are in {folder}")
+    return failed
+
+
+def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -> list[str]:
+    """Measures those cases for which there is time, s, and writes what is known after each; a line for each failure."""
+    end, failed = time.time() + limit, []
+    with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(cases), unit="case", disable=None) as bar:
+        for k, case in enumerate(cases):
+            begun, skip = time.time(), too_large(case, free_memory(cuda))
+            if begun + pace.expected(case, skip) > end:
+                results.left_out[case] = "no time was left"
+                continue
+            bar.set_postfix_str(str(case))
+            task = {"weights": random_clip(case.backbone, Path(scratch)), "steps": pace.steps, "seconds": pace.share}
+            measured, wrong = run({**case._asdict(), **task, "skip": skip})
+            if wrong:
+                failed.append(f"{case}: {wrong}")
+                results.left_out[case] = f"failed ({wrong})"
+                tqdm.write(failed[-1])
+            else:
+                results.cases[case] = {**measured, "predicted": case.predicted, "date": date()}
+                pace.learn(case, skip, time.time() - begun)
+                wanted = sum(pace.expected(other, too_large(other, free_memory(cuda))) for other in cases[k + 1 :])
+                minutes = max(0, min(wanted, end - time.time())) / 60
+                tqdm.write(f"[{k + 1} of {len(cases)}, {minutes:.0f} min left] {results.line(case)}")
+            results.write()
+            bar.update(k + 1 - bar.n)
+    results.write()
     return failed
 
 

@@ -1,14 +1,14 @@
 """What a case should need: GFLOP by the size of CLIP's linear maps, and GiB of the reference formulation.
 
-Of N tokens through a map W [o, d]: 2 N o d forward, as much again for the gradient of its input (dx), and as much again
-where the gradient of a whole weight (dW) is formed. Then, a ViT-B/16: 35 GFLOP forward for an image, attention and patches
-included, 0.075 GFLOP for a token of text. Only Cayley's maps and the rotation are counted beside it, as what tells the two
-formulations apart: of W 4 o d b forward and backward, of activations 6 N d b (b the block size).
+Of N tokens through a map W [o, d]: 2 N o d forward, as much again for the gradient of its input (dx), and as much
+again where the gradient of a whole weight (dW) is formed. A ViT-B/16 has 35 GFLOP forward for an image, attention and
+patches included, and 0.075 for a token of text. OrthCR's rotations are counted, too, forward and backward: of W
+4 o d b, of activations 6 N d b (b the block size), and Cayley's solves.
 
     reference   77 tokens for each prompt, dW of each changed weight
     ours        the tokens that all prompts share once, then SUFFIX tokens a class; no dW
 
-In evaluation the reference encodes the text for each batch; ours once for EVAL_BATCHES batches, which is few for a test set.
+In evaluation the reference encodes the text for each batch; ours once for EVAL_BATCHES batches, few for a test set.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ LENGTH = 77  # tokens of a prompt in the reference
 SUFFIX = 5  # of the benchmark's class names: "harbour red car . <end>"
 EVAL_BATCHES = 4
 BLOCK = 64  # OrthCR's block size
+KEPT = 16  # numbers of the width that the graph keeps of a token in a block; CoOp's measured 15, and some room
 START_AND_WORDS = 5  # "<start> a photo of a"
 START_AND_16 = 17
 
@@ -125,7 +126,7 @@ def of_step(trainer: str, backbone: str, classes: int, batch: int, formulation: 
 
 
 def rotation(width: int, blocks: int, tokens: int, formulation: str) -> float:
-    """GFLOP of rotating all weights of an encoder, or what goes into them, forward and backward; with Cayley's solves."""
+    """GFLOP of rotating all weights of an encoder, or what goes into them, and of Cayley's solves; both directions."""
     inputs = 9 * width  # of the six maps of a block: c_proj has four times as many as the others
     turned = 4 * 12 * width**2 * BLOCK if formulation == "reference" else 6 * tokens * inputs * BLOCK
     solves = 3 * 8 / 3 * BLOCK**3 * inputs / BLOCK
@@ -141,10 +142,7 @@ def of_evaluation(trainer: str, backbone: str, classes: int, batch: int, formula
 
 
 def reference_memory(trainer: str, backbone: str, classes: int, batch: int, itemsize: int = 4) -> float:
-    """GiB at the peak of a training step of the reference: CLIP, changed weights and their gradients, activations.
-
-    For a token and a block the graph holds about KEPT numbers of the width.
-    """
+    """GiB at the peak of a training step of the reference: CLIP, changed weights and their gradients, activations."""
     method, clip = METHODS[trainer], BACKBONES[backbone]
     sizes = [12 * width**2 * blocks for width, blocks in (clip.image, clip.text)]
     clips = sum(sizes) + 49408 * clip.text[0]
@@ -152,6 +150,3 @@ def reference_memory(trainer: str, backbone: str, classes: int, batch: int, item
     sides = ((clip.image, batch * (clip.patches + 1) * method.image_dx),)
     sides += ((clip.text, text_tokens(method, classes, batch, "reference") * method.text_dx),)
     return (total + itemsize * sum(tokens * width * blocks * KEPT for (width, blocks), tokens in sides)) / 2**30
-
-
-KEPT = 20

@@ -1,10 +1,10 @@
 """One case, in a process of its own: `python -m benchmarks.measure TASK` prints what it measured as its last line.
 
-TASK is JSON: the case's fields, the file of CLIP's `weights`, the number of `steps`, the `seconds` after which no further
-one begins, and `skip`, the reason why the reference formulation is not run, if so.
+TASK is JSON: the case's fields, the file of CLIP's `weights`, the number of `steps`, the `seconds` after which no
+further one begins, and `skip`, the reason why the reference formulation is not run, if so.
 
-The two formulations take turns, step by step. Time is, on a CPU, that of the process (one thread), which other processes on
-the machine hardly change, with the wall's beside it; on CUDA it is the time between events. The parts of a step are taken
+The two formulations take turns, step by step. Time is, on a CPU, that of the process (one thread), which others on the
+machine hardly change, with the wall's beside it; on CUDA it is the time between events. The parts of a step are taken
 around `losses` (forward), `backward` and the optimizer's `step`; data is what the training loader takes for a batch.
 """
 
@@ -56,11 +56,9 @@ def draw_jpegs(folder: Path) -> list[str]:
     paths = []
     for k in range(JPEGS):
         coarse = Image.effect_noise((25, 19), 120).resize(SIZE, Image.Resampling.BICUBIC)
-        image = Image.merge(
-            "RGB", [Image.blend(coarse, Image.effect_noise(SIZE, 60), 0.15 + 0.05 * c) for c in range(3)]
-        )
+        bands = [Image.blend(coarse, Image.effect_noise(SIZE, 60), 0.15 + 0.05 * c) for c in range(3)]
         paths.append(str(folder / f"{k}.jpg"))
-        image.save(paths[-1], quality=90)
+        Image.merge("RGB", bands).save(paths[-1], quality=90)
     return paths
 
 

@@ -16,7 +16,7 @@ CLASSES = np.geomspace(10, 1000, 30)
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """time_batch<b>.png and memory_batch<b>.png of each batch size; trainers with one number of classes have no panel."""
+    """time_batch<b>.png and memory_batch<b>.png of each batch size; a panel for trainers with two class numbers."""
     paths, lines = [], {}
     for case in sorted(results.cases, key=lambda case: case.classes):
         if (case.kind, case.backbone) == ("train", FIRST):
@@ -46,28 +46,23 @@ def panels(results: Results, lines: dict[tuple[str, str], list[Case]], panel):
 def time(ax, results: Results, cases: list[Case]) -> None:
     """Hollow: on the line through the two largest numbers of classes at which the reference could be run."""
     measured = [case for case in cases if results.reference(case)[1]]
+    guessed = [case for case in cases if case not in measured and results.reference(case)[0]]
     rates = [case.gflop("reference") / results.seconds(case, "reference") for case in measured]
     for form, (colour, marker) in STYLES.items():
-        known = [case for case in cases if form == "ours" or case in measured]
-        ax.plot(*points(known, lambda case: results.seconds(case, form)), marker, color=colour, label=form)  # noqa: B023
+        known = {case.classes: results.seconds(case, form) for case in cases if form in results.cases[case]}
+        ax.plot(list(known), list(known.values()), marker, color=colour, label=form)
         if rates:
             predicted = [cases[0]._replace(classes=n).gflop(form) / median(rates) for n in CLASSES]
             ax.plot(CLASSES, predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
-    guessed = [case for case in cases if case not in measured and results.reference(case)[0]]
-    ax.plot(*points(guessed, lambda case: results.reference(case)[0]), "o", color=COLOURS[0], mfc="none")
+    guesses = [results.reference(case)[0] for case in guessed]
+    ax.plot([case.classes for case in guessed], guesses, "o", color=COLOURS[0], mfc="none")
     ax.set_ylabel("s a step")
 
 
 def memory(ax, results: Results, cases: list[Case]) -> None:
     for form, (colour, marker) in STYLES.items():
-        known = [case for case in cases if form in results.cases[case]]
-        ax.plot(
-            *points(known, lambda case: results.cases[case][form]["peak_mib"] / 1024), marker, color=colour, label=form
-        )  # noqa: B023
+        known = {case.classes: results.cases[case][form] for case in cases if form in results.cases[case]}
+        ax.plot(list(known), [r["peak_mib"] / 1024 for r in known.values()], marker, color=colour, label=form)
     estimate = [flops.reference_memory(cases[0].trainer, FIRST, n, cases[0].batch) for n in CLASSES]
     ax.plot(CLASSES, estimate, "--", color=COLOURS[0], lw=1, label="reference, estimated")
     ax.set_ylabel("GiB at the peak of a step")
-
-
-def points(cases: list[Case], value) -> tuple[list, list]:
-    return [case.classes for case in cases], [value(case) for case in cases]

@@ -6,8 +6,8 @@
 - prompts are padded to CLIP's 77 tokens, and the prompts of a batch's images (CoCoOp) are encoded image by image;
 - the text is encoded again for each test batch;
 - both transformers are CLIP's own blocks (`nn.MultiheadAttention`, the mask of 77 x 77);
-- a changed weight is formed and goes through autograd as a parameter of the encoder (`torch.func.functional_call`), R by
-  one Cayley solve for each weight in a Python loop; in evaluation, too, for each batch.
+- a changed weight is formed and goes through autograd as a parameter of the encoder (`torch.func.functional_call`), R
+  by one Cayley solve for each weight in a Python loop; in evaluation, too, for each batch.
 
 Numerically it is the same model, tensors included, but for the dropout of CLIPLoRA, which a formed weight cannot have.
 """

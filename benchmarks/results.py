@@ -63,9 +63,8 @@ class Results:
         """The reference's seconds, and whether they are measured: else on a line through two smaller class numbers."""
         if (own := self.seconds(case, "reference")) is not None:
             return own, True
-        fewer = [
-            c for c in self.cases if c._replace(classes=0) == case._replace(classes=0) and "reference" in self.cases[c]
-        ]
+        run = [c for c, result in self.cases.items() if "reference" in result]
+        fewer = [c for c in run if c._replace(classes=case.classes) == case]
         if len(fewer) < 2:
             return None, False
         a, b = sorted(fewer, key=lambda c: c.classes)[-2:]
@@ -88,12 +87,10 @@ class Results:
         """Markdown."""
         parts = [", ".join(self.identity.values())]
         for backbone in dict.fromkeys(case.backbone for case in self.cases):
-            for kind, title, row in (
-                ("train", "a training step", self.step),
-                ("eval", "an evaluation", self.evaluation),
-            ):
+            for kind, row in (("train", self.step), ("eval", self.evaluation)):
                 cases = sorted(c for c in self.cases if (c.kind, c.backbone) == (kind, backbone))
                 if cases:
+                    title = {"train": "a training step", "eval": "a batch of an evaluation"}[kind]
                     table = tabulate([row(case) for case in cases], "keys", "github", disable_numparse=True)
                     parts.append(f"**{backbone}, {title}**\n\n{table}")
         skipped = [f"- {case}: the reference {r['skipped']}" for case, r in self.cases.items() if "skipped" in r]

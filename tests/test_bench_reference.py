@@ -67,10 +67,8 @@ def test_the_two_formulations_agree(name, trainer_of, noise):
 
 def lengths(model, work):
     """Tokens of each input of the first text block."""
-    seen = []
-    hook = model.text_encoder.transformer.resblocks[0].register_forward_pre_hook(
-        lambda _, args: seen.append(len(args[0]))
-    )
+    seen, block = [], model.text_encoder.transformer.resblocks[0]
+    hook = block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     work()
     hook.remove()
     return seen
