@@ -160,14 +160,14 @@ def medians(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str,
     }
 
 
-def in_turn(works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
-    """Each formulation's medians over rounds in which each has its turn; as many as the steps, or the time, allow."""
+def in_turn(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
+    """Medians of each formulation's `works`, over rounds in which each has its turn; one round in any case."""
     rounds = {form: [] for form in works}
     for k in range(task["steps"]):
         if k and time.perf_counter() - begun > task["seconds"]:
             break
         for form, work in works.items():
-            with FORMS[form](work.model):
+            with FORMS[form](model):
                 work()
             rounds[form].append(watch.read())
     return {form: {**medians(some), "rounds": len(some)} for form, some in rounds.items()}
@@ -190,9 +190,8 @@ def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
         with watch.span("step"):
             trainer.forward_backward(batch)
 
-    step.model = trainer.model
     with parts_timed(trainer, watch):
-        results = in_turn(dict.fromkeys(forms, step), task, watch, begun)
+        results = in_turn(trainer.model, dict.fromkeys(forms, step), task, watch, begun)
     return {"data": data, **{form: {**results[form], "peak_mib": peaks[form]} for form in forms}}
 
 
@@ -221,13 +220,11 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
         batch("later")
 
     works = {"reference": lambda: batch("batch"), "ours": first_and_later}
-    for work in works.values():
-        work.model = trainer.model
     trainer.set_model_mode("eval")
     with torch.no_grad():
         batch("warm-up")
         watch.read()
-        return in_turn({form: works[form] for form in forms}, task, watch, begun)
+        return in_turn(trainer.model, {form: works[form] for form in forms}, task, watch, begun)
 
 
 def measure(task: dict) -> dict:
