@@ -58,15 +58,15 @@ def run(blocks: nn.Sequential, x: torch.Tensor, deep: dict | None, at: int | Non
     return x.permute(1, 0, 2)
 
 
-# What goes before the class in question in its order of methods; `hints` say which tokens prompts share
+# What goes before the product's classes, whose methods it takes the place of
 
 
 class Image:
     """Before `ImageEncoder`."""
 
-    def tokens(self, image, context=None, deep=None, insert=False, linear=frozen, **hints):
+    def tokens(self, image, context=None, deep=None, insert=False, linear=frozen):
         if linear is not frozen:  # OrthSR looks at the attention
-            return super().tokens(image, context, deep, insert=insert, linear=linear, **hints)
+            return super().tokens(image, context, deep, insert=insert, linear=linear)
         x = self.conv1(image).flatten(2).permute(0, 2, 1)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
         if context is not None:
@@ -77,14 +77,14 @@ class Image:
 class Text:
     """Before `TextEncoder`."""
 
-    def forward(self, prompts, tokenized_prompts, deep=None, insert=False, linear=frozen, **hints):
+    def forward(self, prompts, tokenized_prompts, shared=None, deep=None, insert=False):
         inserted = deep[min(deep)].shape[-2] if deep and insert else 0
         tokens = F.pad(tokenized_prompts, (0, LENGTH - inserted - tokenized_prompts.shape[1]))
         padding = self.token_embedding(tokens)
         if prompts is None:
             prompts = padding
         if prompts.dim() == 4:
-            return torch.stack([self(p, tokenized_prompts, deep, insert) for p in prompts])
+            return torch.stack([self(p, tokenized_prompts, None, deep, insert) for p in prompts])
         x = torch.cat([prompts, padding[:, prompts.shape[1] :]], dim=1) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(run(self.transformer.resblocks, x, deep, 1, insert))
         return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1) + inserted] @ self.text_projection
