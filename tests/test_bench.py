@@ -123,16 +123,23 @@ def task(small, monkeypatch):
 
 
 @pytest.mark.parametrize("trainer", SETTINGS)
-def test_the_operations_of_the_reference_are_those_that_it_does(trainer, task, tmp_path):
-    """But for the attention among the text's tokens, which is not counted, and small things."""
-    case = Case("train", trainer, "small", 5, 2, "fp32")
+def test_the_operations_of_the_reference_are_those_that_it_does(trainer, task, tmp_path, monkeypatch):
+    """But for small things, as the features' projections; PyTorch's counter knows neither attention nor solves."""
+
+    def without_attention(size, extra=0, whole=flops.image_forward):
+        (width, blocks), n = size.image, size.patches + 1 + extra
+        return whole(size, extra) - 4 * blocks * n**2 * width / 1e9
+
+    monkeypatch.setattr(flops, "image_forward", without_attention)
+    case = Case("train", trainer, "small", 3, 2, "fp32")
     built = measure.build(case, task()["weights"], tmp_path)
     batch = next(iter(built.train_loader_x))
     built.set_model_mode("train")
     _ = built.model.frozen_text if built.model.templates else None  # once a run
     with reference(built.model), FlopCounterMode(display=False) as counter:
         built.forward_backward(batch)
-    assert counter.get_total_flops() / 1e9 == pytest.approx(case.gflop("reference"), rel=0.15)
+    near = 0.1 if flops.METHODS[trainer].rotated else 0.03
+    assert counter.get_total_flops() / 1e9 == pytest.approx(case.gflop("reference"), rel=near)
 
 
 # -------------------------------------------------------------------- a case
