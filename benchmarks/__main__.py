@@ -122,6 +122,7 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
                 minutes = max(0, min(wanted, end - time.time())) / 60
                 tqdm.write(f"[{k + 1} of {len(cases)}, {minutes:.0f} min left] {results.line(case)}")
             results.write()
+            sys.stdout.flush()
             bar.update(k + 1 - bar.n)
     results.write()
     return failed
