@@ -104,7 +104,8 @@ def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | No
     if not 0 < t < float("inf"):
         raise ValueError(f"{path} is damaged (a temperature of {t}): remove it, or calibrate again")
     if of != identity(trainer, folder, epoch):
-        print(f"{path} is of another checkpoint or strength: probabilities are as the model gives them")
+        told = "is of another checkpoint or strength: probabilities are as the model gives them"
+        print(f"{path} {told}", file=sys.stderr)
         return None
     return t
 
@@ -120,7 +121,7 @@ def identity(trainer, folder: str, epoch: int | None = None) -> dict:
             files[name] = file_hash(find_checkpoint(folder, name, epoch))
         except FileNotFoundError:  # as the original of the method published it
             files[name] = ""
-    return {"checkpoints": files, "strength": getattr(trainer.model, "strength", None)}
+    return {"checkpoints": files, "strength": getattr(trainer.model, "strength", 1.0)}
 
 
 def main(argv: list[str] | None = None) -> int:
