@@ -38,7 +38,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=5, help="how many classes to name, default: 5")
     parser.add_argument("--threshold", type=float, default=0.0, help='"unsure" below this probability, default: 0')
     parser.add_argument("--json", action="store_true", help="one JSON list on the standard output")
-    parser.add_argument("--csv", metavar="FILE", help="probabilities of all classes, a row an image; -: standard output")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="probabilities of all classes, a row an image; -: standard output"
+    )
     parser.add_argument("--picture", help="PNG file for a contact sheet of at most 24 images with their classes")
     parser.add_argument("--serve", action="store_true", help="a web page on this machine, for this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="of the page, default: 7860")

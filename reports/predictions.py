@@ -19,9 +19,7 @@ def as_table(predictions: list) -> str:
     rows = []
     for p in predictions:
         then = visible(", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:]))
-        rows.append(
-            [visible(p.image), visible(said(p)), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")]
-        )
+        rows.append([visible(p.image), visible(said(p)), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")])
     heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
     if not any(p.seen for p in predictions):
         rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])

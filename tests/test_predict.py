@@ -169,7 +169,9 @@ print([name for name in {UNNEEDED} if name in sys.modules])
 
 def test_all_probabilities_of_pictures_in_memory(trained):
     predictor = Predictor(trained, ["a", "b", "c"])
-    first, second = predictor([Image.new("RGB", (40, 40), c) for c in ("red", "blue")], top=1, threshold=0.99, every=True)
+    first, second = predictor(
+        [Image.new("RGB", (40, 40), c) for c in ("red", "blue")], top=1, threshold=0.99, every=True
+    )
     for p in (first, second):
         assert len(p.every) == 3 and len(p.top) == 1 and math.isclose(sum(p.every), 1, abs_tol=1e-6)
         assert p.classname == "abc"[int(np.argmax(p.every))] and p.unsure == (p.probability < 0.99)
