@@ -16,7 +16,6 @@ In Python, after `pip install -e .` from any directory:
 
 import argparse
 import contextlib
-import csv
 import os
 import os.path as osp
 import sys
@@ -56,6 +55,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top is {args.top}: name at least one class")
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold is {args.threshold:g}: give a probability, from 0 to 1")
+    if args.serve and (args.images or args.json or args.csv or args.picture):
+        raise ValueError("--serve gets its images from the page: give no images, --json, --csv or --picture with it")
     if args.csv == "-" and args.json:
         raise ValueError("--json and --csv - are both for the standard output: give --csv a file")
     if args.picture and not args.picture.lower().endswith(".png"):
@@ -71,12 +72,16 @@ def check(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> list[str]:
     """Prints what the images show; returns a line for each that could not be read."""
     check(args)
-    from experiments.predictor import Predictor  # not above: with PyTorch, which takes seconds
+    from experiments.predictor import Predictor, names_in  # not above: with PyTorch, which takes seconds
     from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 
-    classes = None
-    if args.classes is not None:
-        classes = [name.strip() for row in csv.reader([args.classes]) for name in row if name.strip()]
+    classes = None if args.classes is None else names_in(args.classes)
+    if args.serve:
+        from experiments.serve import serve
+
+        how = {"epoch": args.load_epoch, "template": args.template}
+        serve(args.model_dir, classes, args.threshold, args.port, **how)
+        return []
     predictor = Predictor(args.model_dir, classes, args.load_epoch, args.template)
     predictions, start = [], time.perf_counter()
     with table_file(args.csv, predictor.classnames) as write:

@@ -87,27 +87,28 @@ def at_the_end(trainer, folder: str) -> dict:
     return {"ece": ece, "temperature": t}
 
 
-def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | None:
-    """The T kept beside the model of `folder` that `trainer` has loaded; None: there is none for it.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+def read_temperature(folder: str) -> dict | None:
+    """What is kept in an output directory; None: nothing. Raises ValueError if it is damaged."""
     path = osp.join(folder, TEMPERATURE)
     if not folder or not osp.exists(path):
         return None
     try:
         kept = read_json(path)
-        t, of = float(kept["temperature"]), kept["of"]
+        if not 0 < float(kept["temperature"]) < float("inf") or not isinstance(kept["of"], dict):
+            raise ValueError(f"a temperature of {kept['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error
-    if not 0 < t < float("inf"):
-        raise ValueError(f"{path} is damaged (a temperature of {t}): remove it, or calibrate again")
-    if of != identity(trainer, folder, epoch):
+    return kept
+
+
+def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | None:
+    """The T kept beside the model of `folder` that `trainer` has loaded; None: there is none for it. Raises as that."""
+    kept = read_temperature(folder)
+    if kept and kept["of"] != identity(trainer, folder, epoch):
         told = "is of another checkpoint or strength: probabilities are as the model gives them"
-        print(f"{path} {told}", file=sys.stderr)
+        print(f"{osp.join(folder, TEMPERATURE)} {told}", file=sys.stderr)
         return None
-    return t
+    return kept and float(kept["temperature"])
 
 
 def identity(trainer, folder: str, epoch: int | None = None) -> dict:

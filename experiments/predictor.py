@@ -1,5 +1,6 @@
 """A trained model as a classifier of images, from its output directory alone: no data set is needed."""
 
+import csv
 import io
 import os
 import os.path as osp
@@ -170,6 +171,11 @@ def expand(given: str | Image.Image) -> list[str | Image.Image]:
     if not osp.isdir(given):
         return [given]
     return images_in(given)[0] or [given]  # an empty one is told among the results
+
+
+def names_in(text: str) -> list[str]:
+    """Class names with commas between them; one with a comma stands in double quotes."""
+    return [name.strip() for row in csv.reader([text]) for name in row if name.strip()]
 
 
 def known_classes(model_dir: str) -> list[str]:

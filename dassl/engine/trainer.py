@@ -188,9 +188,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # not above: half a second, which predict.py has no use for
+            from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
 
             print(f"TensorBoard files go to {log_dir}")
             self._writer = SummaryWriter(log_dir=log_dir)
