@@ -31,5 +31,9 @@ setup(
         "clip-anytorch>=2.6",  # OpenAI's clip, which is on no package index under its own name
         "setuptools<81",  # clip asks pkg_resources for a version; newer setuptools have none
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff"], "cluster": ["ray>=2.9"], "serve": ["gradio>=6"]},
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "ruff"],
+        "cluster": ["ray>=2.9"],
+        "serve": ["gradio>=6"],
+    },  # --engine ray; predict.py --serve
 )

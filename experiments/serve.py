@@ -81,7 +81,9 @@ def page(served: Served):
         with gr.Row():
             with gr.Column():
                 # None: the file as it is, not written anew; `read_photo` turns it upright
-                image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture")
+                image = gr.Image(
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300
+                )
                 names = gr.Textbox(
                     label="classes, separated by commas",
                     placeholder=visible(", ".join(served.own.classnames))[:300],
@@ -158,7 +160,7 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
         try:
             import gradio  # noqa: F401
         except ImportError:
-            raise ValueError("--serve needs gradio: pip install 'orthcr[serve]'") from None
+            raise ValueError("--serve needs gradio: in the clone, pip install -e '.[serve]'") from None
         app = launch(Served(model_dir, classes, threshold, **how), port)
         print(f"http://{HOST}:{port}   Ctrl-C ends it", flush=True)
         app.block_thread()

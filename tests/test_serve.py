@@ -82,7 +82,7 @@ def test_it_says_what_is_wrong(trained, monkeypatch, capsys):
         err = capsys.readouterr().err
         assert err.startswith(f"error: {told}") and err.count("\n") == 1
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"--serve needs gradio: pip install 'orthcr\[serve\]'"):
+    with pytest.raises(ValueError, match=r"--serve needs gradio: in the clone, pip install -e '.\[serve\]'"):
         serve(str(trained), None, 0.0, 7860)
 
 
