@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff"],
-        "cluster": ["ray>=2.9"],
-        "serve": ["gradio>=6"],
-    },  # --engine ray; predict.py --serve
+        "cluster": ["ray>=2.9"],  # --engine ray
+        "serve": ["gradio>=6"],  # predict.py --serve
+    },
 )

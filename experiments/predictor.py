@@ -60,6 +60,8 @@ class Predictor:
         ValueError: the model cannot take these classes, or the checkpoint does not fit.
     """
 
+    temperature: float | None = None
+
     def __init__(
         self,
         model_dir,
@@ -128,17 +130,18 @@ class Predictor:
             logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
             if not logits.amax(1).isfinite().all():
                 raise FloatingPointError("the model gives infinite or NaN scores: it is no use, train it again")
-            p = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
-            best = p.topk(min(top, len(self.classnames)))
-            rows = iter(zip(best.indices.tolist(), best.values.tolist(), p.tolist() if every else p, strict=True))
+            shares = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
+            best = shares.topk(min(top, len(self.classnames)))
+            all_of = shares.tolist() if every else [()] * len(read)
+            rows = iter(zip(best.indices.tolist(), best.values.tolist(), all_of, strict=True))
         for name, tensor, error in batch:
             if tensor is None:
                 yield Prediction(name, "", 0.0, [], error)
             else:
                 classes, values, row = next(rows)
                 ranked = [(self.classnames[k], p) for k, p in zip(classes, values, strict=True)]
-                unsure, told = values[0] < threshold, tuple(row) if every else ()
-                yield Prediction(name, *ranked[0], ranked, "", self.seen.part_of(name), unsure, told)
+                seen, unsure = self.seen.part_of(name), values[0] < threshold
+                yield Prediction(name, *ranked[0], ranked, "", seen, unsure, tuple(row))
 
 
 class Reader(Dataset):

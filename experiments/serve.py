@@ -32,13 +32,10 @@ class Served:
         self.model_dir, self.how, self.threshold, self.lock = model_dir, how, threshold, Lock()
         self.given = classes
         self.own = self.last = Predictor(model_dir, classes, **how)
+        # of the model as it was loaded; None: the method has none, as it changes no weights
+        self.strength: float | None = getattr(self.own.trainer.model, "strength", None)
         self.kept = read_temperature(model_dir)
-        self.of = identity(self.own.trainer, model_dir, how.get("epoch"))
-
-    @property
-    def strength(self) -> float | None:
-        """Of the model as it was loaded; None: the method has none, as it changes no weights."""
-        return self.of["strength"] if hasattr(self.own.trainer.model, "strength") else None
+        self.of = identity(self.own.trainer, model_dir, how.get("epoch")) if self.kept else {}
 
     def predictor(self, names: str) -> Predictor:
         """For class names with commas between them; "": those that the page was started with."""
