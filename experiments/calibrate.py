@@ -94,7 +94,8 @@ def read_temperature(folder: str) -> dict | None:
         return None
     try:
         kept = read_json(path)
-        if not 0 < float(kept["temperature"]) < float("inf") or not isinstance(kept["of"], dict):
+        kept["temperature"] = float(kept["temperature"])
+        if not 0 < kept["temperature"] < float("inf") or not isinstance(kept["of"], dict):
             raise ValueError(f"a temperature of {kept['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error
@@ -108,7 +109,7 @@ def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | No
         told = "is of another checkpoint or strength: probabilities are as the model gives them"
         print(f"{osp.join(folder, TEMPERATURE)} {told}", file=sys.stderr)
         return None
-    return kept and float(kept["temperature"])
+    return kept and kept["temperature"]
 
 
 def identity(trainer, folder: str, epoch: int | None = None) -> dict:
@@ -122,7 +123,7 @@ def identity(trainer, folder: str, epoch: int | None = None) -> dict:
             files[name] = file_hash(find_checkpoint(folder, name, epoch))
         except FileNotFoundError:  # as the original of the method published it
             files[name] = ""
-    return {"checkpoints": files, "strength": getattr(trainer.model, "strength", 1.0)}
+    return {"checkpoints": files, "strength": getattr(getattr(trainer, "model", None), "strength", 1.0)}
 
 
 def main(argv: list[str] | None = None) -> int:
