@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from dassl.data import DataManager, DatasetWrapper, build_data_loader
+from dassl.data import DataManager, DatasetWrapper, build_data_loader, data_manager
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.data.transforms import build_transform
+from dassl.engine.checkpoint import rng_state, set_rng_state
+from dassl.utils import set_random_seed
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
@@ -227,30 +230,117 @@ def test_drop_last_and_empty_sources(files, bare_cfg):
 
 
 class StreamsWrapper(DatasetWrapper):
-    """Adds a draw from each of the three global generators, as they are seeded in the worker."""
+    """Adds a draw from each of the three global generators."""
 
     def __getitem__(self, idx):
+        assert type(idx) is int
         draws = torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
         return super().__getitem__(idx) | {"draws": draws}
 
 
-def test_workers_are_deterministic_and_differ(files, bare_cfg):
-    cfg = bare_cfg("DATALOADER.NUM_WORKERS", 2)
+class PlainWrapper(Dataset):
+    """Somebody's own, which knows of indices only."""
+
+    def __init__(self, cfg, data_source, transform, is_train):
+        self.data_source = data_source
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitem__(self, idx):
+        return {"index": idx, "draws": torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])}
+
+
+def draw_epochs(cfg, files, seed, wrapper=StreamsWrapper, sampler="RandomSampler", epochs=2):
+    """[index, img, draws] of all items of some epochs, and the global generators' states behind them."""
+    set_random_seed(seed)
     tfm = build_transform(cfg, choices=["random_resized_crop", "random_flip", "cutout", "gaussian_noise"])
+    loader = build_data_loader(cfg, sampler, data_source=files, batch_size=2, tfm=tfm, dataset_wrapper=wrapper, n_ins=2)
+    batches = [batch for _ in range(epochs) for batch in loader]
+    items = [torch.cat([b[key] for b in batches]) for key in ("index", "img", "draws") if key in batches[0]]
+    return items, rng_state()
 
-    def epoch(seed):
-        torch.manual_seed(seed)
-        loader = build_data_loader(
-            cfg, "RandomSampler", data_source=files, batch_size=2, tfm=tfm, dataset_wrapper=StreamsWrapper
-        )
-        assert not loader.persistent_workers
-        batches = list(loader)
-        return [torch.cat([b[key] for b in batches]) for key in ("index", "img", "draws")]
 
-    first, again, other = epoch(1), epoch(1), epoch(2)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    assert all(len(draws.unique()) == 12 for draws in first[2].T)  # no two workers share a stream
+def states_are_equal(a, b):
+    return (
+        torch.equal(a["torch"], b["torch"]) and a["python"] == b["python"] and torch.equal(a["numpy"][1], b["numpy"][1])
+    )
+
+
+def test_what_is_random_in_an_item_depends_on_its_place_only(files, bare_cfg):
+    """Not on the number of workers, and not on what was drawn before; and it leaves no trace."""
+    none, (two, state) = (draw_epochs(bare_cfg("DATALOADER.NUM_WORKERS", n), files, seed=1) for n in (0, 2))
+    assert all(torch.equal(a, b) for a, b in zip(none[0], two, strict=True)) and states_are_equal(none[1], state)
+    index, img, draws = two
+    assert sorted(index[:12].tolist()) == list(range(12)) and not torch.equal(index[:12], index[12:])
+    assert all(len(column.unique()) == 24 for column in draws.T), "each item of each epoch has its own stream"
+    other, _ = draw_epochs(bare_cfg(), files, seed=2)
+    assert not any(torch.equal(a, b) for a, b in zip(two, other, strict=True))
+
+    torch.manual_seed(3)  # the second epoch alone, from the state that a checkpoint has
+    loader = build_data_loader(bare_cfg(), "RandomSampler", files, 2, tfm=T.ToTensor(), dataset_wrapper=StreamsWrapper)
+    list(loader)
+    state = rng_state()
+    second = list(loader)
+    random.random(), np.random.rand(), torch.rand(3)
+    set_rng_state(state)
+    again = list(loader)
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(second, again, strict=True) for key in ("index", "draws"))
+
+
+def test_an_item_that_comes_twice_in_an_epoch_is_augmented_twice(files, bare_cfg):
+    files = [files[0], *files[4:6]]  # the class of the first has too few for the sampler, which takes it twice
+    (index, img, draws), _ = draw_epochs(bare_cfg(), files, 1, sampler="RandomClassSampler", epochs=1)
+    first = (index == 0).nonzero().flatten()
+    assert len(first) == 2 and not torch.equal(*draws[first]) and not torch.equal(*img[first])
+
+
+def test_workers_stay_where_they_carry_no_state(files, bare_cfg):
+    cfg = bare_cfg("DATALOADER.NUM_WORKERS", 2)
+    for wrapper, is_train, stay in ((None, True, True), (None, False, False), (PlainWrapper, True, False)):
+        loader = build_data_loader(cfg, data_source=files, batch_size=4, is_train=is_train, dataset_wrapper=wrapper)
+        assert loader.persistent_workers is stay
+    cfg.TEST.FINAL_MODEL = "best_val"
+    assert build_data_loader(cfg, data_source=files, is_train=False).persistent_workers, "val, in every epoch"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wrapper_of_somebody_else_draws_as_in_dassl(files, bare_cfg, workers):
+    cfg = bare_cfg("DATALOADER.NUM_WORKERS", workers)
+    (index, draws), _ = draw_epochs(cfg, files, 1, PlainWrapper)
+    (_, again), _ = draw_epochs(cfg, files, 1, PlainWrapper)
+    assert index.dtype == torch.int64 and torch.equal(draws, again)
+    assert all(len(column.unique()) == 24 for column in draws.T), "no two workers share a stream"
+
+
+def test_the_own_loader_of_somebody_else_takes_a_wrapper_as_it_is(files, bare_cfg):
+    data = DatasetWrapper(bare_cfg(), files, transform=T.ToTensor())
+    batch = next(iter(DataLoader(data, batch_size=4)))
+    assert batch["index"].tolist() == [0, 1, 2, 3] and torch.equal(batch["img"][3], data[3]["img"])
+
+
+def test_images_of_every_epoch_are_decoded_once(files, bare_cfg, monkeypatch):
+    """Before the first batch, as far as they fit, and to the same pixels; what does not fit is read again."""
+    broken = Path(files[0].impath).parent / "broken.png"
+    broken.write_bytes(b"no image")
+    monkeypatch.setattr(data_manager, "COPIES", 3 * 36 * 44 * 5)
+    wanted = [T.functional.to_tensor(Image.open(item.impath).convert("RGB")) for item in files]
+    opened, image_open = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or image_open(path))
+    loader = build_data_loader(bare_cfg(), data_source=[Datum(str(broken)), *files], batch_size=1, tfm=T.ToTensor())
+    assert not opened and not loader.dataset.copies, "an evaluation never asks for the training images"
+    with pytest.raises(OSError, match="broken.png"):
+        next(iter(loader))
+    opened.clear()
+    loader = build_data_loader(bare_cfg(), data_source=files, batch_size=4, tfm=T.ToTensor())
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch["img"] for batch in loader]), torch.stack(wanted))
+    assert list(loader.dataset.copies) == [item.impath for item in files[:5]]
+    counts = [opened.count(item.impath) for item in files]
+    assert counts[:5] == [1] * 5 and min(counts[5:]) >= 2
+    loader = build_data_loader(bare_cfg(), data_source=files, batch_size=4, tfm=T.ToTensor(), is_train=False)
+    list(loader)
+    assert not loader.dataset.copies, "a test set is read once"
 
 
 def test_data_manager(registered, files, capsys, bare_cfg):

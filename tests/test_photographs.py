@@ -159,6 +159,7 @@ def test_a_photograph_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data_manager, "COPIES", 3 * 3 * 64 * 85 + 100)  # three, of 64 x 85 pixels
     cfg = cfg_of()
     data = DatasetWrapper(cfg, items, np.asarray, is_train=True)
+    data.keep_copies()
     assert list(data.copies) == [item.impath for item in items[:3]]
     wanted, opened, image_open = [read_photo(item.impath, 64) for item in items], [], Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or image_open(path))
@@ -166,9 +167,14 @@ def test_a_photograph_is_decoded_once(tmp_path, monkeypatch):
         for item, photo in zip(list(data), wanted, strict=True):
             assert np.array_equal(item["img"], photo)
     assert opened == [item.impath for item in items[3:]] * 2
-    assert not DatasetWrapper(cfg, items, np.asarray).copies, "a test set is read once"
-    cfg.TEST.FINAL_MODEL = "best_val"
-    assert DatasetWrapper(cfg, items, np.asarray).copies, "unless it is asked for in every epoch"
+    for rule, kept in (
+        ("last_step", []),
+        ("best_val", list(data.copies)),
+    ):  # a test set is read once, val in each epoch
+        cfg.TEST.FINAL_MODEL = rule
+        evaluated = DatasetWrapper(cfg, items, np.asarray)
+        evaluated.keep_copies()
+        assert list(evaluated.copies) == kept
     data.read(items[0].impath).paste("red", (0, 0, 64, 64))
     assert np.array_equal(data[0]["img"], wanted[0]), "no transform can spoil a copy"
     sent = pickle.loads(pickle.dumps(data))

@@ -1,17 +1,20 @@
+import contextlib
 import math
+import random
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from dassl.utils import end_with_parent, read_image, read_photo, small_copies
+from dassl.utils import decoded_copies, end_with_parent, read_image, read_photo
 
 from .datasets import build_dataset
-from .samplers import build_sampler
+from .samplers import Place, Seeded, build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform
 
-COPIES = 2**30  # bytes of photographs that a DatasetWrapper keeps decoded, at most
+COPIES = 2**30  # bytes of images that a DatasetWrapper keeps decoded, at most
 
 
 def build_data_loader(
@@ -27,27 +30,44 @@ def build_data_loader(
 ):
     """Build a DataLoader over a list of `Datum`; its batches are dicts with the keys of `DatasetWrapper`.
 
-    In training an incomplete last batch is dropped, unless it is the only one. DataLoader seeds torch, random and
-    numpy in its workers from torch's global generator. Workers end with the epoch, because the state that they
-    would carry into the next one cannot be saved in a checkpoint.
+    In training an incomplete last batch is dropped, unless it is the only one. What is random in an item depends on a
+    seed drawn once an epoch from torch's global generator and on the item's place in the epoch only: see `Seeded`.
+    So it is the same for any number of workers, which stay for all epochs, as they have no state to resume.
+
+    A `dataset_wrapper` that is no `DatasetWrapper` gets plain Dassl: draws from the global generators, which DataLoader
+    seeds in its workers from torch's, and workers that end with the epoch.
 
     Raises ValueError if there are no items, or the sampler cannot fill a single batch from them.
     """
     if not data_source:
         raise ValueError(f"No items to build the {'training' if is_train else 'test'} data loader from")
-    loader = DataLoader(
-        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    seeded = isinstance(dataset, DatasetWrapper)
+    loader = Loader(
+        dataset,
         batch_size=batch_size,
-        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
+        sampler=Seeded(sampler) if seeded else sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         worker_init_fn=end_with_parent,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
+        persistent_workers=seeded and dataset.every_epoch and cfg.DATALOADER.NUM_WORKERS > 0,
+        generator=torch.Generator() if seeded else None,  # else workers that start would move the global one
     )
     if len(loader) == 0:
         short = f"one batch of {batch_size} from {len(data_source)} items"
         raise ValueError(f"{sampler_type} cannot form {short}: lower the batch size")
     return loader
+
+
+class Loader(DataLoader):
+    """A DataLoader whose data set decodes what it keeps before the first batch, and before workers are forked."""
+
+    def __iter__(self):
+        if isinstance(self.dataset, DatasetWrapper):
+            self.dataset.keep_copies()
+        return super().__iter__()
 
 
 class DataManager:
@@ -100,8 +120,8 @@ class DatasetWrapper(Dataset):
     img0, the image resized to ``INPUT.SIZE`` without augmentation. With a list of transforms there are img, img2,
     img3, ... In training ``DATALOADER.K_TRANSFORMS`` = K > 1 makes each of them a list of K augmented images.
 
-    With ``INPUT.EXIF_TRANSPOSE`` the images are photographs, read by `read_photo` at `needed_side`; those of which
-    every epoch asks are decoded once and kept, up to `COPIES` bytes. Else they are read as Dassl reads them.
+    With ``INPUT.EXIF_TRANSPOSE`` the images are photographs, read by `read_photo` at `needed_side`; else they are read
+    as Dassl reads them. Those that every epoch asks for are decoded once and kept, up to `COPIES` bytes.
 
     Raises ValueError if K > 1 and there is no transform, and OSError with the path for an unreadable image.
     """
@@ -116,9 +136,8 @@ class DatasetWrapper(Dataset):
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"DATALOADER.K_TRANSFORMS={self.k_tfm} needs a transform, but there is none")
 
-        self.side, self.copies = needed_side(cfg, is_train), {}
-        if cfg.INPUT.EXIF_TRANSPOSE and (is_train or cfg.TEST.FINAL_MODEL == "best_val"):
-            self.copies = small_copies(list(dict.fromkeys(i.impath for i in data_source)), self.side, COPIES)
+        self.every_epoch = is_train or cfg.TEST.FINAL_MODEL == "best_val"
+        self.side, self.copies, self.kept = needed_side(cfg, is_train), {}, not self.every_epoch
 
         steps = [T.Resize(cfg.INPUT.SIZE, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
         if "normalize" in cfg.INPUT.TRANSFORMS:
@@ -130,6 +149,19 @@ class DatasetWrapper(Dataset):
 
     def __len__(self):
         return len(self.data_source)
+
+    def keep_copies(self):
+        """Decode what is kept, once: when it is asked for, as an evaluation never asks for the training images."""
+        if not self.kept:
+            paths = list(dict.fromkeys(item.impath for item in self.data_source))
+            self.copies, self.kept = decoded_copies(paths, self.decode, COPIES), True
+
+    def __getitems__(self, places):
+        """The items of a batch, for DataLoader; at a `Place` what is random in the item depends on its seed only."""
+        if not isinstance(places[0], Place):  # a DataLoader of somebody's own
+            return [self[index] for index in places]
+        with own_generators():
+            return [self[place.seeded()] for place in places]
 
     def __getitem__(self, idx):
         item = self.data_source[idx]
@@ -144,13 +176,26 @@ class DatasetWrapper(Dataset):
         return output
 
     def read(self, path):
-        if not self.cfg.INPUT.EXIF_TRANSPOSE:
-            return read_image(path)
-        return self.copies[path].copy() if path in self.copies else read_photo(path, self.side)
+        return self.copies[path].copy() if path in self.copies else self.decode(path)
+
+    def decode(self, path):
+        return read_photo(path, self.side) if self.cfg.INPUT.EXIF_TRANSPOSE else read_image(path)
 
     def _transform_image(self, tfm, img0):
         imgs = [tfm(img0) for _ in range(self.k_tfm)]
         return imgs[0] if self.k_tfm == 1 else imgs
+
+
+@contextlib.contextmanager
+def own_generators():
+    """Whatever is drawn within: torch's (of the CPU), Python's and NumPy's generators go on as if it were not."""
+    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def needed_side(cfg, is_train):

@@ -4,8 +4,10 @@ They draw from torch's global generator when iterated, never when constructed, a
 training loops compare it with the number of the batch to find the last one of an epoch.
 """
 
+import random
 from collections import defaultdict
 
+import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
@@ -125,6 +127,40 @@ class RandomClassSampler(Sampler):
         if len(indices) < self.n_ins:
             indices = [indices[i] for i in torch.randint(len(indices), (self.n_ins,)).tolist()]
         return _random_groups(indices, self.n_ins)
+
+
+class Place(int):
+    """An index into the data, with the seed of what is random in the item: (of the epoch, place in the epoch).
+
+    The place, not the index: a sampler may ask twice for an item in an epoch, and gets two augmentations.
+    """
+
+    seed = (0, 0)
+
+    def seeded(self):
+        """Seed torch (of the CPU), random and numpy, and return the plain index."""
+        words = np.random.SeedSequence(self.seed).generate_state(3).tolist()
+        torch.default_generator.manual_seed(words[0])  # torch.manual_seed costs more, and seeds GPUs
+        random.seed(words[1])
+        np.random.seed(words[2])
+        return int(self)
+
+
+class Seeded(Sampler):
+    """The indices of another sampler, as `Place`s; the epoch's seed is torch's global generator's next number."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        epoch = int(torch.randint(2**62, ()))
+        for k, index in enumerate(self.sampler):
+            place = Place(index)
+            place.seed = epoch, k
+            yield place
+
+    def __len__(self):
+        return len(self.sampler)
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):

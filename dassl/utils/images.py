@@ -121,16 +121,26 @@ def in_threads(function, items):
         yield pool.imap(function, items)
 
 
-def small_copies(paths, side, most):
-    """Return {path: its `read_photo`} of the first photographs that fit into `most` bytes together."""
+def decoded_copies(paths, decode, most):
+    """Return {path: decode(path), a `PIL.Image`} of the first images that fit into `most` bytes together.
+
+    Not of those that cannot be decoded: they raise when they are asked for, if they are.
+    """
     copies = {}
-    with in_threads(lambda path: read_photo(path, side), paths) as photos:
-        bar = tqdm(photos, "reading images", len(paths), unit="image", leave=False, disable=None, delay=1)
-        for path, photo in zip(paths, bar, strict=False):
-            most -= 3 * photo.width * photo.height
+
+    def attempt(path):
+        with contextlib.suppress(OSError):
+            return decode(path)
+
+    with in_threads(attempt, paths) as images:
+        bar = tqdm(images, "reading images", len(paths), unit="image", leave=False, disable=None, delay=1)
+        for path, image in zip(paths, bar, strict=False):
+            if image is None:
+                continue
+            most -= 3 * image.width * image.height
             if most < 0:
                 break
-            copies[path] = photo
+            copies[path] = image
     return copies
 
 
