@@ -119,6 +119,7 @@ KEYS = {
         "PER_CLASS_RESULT": False,  # print each class's accuracy and their mean
         "COMPUTE_CMAT": False,  # save the confusion matrix to OUTPUT_DIR/cmat.pt
         "NO_TEST": False,  # no test after training
+        "CALIBRATE": False,  # after training: find a temperature on val and keep it beside the model
         "SPLIT": Key("test", choices=("test", "val")),  # of the final evaluation
         "FINAL_MODEL": Key("last_step", choices=("last_step", "best_val")),  # best_val evaluates every epoch on val
     },
