@@ -84,7 +84,7 @@ def inverse(matrices: torch.Tensor) -> torch.Tensor:
     h = matrices.shape[-1] // 2
     if h < 16:
         return pivoted(matrices)
-    (p, q), (r, s) = (half.split([h, half.shape[-1] - h], dim=-1) for half in matrices.split([h, h], dim=-2))
+    (p, q), (r, s) = (rows.tensor_split([h], dim=-1) for rows in matrices.tensor_split([h], dim=-2))
     p = inverse(p)
     pq, rp = p @ q, r @ p
     s = inverse(torch.baddbmm(s, r, pq, alpha=-1))  # of the Schur complement
