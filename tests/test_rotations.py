@@ -6,7 +6,7 @@ from orthcr_tools import orthogonal, turn
 from torch.nn import functional as F
 
 from trainers import orthcr
-from trainers.orthcr import TOLERANCE, RotatedLinear, cayley, inverse, rotate
+from trainers.orthcr import TOLERANCE, RotatedLinear, Rotation, cayley, inverse, rotate
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 SIZES = [2, 3, 16, 33, 64, 96, 128]
@@ -67,6 +67,10 @@ def test_the_fast_way_is_orthogonal_to_the_tolerance(b, scale, noise):
 # ------------------------------------------------------------------ W R x
 
 
+def rotated(x, r, weight, bias):
+    return RotatedLinear.apply(x, r, weight, bias, Rotation(r))
+
+
 def by_autograd(x, r, weight, bias):
     return F.linear(rotate(x.flatten(0, -2), r.mT).view(x.shape), weight, bias)
 
@@ -80,7 +84,7 @@ def test_a_rotated_map_and_its_gradients(rows, outputs, m, b, dtype, noise):
     upper = random_upper(noise, m, b, dtype, seed=1).requires_grad_()
     weight, bias = noise(outputs, m * b, seed=2).to(dtype), noise(outputs, seed=3).to(dtype)
     direction, results = noise(*rows, outputs, seed=4).to(dtype), []
-    for linear in (RotatedLinear.apply, by_autograd):
+    for linear in (rotated, by_autograd):
         y = linear(x, cayley(upper, b), weight, bias)
         results.append([y, *torch.autograd.grad((y * direction).sum(), [x, upper])])
     for given, wanted in zip(*results, strict=True):
@@ -91,7 +95,7 @@ def test_a_rotated_map_and_its_gradients(rows, outputs, m, b, dtype, noise):
 def test_gradients_of_a_rotated_map_are_its_differences(outputs, noise):
     x, upper = noise(2, 4, 8).double().requires_grad_(), random_upper(noise, 2, 4, torch.float64).requires_grad_()
     weight, bias = noise(outputs, 8, seed=2).double(), noise(outputs, seed=3).double()
-    assert torch.autograd.gradcheck(lambda x, u: RotatedLinear.apply(x, cayley(u, 4), weight, bias), (x, upper))
+    assert torch.autograd.gradcheck(lambda x, u: rotated(x, cayley(u, 4), weight, bias), (x, upper))
 
 
 @pytest.mark.parametrize("outputs", [5, 40])
@@ -100,7 +104,7 @@ def test_without_a_gradient_of_x_the_rotation_has_its_own(outputs, noise):
     weight, bias = noise(outputs, 8, seed=2).double(), noise(outputs, seed=3).double()
     given, wanted = (
         torch.autograd.grad(linear(x, cayley(upper, 4), weight, bias).square().sum(), upper)[0]
-        for linear in (RotatedLinear.apply, by_autograd)
+        for linear in (rotated, by_autograd)
     )
     assert_near(given, wanted, 1e-10)
 
@@ -109,9 +113,9 @@ def test_without_a_gradient_of_x_the_rotation_has_its_own(outputs, noise):
 def test_a_rotated_map_under_autocast(outputs, noise):
     x, upper = noise(2, 4, 16).requires_grad_(), random_upper(noise, 2, 8, torch.float32).requires_grad_()
     weight, bias = noise(outputs, 16, seed=2), noise(outputs, seed=3)
-    wanted = RotatedLinear.apply(x, cayley(upper, 8), weight, bias)
+    wanted, r = rotated(x, cayley(upper, 8), weight, bias), cayley(upper, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        given = RotatedLinear.apply(x, cayley(upper, 8), weight, bias)
+        given = rotated(x, r, weight, bias)
     assert given.dtype == torch.bfloat16 and not torch.equal(given.float(), wanted)
     assert_near(given.float(), wanted, 0.02)
     grads = [torch.autograd.grad(y.float().square().sum(), [x, upper]) for y in (given, wanted)]
@@ -125,6 +129,15 @@ def test_every_rotation_is_computed_once_a_step(random_clip, noise, monkeypatch)
     monkeypatch.setattr(orthcr, "cayley", lambda u, b, exact: batches.append((len(u), exact)) or cayley(u, b, exact))
     model.all_logits(noise(2, 3, 32, 32))
     assert batches == [(2 * (5 * 2 + 8), False), (3 * (5 * 1 + 4), False)], "of the image encoder, of the text encoder"
+
+
+def test_a_weight_is_merged_once_a_step_and_only_where_it_pays(noise, monkeypatch):
+    calls, rotate_t = [], orthcr.rotate_t
+    monkeypatch.setattr(orthcr, "rotate_t", lambda rows, r: calls.append(len(rows)) or rotate_t(rows, r))
+    rotation, weight, bias = Rotation(cayley(random_upper(noise, 2, 4, torch.float32), 4)), noise(6, 8), noise(6)
+    for n in (5, 3, 4):  # of a prefix, of the suffixes, of a chunk of classes
+        RotatedLinear.apply(noise(n, 8), rotation.r, weight, bias, rotation)
+    assert calls == [6, 3], "the weight of 6 rows, once, and the 3 vectors"
 
 
 # ------------------------------------------------------------------ exact where a check asks for it

@@ -130,6 +130,21 @@ def rotate_t(rows: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     return torch.bmm(r.mT, blocks_of(rows, r.shape[-1]).mT).flatten(0, 1)
 
 
+class Rotation:
+    """R [m, b, b] of a place in one step, and W R once that is worth its price: nothing is rotated twice."""
+
+    def __init__(self, r: torch.Tensor):
+        self.r, self._merged = r, None
+
+    @torch.no_grad()
+    def merged(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """W R [o, m b]: rotated in the precision of W and R, rounded once."""
+        if self._merged is None or self._merged.dtype != dtype:
+            with torch.autocast(weight.device.type, enabled=False):
+                self._merged = rotate_t(weight, self.r).to(dtype).t()
+        return self._merged
+
+
 class RotatedLinear(torch.autograd.Function):
     """y = W R x + b of activations x float [..., d], with gradients of x and of the orthogonal R [m, b, b] alone.
 
@@ -140,23 +155,21 @@ class RotatedLinear(torch.autograd.Function):
         W' = W R       dx = W'^T dy,               dR = R sum dx x^T     2 (n + o) d b, as u = R dx
 
     The gradient of a whole weight is not formed in either.
+
+    Args:
+        r: R, of which this is the gradient; `rotation` holds it, too.
     """
 
     @staticmethod
-    def forward(ctx, x, r, weight, bias):
+    def forward(ctx, x, r, weight, bias, rotation: Rotation):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         rows, bias = x.reshape(-1, x.shape[-1]).to(dtype), bias.to(dtype)
-        with torch.autocast(device, enabled=False):
-            ctx.merged = len(weight) < 2 * len(rows)
-            if ctx.merged:
-                weight = rotate_t(weight, r).to(dtype).t()  # rotated in fp32, rounded once
-                y = torch.addmm(bias, rows, weight.t())
-            else:
-                weight = weight.to(dtype)
-                y = torch.addmm(bias, rotate_t(rows, r.mT.to(dtype)).t(), weight.t())
+        ctx.merged = len(weight) < 2 * len(rows)
+        weight = rotation.merged(weight, dtype) if ctx.merged else weight.to(dtype)
+        turned = rows if ctx.merged else rotate_t(rows, r.mT.to(dtype)).t()
         ctx.save_for_backward(rows, r, weight)
-        return y.unflatten(0, x.shape[:-1])
+        return torch.addmm(bias, turned, weight.t()).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
@@ -170,7 +183,7 @@ class RotatedLinear(torch.autograd.Function):
         else:
             dr = outer
             dx = rotate(dx, r.to(dtype)) if ctx.needs_input_grad[0] else None
-        return None if dx is None else dx.unflatten(0, grad.shape[:-1]), dr, None, None
+        return None if dx is None else dx.unflatten(0, grad.shape[:-1]), dr, None, None, None
 
 
 class Rotations(nn.Module):
@@ -248,13 +261,13 @@ class OrthogonalCLIP(TunedCLIP):
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
 
     def changes(self, names):
-        return self.rotations(names) if names else {}
+        return {name: Rotation(r) for name, r in self.rotations(names).items()} if names else {}
 
-    def tuned(self, r, x, weight, bias):
-        return RotatedLinear.apply(x, r, weight, bias)
+    def tuned(self, rotation, x, weight, bias):
+        return RotatedLinear.apply(x, rotation.r, weight, bias, rotation)
 
-    def merge(self, r, weight):
-        return rotate(weight, r)
+    def merge(self, rotation, weight):
+        return rotate(weight, rotation.r)
 
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
