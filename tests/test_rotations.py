@@ -6,7 +6,7 @@ from orthcr_tools import orthogonal, turn
 from torch.nn import functional as F
 
 from trainers import orthcr
-from trainers.orthcr import TOLERANCE, RotatedLinear, Rotation, cayley, inverse, rotate
+from trainers.orthcr import TOLERANCE, Rotation, cayley, inverse, rotate, rotated_linear
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 SIZES = [2, 3, 16, 33, 64, 96, 128]
@@ -68,7 +68,7 @@ def test_the_fast_way_is_orthogonal_to_the_tolerance(b, scale, noise):
 
 
 def rotated(x, r, weight, bias):
-    return RotatedLinear.apply(x, r, weight, bias, Rotation(r))
+    return rotated_linear(Rotation(r), x, weight, bias)
 
 
 def by_autograd(x, r, weight, bias):
@@ -136,7 +136,7 @@ def test_a_weight_is_merged_once_a_step_and_only_where_it_pays(noise, monkeypatc
     monkeypatch.setattr(orthcr, "rotate_t", lambda rows, r: calls.append(len(rows)) or rotate_t(rows, r))
     rotation, weight, bias = Rotation(cayley(random_upper(noise, 2, 4, torch.float32), 4)), noise(6, 8), noise(6)
     for n in (5, 3, 4):  # of a prefix, of the suffixes, of a chunk of classes
-        RotatedLinear.apply(noise(n, 8), rotation.r, weight, bias, rotation)
+        rotated_linear(rotation, noise(n, 8), weight, bias)
     assert calls == [6, 3], "the weight of 6 rows, once, and the 3 vectors"
 
 

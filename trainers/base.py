@@ -228,7 +228,7 @@ class ClipTrainer(TrainerX):
         So are their frozen features then, which are kept unless that takes more than `FEATURES`.
         """
         dataset, width = getattr(self.train_loader_x, "dataset", None), self.model.text_encoder.text_projection.shape[1]
-        known = type(dataset) is DatasetWrapper and dataset.k_tfm == 1 and is_fixed(dataset.transform)
+        known = type(dataset) is DatasetWrapper and is_fixed(dataset.transform)
         return known and 4 * width * len(dataset) <= FEATURES
 
     def encode_training(self) -> torch.Tensor:

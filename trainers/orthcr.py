@@ -157,17 +157,13 @@ class RotatedLinear(torch.autograd.Function):
     The gradient of a whole weight is not formed in either.
 
     Args:
-        r: R, of which this is the gradient; `rotation` holds it, too.
+        weight: W, or W' if `merged`; of the dtype of x, as `bias` is.
     """
 
     @staticmethod
-    def forward(ctx, x, r, weight, bias, rotation: Rotation):
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        rows, bias = x.reshape(-1, x.shape[-1]).to(dtype), bias.to(dtype)
-        ctx.merged = len(weight) < 2 * len(rows)
-        weight = rotation.merged(weight, dtype) if ctx.merged else weight.to(dtype)
-        turned = rows if ctx.merged else rotate_t(rows, r.mT.to(dtype)).t()
+    def forward(ctx, x, r, weight, bias, merged: bool):
+        rows, ctx.merged = x.reshape(-1, x.shape[-1]), merged
+        turned = rows if merged else rotate_t(rows, r.mT.to(x.dtype)).t()
         ctx.save_for_backward(rows, r, weight)
         return torch.addmm(bias, turned, weight.t()).unflatten(0, x.shape[:-1])
 
@@ -184,6 +180,15 @@ class RotatedLinear(torch.autograd.Function):
             dr = outer
             dx = rotate(dx, r.to(dtype)) if ctx.needs_input_grad[0] else None
         return None if dx is None else dx.unflatten(0, grad.shape[:-1]), dr, None, None, None
+
+
+def rotated_linear(rotation: Rotation, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """W R x + b, by `RotatedLinear`; in the dtype of the autocast, if there is one, as `F.linear`."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    merged = len(weight) < 2 * x.shape[:-1].numel()
+    weight = rotation.merged(weight, dtype) if merged else weight.to(dtype)
+    return RotatedLinear.apply(x.to(dtype), rotation.r, weight, bias.to(dtype), merged)
 
 
 class Rotations(nn.Module):
@@ -264,7 +269,7 @@ class OrthogonalCLIP(TunedCLIP):
         return {name: Rotation(r) for name, r in self.rotations(names).items()} if names else {}
 
     def tuned(self, rotation, x, weight, bias):
-        return RotatedLinear.apply(x, rotation.r, weight, bias, rotation)
+        return rotated_linear(rotation, x, weight, bias)
 
     def merge(self, rotation, weight):
         return rotate(weight, rotation.r)
