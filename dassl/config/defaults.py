@@ -113,6 +113,7 @@ KEYS = {
         "CHECKPOINT_FREQ": 0,  # in epochs; 0 or negative: the last one only
         "PRINT_FREQ": 10,  # in batches
         "COUNT_ITER": Key("train_x", choices=("train_x", "train_u", "smaller_one")),  # loader that ends an epoch
+        "COMPILE": False,  # compile CLIP's encoders; differs in the last bits, see docs/speed.md; not in Dassl
     },
     "TEST": {
         "EVALUATOR": "Classification",
