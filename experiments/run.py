@@ -217,6 +217,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         # an evaluation on other classes or data is never mistaken for a training there
         "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
+        **getattr(trainer, "facts", dict)(),  # of the method's own
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
         "peak_memory_mib": peak_memory(cfg),

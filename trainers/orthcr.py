@@ -31,10 +31,11 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PRECISIONS, ClipTrainer
+from .base import PRECISIONS
 from .shared.keys import SOME, TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
+from .tuned import TunedTrainer
 
 REGULARIZERS = ["cross_kl", "cross_ce", "self_kl", "none"]
 
@@ -80,14 +81,15 @@ class Rotations(nn.Module):
         self.sizes = sizes
         self.upper = nn.ParameterDict({name: torch.zeros(m, b * (b - 1) // 2) for name, (m, b) in sizes.items()})
 
-    def forward(self, names: list[str]) -> dict[str, torch.Tensor]:
-        """R [m, b, b] by name, in fp32 or more whatever the autocast; all blocks of one size in one solve."""
+    def forward(self, names: list[str], s: float = 1.0) -> dict[str, torch.Tensor]:
+        """R [m, b, b] of s Q by name, in fp32 or more whatever the autocast; all blocks of one size in one solve."""
         by_size, rotations = defaultdict(list), {}
         for name in names:
             by_size[self.sizes[name][1]].append(name)
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             for b, group in by_size.items():
-                blocks = cayley(torch.cat([self.upper[name] for name in group]), b)
+                upper = torch.cat([self.upper[name] for name in group])
+                blocks = cayley(upper if s == 1 else s * upper, b)
                 rotations.update(zip(group, blocks.split([self.sizes[name][0] for name in group]), strict=True))
         return rotations
 
@@ -121,14 +123,29 @@ class OrthogonalCLIP(TunedCLIP):
         self.rotations = Rotations(sizes)
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
 
-    def changes(self, names):
-        return self.rotations(names) if names else {}
+    def changes(self, names, s=1.0):
+        return self.rotations(names, s) if names else {}
 
     def tuned(self, r, x, weight, bias):
         return F.linear(rotate(x, r.mT), weight, bias)
 
     def merge(self, r, weight):
         return rotate(weight, r)
+
+    @torch.no_grad()
+    def degrees(self) -> dict[str, float]:
+        """How far training has turned: mean and largest angle, in degrees, of the planes that the R_i turn, at s = 1.
+
+        R_i turns b / 2 planes by angles theta, and its symmetric part has each cos(theta) twice; from Q they are
+        2 arctan |eigenvalue of Q|.
+        """
+        cosines = []
+        for name, (_, b) in self.rotations.sizes.items():
+            r = cayley(self.rotations.upper[name].detach().cpu().double(), b)
+            twice = torch.linalg.eigvalsh(r + r.mT)  # 2 cos, ascending; of an odd b the last is the axis
+            cosines.append(twice[:, 0 : b // 2 * 2 : 2].flatten() / 2)
+        angles = torch.cat(cosines).clamp(-1, 1).acos().rad2deg()
+        return {"mean": angles.mean().item(), "max": angles.max().item()}
 
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
@@ -158,10 +175,10 @@ def hyperspherical_energy(weight: torch.Tensor, rows: int = 512) -> torch.Tensor
 
 
 @TRAINER_REGISTRY.register()
-class OrthCR(ClipTrainer):
+class OrthCR(TunedTrainer):
     """Orthogonal fine-tuning with cross-regularization."""
 
-    defaults = {
+    defaults = TunedTrainer.defaults | {
         # both: the cross terms of (2) tie each to the other one's frozen side
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
         # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
@@ -203,4 +220,16 @@ class OrthCR(ClipTrainer):
             error, energy = self.model.drift()
             self.write_scalar("orthcr/orthogonality_error", error, self.epoch + 1)
             self.write_scalar("orthcr/energy_drift", energy, self.epoch + 1)
+            for which, angle in self.model.degrees().items():
+                self.write_scalar(f"orthcr/rotation_degrees_{which}", angle, self.epoch + 1)
         super().after_epoch()
+
+    def after_train(self):
+        super().after_train()
+        if isinstance(self.model, OrthogonalCLIP):
+            angle = self.model.degrees()
+            print(f"Weights were turned by {angle['mean']:.1f} degrees on average, {angle['max']:.1f} at most")
+
+    def facts(self):
+        angles = {"rotation_degrees": self.model.degrees()} if isinstance(self.model, OrthogonalCLIP) else {}
+        return super().facts() | angles
