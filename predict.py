@@ -27,6 +27,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the best on val, else the last")
     parser.add_argument("--classes", help='other class names, separated by commas: "a,b,c"')
     parser.add_argument("--template", default="", help='prompt of the classes, e.g. "a photo of a {}."')
+    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, or "auto"; default: the training\'s')
     parser.add_argument("--top", type=int, default=5, help="how many classes to name, default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON list on the standard output")
     parser.add_argument("--picture", help="PNG file for a contact sheet of at most 24 images with their classes")
@@ -54,7 +55,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     classes = None
     if args.classes is not None:
         classes = [name.strip() for row in csv.reader([args.classes]) for name in row if name.strip()]
-    predictor = Predictor(args.model_dir, classes, args.load_epoch, args.template)
+    predictor = Predictor(args.model_dir, classes, args.load_epoch, args.template, strength=args.strength)
     predictions = list(predictor(args.images, args.top))
     read = [p for p in predictions if not p.error]
     if args.json:

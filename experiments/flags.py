@@ -28,6 +28,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, in evaluation; or "auto": by val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
     parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")

@@ -30,7 +30,7 @@ class TunedTrainer(ClipTrainer):
             epoch = None
         else:
             epoch = self.max_epoch
-        if self.node.STRENGTH == strength.AUTO and self.val_loader is not None:
+        if self.node.STRENGTH == strength.AUTO:
             self.chosen = self.choose(epoch)
             strength.keep(self.chosen, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
@@ -54,7 +54,8 @@ class TunedTrainer(ClipTrainer):
         if not self.chosen:
             of = f" for epoch {epoch}" if epoch is not None else ""
             told = f'{self.key("STRENGTH")} is "auto", but none was chosen{of} in {directory}'
-            raise ValueError(f"{told}: give a number from 0 to 1")
+            once = f"python train.py --eval-only --model-dir {directory} --strength auto"
+            raise ValueError(f"{told}: give a number from 0 to 1, or once {once}")
         return float(self.chosen["strength"])
 
     def facts(self) -> dict:
@@ -63,8 +64,10 @@ class TunedTrainer(ClipTrainer):
 
     def choose(self, epoch: int | None) -> dict:
         """The strength for the weights as they are, on the val images, which is also printed."""
-        right, n = self.right_at(strength.TRIED, self.val_loader)
-        chosen = strength.choice(right, n, epoch)
+        if self.val_loader is None:
+            chosen = strength.without_val(epoch)
+        else:
+            chosen = strength.choice(*self.right_at(strength.TRIED, self.val_loader), epoch)
         print(strength.told(chosen))
         return chosen
 

@@ -232,7 +232,7 @@ def _convert(value, default, key, where):
     wanted = type(default)
     if default is None or decoded is None or type(decoded) is wanted:
         return decoded
-    if decoded == AUTO and wanted is float:
+    if wanted is float and isinstance(decoded, str) and decoded.strip().lower() == AUTO:  # `check_config` says more
         return decoded
     wanted = float if default == AUTO and type(decoded) in (int, float) else wanted
     if type(decoded) is wanted:

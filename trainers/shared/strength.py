@@ -24,6 +24,7 @@ except ImportError:  # beside the original Dassl
 
 AUTO = "auto"
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
+WITHOUT_VAL = 1.0  # "auto" for data without val images, as ImageNet's
 KEPT = "strength.json"  # beside the checkpoints
 
 
@@ -60,9 +61,15 @@ def choice(right: dict[float, int], n: int, epoch: int | None) -> dict:
     }
 
 
+def without_val(epoch: int | None) -> dict:
+    return {"strength": WITHOUT_VAL, "epoch": epoch, "val_images": 0}
+
+
 def told(chosen: dict) -> str:
     """A small table and a line: what was tried on val, and what is taken."""
-    s, tried = chosen["strength"], chosen["val_accuracy"]
+    s, tried = chosen["strength"], chosen.get("val_accuracy")
+    if not tried:
+        return f"Strength {s:g}: there are no val images to choose it by"
     rows = [["strength", *tried], ["val", *(f"{accuracy:.1f}%" for accuracy in tried.values())]]
     lines = ["  ".join(word.rjust(8) for word in row) for row in rows]
     rule = f"within one standard error ({chosen['standard_error']:.1f}) of the best of {chosen['val_images']:,} val images"
