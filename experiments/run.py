@@ -140,11 +140,7 @@ def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> No
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return
-    old, new, default = (
-        read_run(path),
-        plain(cfg),
-        plain(default_cfg(cfg.TRAINER.NAME)),
-    )  # older runs lack newer keys
+    old, new, default = (read_run(path), plain(cfg), plain(default_cfg(cfg.TRAINER.NAME)))  # older runs lack newer keys
     for key in sorted(old.keys() | new.keys()):
         was, now = (some.get(key, default.get(key)) for some in (old, new))
         if not key.startswith(may_differ) and was != now:

@@ -5,8 +5,8 @@ To the chosen weights W (out x in), by default q, k and v of every block of both
     y = W x + b + (alpha / sqrt(r)) B A d(x),   A [r, in] random, B [out, r] from zero
     L = CE(100 f g^T, y)
 
-d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + s (alpha / sqrt(r)) B A is merged,
-s the strength.
+d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + s (alpha / sqrt(r)) B A
+is merged, s the strength.
 """
 
 import math

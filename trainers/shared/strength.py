@@ -10,7 +10,6 @@ import os.path as osp
 try:
     from dassl.files import read_json, write_json
 except ImportError:  # beside the original Dassl
-
     import json
 
     def read_json(path: str):
@@ -72,7 +71,9 @@ def told(chosen: dict) -> str:
         return f"Strength {s:g}: there are no val images to choose it by"
     rows = [["strength", *tried], ["val", *(f"{accuracy:.1f}%" for accuracy in tried.values())]]
     lines = ["  ".join(word.rjust(8) for word in row) for row in rows]
-    rule = f"within one standard error ({chosen['standard_error']:.1f}) of the best of {chosen['val_images']:,} val images"
+    rule = (
+        f"within one standard error ({chosen['standard_error']:.1f}) of the best of {chosen['val_images']:,} val images"
+    )
     return "\n".join([*lines, f"Strength {s:g}: the smallest {rule}"])
 
 
