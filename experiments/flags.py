@@ -94,6 +94,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
     parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
+    strengths = "of weight methods: their models are tested at these, too; from 0 to 1, or auto"
+    parser.add_argument("--strength", nargs="+", type=strength, default=[], metavar="S", help=strengths)
     parser.add_argument(
         "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
     )
@@ -122,3 +124,9 @@ def count(word: str) -> int:
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"1 or more, not {word}")
     return int(word)
+
+
+def strength(word: str) -> str:
+    if word != "auto" and not re.fullmatch(r"0|1|[01]?\.\d+|1\.0*", word) or word != "auto" and float(word) > 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1, or auto, not {word}")
+    return word
