@@ -23,7 +23,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import atomic_write
 from dassl.utils import write_json
 from datasets import benchmarks
@@ -186,9 +186,10 @@ def rows_of(models: list[Model], strengths: list[float]) -> dict[str, dict[str, 
         add(ZERO, model, "geodesic", 0.0)
     for trainer in dict.fromkeys(model.trainer for model in models):
         mine = [model for model in models if model.trainer == trainer]
+        trains = getattr(TRAINER_REGISTRY.get(trainer), "learner", True)
         for model in mine:
             if model.chosen is None:
-                add(trainer, model, "geodesic", 1.0)
+                add(trainer if trains else ZERO, model, "geodesic", 1.0)
         for path in PATHS:
             for s in strengths:
                 for model in mine:
@@ -227,8 +228,8 @@ def gained(models: list[Model], strengths: list[float]) -> str:
         pairs = [(figures(m, "geodesic", s), figures(m, "line", s)) for m in models]
         pairs = [(curve, line) for curve, line in pairs if line]
         if pairs:
-            heads = list(pairs[0][0])[:3]
-            less = [[curve[head] - line[head] for curve, line in pairs] for head in heads]
+            heads = list(dict.fromkeys(head for curve, _ in pairs for head in curve))[:3]
+            less = [[curve[head] - line[head] for curve, line in pairs if head in curve] for head in heads]
             lines.append([f"{s:g}", *(f"{mean(some):+.2f} ± {pstdev(some):.2f}" for some in less)])
     return tabulate(lines, ["s", *heads], "github", disable_numparse=True) if lines else ""
 
@@ -275,7 +276,7 @@ def draw(models: list[Model], strengths: list[float], folder: Path) -> list[Path
         for ax in axes.flat[len(away) :]:
             ax.set_visible(False)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
+        fig.legend(handles, labels, loc="outside upper center", ncols=min(2 * columns, len(labels)), frameon=False)
         paths.append(folder / f"{kind.replace('-', '_')}_{source}.png")
         with atomic_write(paths[-1]) as f:
             fig.savefig(f, format="png", dpi=110)
