@@ -24,11 +24,12 @@ from dassl.engine import build_trainer
 from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
+from trainers.shared.strength import AUTO
 
 from . import own_images
 from .chosen import chosen
 from .command import GOES_ON, command
-from .config import CLASSES, CONFIGS, default_cfg, plain, read_run, setup_cfg
+from .config import CLASSES, CONFIGS, default_cfg, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
@@ -194,8 +195,8 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     # only now: a run that could not be built leaves nothing that a later one would be compared with
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
-        chosen_by = trainer.dm.dataset.val if cfg.TEST.FINAL_MODEL == "best_val" else []
-        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, chosen_by)
+        by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
+        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, trainer.dm.dataset.val if by_val else [])
     content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN])
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
