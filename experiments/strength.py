@@ -73,44 +73,48 @@ class Model:
 # ------------------------------------------------------------------ measuring
 
 
-def measure(models: list[Model], strengths: Iterable[float], root: str | None) -> None:
-    """Fills in what was chosen, and the accuracy of each model at each strength on all its tests."""
+def measure(models: list[Model], strengths: Iterable[float], root: str | None, split: str) -> None:
+    """Fills in what was chosen, and the accuracy of each model at each strength on all its tests that have images."""
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
     pairs = [(test, model) for test in tests for model in models if test in model.tests]
     held = {}
     with tqdm(total=len(pairs), desc="models x data sets", disable=None) as bar:
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
-                trainer = built(model, test, root)
-                if test == model.tests[0] and strength_key(model.trainer):
-                    model.chosen = (kept(model.folder) or trainer.choose(None))["strength"]
-            batches = images_of(trainer, test, held)
-            along(trainer, model, test, batches, sorted({*strengths, model.chosen or 0.0}))
+                if model.chosen is None and strength_key(model.trainer):
+                    model.chosen = (kept(model.folder) or built(model, model.tests[0], root).choose(None))["strength"]
+                trainer = built(model, test, root, split)
+            batches = images_of(trainer, test, held, split)
+            if batches:
+                along(trainer, model, test, batches, sorted({*strengths, model.chosen or 0.0}))
             bar.update()
 
 
-def built(model: Model, test: tuple[str, str], root: str | None):
-    """The trained model on a test's classes and images."""
+def built(model: Model, test: tuple[str, str], root: str | None, split: str = "test"):
+    """The trained model on a test's classes and images; with the split val on all that there are."""
     dataset, classes = test
     argv = ["--eval-only", "--model-dir", model.folder, "--trainer", model.trainer]
     argv += ["--strength", "1"] if strength_key(model.trainer) else []
     argv += ["--root", root] if root else []
     if dataset != model.trained[0]:
         argv += ["--dataset-config-file", str(CONFIGS / "datasets" / f"{benchmarks.find(dataset).stem}.yaml")]
-    trainer = build_trainer(setup_cfg(parse([*argv, "VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", classes])))
+    pairs = ["VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", classes, "TEST.SPLIT", split]
+    pairs += ["DATASET.NUM_SHOTS", "-1"] * (split == "val")
+    trainer = build_trainer(setup_cfg(parse([*argv, *pairs])))
     trainer.load_model(model.folder)
     return trainer
 
 
-def images_of(trainer, test: tuple[str, str], held: dict):
-    """The test batches as tensors, those of the last test alone; the loader itself if they are too large."""
+def images_of(trainer, test: tuple[str, str], held: dict, split: str):
+    """The batches as tensors, of the last test alone; the loader itself if they are too large; None: no images."""
+    loader = trainer.val_loader if split == "val" else trainer.test_loader
     size = tuple(trainer.cfg.INPUT.SIZE)
-    if 12 * size[0] * size[1] * len(trainer.dm.dataset.test) > HELD:
-        return trainer.test_loader
+    if loader is None or 12 * size[0] * size[1] * len(loader.dataset) > HELD:
+        return loader
     key = (test, size, trainer.cfg.INPUT.INTERPOLATION)
     if key not in held:
         held.clear()
-        held[key] = list(trainer.test_loader)
+        held[key] = list(loader)
     return held[key]
 
 
@@ -169,7 +173,8 @@ def figures(model: Model, path: str, s: float) -> dict[str, float]:
         shots = model.trained[2]
         return {f"{shots} shots": by_name[source]}
     groups = {"variants": benchmarks.variants(source), "others": benchmarks.targets(source)}
-    averages = {head: mean(by_name[row.name] for row in rows) for head, rows in groups.items() if rows}
+    found = {head: [by_name[row.name] for row in rows if row.name in by_name] for head, rows in groups.items()}
+    averages = {head: mean(values) for head, values in found.items() if values}
     names = {benchmarks.short(name): right for name, right in by_name.items()}
     return {benchmarks.short(source): by_name[source], **averages} | names
 
@@ -319,11 +324,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model-dir", nargs="+", required=True, help="output directories of trainings")
     made.add_argument("--output-dir", type=Path, default=Path("output", "strength"))
     made.add_argument("--root", help="folder of the data sets; default: those of the trainings")
+    made.add_argument("--split", choices=["test", "val"], default="test", help="val: of those data sets that have one")
     made.add_argument("--strengths", nargs="+", type=float, default=list(TRIED), help="default: 0 0.25 0.5 0.75 1")
     return made
 
 
-def curve(folders: Iterable[str], out: Path, root: str | None = None, strengths: Iterable[float] = TRIED) -> str:
+def curve(
+    folders: Iterable[str], out: Path, root: str | None = None, strengths: Iterable[float] = TRIED, split: str = "test"
+) -> str:
     """Measures, writes everything into `out`, and returns the tables in Markdown."""
     strengths = sorted({0.0, *strengths, 1.0})
     wrong = [s for s in strengths if not 0 <= s <= 1]
@@ -334,7 +342,7 @@ def curve(folders: Iterable[str], out: Path, root: str | None = None, strengths:
         if not osp.exists(osp.join(folder, "config.yaml")):
             raise FileNotFoundError(f"{folder} has no config.yaml: give the --output-dir of a training")
         models.append(Model(folder, read_run(osp.join(folder, "config.yaml"))))
-    measure(models, strengths, root)
+    measure(models, strengths, root, split)
     rows = [
         {"model_dir": m.folder, "trainer": m.trainer, "seed": m.seed, "trained": m.trained, "auto": m.chosen}
         | dict(zip(("path", "strength", "dataset", "classes"), key, strict=True))
@@ -353,7 +361,7 @@ def curve(folders: Iterable[str], out: Path, root: str | None = None, strengths:
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = parser().parse_args(argv)
-        print(curve(args.model_dir, args.output_dir, args.root, args.strengths))
+        print(curve(args.model_dir, args.output_dir, args.root, args.strengths, args.split))
         print(f"{args.output_dir}: curve.md, curve.json and pictures")
 
     return command(work)
