@@ -25,13 +25,11 @@ class TunedTrainer(ClipTrainer):
     chosen: dict | None = None  # under "auto", as in strength.json
 
     def after_train(self):
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
-            super().load_model(self.output_dir)
-            epoch = None
-        else:
-            epoch = self.max_epoch
-        if self.node.STRENGTH == strength.AUTO:
-            self.chosen = self.choose(epoch)
+        if self.node.STRENGTH == strength.AUTO:  # before the test, for the model that will be tested
+            best = self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
+            if best:
+                super().load_model(self.output_dir)
+            self.chosen = self.choose(None if best else self.max_epoch)
             strength.keep(self.chosen, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
         super().after_train()
