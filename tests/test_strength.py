@@ -19,7 +19,7 @@ from experiments.flags import arguments
 from experiments.predictor import Predictor
 from experiments.protocols import Method
 from experiments.run import main, run
-from experiments.strength import straighten
+from experiments.strength import Model, curve, figures, gained, rows_of, straighten
 from reports.tables import tables
 from reports.tree import collect
 from trainers.clip_lora import LowRankCLIP
@@ -382,9 +382,9 @@ def test_a_report_keeps_strengths_apart(tmp_path, training):
         results = json.loads((folder / "results.json").read_text())
         (folder / "results.json").write_text(json.dumps(results | at))
     (table,) = tables(collect([tmp_path]))
-    for name, figures in rows.items():
+    for name, wanted in rows.items():
         line = table.lines["Shapes", f"OrthCR ({name})"]
-        assert [cell.mean for cell in line[:2]] == pytest.approx(figures)
+        assert [cell.mean for cell in line[:2]] == pytest.approx(wanted)
     assert len(table.lines) == 2
 
 
@@ -406,3 +406,49 @@ def test_a_plan_has_a_folder_for_each_strength(tmp_path):
         assert str(run_.model) == given.model_dir and f"s{given.strength}" in run_.folder.parts
     with pytest.raises(SystemExit):
         arguments([*words, "--strength", "1.5"])
+
+
+# ------------------------------------------------------------------ the curve
+
+
+def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path):
+    text = curve([trained], tmp_path / "C", str(pictures), [0.5])
+    rows = read_json(tmp_path / "C" / "curve.json")
+    found = {(row["path"], row["strength"], row["classes"]): row["accuracy"] for row in rows}
+    assert {s for path, s, _ in found if path == "geodesic"} >= {0.0, 0.5, 1.0}
+    assert {s for path, s, _ in found if path == "line"} >= {0.5} and {row["dataset"] for row in rows} == {"Shapes"}
+    assert found["geodesic", 1.0, "base"] == read_json(trained / "results.json")["accuracy"]
+    new = ["DATASET.SUBSAMPLE_CLASSES", "new"]
+    half = evaluate(pictures, trained, tmp_path / "half", "--strength", "0.5", *new)
+    zero = evaluate(pictures, trained, tmp_path / "zero", "--strength", "0", *new)
+    assert found["geodesic", 0.5, "new"] == half["accuracy"] and found["geodesic", 0.0, "new"] == zero["accuracy"]
+    b, n = found["geodesic", 1.0, "base"], found["geodesic", 1.0, "new"]
+    row = next(line for line in text.splitlines() if line.startswith("| OrthCR, s = 1 "))
+    assert [float(cell) for cell in row.split("|")[2:5]] == pytest.approx([b, n, 2 * b * n / (b + n)], abs=0.051)
+    assert {path.name for path in (tmp_path / "C").iterdir()} == {"curve.json", "curve.md", "base_to_new_Shapes.png"}
+    assert not (trained / "strength.json").exists()  # nothing is written beside the model
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        curve([trained], tmp_path / "C", None, [2.0])
+
+
+def test_averages_and_what_the_geodesic_brings_by_hand():
+    config = {"TRAINER.NAME": "OrthCR", "DATASET.NAME": "Shapes", "DATASET.SUBSAMPLE_CLASSES": "all"}
+    models = [Model("OUT", config | {"DATASET.NUM_SHOTS": 16, "SEED": seed}, chosen=0.5) for seed in (1, 2)]
+    draw = np.random.default_rng()
+    for m in models:
+        assert len(m.tests) == 10
+        m.right = {
+            (path, s, *t): draw.uniform(9, 99) for path in ("geodesic", "line") for s in (0, 0.5, 1) for t in m.tests
+        }
+    rows = rows_of(models, [0.0, 0.5, 1.0])
+    styles = [f"Shapes{style}" for style in ("Fog", "Night", "Neon", "Scribble")]
+    others = ["Colours", "Compositions", "Digits", "Outlines", "Patterns"]
+    for m in models:
+        for head, names in (("Shapes", ["Shapes"]), ("variants", styles), ("others", others), ("Neon", styles[2:3])):
+            wanted = {p: np.mean([m.right[p, 0.5, name, "all"] for name in names]) for p in ("geodesic", "line")}
+            assert rows["OrthCR, s = 0.5"][head][m.seed] == pytest.approx(wanted["geodesic"])
+            assert rows['OrthCR, "auto"'][head][m.seed] == pytest.approx(wanted["geodesic"])
+            assert rows["OrthCR, line, s = 0.5"][head][m.seed] == pytest.approx(wanted["line"])
+    less = [figures(m, "geodesic", 0.5)["others"] - figures(m, "line", 0.5)["others"] for m in models]
+    last = gained(models, [0.0, 0.5, 1.0]).splitlines()[-1].split("|")[-2].split("±")
+    assert [float(x) for x in last] == pytest.approx([np.mean(less), np.std(less)], abs=0.0051)
