@@ -171,7 +171,7 @@ def figures(model: Model, path: str, s: float) -> dict[str, float]:
     by_name = {name: right for (name, _), right in got.items()}
     if kind == "few-shot":
         shots = model.trained[2]
-        return {f"{shots} shots": by_name[source]}
+        return {f"{shots} shot{'s' * (shots > 1)}": by_name[source]}
     groups = {"variants": benchmarks.variants(source), "others": benchmarks.targets(source)}
     found = {head: [by_name[row.name] for row in rows if row.name in by_name] for head, rows in groups.items()}
     averages = {head: mean(values) for head, values in found.items() if values}
@@ -233,7 +233,8 @@ def gained(models: list[Model], strengths: list[float]) -> str:
         pairs = [(figures(m, "geodesic", s), figures(m, "line", s)) for m in models]
         pairs = [(curve, line) for curve, line in pairs if line]
         if pairs:
-            heads = list(dict.fromkeys(head for curve, _ in pairs for head in curve))[:3]
+            single = {benchmarks.short(name) for m in models for name, _ in m.tests[1:]}  # targets
+            heads = [head for head in dict.fromkeys(head for curve, _ in pairs for head in curve) if head not in single]
             less = [[curve[head] - line[head] for curve, line in pairs if head in curve] for head in heads]
             lines.append([f"{s:g}", *(f"{mean(some):+.2f} ± {pstdev(some):.2f}" for some in less)])
     return tabulate(lines, ["s", *heads], "github", disable_numparse=True) if lines else ""
