@@ -48,7 +48,7 @@ class TunedTrainer(ClipTrainer):
             return float(self.node.STRENGTH)
         if not directory:  # the model as it was built
             return 1.0
-        self.chosen = self.chosen or strength.kept(directory, epoch)
+        self.chosen = strength.kept(directory, epoch) or self.chosen  # else one that was chosen now
         if not self.chosen:
             of = f" for epoch {epoch}" if epoch is not None else ""
             told = f'{self.key("STRENGTH")} is "auto", but none was chosen{of} in {directory}'
