@@ -11,10 +11,13 @@ from orthcr_tools import NAMES, TEMPLATE, as64, block_diagonal, node, orthogonal
 from trees import ours
 
 import predict
+import trainers
+from dassl.config.keys import Key
 from dassl.data.data_manager import DatasetWrapper
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import read_json
 from experiments.benchmark import plan
-from experiments.config import parse, setup_cfg
+from experiments.config import discover, parse, setup_cfg
 from experiments.flags import arguments
 from experiments.predictor import Predictor
 from experiments.protocols import Method
@@ -305,9 +308,25 @@ def test_what_is_no_strength_is_one_line(value, one_line):
         assert "TRAINER.ORTHCR.STRENGTH" in one_line(error)
 
 
+@pytest.fixture
+def by_default(monkeypatch):
+    """by_default(s): gives the key of all tuned methods another default."""
+    discover(trainers)
+
+    def change(s):
+        for name in TUNED:
+            key = Key(s, of=float, low=0, high=1, word="auto")
+            monkeypatch.setitem(TRAINER_REGISTRY.get(name).defaults, "STRENGTH", key)
+
+    return change
+
+
+@pytest.mark.parametrize("default", [1.0, "auto"])
 @pytest.mark.parametrize("trainer", TUNED)
 @pytest.mark.parametrize("value, wanted", [("1", 1.0), ("0", 0.0), ("0.3", 0.3), ("auto", "auto")])
-def test_what_is_a_strength(trainer, value, wanted):
+def test_what_is_a_strength(trainer, value, wanted, default, by_default):
+    by_default(default)
+    assert setup_cfg(parse(["--trainer", trainer])).TRAINER[trainer.upper()].STRENGTH == default
     node = setup_cfg(parse(["--trainer", trainer, "--strength", value])).TRAINER[trainer.upper()]
     assert node.STRENGTH == wanted and type(node.STRENGTH) is type(wanted)
 
@@ -318,7 +337,9 @@ def test_methods_that_change_no_weights_take_none(one_line):
     assert "CoOp takes no --strength" in one_line(error)
 
 
-def test_a_run_from_before_there_was_a_strength_has_all_of_it(model, pictures, tmp_path):
+def test_a_run_from_before_there_was_a_strength_has_all_of_it(model, pictures, tmp_path, by_default):
+    """Whatever the default is."""
+    by_default(0.5)
     config = model / "config.yaml"
     lines = [line for line in config.read_text().splitlines(True) if "STRENGTH" not in line and "sha256" not in line]
     config.write_text("".join(lines))
