@@ -34,6 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the best on val, else the last")
     parser.add_argument("--classes", help='other class names, separated by commas: "a,b,c"')
     parser.add_argument("--template", default="", help='prompt of the classes, e.g. "a photo of a {}."')
+    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, or "auto"; default: the training\'s')
     parser.add_argument("--top", type=int, default=5, help="how many classes to name, default: 5")
     parser.add_argument("--threshold", type=float, default=0.0, help='"unsure" below this probability, default: 0')
     parser.add_argument("--json", action="store_true", help="one JSON list on the standard output")
@@ -76,13 +77,13 @@ def predict(args: argparse.Namespace) -> list[str]:
     from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 
     classes = None if args.classes is None else names_in(args.classes)
+    how = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
         from experiments.serve import serve
 
-        how = {"epoch": args.load_epoch, "template": args.template}
         serve(args.model_dir, classes, args.threshold, args.port, **how)
         return []
-    predictor = Predictor(args.model_dir, classes, args.load_epoch, args.template)
+    predictor = Predictor(args.model_dir, classes, **how)
     predictions, start = [], time.perf_counter()
     with table_file(args.csv, predictor.classnames) as write:
         for p in predictor(args.images, args.top, args.threshold, every=bool(args.csv)):

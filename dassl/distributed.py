@@ -6,7 +6,6 @@ There is no wrapper around the model. The first process alone writes files and p
 """
 
 import contextlib
-import datetime
 import os
 import time
 from collections import deque

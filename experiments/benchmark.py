@@ -11,7 +11,7 @@ from dassl.utils import check_availability, locked
 from trainers.base import ClipTrainer, node_of
 
 from . import engines
-from .config import discover, setup_cfg
+from .config import discover, setup_cfg, strength_key
 from .flags import NAMES, parse
 from .plans import Job, execute
 from .protocols import Method, Stages, row_of, source_of, targets, variants
@@ -93,6 +93,8 @@ def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespa
         stages, trained = Stages(method, args.root, args.output_dir), learns(method.trainer)
         for seed in args.seeds if trained else args.seeds[:1]:
             for runs, images in models(stages, protocols, args, seed, trained):
+                strengths = args.strength if strength_key(method.trainer) else []
+                runs += [run.at_strength(s) for s in strengths for run in list(runs)]
                 seconds = images * trained + 20 * len(runs)
                 jobs.append(Job(tuple(runs), seconds, method.trainer))
     return jobs

@@ -65,13 +65,15 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     discover(trainers)
     if with_data:
         discover(importlib.import_module("datasets"))
-    args.model_config = read_config(model_file(args)) if model_file(args) else {}
+    args.model_config = read_run(model_file(args)) if model_file(args) else {}
     named = args.trainer
     args.trainer = named or args.model_config.get("TRAINER.NAME") or "OrthCR"
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
 
     cfg = default_cfg(args.trainer)
     cfg.update(UNSET)
+    if args.eval_only and strength_key(args.trainer):  # the model's, unless something says otherwise
+        cfg.TRAINER[node_of(TRAINER_REGISTRY.get(args.trainer))].STRENGTH = strength_of(args)
     new = ("TRAINER",) if is_foreign(args.trainer) else ()  # what its config says there is taken as it is
     for node in COOPS_OWN if new else ():
         cfg.TRAINER.setdefault(node, CfgNode(COOPS_OWN[node]))
@@ -86,6 +88,24 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
     return finish(cfg, args, with_data)
+
+
+def read_run(path: str) -> dict:
+    """The dotted config of a run; a model from before there was a strength has all of it."""
+    config = read_config(path)
+    key = strength_key(config["TRAINER.NAME"])
+    return {key: 1.0} | config if key else config
+
+
+def strength_key(trainer: str) -> str:
+    """TRAINER.<NODE>.STRENGTH of a method that has one, else ""."""
+    method = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
+    return f"TRAINER.{node_of(method)}.STRENGTH" if "STRENGTH" in getattr(method, "defaults", {}) else ""
+
+
+def strength_of(args: argparse.Namespace):
+    """That with which the model to be evaluated was trained; of another code base all."""
+    return args.model_config.get(strength_key(args.trainer), 1.0)
 
 
 def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
@@ -213,6 +233,10 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
         "DATASET.SKIP_UNREADABLE": args.skip_unreadable or None,
         **own_images(args, cfg),
     }
+    if args.strength is not None:
+        if not strength_key(args.trainer):
+            raise ValueError(f"{args.trainer} takes no --strength: it changes no weights")
+        given[strength_key(args.trainer)] = args.strength
     if args.template is not None:
         node = node_of(TRAINER_REGISTRY.get(args.trainer))
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
@@ -312,7 +336,9 @@ def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
     name = osp.splitext(osp.basename(cfg.DATASET.IMAGES))[0] if args.images else cfg.DATASET.NAME
     run = [name, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
     if args.eval_only and args.model_dir:  # beside the model, never over its own results
-        return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT]))
+        s = flatten(cfg).get(strength_key(args.trainer), 1.0)
+        other = [f"s{s}"] * (s != strength_of(args))
+        return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT, *other]))
     return osp.join("output", cfg.TRAINER.NAME, *run)
 
 

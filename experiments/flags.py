@@ -28,6 +28,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, in evaluation; or "auto": by val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
     parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
@@ -93,6 +94,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
     parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
+    strengths = "of weight methods: their models are tested at these, too; from 0 to 1, or auto"
+    parser.add_argument("--strength", nargs="+", type=strength, default=[], metavar="S", help=strengths)
     parser.add_argument(
         "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
     )
@@ -121,3 +124,9 @@ def count(word: str) -> int:
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"1 or more, not {word}")
     return int(word)
+
+
+def strength(word: str) -> str:
+    if word != "auto" and not re.fullmatch(r"0|1|[01]?\.\d+|1\.0*", word) or word != "auto" and float(word) > 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1, or auto, not {word}")
+    return word

@@ -35,6 +35,15 @@ class PlannedRun:
     argv: tuple[str, ...]  # of train.py
     model: Path | None = None  # folder of the training whose model it evaluates
 
+    def at_strength(self, s: str) -> "PlannedRun":
+        """The same model tested on the same at another strength."""
+        model = self.model or self.folder
+        folder = model / f"s{s}" / (self.folder.relative_to(model) if self.model else "own")
+        argv = ["--strength", s, *self.argv]
+        argv[argv.index("--output-dir") + 1] = str(folder)
+        argv[:0] = () if self.model else ("--eval-only", "--model-dir", str(model))
+        return PlannedRun(f"{self.name} s={s}", folder, tuple(argv), model)
+
 
 @dataclass(frozen=True)
 class Job:

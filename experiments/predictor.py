@@ -54,10 +54,11 @@ class Predictor:
         epoch: of the checkpoint; None: the best on val if kept, else the last.
         template: prompt with {} for the class name; "": that of the training.
         device: "cpu" or "cuda"; None: a GPU if there is one.
+        strength: of the change of weights, from 0 to 1, or "auto"; None: that of the training.
 
     Raises:
         FileNotFoundError: no run or no checkpoint in `model_dir`.
-        ValueError: the model cannot take these classes, or the checkpoint does not fit.
+        ValueError: the model cannot take these classes or this strength, or the checkpoint does not fit.
     """
 
     temperature: float | None = None
@@ -69,6 +70,7 @@ class Predictor:
         epoch: int | None = None,
         template: str = "",
         device: str | None = None,
+        strength: float | str | None = None,
     ):
         model_dir = osp.expanduser(str(model_dir))
         if device:
@@ -78,6 +80,7 @@ class Predictor:
         with redirect_stdout(io.StringIO()):  # what a training would log
             argv = ["--eval-only", "--model-dir", model_dir]
             argv += ["--template", template] if template else []
+            argv += [] if strength is None else ["--strength", str(strength)]
             argv += ["USE_CUDA", str(device == "cuda")] if device else []
             cfg = setup_cfg(parse(argv), with_data=False)
             if classes is not None:

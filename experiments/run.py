@@ -19,16 +19,17 @@ import torchvision
 from yacs.config import CfgNode
 
 import dassl
-from dassl.config import read_config
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
 from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
+from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
+from .chosen import chosen
 from .command import GOES_ON, command
-from .config import CLASSES, CONFIGS, default_cfg, plain, setup_cfg
+from .config import CLASSES, CONFIGS, default_cfg, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
@@ -60,14 +61,17 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -
         check_model_dir(cfg, args)
         check_inside(cfg, args)
         check_no_training(cfg)
+        check_same_strength(cfg)
     else:
         check_same_run(cfg)
     with logged(cfg.OUTPUT_DIR):
+        choice = chosen(cfg, args, check_inside)
         trainer = build(cfg, args)
         if args.no_train and not args.eval_only:
             return {}
         start = time.time()
         if args.eval_only:
+            trainer.chosen = choice
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
             trainer.evaluator.temperature = calibrate.temperature_of(trainer, args.model_dir, args.load_epoch)
             trainer.test()
@@ -99,7 +103,7 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     for key, now in plain(cfg).items():
         was = args.model_config.get(key, now)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith((".PREC", ".MONITOR")) and was != now:
+        if matters and not key.endswith((".PREC", ".MONITOR", ".STRENGTH")) and was != now:
             wrong = f'the model in {args.model_dir} was trained with {key} "{was}", not "{now}"'
             raise ValueError(f"{wrong}: give the same here, or another --model-dir")
 
@@ -124,16 +128,24 @@ def check_no_training(cfg: CfgNode) -> None:
         raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run and its results: choose another --output-dir")
 
 
+def check_same_strength(cfg: CfgNode) -> None:
+    """Raises ValueError if the output directory holds results of the same method at another strength."""
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path) or not osp.exists(osp.join(cfg.OUTPUT_DIR, "results.json")):
+        return
+    old, new = read_run(path), plain(cfg)
+    for key in (key for key in old.keys() & new.keys() if key.endswith(".STRENGTH")):
+        if old[key] != new[key]:
+            wrong = f"{cfg.OUTPUT_DIR} holds results with {key} {old[key]}, not {new[key]}"
+            raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+
+
 def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
     """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return
-    old, new, default = (
-        read_config(path),
-        plain(cfg),
-        plain(default_cfg(cfg.TRAINER.NAME)),
-    )  # older runs lack newer keys
+    old, new, default = (read_run(path), plain(cfg), plain(default_cfg(cfg.TRAINER.NAME)))  # older runs lack newer keys
     for key in sorted(old.keys() | new.keys()):
         was, now = (some.get(key, default.get(key)) for some in (old, new))
         if not key.startswith(may_differ) and was != now:
@@ -187,8 +199,8 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     # only now: a run that could not be built leaves nothing that a later one would be compared with
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
-        chosen_by = trainer.dm.dataset.val if cfg.TEST.FINAL_MODEL == "best_val" else []
-        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, chosen_by)
+        by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
+        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, trainer.dm.dataset.val if by_val else [])
     content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN])
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
@@ -221,6 +233,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         # an evaluation on other classes or data is never mistaken for a training there
         "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
+        **getattr(trainer, "facts", dict)(),  # of the method's own
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
         "peak_memory_mib": peak_memory(cfg),

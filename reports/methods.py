@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .runs import Run
+from .runs import STRENGTH, Run, setting
 
 
 class Label(NamedTuple):
@@ -29,9 +29,9 @@ def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
         keys = separating(own)
         variants = defaultdict(list)
         for run in own:
-            variants[tuple((key, dict(run.settings).get(key, "?")) for key in keys)].append(run)
+            variants[tuple((key, setting(run, key)) for key in keys)].append(run)
         for variant, members in sorted(variants.items()):
-            words = [f"{key.rpartition('.')[2]} {value}" for key, value in variant]
+            words = [f"s={v}" if key.endswith(STRENGTH) else f"{key.rpartition('.')[2]} {v}" for key, v in variant]
             words = [backbone] * (len(backbones) > 1) + [code] * (bool(code) and len(codes) > 1) + words
             text = f"{trainer} ({', '.join(words)})" if words else trainer
             labels[Label(trained, text)] = members
@@ -53,6 +53,8 @@ def separating(runs: list[Run]) -> list[str]:
 
 def differing(runs: Iterable[Run]) -> dict[str, set[str]]:
     """{setting: its values} of those that are not the same in all; one that older runs do not know is no difference."""
-    settings = [dict(run.settings) for run in runs]
-    values = {key: {s[key] for s in settings if key in s} for key in sorted(set().union(*settings))}
+    runs = list(runs)
+    values = {
+        key: {setting(run, key) for run in runs} - {"?"} for key in sorted({k for r in runs for k, _ in r.settings})
+    }
     return {key: found for key, found in values.items() if len(found) > 1}

@@ -13,6 +13,7 @@ NO_METHOD = tuple(
     "OUTPUT_DIR RESUME SEED VERBOSE VERSION USE_CUDA DATASET. DATALOADER.NUM_WORKERS DATALOADER.TEST. TRAIN. TEST. "
     "TRAINER.NAME MODEL.BACKBONE.NAME".split()
 )
+STRENGTH = ".STRENGTH"  # how the key ends that an evaluation may have otherwise than the training
 MODEL_SPLIT = "Images split"  # a user's own images as split and kept in the model's directory
 
 
@@ -100,6 +101,7 @@ def read_results(path: Path) -> Run:
         # None: of an older evaluation; then `tree.with_model` finds it
         trained_config = results.get("model_config") if evaluation else config
         settings = method_settings(trained_config or config, trainer, bool(trained))
+        settings = at_strength(settings, method_settings(config, trainer, bool(trained)))
         if dataset == "Images":
             dataset = own_images(config)
         if trained and trained.dataset == "Images" and trained_config is not None:
@@ -139,6 +141,16 @@ def read_config(path: Path) -> dict:
         else:
             flat[key] = value
     raise LeftOut(f"{path} is no config of a run")  # but made to fill the memory
+
+
+def at_strength(settings: tuple[tuple[str, str], ...], evaluated: tuple[tuple[str, str], ...]):
+    """The settings of a model with the strength of its evaluation."""
+    return tuple(sorted((dict(settings) | {key: s for key, s in evaluated if key.endswith(STRENGTH)}).items()))
+
+
+def setting(run: Run, key: str) -> str:
+    """The value of a setting; older runs have no strength, which is all of it, and lack others."""
+    return dict(run.settings).get(key, "1.0" if key.endswith(STRENGTH) else "?")
 
 
 def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:

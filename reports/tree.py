@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .logs import by_layout, plain, read_log
-from .runs import MODEL_SPLIT, LeftOut, Run, read_results
+from .runs import MODEL_SPLIT, LeftOut, Run, at_strength, read_results
 
 
 def collect(paths: Iterable[str | Path], left_out: list[str] | None = None) -> list[Run]:
@@ -83,7 +83,8 @@ def with_model(run: Run, trainings: list[Run]) -> Run:
     model = find_model(run, trainings)
     if model:
         dataset = model.dataset if run.dataset == MODEL_SPLIT else run.dataset
-        return replace(run, dataset=dataset, trained=model.trained, settings=model.settings, model=model.model)
+        settings = at_strength(model.settings, run.settings)
+        return replace(run, dataset=dataset, trained=model.trained, settings=settings, model=model.model)
     if run.trained is None or run.trained.dataset == "Images":
         where = f' in "{run.model_dir}", which is not here,' if run.model_dir else ""
         raise LeftOut(f"it cannot be told what its model{where} was trained on")

@@ -40,6 +40,8 @@ def test_bounds_agree_with_a_plain_comparison():
         (Key(1, none=True), [None, 2], [2.0]),
         (Key(None), [None, 1, "a", [1]], []),
         (Key(None, of=float, low=0), [None, 0, 1.5], [-1, "a", [1.0], math.nan]),
+        (Key(1.0, of=float, low=0, high=1, word="auto"), ["auto", 0, 0.5], ["Auto", "", 2, True, None]),
+        (Key("auto", of=float, low=0, high=1, word="auto"), ["auto", 0, 0.5], ["Auto", "", 2, True, None]),
         (Key((1, 2), length=2), [(3, 4), [3, 4]], [(1,), (1, 2, 3), (1, 2.0), (1, True), 1, None]),
         (Key([0.5]), [[], [1, 0.5]], [["a"], [None], [math.nan], [True]]),
         (Key([], of=int), [[], [-1]], [[True], [1.0], ["1"]]),
@@ -58,6 +60,7 @@ def test_what_is_allowed_in_words():
     assert str(Key((1, 1), length=2, low=1)) == "2 whole numbers at least 1"
     assert str(Key("", choices=("", "mlp"))) == 'one of "", mlp'
     assert str(Key(5, rule=("odd", bool), none=True)) == "a whole number, odd or None"
+    assert str(Key("auto", of=float, low=0, word="auto")) == 'a number at least 0 or "auto"'
 
 
 def test_defaults_of_declarations():

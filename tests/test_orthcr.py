@@ -19,7 +19,8 @@ from orthcr_tools import (
     turn,
 )
 
-from trainers.orthcr import cayley, hyperspherical_energy, rotate
+from trainers.orthcr import hyperspherical_energy
+from trainers.shared.rotations import cayley, rotate
 from trainers.shared.weights import WEIGHTS
 
 # ------------------------------------------------------------------ (1) Cayley
@@ -377,12 +378,14 @@ def test_hyperspherical_energy_is_a_double_loop(rows, noise):
     assert hyperspherical_energy(weight) == pytest.approx(energy, rel=1e-9)
 
 
-def test_monitor_writes_both_figures(make_trainer, take_steps, monkeypatch):
+def test_monitor_writes_its_figures(make_trainer, take_steps, monkeypatch):
     for monitor in (True, False):
         trainer = make_trainer("TRAINER.ORTHCR.MONITOR", monitor, "OPTIM.LR", 0.01, out=f"monitor{monitor}")
         take_steps(trainer)
         written = {}
         monkeypatch.setattr(trainer, "write_scalar", lambda tag, *rest, w=written: w.update({tag: rest}))
         trainer.after_epoch()
+        turned = [written.pop(f"orthcr/rotation_degrees_{which}", (0, 1))[0] for which in ("mean", "max")]
+        assert turned == (list(trainer.model.degrees().values()) if monitor else [0, 0])
         assert set(written) == ({"orthcr/orthogonality_error", "orthcr/energy_drift"} if monitor else set())
         assert all(0 <= value < 1e-6 and step == 1 for value, step in written.values())

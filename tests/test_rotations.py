@@ -5,8 +5,8 @@ import torch
 from orthcr_tools import orthogonal, turn
 from torch.nn import functional as F
 
-from trainers import orthcr
-from trainers.orthcr import TOLERANCE, Rotation, cayley, inverse, rotate, rotated_linear
+from trainers.shared import rotations
+from trainers.shared.rotations import TOLERANCE, Rotation, cayley, inverse, rotate, rotated_linear
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 SIZES = [2, 3, 16, 33, 64, 96, 128]
@@ -126,14 +126,14 @@ def test_a_rotated_map_under_autocast(outputs, noise):
 
 def test_every_rotation_is_computed_once_a_step(random_clip, noise, monkeypatch):
     model, batches = orthogonal(random_clip(), BLOCK_SIZE=64).train(), []
-    monkeypatch.setattr(orthcr, "cayley", lambda u, b, exact: batches.append((len(u), exact)) or cayley(u, b, exact))
+    monkeypatch.setattr(rotations, "cayley", lambda u, b, exact: batches.append((len(u), exact)) or cayley(u, b, exact))
     model.all_logits(noise(2, 3, 32, 32))
     assert batches == [(2 * (5 * 2 + 8), False), (3 * (5 * 1 + 4), False)], "of the image encoder, of the text encoder"
 
 
 def test_a_weight_is_merged_once_a_step_and_only_where_it_pays(noise, monkeypatch):
-    calls, rotate_t = [], orthcr.rotate_t
-    monkeypatch.setattr(orthcr, "rotate_t", lambda rows, r: calls.append(len(rows)) or rotate_t(rows, r))
+    calls, rotate_t = [], rotations.rotate_t
+    monkeypatch.setattr(rotations, "rotate_t", lambda rows, r: calls.append(len(rows)) or rotate_t(rows, r))
     rotation, weight, bias = Rotation(cayley(random_upper(noise, 2, 4, torch.float32), 4)), noise(6, 8), noise(6)
     for n in (5, 3, 4):  # of a prefix, of the suffixes, of a chunk of classes
         rotated_linear(rotation, noise(n, 8), weight, bias)

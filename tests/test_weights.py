@@ -15,7 +15,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainers.orthcr import REGULARIZERS, OrthogonalCLIP, cayley, regularizer
+from trainers.orthcr import REGULARIZERS, OrthogonalCLIP, regularizer
+from trainers.shared.rotations import cayley
 from trainers.shared.weights import WEIGHTS, TunedCLIP
 
 NAMES = ["red circle", "dark_blue striped heart", "x"]
@@ -137,8 +138,8 @@ class Scaled(TunedCLIP):
         super().__init__(clip_model, NAMES, "a photo of a {}.", node(), "TRAINER.SCALED")
         self.factors = nn.ParameterDict({name: torch.tensor(1.0) for name in self.places})
 
-    def changes(self, names):
-        return {name: self.factors[name] for name in names}
+    def changes(self, names, s=1.0):
+        return {name: 1 + s * (self.factors[name] - 1) for name in names}
 
     def tuned(self, factor, x, weight, bias):
         return F.linear(factor * x, weight, bias)

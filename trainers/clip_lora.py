@@ -5,7 +5,8 @@ To the chosen weights W (out x in), by default q, k and v of every block of both
     y = W x + b + (alpha / sqrt(r)) B A d(x),   A [r, in] random, B [out, r] from zero
     L = CE(100 f g^T, y)
 
-d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + (alpha / sqrt(r)) B A is merged.
+d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + s (alpha / sqrt(r)) B A
+is merged, s the strength.
 """
 
 import math
@@ -17,12 +18,13 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, load_tensors
+from .base import load_tensors
 from .shared import archives
 from .shared.keys import SOME, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
+from .tuned import TunedTrainer
 
 
 class LoRA(nn.Module):
@@ -71,8 +73,9 @@ class LowRankCLIP(TunedCLIP):
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
-    def changes(self, names):
-        return {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
+    def changes(self, names, s=1.0):
+        factors = {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
+        return factors if s == 1 else {name: (a, s * b) for name, (a, b) in factors.items()}
 
     def tuned(self, factors, x, weight, bias):
         a, b = factors
@@ -85,10 +88,10 @@ class LowRankCLIP(TunedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPLoRA(ClipTrainer):
+class CLIPLoRA(TunedTrainer):
     """Low-rank adaptation of CLIP's attention."""
 
-    defaults = ClipTrainer.defaults | {
+    defaults = TunedTrainer.defaults | {
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
         "LAYERS": Key([], of=int),  # blocks, e.g. [-2, -1]; [] = all
         "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, rule=SOME),

@@ -4,7 +4,8 @@
     FullFT   W' is trained itself, from CLIP's own W
 
 Everything else is OrthCR's: which weights, losses, keys, the frozen CLIP beside the tuned one. Biases, LayerNorms and
-embeddings stay as they are, as there. REG none, the default, is plain fine-tuning by cross-entropy.
+embeddings stay as they are, as there. REG none, the default, is plain fine-tuning by cross-entropy. At strength s in
+evaluation it is W + s (W' - W), which is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 import torch
@@ -26,8 +27,10 @@ class FreeCLIP(TunedCLIP):
         super().__init__(clip_model, classnames, template, node, where)
         self.weights = nn.ParameterDict({name: wide(self.weight(name)).clone() for name in self.places})
 
-    def changes(self, names):
-        return {name: self.weights[name] for name in names}
+    def changes(self, names, s=1.0):
+        if s == 1:
+            return {name: self.weights[name] for name in names}
+        return {name: torch.lerp(wide(self.weight(name)), self.weights[name], s) for name in names}
 
     def tuned(self, trained, x, weight, bias):
         return F.linear(x, trained, bias)

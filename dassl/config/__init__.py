@@ -17,6 +17,7 @@ from .keys import Key, shown
 __all__ = ["check_config", "clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
 
 BASE = "_BASE_"  # detectron2's key
+AUTO = "auto"  # a word that may replace a number, and be replaced by one
 
 
 def get_cfg_default():
@@ -62,7 +63,8 @@ def merge_config(cfg, source, allow_new=()):
 
     Values are read as yacs does: text is a Python literal if it can be, e.g. "(10,)" or "1e-5", else a
     string. A value must have the type of the one it replaces; an int given for a float, and a list for a
-    tuple or the other way round, are converted. None may replace anything and be replaced by anything.
+    tuple or the other way round, are converted. None may replace anything and be replaced by anything, and so may
+    "auto" numbers.
     A YAML file may name another one, or several, which are merged before it: `_BASE_: ../vit_b16.yaml`, relative
     to its own folder.
 
@@ -229,6 +231,11 @@ def _convert(value, default, key, where):
     decoded = _decode(value)
     wanted = type(default)
     if default is None or decoded is None or type(decoded) is wanted:
+        return decoded
+    if wanted is float and isinstance(decoded, str) and decoded.strip().lower() == AUTO:  # `check_config` says more
+        return decoded
+    wanted = float if default == AUTO and type(decoded) in (int, float) else wanted
+    if type(decoded) is wanted:
         return decoded
     if wanted is str and isinstance(value, str):  # a name that happens to look like a number
         return value

@@ -26,6 +26,7 @@ class Key:
         none: whether None is allowed.
         length: number of entries; None: any.
         of: type of the entries, None: that of the default's first one; with the default None, type of the value.
+        word: one that is allowed in place of a number.
         rule: what else holds, in words after a comma, and the test: ("odd", lambda value: value % 2 == 1).
     """
 
@@ -38,6 +39,7 @@ class Key:
     none: bool = False
     length: int | None = None
     of: type | None = None
+    word: str = ""
     rule: tuple[str, Callable] | tuple[()] = ()
 
     def __str__(self):
@@ -52,12 +54,15 @@ class Key:
         bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
         told = " and".join(f" {word} {bound}" for word, bound in bounds.items() if bound is not None)
         words += told or " that is finite" * (kind is float and not many)
-        return words + (f", {self.rule[0]}" if self.rule else "") + " or None" * self.none
+        words += f", {self.rule[0]}" if self.rule else ""
+        return words + f' or "{self.word}"' * bool(self.word) + " or None" * self.none
 
     def allows(self, value) -> bool:
         """Whether `value` is one of the values allowed."""
         if value is None or (self.default is None and self.of is None):
             return self.none or self.default is None
+        if self.word and value == self.word:
+            return True
         if isinstance(self.default, (list, tuple)):
             listed = isinstance(value, (list, tuple)) and len(value) == (self.length or len(value))
             allowed = listed and all(map(self._allows_one, value))
@@ -69,7 +74,7 @@ class Key:
         if isinstance(self.default, (list, tuple)):
             first = next(iter([*self.default, *self.choices]), None)
             return self.of or (None if first is None else type(first))
-        return self.of if self.default is None else type(self.default)
+        return self.of if self.default is None or self.word else type(self.default)
 
     def _allows_one(self, value) -> bool:
         kind = self._kind()

@@ -31,7 +31,8 @@ class TunedCLIP(ClipClassifier):
 
     A method gives three functions of what it calls a change (OrthCR: R; LoRA: B A; full fine-tuning: the weight):
 
-    - `changes(names)`: those of the places named, by name; asked for once a step;
+    - `changes(names, s)`: those of the places named, by name, at strength s: for s = 0 such that nothing changes, for
+      s = 1 what was trained; asked for once a step;
     - `tuned(change, x, weight, bias)`: the changed map of activations, for training, in which a changed weight would
       cost a gradient of its size that nobody needs;
     - `merge(change, weight)`: the changed weight, for evaluation and export, where it costs nothing per image.
@@ -41,6 +42,10 @@ class TunedCLIP(ClipClassifier):
         template: the prompt of both the tuned and the frozen side.
         node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places.
         where: name of the node, for messages.
+
+    Attributes:
+        strength: s from 0, the frozen CLIP to the bit, to 1, all that was trained; in evaluation, export included. In
+            training it is 1 always.
 
     Raises:
         ValueError: a ResNet's image encoder, or a layer that an encoder does not have.
@@ -59,8 +64,18 @@ class TunedCLIP(ClipClassifier):
             self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, node.WEIGHTS, where)
         tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
         self.register_buffer("tokens", tokens, persistent=False)
+        self.strength = 1.0
 
-    def changes(self, names: list[str]) -> dict:
+    @property
+    def strength(self) -> float:
+        return self._strength
+
+    @strength.setter
+    def strength(self, s: float) -> None:
+        self._strength = s
+        self._kept.clear()
+
+    def changes(self, names: list[str], s: float = 1.0) -> dict:
         raise NotImplementedError
 
     def tuned(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -81,7 +96,7 @@ class TunedCLIP(ClipClassifier):
 
     def linear(self, *encoders: str) -> Callable:
         """The linear maps of these encoders with their changes, as `encoders.run_blocks` takes them."""
-        changes = self.changes(self.names(encoders))
+        changes = self.changes(self.names(encoders), 1.0 if self.training else self.strength)
 
         def changed(place, x, weight, bias):
             return self.tuned(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
@@ -90,7 +105,7 @@ class TunedCLIP(ClipClassifier):
 
     @torch.no_grad()
     def merged(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
-        """The changed parameters of these encoders (default: both), to be written into a plain CLIP.
+        """The parameters of these encoders (default: both), changed by `strength`, to be written into a plain CLIP.
 
         Returns:
             {encoder: {name of the parameter: tensor}}, as `functional_call` and state dicts want them.
@@ -98,7 +113,7 @@ class TunedCLIP(ClipClassifier):
         encoders = encoders or tuple(self.encoders)
         parts = {encoder: defaultdict(dict) for encoder in encoders}
         with torch.autocast(self.logit_scale.device.type, enabled=False):
-            for name, change in self.changes(self.names(encoders)).items():
+            for name, change in self.changes(self.names(encoders), self.strength).items():
                 encoder, parameter, rows = self.places[name]
                 parts[encoder][parameter][rows.start] = self.merge(change, self.weight(name))
         return {e: {p: self._assemble(e, p, rows) for p, rows in parts[e].items()} for e in encoders}
