@@ -5,8 +5,8 @@ Every chosen weight W (out x in) of the frozen CLIP's transformer blocks is rota
     W' = W R,   R = blockdiag(R_1 ... R_m),   R_i = (I + Q_i)^-1 (I - Q_i),   Q_i = -Q_i^T          (1, Cayley)
 
 Only the strict upper triangles of the Q_i are trained, from zero: training starts at CLIP itself. R is orthogonal
-whatever Q is, so the rows of W keep their norms and pairwise angles, and W keeps its singular values. How R is computed,
-and that no gradient of a whole weight is ever formed: shared/rotations.py.
+whatever Q is, so the rows of W keep their norms and pairwise angles, and W keeps its singular values. How R is
+computed, and that no gradient of a whole weight is ever formed: shared/rotations.py.
 
 With tuned features f, g, those of the frozen CLIP f0, g0 (all of unit length), and its logit scale s:
 
