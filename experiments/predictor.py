@@ -21,6 +21,7 @@ from dassl.utils import check_availability, end_with_parent, on_white, read_phot
 from dassl.utils.images import image_problem, images_in
 
 from .config import CLASSES, read_classes, setup_cfg
+from .exported import is_exported, open_exported
 from .flags import parse
 from .seen import Seen
 
@@ -41,7 +42,7 @@ class Predictor:
     """A trained model, ready to classify.
 
     Args:
-        model_dir: output directory of a training, or of a zero-shot run.
+        model_dir: output directory of a training, or of a zero-shot run; or a folder that export.py made.
         classes: names to choose between; None: those of the training.
         epoch: of the checkpoint; None: the best on val if kept, else the last.
         template: prompt with {} for the class name; "": that of the training.
@@ -63,6 +64,9 @@ class Predictor:
         model_dir = osp.expanduser(str(model_dir))
         if device:
             check_availability(device, ["cpu", "cuda"])
+        if is_exported(model_dir):
+            vars(self).update(open_exported(model_dir, classes, template, device))
+            return
         if not osp.exists(osp.join(model_dir, "config.yaml")):
             raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
         with redirect_stdout(io.StringIO()):  # what a training would log
