@@ -68,8 +68,8 @@ def card(facts: dict) -> str:
         "## Classes",
         f"{len(facts['classes'])}: " + ", ".join(f"`{visible(name)}`" for name in facts["classes"]),
         "## Licence",
-        f"The weights come from CLIP `{visible(facts['backbone'])}` and were trained on {facts['dataset']}: the licences "
-        "of both hold for them. OrthCR, which made them, is under the MIT licence and is not needed to run them.",
+        f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} hold for these weights. OrthCR, "
+        "which made them, is under the MIT licence; it is not needed to run them.",
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -93,7 +93,7 @@ def loading(facts: dict) -> list[str]:
         if not name:
             name, add = "tuned_clip", 'open_clip.add_model_config("tuned_clip.json")\n'
         call = f'open_clip.create_model_and_transforms("{name}", pretrained="open_clip_model.safetensors")'
-        told.append(f"Or by the architecture's name:\n\n```python\n{add}{call}\n```")
+        told.append(f"Or by the architecture's name:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
     return told
 
 

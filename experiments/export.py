@@ -85,9 +85,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     size = sum(file.stat().st_size for file in Path(output).iterdir())
     opset = f", opset {facts['opset']}" if to == "onnx" else ""
     print(f"{output}: {facts['trainer']} on {facts['dataset']} for {to}, float32{opset}, {size / 2**20:.1f} MiB")
-    print(
-        f"its logits are off the trained model's by at most {off:.1e}, on 3 random images; README.md says how to load it"
-    )
+    print(f"Its logits are off the trained model's by at most {off:.1e}; its README.md says how to load it")
 
 
 def umask() -> int:
