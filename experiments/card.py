@@ -68,7 +68,7 @@ def card(facts: dict) -> str:
         "## Classes",
         f"{len(facts['classes'])}: " + ", ".join(f"`{visible(name)}`" for name in facts["classes"]),
         "## Licence",
-        f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} hold for these weights. OrthCR, "
+        f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} hold for the weights. OrthCR, "
         "which made them, is under the MIT licence; it is not needed to run them.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -306,6 +306,9 @@ def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+    if isinstance(program.model.graph.inputs[0].shape[0], int):
+        name = facts["trainer"]
+        raise ValueError(f"{name} cannot be traced for any number of images, as its class features depend on the image")
     told = ("trainer", "dataset", "backbone", "strength", "classes", "input")
     program.model.metadata_props.update({key: dumps(facts[key]) for key in told if facts[key] is not None})
     program.save(osp.join(folder, "model.onnx"))
