@@ -102,6 +102,6 @@ def table(rows: list[dict]) -> str:
         return ""
     heads = ("dataset", "classes", "shots", "seed", "split", "accuracy")
     cells = [["" if row[head] is None else str(row[head]) for head in heads] for row in rows]
-    for row in cells:
-        row[-1] += " %"
+    for row, given in zip(cells, rows, strict=True):
+        row[-1] = "" if given["accuracy"] is None else f"{given['accuracy']:.1f} %"
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *cells])

@@ -150,7 +150,7 @@ def figures(model_dir: str, strength: float | None) -> list[dict]:
         if strength is None or results.get("strength", had) == strength:
             keys = ("dataset", "classes", "shots", "seed", "split", "accuracy")
             rows.append({key: results.get(key) for key in keys})
-    return rows
+    return [row for k, row in enumerate(rows) if row not in rows[:k]]  # an evaluation may repeat that of the training
 
 
 # ------------------------------------------------------------------ a plain CLIP

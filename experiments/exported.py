@@ -54,7 +54,10 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
     Raises:
         ValueError: other classes for an ONNX file, whose class features are fixed.
     """
-    facts = read_json(osp.join(folder, EXPORT))
+    path = osp.join(folder, EXPORT)
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not {"classes", "templates", "format", "input"} <= facts.keys():
+        raise ValueError(f"{path} is not what export.py wrote: export again")
     classnames = list(facts["classes"]) if classes is None else list(classes)
     if facts["format"] != "onnx":
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
