@@ -35,5 +35,6 @@ setup(
         "dev": ["pytest", "pytest-xdist", "ruff"],
         "cluster": ["ray>=2.9"],  # --engine ray
         "serve": ["gradio>=6"],  # predict.py --serve
+        "export": ["open_clip_torch>=3.0", "transformers>=4.56", "onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
     },
 )

@@ -27,6 +27,7 @@ from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability, read_json
 from trainers.base import extend_cfg, node_of
+from trainers.shared.backbones import from_anywhere, input_keys
 
 from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
 
@@ -85,6 +86,8 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     if not named:
         check_meant(cfg, args)
     merge_config(cfg, overrides(args, cfg))
+    if not new:
+        merge_config(cfg, preprocessing(cfg, args))
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
     return finish(cfg, args, with_data)
@@ -245,6 +248,23 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
     return [word for key, value in given.items() if value is not None for word in (key, value)]
 
 
+def preprocessing(cfg: CfgNode, args: argparse.Namespace) -> list:
+    """What the backbone's own files say of its images, as KEY VALUE pairs; those of the command line come behind them.
+
+    Of the config files, those that are for any backbone say OpenAI's values; what says others is meant. A model that is
+    evaluated keeps what it was trained with.
+    """
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    name = str(pairs.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
+    if name == args.model_config.get("MODEL.BACKBONE.NAME"):
+        return []
+    usual, files = [default_cfg(args.trainer) for _ in range(2)], flatten(cfg)
+    merge_config(usual[1], CONFIGS / "backbones" / "clip.yaml")
+    given = {f"INPUT.{key}": value for key, value in input_keys(name).items()}
+    meant = {key for key in given if files[key] not in [flatten(had)[key] for had in usual]} - {"INPUT.SIZE"}
+    return [word for key, value in given.items() if key not in meant for word in (key, value)]
+
+
 def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
     """What --images says; without it, an evaluation of a model of own images takes the split kept beside the model."""
     kept, classes = (osp.join(args.model_dir, name) for name in ("split.json", CLASSES))
@@ -289,8 +309,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
         check_training(cfg)
     if not is_foreign(args.trainer):
         suit_clip(cfg)
-    if cfg.MODEL.BACKBONE.NAME != "tiny" and osp.isfile(cfg.MODEL.BACKBONE.NAME):  # found from any folder later
-        cfg.MODEL.BACKBONE.NAME = osp.abspath(cfg.MODEL.BACKBONE.NAME)
+    cfg.MODEL.BACKBONE.NAME = from_anywhere(cfg.MODEL.BACKBONE.NAME)
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, args)
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)

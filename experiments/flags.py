@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
     parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
     parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
-    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: tiny, an OpenAI name, or a path")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: docs/backbones.md")
     parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
     parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")

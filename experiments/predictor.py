@@ -23,6 +23,7 @@ from dassl.utils.images import image_problem, images_in
 
 from .calibrate import temperature_of
 from .config import CLASSES, read_classes, setup_cfg
+from .exported import is_exported, open_exported
 from .flags import parse
 from .seen import Seen
 
@@ -49,7 +50,7 @@ class Predictor:
         temperature: T of the probabilities softmax(logits / T), found on val by `calibrate`; None: none was.
 
     Args:
-        model_dir: output directory of a training, or of a zero-shot run.
+        model_dir: output directory of a training, or of a zero-shot run; or a folder that export.py made.
         classes: names to choose between; None: those of the training.
         epoch: of the checkpoint; None: the best on val if kept, else the last.
         template: prompt with {} for the class name; "": that of the training.
@@ -75,6 +76,9 @@ class Predictor:
         model_dir = osp.expanduser(str(model_dir))
         if device:
             check_availability(device, ["cpu", "cuda"])
+        if is_exported(model_dir):
+            vars(self).update(open_exported(model_dir, classes, template, device))
+            return
         if not osp.exists(osp.join(model_dir, "config.yaml")):
             raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
         with redirect_stdout(io.StringIO()):  # what a training would log

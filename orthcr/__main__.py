@@ -2,6 +2,7 @@
 
     orthcr train ...       python train.py ...       trains or evaluates one method on one data set
     orthcr predict ...     python predict.py ...     classifies images with a trained model
+    orthcr export ...      python export.py ...      a trained model in the files of others
     orthcr report ...      python report.py ...      tables and pictures of any tree of results
     orthcr benchmark ...   python benchmark.py ...   all methods, all data sets
 
@@ -14,7 +15,7 @@ import sys
 
 from . import ROOT
 
-COMMANDS = ("train", "predict", "report", "benchmark")
+COMMANDS = ("train", "predict", "export", "report", "benchmark")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,7 +105,7 @@ def imported(done):
     return names
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "report", "benchmark"])
+@pytest.mark.parametrize("name", ["train", "predict", "export", "report", "benchmark"])
 def test_help_imports_no_pytorch(name, root, anywhere):
     for script in ([root / f"{name}.py"], [anywhere.command, name]):
         done = anywhere("-X", "importtime", *script, "--help")

@@ -80,7 +80,8 @@ class ProbedCLIP(ClipClassifier):
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> torch.Tensor:
         """Not normalised, float32 [n, d]."""
-        return wide(self.text_encoder(None, tokenize(prompts).to(self.logit_scale.device)))
+        tokens = tokenize(prompts, self.text_encoder.context_length).to(self.logit_scale.device)
+        return wide(self.text_encoder(None, tokens))
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Of images float [B, 3, H, W], or of their features float [B, d]."""

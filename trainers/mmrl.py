@@ -106,8 +106,8 @@ class CustomCLIP(ClipClassifier):
         super().__init__(clip_model, classnames, [template])
         self.logit_scale.fill_(100)  # whatever CLIP's own
         self.alpha, self.fused = node.ALPHA, fused
-        tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
-        self.register_buffer("tokens", tokens, persistent=False)
+        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         widths = (clip_model.visual.conv1.out_channels, *clip_model.text_projection.shape)
         names = [f"{dataset}: {name}" for name in classnames]
         self.representation_learner = MultiModalRepresentationLearner(node, widths, names)

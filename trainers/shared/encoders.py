@@ -70,7 +70,7 @@ def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int) -> to
     if n + 1 > length - (at is not None):  # the class token, or the start and the end of the text, stay
         raise ValueError(f"{n} tokens are to be replaced, which are too many of {length}")
     at = length - n if at is None else at
-    return torch.cat([x[:, :at], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, at + n :]], dim=1)
+    return torch.cat([x[:, :at], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at + n :]], dim=1)
 
 
 def attention(attn: nn.MultiheadAttention, x: torch.Tensor, causal: bool, place: str, linear: Callable) -> torch.Tensor:
@@ -138,10 +138,10 @@ class ImageEncoder(nn.Module):
             linear: seam 2.
         """
         x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; what blocks add up is in fp32, as the text's
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
-            x = torch.cat([x, context.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x, context.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         x = layer_norm(self.ln_pre, x)
         at = 1 if insert else None
         return run_blocks(self.transformer.resblocks, x, "image", deep=deep, at=at, insert=insert, linear=linear)
@@ -155,6 +155,7 @@ class TextEncoder(nn.Module):
         self.token_embedding, self.transformer = clip_model.token_embedding, clip_model.transformer
         self.positional_embedding, self.ln_final = clip_model.positional_embedding, clip_model.ln_final
         self.text_projection = clip_model.text_projection
+        self.context_length = len(self.positional_embedding)  # 77, OpenAI's
 
     def forward(
         self,
@@ -167,7 +168,7 @@ class TextEncoder(nn.Module):
         """Features at the end-of-text tokens, not normalised.
 
         Args:
-            prompts: embeddings float [..., n, L, width], L <= 77; None: those of the tokens themselves.
+            prompts: embeddings float [..., n, L, width], L <= context_length; None: those of the tokens themselves.
             tokenized_prompts: ids int64 [n, L]; they say where each prompt ends.
             deep: seam 1; replaces the tokens 1 to n, behind the start of text.
             insert: `deep` starts as n tokens more, at those positions.

@@ -13,21 +13,24 @@ from .templates import CUSTOM_TEMPLATES
 POSITIONS = ["end", "middle", "front"]
 
 
-def tokenize(prompts: list[str]) -> torch.Tensor:
+def tokenize(prompts: list[str], room: int = 77) -> torch.Tensor:
     """Token ids int64 [n, L] with L up to the last end-of-text token of these prompts, not CLIP's fixed 77.
 
     Attention is causal and the feature is read at the end-of-text token, so what lies behind the last of them has
     no influence on any feature: cutting it off is exact, and is most of the work for short prompts.
 
+    Args:
+        room: tokens that the text encoder has positions for, `TextEncoder.context_length`.
+
     Raises:
-        ValueError: a prompt has more than 77 tokens.
+        ValueError: a prompt has more tokens.
     """
     start, end = (clip._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
     ids = [[start, *clip._tokenizer.encode(prompt), end] for prompt in prompts]
     longest = max(ids, key=len)
-    if len(longest) > 77:
+    if len(longest) > room:
         raise ValueError(
-            f'the prompt "{prompts[ids.index(longest)]}" is too long, {len(longest)} tokens of at most 77: '
+            f'the prompt "{prompts[ids.index(longest)]}" is too long, {len(longest)} tokens of at most {room}: '
             f"shorten the class name or the template"
         )
     return torch.tensor([row + [0] * (len(longest) - len(row)) for row in ids])
@@ -70,7 +73,9 @@ def template_features(
     device, total = text_encoder.token_embedding.weight.device, 0
     unit = unit and len(templates) > 1  # a single one gets its length in the end
     for template in templates:  # one at a time: 80 x 1,000 prompts at once would not fit
-        features = text_encoder(None, tokenize(fill_template(template, classnames)).to(device))
+        features = text_encoder(
+            None, tokenize(fill_template(template, classnames), text_encoder.context_length).to(device)
+        )
         total = total + (normalize(features) if unit else wide(features))
     return normalize(total)
 
@@ -91,7 +96,7 @@ class PromptLearner(nn.Module):
         dead: what the original's checkpoints hold beside it, by the first part of its name; not loaded.
 
     Raises:
-        ValueError: n_ctx is more than `words` has tokens; a prompt of more than 77 tokens.
+        ValueError: n_ctx is more than `words` has tokens; a prompt of more tokens than the encoder takes.
     """
 
     dead = ("token_prefix", "token_suffix")  # the fixed tokens of the classes trained on
@@ -125,7 +130,7 @@ class PromptLearner(nn.Module):
 
         names = spoken(classnames)
         before = words or " ".join(["X"] * n_ctx)  # placeholders keep the room of a random context
-        tokens = tokenize([f"{before} {name}." for name in names]).to(device)
+        tokens = tokenize([f"{before} {name}." for name in names], text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         self.register_buffer("order", self.places(position, n_ctx, len(ids), names), persistent=False)

@@ -62,8 +62,8 @@ class TunedCLIP(ClipClassifier):
         self.places: dict[str, Place] = {}
         for encoder in node.ENCODERS:
             self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, node.WEIGHTS, where)
-        tokens = tokenize(fill_template(template, classnames)).to(self.logit_scale.device)
-        self.register_buffer("tokens", tokens, persistent=False)
+        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
 
     @property

@@ -1,0 +1,335 @@
+"""A trained model in the files of others: OpenAI's, open_clip's, transformers', ONNX.
+
+A method that changes weights is merged into a plain CLIP. What runs beside CLIP (prompts, adapters, caches) has no
+place in one; its classifier, with the class features inside, is a file of ONNX.
+"""
+
+import contextlib
+import glob
+import io
+import json
+import logging
+import os
+import os.path as osp
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from clip import clip
+from clip.model import CLIP
+from torch import nn
+
+from dassl.config import flatten
+from dassl.engine import TRAINER_REGISTRY
+from dassl.files import atomic_write, read_json, scratch_folder, write_json
+from trainers.base import ClipTrainer
+from trainers.shared import layouts
+from trainers.shared.backbones import is_vit, library, load_clip
+from trainers.shared.classifier import ClipClassifier
+from trainers.shared.weights import TunedCLIP
+
+from .card import write_card
+from .config import setup_cfg
+from .exported import EXPORT, OnnxClassifier
+from .flags import parse
+from .predictor import known_classes, without_data
+
+KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: all that a test image goes through
+OPSET = 20
+LIMIT = 1e-3  # largest difference of logits with which an export counts as the same model
+PLAIN = "openai, open_clip and transformers are plain CLIPs; --to onnx holds it"
+
+
+def export(model_dir: str, to: str, output: str, epoch: int | None = None, strength: float | None = None) -> None:
+    """Writes the folder `output`, as a whole, and prints what is in it.
+
+    Args:
+        model_dir: output directory of a training, or of a zero-shot run.
+        to: openai, open_clip, transformers or onnx.
+        epoch: of the checkpoint; None: the best on val if kept, else the last.
+        strength: of what was trained; None: that of the model.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the format cannot hold it, with the reason; or `output` is not empty.
+        FloatingPointError: what was written gives other logits.
+    """
+    output = osp.abspath(osp.expanduser(output))
+    if osp.exists(output) and (not osp.isdir(output) or os.listdir(output)):
+        raise ValueError(f"--output {output} is there already, and not empty: give another, or remove it")
+    with contextlib.redirect_stdout(io.StringIO()):  # what a training would log
+        trainer = load_trained(osp.expanduser(model_dir), epoch, strength)
+    image = torch.randn(3, 3, *trainer.cfg.INPUT.SIZE)
+    with torch.no_grad():
+        wanted = trainer.model(image)  # and what does not depend on the image is computed
+    facts = describe(trainer, to, model_dir)
+    parent, name = osp.split(output)
+    os.makedirs(parent, exist_ok=True)
+    with scratch_folder(parent, name) as folder:
+        if to == "onnx":
+            facts |= write_onnx(trainer, folder, facts)
+            got = OnnxClassifier(folder).model_inference(image)
+        else:
+            model = plain_clip(trainer)
+            facts |= WRITERS[to](model, folder, facts)
+            with torch.no_grad():
+                got = ClipClassifier(load_clip(folder), facts["classes"], facts["templates"]).eval()(image)
+        off = (got - wanted).abs().max().item()
+        if not off < LIMIT * max(1, wanted.abs().max().item() / 10):
+            raise FloatingPointError(f"what was written gives logits that are off by {off:.2g}: nothing is kept")
+        write_json(facts, osp.join(folder, EXPORT), seal=True)
+        write_card(facts, folder)
+        os.chmod(folder, 0o777 & ~umask())
+        os.rename(folder, output)
+    size = sum(file.stat().st_size for file in Path(output).iterdir())
+    opset = f", opset {facts['opset']}" if to == "onnx" else ""
+    print(f"{output}: {facts['trainer']} on {facts['dataset']} for {to}, float32{opset}, {size / 2**20:.1f} MiB")
+    print(f"Its logits are off the trained model's by at most {off:.1e}; its README.md says how to load it")
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> ClipTrainer:
+    """The trainer of a run with its model loaded, on the CPU, in eval mode."""
+    if not osp.exists(osp.join(model_dir, "config.yaml")):
+        raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
+    words = ["--eval-only", "--model-dir", model_dir, "USE_CUDA", "False"]
+    cfg = setup_cfg(parse(words), with_data=False)
+    method = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if not issubclass(method, ClipTrainer):
+        raise ValueError(
+            f"{cfg.TRAINER.NAME} is written for the original Dassl: only methods of ClipTrainer are exported"
+        )
+    if strength is not None:
+        node = next(key for key in cfg.TRAINER if key != "NAME")
+        if "STRENGTH" not in cfg.TRAINER[node]:
+            raise ValueError(f"{cfg.TRAINER.NAME} has no --strength: it changes no weights of CLIP")
+        cfg = setup_cfg(parse([*words, f"TRAINER.{node}.STRENGTH", str(strength)]), with_data=False)
+    trainer = without_data(method, known_classes(model_dir))(cfg)
+    trainer.load_model(model_dir, epoch=epoch)
+    trainer.set_model_mode("eval")
+    trainer.model.requires_grad_(False)
+    return trainer
+
+
+def describe(trainer: ClipTrainer, to: str, model_dir: str) -> dict:
+    """What `export.json` holds, and the model card tells."""
+    cfg, model = trainer.cfg, trainer.model
+    strength = getattr(model, "strength", None)
+    return {
+        "format": to,
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "strength": strength,
+        "figures": figures(model_dir, strength),
+        "classes": list(trainer.dm.dataset.classnames),
+        "templates": list(model.templates),
+        "input": {key: list(v) if isinstance(v := cfg.INPUT[key], list | tuple) else v for key in KEYS},
+        "dtype": "float32",
+    }
+
+
+def figures(model_dir: str, strength: float | None) -> list[dict]:
+    """The results in and below a run's directory that are of this strength."""
+    rows = []
+    for path in [
+        osp.join(model_dir, "results.json"),
+        *glob.glob(osp.join(glob.escape(model_dir), "eval", "*", "*.json")),
+    ]:
+        if osp.basename(path) != "results.json" or not osp.exists(path):
+            continue
+        results = read_json(path)
+        config = flatten(results.get("config") or {})
+        had = next((value for key, value in config.items() if key.endswith(".STRENGTH")), strength)
+        if strength is None or results.get("strength", had) == strength:
+            keys = ("dataset", "classes", "shots", "seed", "split", "accuracy")
+            rows.append({key: results.get(key) for key in keys})
+    return [row for k, row in enumerate(rows) if row not in rows[:k]]  # an evaluation may repeat that of the training
+
+
+# ------------------------------------------------------------------ a plain CLIP
+
+
+def holds_plain(trainer: ClipTrainer) -> bool:
+    """Whether the model is a CLIP with other weights, or with its own."""
+    return isinstance(trainer.model, TunedCLIP) or type(trainer.model) is ClipClassifier
+
+
+def plain_clip(trainer: ClipTrainer) -> CLIP:
+    """CLIP with what was trained in its weights.
+
+    Raises:
+        ValueError: the method has parts that a CLIP has no place for.
+    """
+    if not holds_plain(trainer):
+        name = trainer.cfg.TRAINER.NAME
+        raise ValueError(f"{name} leaves CLIP's weights as they are, its {trainer.learner} runs beside them: {PLAIN}")
+    model, result = trainer.model, load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
+    state = result.state_dict()
+    if isinstance(model, TunedCLIP):
+        parts = model.merged()
+        for prefix, encoder in (("visual.", "image"), ("", "text")):
+            for name, tensor in parts[encoder].items():
+                state[prefix + name].copy_(tensor)
+    state["logit_scale"].copy_(model.logit_scale.log())  # CLIPLoRA has one of its own
+    return result
+
+
+def tensors(model: CLIP) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def save_tensors(state: dict[str, torch.Tensor], path: str) -> None:
+    with atomic_write(path) as f:
+        f.write(safetensors.torch.save(state, {"format": "pt"}))
+
+
+def needs_vit(model: CLIP, to: str) -> None:
+    if not is_vit(model):
+        raise ValueError(
+            f"the image encoder is a ResNet, which {to} has otherwise or not at all: take --to openai or onnx"
+        )
+
+
+def write_openai(model: CLIP, folder: str, facts: dict) -> dict:
+    """model.pt, a state dict, as `clip.load` reads no safetensors.
+
+    Raises:
+        ValueError: clip.load would build another model from it.
+    """
+    if is_vit(model):
+        for name, module, tower in zip(
+            ("image", "text"), (model.visual, model), layouts.architecture_of(model), strict=False
+        ):
+            c_fc = module.transformer.resblocks[0].mlp.c_fc
+            usual = layouts.Tower(c_fc.in_features // 64)
+            if tower != usual or c_fc.out_features != 4 * c_fc.in_features:
+                told = f"{tower.heads} heads, {tower.activation}, an MLP of {c_fc.out_features}, epsilon {tower.eps:g}"
+                raise ValueError(
+                    f"clip.load cannot build the {name} encoder ({told}), only heads of width 64, QuickGELU, an MLP "
+                    f"of {4 * c_fc.in_features} and epsilon 1e-05: take --to open_clip or transformers"
+                )
+    with atomic_write(osp.join(folder, "model.pt")) as f:
+        torch.save(tensors(model), f)
+    write_json(layouts.image_processor(facts["input"]), osp.join(folder, "preprocessor_config.json"))
+    return {}
+
+
+def write_open_clip(model: CLIP, folder: str, facts: dict) -> dict:
+    """As a hub repository of open_clip, and the architecture by itself, for `add_model_config`."""
+    needs_vit(model, "open_clip")
+    config, given = layouts.open_clip_config(model), facts["input"]
+    preprocess = {"mean": given["PIXEL_MEAN"], "std": given["PIXEL_STD"], "interpolation": given["INTERPOLATION"]}
+    save_tensors(tensors(model), osp.join(folder, "open_clip_model.safetensors"))
+    hub = {"model_cfg": config, "preprocess_cfg": preprocess | {"resize_mode": "shortest"}}
+    write_json(hub, osp.join(folder, "open_clip_config.json"))
+    name = known_name(config)
+    if not name:
+        write_json(config, osp.join(folder, "tuned_clip.json"))
+    return {"open_clip_name": name}
+
+
+def known_name(config: dict) -> str:
+    """open_clip's own name for an architecture; "" if it has none, or is not installed."""
+    try:
+        import open_clip
+    except ImportError:
+        return ""
+    plain = {"head_width": 64, "quick_gelu": False}
+
+    def filled(cfg: dict) -> dict:
+        return plain | flatten(cfg) | {"vision_cfg.head_width": cfg["vision_cfg"].get("head_width", 64)}
+
+    names = sorted(open_clip.list_models(), key=len)
+    return next((name for name in names if filled(open_clip.get_model_config(name)) == filled(config)), "")
+
+
+def write_transformers(model: CLIP, folder: str, facts: dict) -> dict:
+    """CLIPModel, CLIPProcessor and the tokenizer's files."""
+    needs_vit(model, "transformers")
+    save_tensors(layouts.to_transformers(model.state_dict()), osp.join(folder, "model.safetensors"))
+    write_json(layouts.transformers_config(model), osp.join(folder, "config.json"))
+    write_json(layouts.image_processor(facts["input"]), osp.join(folder, "preprocessor_config.json"))
+    tokenizer = clip._tokenizer
+    merges = "".join(f"{first} {second}\n" for first, second in tokenizer.bpe_ranks)
+    with atomic_write(osp.join(folder, "merges.txt")) as f:
+        f.write(f"#version: 0.2\n{merges}".encode())
+    write_json(tokenizer.encoder, osp.join(folder, "vocab.json"))
+    end = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    words = {"bos_token": "<|startoftext|>", **end}
+    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": model.context_length, "do_lower_case": True}
+    write_json(about | words, osp.join(folder, "tokenizer_config.json"))
+    write_json(words, osp.join(folder, "special_tokens_map.json"))
+    return {}
+
+
+WRITERS = {"openai": write_openai, "open_clip": write_open_clip, "transformers": write_transformers}
+
+
+# ------------------------------------------------------------------ ONNX
+
+
+class Classifier(nn.Module):
+    """float [B, 3, H, W] -> logits [B, n_cls], the class features constants."""
+
+    def __init__(self, model: ClipClassifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model(image)
+
+
+def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
+    """model.onnx: input "image" float32 [batch, 3, H, W], output "logits" float32 [batch, n_cls]."""
+    for package in ("onnxscript", "onnx", "onnxruntime"):
+        library(package, "--to onnx")
+    model = trainer.model
+    if holds_plain(trainer):  # without the frozen weights beside the merged ones
+        model = ClipClassifier(plain_clip(trainer), facts["classes"], facts["templates"]).eval()
+    example = torch.randn(2, 3, *facts["input"]["SIZE"])
+    with torch.no_grad(), quiet():
+        model(example)  # what does not depend on the image is kept, and is a constant now
+        program = torch.onnx.export(
+            Classifier(model).eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    if isinstance(program.model.graph.inputs[0].shape[0], int):
+        name = facts["trainer"]
+        raise ValueError(f"{name} cannot be traced for any number of images, as its class features depend on the image")
+    told = ("trainer", "dataset", "backbone", "strength", "classes", "input")
+    program.model.metadata_props.update({key: dumps(facts[key]) for key in told if facts[key] is not None})
+    program.save(osp.join(folder, "model.onnx"))
+    return {"opset": program.model.opset_imports[""]}
+
+
+def dumps(value) -> str:
+    """Text as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without the exporter's words on its own work."""
+    levels = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx")}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,368 @@
+"""CLIP in the layouts of open_clip and transformers, to and from OpenAI's, which is the one here.
+
+A state dict tells all sizes. What it does not tell, an `Architecture` does, which their config files hold: heads,
+activation, epsilon. Other parts than those of CLIP's two transformers are refused with the reason.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from clip.model import CLIP, QuickGELU, VisionTransformer
+from torch import nn
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
+VOCABULARY = 49408  # of CLIP's tokenizer
+ACTIVATIONS = {  # by transformers' names
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
+}
+RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # transformers has PIL's numbers
+
+
+class Tower(NamedTuple):
+    """What the tensors of one transformer do not tell."""
+
+    heads: int
+    activation: str = "quick_gelu"  # of ACTIVATIONS
+    eps: float = 1e-5  # of its LayerNorms
+
+
+class Architecture(NamedTuple):
+    """What the tensors of a CLIP do not tell."""
+
+    image: Tower
+    text: Tower
+    side: int  # of the images, in pixels
+
+
+def build_clip(state: Mapping[str, torch.Tensor], architecture: Architecture) -> CLIP:
+    """OpenAI's class in fp32 with these tensors, which are in OpenAI's layout.
+
+    Raises:
+        ValueError: the image encoder is no ViT, or the tokens are not those of CLIP's tokenizer.
+        Exception: of other types, if tensors are missing or do not fit.
+    """
+    if "visual.proj" not in state:
+        raise ValueError("its image encoder is no ViT with a projection")
+    vocabulary, text_width = state["token_embedding.weight"].shape
+    if vocabulary < VOCABULARY:
+        raise ValueError(f"it has {vocabulary:,} tokens, CLIP's tokenizer {VOCABULARY:,}: it was trained with another")
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    length, embed_dim = len(state["positional_embedding"]), state["text_projection"].shape[1]
+    image, text, side = architecture
+    with torch.device("meta"):  # no memory, no random numbers
+        model = CLIP(embed_dim, side, 1, 64, patch, length, vocabulary, text_width, text.heads, depth(state, ""))
+        model.visual = VisionTransformer(side, patch, width, depth(state, "visual."), image.heads, embed_dim)
+        for prefix, module, tower in (("visual.", model.visual, image), ("", model, text)):
+            for i, block in enumerate(module.transformer.resblocks):
+                hidden, d = state[f"{prefix}transformer.resblocks.{i}.mlp.c_fc.weight"].shape
+                block.mlp.c_fc, block.mlp.c_proj = nn.Linear(d, hidden), nn.Linear(hidden, d)
+                block.mlp.gelu = ACTIVATIONS[tower.activation]()
+            for name, norm in module.named_modules():
+                if isinstance(norm, nn.LayerNorm) and (module is model.visual or not name.startswith("visual.")):
+                    norm.eps = tower.eps
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    for block in model.transformer.resblocks:
+        block.attn_mask = model.build_attention_mask()
+    return model.eval()
+
+
+def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    start = f"{prefix}transformer.resblocks."
+    return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
+
+
+def architecture_of(model: CLIP) -> Architecture:
+    """That of a CLIP with a ViT."""
+    names = {QuickGELU: "quick_gelu", nn.GELU: "gelu"}
+    towers = []
+    for module in (model.visual, model):
+        block = module.transformer.resblocks[0]
+        tanh = getattr(block.mlp.gelu, "approximate", "none") == "tanh"
+        activation = "gelu_pytorch_tanh" if tanh else names[type(block.mlp.gelu)]
+        towers.append(Tower(block.attn.num_heads, activation, block.ln_1.eps))
+    return Architecture(*towers, model.visual.input_resolution)
+
+
+# ------------------------------------------------------------------ names
+
+# OpenAI's name: that of transformers
+OUTSIDE = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # as it is spelt there
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+TRANSPOSED = ("visual.proj", "text_projection")
+BLOCKS = {"visual.": "vision_model.encoder.layers", "": "text_model.encoder.layers"}
+INSIDE = {  # of a block; q, k and v lie below each other in one tensor of OpenAI's
+    "attn.in_proj_": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
+    "attn.out_proj.": ("self_attn.out_proj.",),
+    "ln_1.": ("layer_norm1.",),
+    "ln_2.": ("layer_norm2.",),
+    "mlp.c_fc.": ("mlp.fc1.",),
+    "mlp.c_proj.": ("mlp.fc2.",),
+}
+
+
+def names(image_blocks: int, text_blocks: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every name of OpenAI's with those of transformers that it is made of."""
+    yield from ((ours, (theirs,)) for ours, theirs in OUTSIDE.items())
+    for (prefix, layers), n in zip(BLOCKS.items(), (image_blocks, text_blocks), strict=True):
+        for i in range(n):
+            for ours, theirs in INSIDE.items():
+                for kind in ("weight", "bias"):
+                    there = tuple(f"{layers}.{i}.{name}{kind}" for name in theirs)
+                    yield f"{prefix}transformer.resblocks.{i}.{ours}{kind}", there
+
+
+def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of `transformers.CLIPModel` for one of OpenAI's layout."""
+    theirs = {}
+    for ours, there in names(depth(state, "visual."), depth(state, "")):
+        tensor = state[ours].mT if ours in TRANSPOSED else state[ours]
+        theirs |= zip(there, tensor.chunk(len(there)) if len(there) > 1 else [tensor], strict=True)
+    return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
+
+
+def from_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenAI's layout of the state dict of a `transformers.CLIPModel`.
+
+    Raises:
+        ValueError: it has other tensors than these.
+    """
+    blocks = ({name.split(".")[3] for name in state if name.startswith(f"{layers}.")} for layers in BLOCKS.values())
+    ours, left = {}, {name for name in state if not name.endswith("position_ids")}
+    for name, there in names(*map(len, blocks)):
+        lacking = [part for part in there if part not in state]
+        if lacking:
+            raise ValueError(f"it lacks {lacking[0]}")
+        tensor = torch.cat([state[part] for part in there]) if len(there) > 1 else state[there[0]]
+        ours[name] = (tensor.mT if name in TRANSPOSED else tensor).contiguous()
+        left -= {*there}
+    if left:
+        raise ValueError(f"it has {min(left)}, which a CLIP has not")
+    return ours | {"logit_scale": ours["logit_scale"].reshape(())}
+
+
+def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenAI's layout of a state dict of open_clip; the text encoder may be a module of its own (`custom_text`).
+
+    Raises:
+        ValueError: it has a bias beside its scale.
+    """
+    if "logit_bias" in state:
+        raise ValueError("it has a logit_bias: it is a SigLIP, whose logits are no softmax over classes")
+    ours = {name.removeprefix("module.").removeprefix("text."): tensor for name, tensor in state.items()}
+    ours.pop("attn_mask", None)
+    return ours | {"logit_scale": ours["logit_scale"].reshape(())}
+
+
+# ------------------------------------------------------------------ open_clip's config
+
+# Keys that are read, or say nothing about the features; any other that is set is a part that is not here
+READ = {
+    "": "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale".split(),
+    "vision_cfg": "layers width head_width mlp_ratio patch_size image_size act_kwargs norm_kwargs "
+    "patch_dropout".split(),
+    "text_cfg": "context_length vocab_size width heads layers mlp_ratio act_kwargs norm_kwargs pad_id eos_id "
+    "hf_tokenizer_name tokenizer_kwargs".split(),
+}
+PLAIN = {  # values with which they say nothing either
+    "block_type": ("default",),
+    "pool_type": ("tok", "argmax"),
+    "proj_type": ("linear",),
+    "pos_embed_type": ("learnable", "sin_cos_2d"),
+}
+
+
+def open_clip_architecture(config: dict) -> Architecture:
+    """Raises ValueError with the reason if such a model of open_clip does not fit."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    parts = [
+        ("multimodal_cfg" in config, "a CoCa, which has a decoder and pools by attention"),
+        (config.get("init_logit_bias") is not None, "a SigLIP, whose logits are no softmax over classes"),
+        (vision.get("timm_model_name"), f'its image encoder is "{vision.get("timm_model_name")}" of timm'),
+        (isinstance(vision.get("layers"), list), "its image encoder is a ResNet of open_clip: take OpenAI's RN50"),
+        (text.get("hf_model_name"), f'its text encoder is "{text.get("hf_model_name")}" of transformers'),
+        (text.get("vocab_size", VOCABULARY) < VOCABULARY, f"its tokenizer is another, {text.get('hf_tokenizer_name')}"),
+        ((text.get("tokenizer_kwargs") or {}).get("clean", "lower") != "lower", "its tokenizer cleans text otherwise"),
+    ]
+    for part, kept in READ.items():
+        for key, value in (config[part] if part else config).items():
+            ignored = key in kept or key.startswith(("timm_", "hf_", "attn_pooler_"))
+            odd = not ignored and value and value not in PLAIN.get(key, ())
+            parts.append((odd, f"{part} has {key} {value}, a part that OpenAI's CLIPs have not"))
+    for found, reason in parts:
+        if found:
+            raise ValueError(reason.strip())
+    side = vision.get("image_size", 224)
+    quick = config.get("quick_gelu", False)
+    return Architecture(
+        open_clip_tower(vision, vision.get("width", 768) // vision.get("head_width", 64), quick),
+        open_clip_tower(text, text.get("heads", 8), quick),
+        square(side),
+    )
+
+
+def open_clip_tower(config: dict, heads: int, quick: bool) -> Tower:
+    tanh = (config.get("act_kwargs") or {}).get("approximate") == "tanh"
+    activation = "quick_gelu" if quick else "gelu_pytorch_tanh" if tanh else "gelu"
+    return Tower(heads, activation, (config.get("norm_kwargs") or {}).get("eps", 1e-5))
+
+
+def open_clip_config(model: CLIP) -> dict:
+    """`model_cfg` of open_clip. Raises ValueError if the two encoders have different activations."""
+    image, text, side = architecture_of(model)
+    if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
+        raise ValueError("open_clip has one activation, QuickGELU or GELU, for both encoders")
+    visual, width, text_width = model.visual, model.visual.conv1.out_channels, model.transformer.width
+    vision_cfg = {
+        "image_size": side,
+        "layers": len(visual.transformer.resblocks),
+        "width": width,
+        "head_width": width // image.heads,
+        "patch_size": visual.conv1.kernel_size[0],
+        **open_clip_extras(visual, image),
+    }
+    text_cfg = {
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
+        "width": text_width,
+        "heads": text.heads,
+        "layers": len(model.transformer.resblocks),
+        **open_clip_extras(model, text),
+    }
+    quick = {"quick_gelu": True} if image.activation == "quick_gelu" else {}
+    return {"embed_dim": model.text_projection.shape[1], **quick, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+
+
+def open_clip_extras(module: nn.Module, tower: Tower) -> dict:
+    """What differs from open_clip's defaults."""
+    c_fc, extras = module.transformer.resblocks[0].mlp.c_fc, {}
+    if c_fc.out_features != 4 * c_fc.in_features:
+        extras["mlp_ratio"] = (c_fc.out_features + 0.5) / c_fc.in_features  # which is rounded down there
+    if tower.eps != 1e-5:
+        extras["norm_kwargs"] = {"eps": tower.eps}
+    if tower.activation == "gelu_pytorch_tanh":
+        extras["act_kwargs"] = {"approximate": "tanh"}
+    return extras
+
+
+# ------------------------------------------------------------------ the config of transformers
+
+
+def transformers_architecture(config: dict) -> Architecture:
+    """Raises ValueError with the reason if such a model of transformers does not fit."""
+    kind = config.get("model_type")
+    if kind != "clip":
+        raise ValueError(f'a "{kind}" of transformers, which is built otherwise: "clip" is what fits')
+    vision, text = (
+        {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
+        for part in ("vision", "text")
+    )
+    return Architecture(
+        transformers_tower(vision, 12), transformers_tower(text, 8), square(vision.get("image_size", 224))
+    )
+
+
+def transformers_tower(config: dict, heads: int) -> Tower:
+    activation = config.get("hidden_act", "quick_gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'its activation is "{activation}", not one of {[*ACTIVATIONS]}')
+    return Tower(config.get("num_attention_heads", heads), activation, config.get("layer_norm_eps", 1e-5))
+
+
+def transformers_config(model: CLIP) -> dict:
+    """`config.json` of a `transformers.CLIPModel`."""
+    image, text, side = architecture_of(model)
+
+    def tower(module: nn.Module, tower: Tower) -> dict:
+        blocks = module.transformer.resblocks
+        return {
+            "hidden_size": blocks[0].mlp.c_fc.in_features,
+            "intermediate_size": blocks[0].mlp.c_fc.out_features,
+            "num_hidden_layers": len(blocks),
+            "num_attention_heads": tower.heads,
+            "hidden_act": tower.activation,
+            "layer_norm_eps": tower.eps,
+            "projection_dim": embed_dim,
+        }
+
+    embed_dim, patch = model.text_projection.shape[1], model.visual.conv1.kernel_size[0]
+    tokens = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1}
+    lengths = {"max_position_embeddings": model.context_length, "vocab_size": model.vocab_size}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": embed_dim,
+        "torch_dtype": "float32",
+        "text_config": {"model_type": "clip_text_model", **tower(model, text), **lengths, **tokens},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **tower(model.visual, image),
+            "image_size": side,
+            "patch_size": patch,
+        },
+    }
+
+
+def square(side: int | list[int]) -> int:
+    sides = {side} if isinstance(side, int) else {*side}
+    if len(sides) > 1:
+        raise ValueError(f"its images are {side}, not square")
+    return sides.pop()
+
+
+# ------------------------------------------------------------------ preprocessing, as keys of cfg.INPUT
+
+
+def input_of(side: int, mean=MEAN, std=STD, interpolation: str = "bicubic") -> dict:
+    interpolation = interpolation if interpolation in RESAMPLING else "bicubic"
+    return {"SIZE": (side, side), "PIXEL_MEAN": list(mean), "PIXEL_STD": list(std), "INTERPOLATION": interpolation}
+
+
+def open_clip_input(side: int, preprocess: dict) -> dict:
+    """Of `preprocess_cfg`, in `open_clip_config.json` or of a pretrained tag."""
+    given = {key: preprocess[key] for key in ("mean", "std", "interpolation") if preprocess.get(key)}
+    return input_of(side, **given)
+
+
+def transformers_input(side: int, processor: dict) -> dict:
+    """Of `preprocessor_config.json`."""
+    names = {number: name for name, number in RESAMPLING.items()}
+    mean, std = processor.get("image_mean") or MEAN, processor.get("image_std") or STD
+    return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"))
+
+
+def image_processor(given: Mapping) -> dict:
+    """`preprocessor_config.json` of transformers for keys of `cfg.INPUT`."""
+    height, width = given["SIZE"]
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": max(height, width)},
+        "resample": RESAMPLING[given["INTERPOLATION"]],
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(given["PIXEL_MEAN"]),
+        "image_std": list(given["PIXEL_STD"]),
+    }
