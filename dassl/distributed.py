@@ -1,12 +1,11 @@
 """Several processes that do one run together, as torchrun starts them; with one process everything here does nothing.
 
-Each process has the whole model. It reads and passes on its part of each batch, losses are weighted by the part's share,
-and gradients are summed before the optimizer's step, so that all processes make the step that one alone would make.
-There is no wrapper around the model. The first process alone writes files and prints.
+Each process has the whole model, with no wrapper around it. It reads its part of each batch, weights the losses by the
+part's share, and gradients are summed before the optimizer's step: all make the step that one alone would make. The
+first process alone writes files and prints.
 """
 
 import contextlib
-import datetime
 import os
 import time
 from collections import deque
@@ -102,7 +101,7 @@ class ProcessEnded(ChildProcessError):
 
 
 def _was_told(error):
-    """Whether another process has told what ends this one; if not, this one does."""
+    """Whether another process has told, or tells, what ends this one; if not, this one does."""
     if isinstance(error, ProcessEnded):
         return bool(_told())
     text = f"{type(error).__name__}: {error}"
@@ -110,9 +109,10 @@ def _was_told(error):
         if _told():
             break
         time.sleep(0.05)
-    with contextlib.suppress(RuntimeError):  # torchrun has gone, too
-        return _store.add("errors", 1) > 1 and _told() == text or _store.set("error", text)
-    return False
+    first = _store.add("errors", 1) == 1
+    if first:
+        _store.set("error", text)
+    return not first and _told() == text
 
 
 def _told():
