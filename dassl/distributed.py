@@ -109,10 +109,13 @@ def _was_told(error):
         if _told():
             break
         time.sleep(0.05)
-    first = _store.add("errors", 1) == 1
-    if first:
-        _store.set("error", text)
-    return not first and _told() == text
+    try:
+        first = _store.add("errors", 1) == 1
+        if first:
+            _store.set("error", text)
+        return not first and _told() == text
+    except RuntimeError:  # without torchrun the first process keeps the store: it has ended, and told why
+        return not is_first()
 
 
 def _told():

@@ -22,7 +22,7 @@ def in_processes(work: Callable[[], int | None], log: Path, n: int = 2) -> list[
         if not child:
             told = {"WORLD_SIZE": n, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ |= {name: str(value) for name, value in told.items()}
-            os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK.copy().pop()
+            os.environ["GLOO_SOCKET_IFNAME"] = min(LOOPBACK)
             status = 3
             try:
                 with open(f"{log}.{rank}", "w") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
