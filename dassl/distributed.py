@@ -267,6 +267,23 @@ def gather(part, *tensors):
     return tuple(_gather(tensor[: part.own], counts) for tensor in tensors)
 
 
+def gather_with_gradient(rows, n):
+    """As `gather`, of a step's loss: rows [own, ...] of n -> [n, ...], and gradients of all processes' losses back."""
+    return _Gather.apply(rows, n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, n):
+        ctx.n = n
+        return gather(Part(len(rows), n), rows)[0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        start, end = bounds(ctx.n)
+        return add_up([gradient.clone()])[0][start:end], None
+
+
 def _gather(rows, counts):
     """Rows [n, ...] of all processes, of which each has a number of `counts`."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])

@@ -18,6 +18,7 @@ from tests.processes import LOOPBACK, in_processes
 from tests.test_resume import interrupted, load, same
 from tests.test_trainers import METHODS
 from trainers.coop import CoOp
+from trainers.shared import processes
 
 # 20 classes of 1 shot: two steps of 19 images, or, where the last batch is kept, four of 19 and 1; the last test batch,
 # too, is of one image. SGD: it passes on what gradients differ by, where Adam divides it by nearly nothing
@@ -27,8 +28,9 @@ SMALL += ["TEST.PER_CLASS_RESULT", True]
 SAME_DRAWS = {"CLIPLoRA": ["TRAINER.CLIPLORA.DROPOUT", 0.0], "OrthSR": ["TRAINER.ORTHSR.ATTENTIVE", False]}
 
 
-def test_every_trainer_learns_the_same_in_two_processes(make_cfg, tmp_path):
-    """Weights, and all that an evaluation tells; batches of 7 and, at the end of an epoch and of the test, of 1."""
+def test_every_trainer_learns_the_same_in_two_processes(make_cfg, tmp_path, monkeypatch):
+    """Weights, and all that an evaluation tells; of 20 classes each process encodes half."""
+    monkeypatch.setattr(processes, "SPLIT_FROM", 20)
 
     def train_all(out):
         for name in METHODS:
@@ -185,6 +187,27 @@ def test_torchrun(root, pictures, tmp_path):
 
 
 # ------------------------------------------------------------------ parts
+
+
+def test_the_gradient_of_gathered_rows_is_that_of_all_losses(tmp_path):
+    """5 rows of two processes, each with a loss of its own; fp64, and not of rows that one process never had."""
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    weights = torch.randn(2, 5, 3, dtype=torch.float64)
+
+    def work():
+        with distributed.processes():
+            start, end = distributed.bounds(5)
+            own = rows[start:end].clone().requires_grad_()
+            both = distributed.gather_with_gradient(own.square(), 5)
+            (weights[distributed.rank()] * both.sin()).sum().backward()
+            torch.save((both.detach(), own.grad, start, end), tmp_path / str(distributed.rank()))
+
+    assert in_processes(work, tmp_path / "log") == [0, 0], (tmp_path / "log.1").read_text()
+    wanted = weights.sum(dim=0) * rows.square().cos() * 2 * rows
+    for rank in (0, 1):
+        both, grad, start, end = torch.load(tmp_path / str(rank))
+        assert torch.equal(both, rows.square()) and end - start in (2, 3)
+        torch.testing.assert_close(grad, wanted[start:end], atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("n, total", [(7, 3), (2, 4), (1, 2), (8, 4), (0, 2)])

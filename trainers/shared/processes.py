@@ -2,9 +2,14 @@
 
 import contextlib
 
+import torch
+
 try:
-    from dassl.distributed import add_up, gather, own_draws, parts
+    from dassl.distributed import add_up, bounds, gather, gather_with_gradient, own_draws, parts, size
 except ImportError:
+
+    def size():
+        return 1
 
     def add_up(tensors):
         return tensors
@@ -19,4 +24,19 @@ except ImportError:
         return ((batch, None) for batch in loader)
 
 
-__all__ = ["add_up", "gather", "own_draws", "parts"]
+SPLIT_FROM = 32  # classes; of fewer, encoding a part of them saves about as little as sending features costs
+
+
+def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """encode(prompts, tokens), features float [..., n_cls, d]: in a training step each process encodes its classes.
+
+    Not in an evaluation, which encodes them once, and not where each image has its own prompts float [B, n_cls, ...].
+    """
+    n = len(tokens)
+    if size() == 1 or n < SPLIT_FROM or not torch.is_grad_enabled() or (prompts is not None and prompts.dim() > 3):
+        return encode(prompts, tokens)
+    start, end = bounds(n)
+    return gather_with_gradient(encode(None if prompts is None else prompts[start:end], tokens[start:end]), n)
+
+
+__all__ = ["add_up", "each_its_part", "gather", "own_draws", "parts"]
