@@ -179,9 +179,11 @@ class TextEncoder(nn.Module):
         Returns:
             float [..., n, embed_dim].
         """
-        return each_its_part(partial(self.encode, deep=deep, insert=insert, linear=linear), prompts, tokenized_prompts)
+        return each_its_part(
+            partial(self.encode_here, deep=deep, insert=insert, linear=linear), prompts, tokenized_prompts
+        )
 
-    def encode(self, prompts, tokenized_prompts, deep, insert, linear):
+    def encode_here(self, prompts, tokenized_prompts, deep, insert, linear):
         """`forward` in this process."""
         if prompts is None:
             prompts = self.token_embedding(tokenized_prompts)

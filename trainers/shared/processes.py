@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 try:
     from dassl.distributed import add_up, bounds, gather, gather_with_gradient, own_draws, parts, size
@@ -24,6 +25,7 @@ except ImportError:
         return ((batch, None) for batch in loader)
 
 
+_own = WeakTensorKeyDictionary()  # token ids of this process's classes: the same tensor in each step
 SPLIT_FROM = 32  # classes; of fewer, encoding a part of them saves about as little as sending features costs
 
 
@@ -36,7 +38,9 @@ def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor) ->
     if size() == 1 or n < SPLIT_FROM or not torch.is_grad_enabled() or (prompts is not None and prompts.dim() > 3):
         return encode(prompts, tokens)
     start, end = bounds(n)
-    return gather_with_gradient(encode(None if prompts is None else prompts[start:end], tokens[start:end]), n)
+    if tokens not in _own:
+        _own[tokens] = tokens[start:end].clone()  # no view, which would keep all of them
+    return gather_with_gradient(encode(None if prompts is None else prompts[start:end], _own[tokens]), n)
 
 
 __all__ = ["add_up", "each_its_part", "gather", "own_draws", "parts"]
