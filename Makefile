@@ -3,7 +3,7 @@
 # make compare    the same with every method: output/compare
 # make test       set-up, then the tests
 # make lint       ruff: rules and format
-# make bench      seconds a step and memory of OrthCR and CoOp on ViT-B/16 with random weights
+# make bench      time and memory of all trainers beside the originals' formulation, 20 minutes: output/bench
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,7 +28,7 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 bench: setup
-	$(PY) scripts/bench.py
+	$(PY) -m benchmarks
 
 setup: $(VENV)/installed
 

@@ -31,5 +31,9 @@ setup(
         "clip-anytorch>=2.6",  # OpenAI's clip, which is on no package index under its own name
         "setuptools<81",  # clip asks pkg_resources for a version; newer setuptools have none
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff"], "cluster": ["ray>=2.9"]},  # cluster: --engine ray
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "ruff"],
+        "cluster": ["ray>=2.9"],  # --engine ray
+        "serve": ["gradio>=6"],  # predict.py --serve
+    },
 )

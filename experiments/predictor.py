@@ -1,5 +1,6 @@
 """A trained model as a classifier of images, from its output directory alone: no data set is needed."""
 
+import csv
 import io
 import os
 import os.path as osp
@@ -20,6 +21,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
 from dassl.utils.images import image_problem, images_in
 
+from .calibrate import temperature_of
 from .config import CLASSES, read_classes, setup_cfg
 from .flags import parse
 from .seen import Seen
@@ -31,14 +33,20 @@ class Prediction:
 
     image: str  # path; of an image given as such "image <number>"
     classname: str  # the likeliest; "" if the image could not be read
-    probability: float  # its softmax probability among the classes
+    probability: float  # its softmax probability among the classes, calibrated where the model is: see `calibrate`
     top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
     error: str = ""  # why the image could not be read
     seen: str = ""  # "train", "val": the model was trained on this image, or chosen by it; see `Seen`
+    unsure: bool = False  # the probability is below the threshold that was asked for
+    every: tuple[float, ...] = ()  # probabilities of all classes, in the order of `Predictor.classnames`, on request
 
 
 class Predictor:
     """A trained model, ready to classify.
+
+    Attributes:
+        classnames: in the order of their labels.
+        temperature: T of the probabilities softmax(logits / T), found on val by `calibrate`; None: none was.
 
     Args:
         model_dir: output directory of a training, or of a zero-shot run.
@@ -51,6 +59,8 @@ class Predictor:
         FileNotFoundError: no run or no checkpoint in `model_dir`.
         ValueError: the model cannot take these classes, or the checkpoint does not fit.
     """
+
+    temperature: float | None = None
 
     def __init__(
         self,
@@ -77,18 +87,23 @@ class Predictor:
             self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
+            self.temperature = temperature_of(self.trainer, model_dir, epoch)
             self.transform, self.side = build_transform(cfg, is_train=False), needed_side(cfg, is_train=False)
         self.seen = Seen(model_dir)
         self.trainer.set_model_mode("eval")
         self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
 
-    def __call__(self, images: Iterable[str | Image.Image], top: int = 5) -> Iterator[Prediction]:
+    def __call__(
+        self, images: Iterable[str | Image.Image], top: int = 5, threshold: float = 0.0, every: bool = False
+    ) -> Iterator[Prediction]:
         """Yields a `Prediction` an image, in order, as the batches are done.
 
         Args:
             images: paths of images or of folders with images, which are turned upright as their EXIF says, or PIL
                 images of any size and mode, which are not turned. Where they are transparent, white is behind them.
             top: how many classes to name.
+            threshold: probability below which a prediction is marked as unsure.
+            every: whether the probabilities of all classes are told.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)):
             images = [images]
@@ -103,24 +118,30 @@ class Predictor:
         )
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:
-                yield from self.predict(batch, top)
+                yield from self.predict(batch, top, threshold, every)
                 bar.update(len(batch))
 
     @torch.no_grad()
-    def predict(self, batch: list[tuple[str, torch.Tensor | None, str]], top: int) -> Iterator[Prediction]:
+    def predict(
+        self, batch: list[tuple[str, torch.Tensor | None, str]], top: int, threshold: float, every: bool
+    ) -> Iterator[Prediction]:
         read = [tensor for _, tensor, _ in batch if tensor is not None]
         if read:
             logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
             if not logits.amax(1).isfinite().all():
                 raise FloatingPointError("the model gives infinite or NaN scores: it is no use, train it again")
-            best = logits.float().softmax(dim=-1).topk(min(top, len(self.classnames)))
-            rows = iter(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            shares = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
+            best = shares.topk(min(top, len(self.classnames)))
+            all_of = shares.tolist() if every else [()] * len(read)
+            rows = iter(zip(best.indices.tolist(), best.values.tolist(), all_of, strict=True))
         for name, tensor, error in batch:
             if tensor is None:
                 yield Prediction(name, "", 0.0, [], error)
             else:
-                ranked = [(self.classnames[k], p) for k, p in zip(*next(rows), strict=True)]
-                yield Prediction(name, *ranked[0], ranked, seen=self.seen.part_of(name))
+                classes, values, row = next(rows)
+                ranked = [(self.classnames[k], p) for k, p in zip(classes, values, strict=True)]
+                seen, unsure = self.seen.part_of(name), values[0] < threshold
+                yield Prediction(name, *ranked[0], ranked, "", seen, unsure, tuple(row))
 
 
 class Reader(Dataset):
@@ -153,6 +174,11 @@ def expand(given: str | Image.Image) -> list[str | Image.Image]:
     if not osp.isdir(given):
         return [given]
     return images_in(given)[0] or [given]  # an empty one is told among the results
+
+
+def names_in(text: str) -> list[str]:
+    """Class names with commas between them; one with a comma stands in double quotes."""
+    return [name.strip() for row in csv.reader([text]) for name in row if name.strip()]
 
 
 def known_classes(model_dir: str) -> list[str]:

@@ -27,7 +27,7 @@ from dassl.files import sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
 
-from . import own_images
+from . import calibrate, own_images
 from .command import GOES_ON, command
 from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, setup_cfg
 from .flags import parse
@@ -37,7 +37,7 @@ VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained
 MAY_DIFFER = tuple(
     "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
-    "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.SPLIT".split()
+    "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
 )
 
 
@@ -77,12 +77,16 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
         start = time.time()
         if args.eval_only:
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            trainer.evaluator.temperature = calibrate.temperature_of(trainer, args.model_dir, args.load_epoch)
             trainer.test()
         else:
+            trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
             trainer.train()
         if not distributed.is_first():
             return {}
         results = describe(trainer, cfg, args, time.time() - start)
+        if cfg.TEST.CALIBRATE and not args.eval_only:
+            results |= calibrate.at_the_end(trainer, cfg.OUTPUT_DIR)
         if cfg.DATASET.NAME == "Images":
             results |= own_images.tell(trainer, draw)
         path = osp.join(cfg.OUTPUT_DIR, "results.json")

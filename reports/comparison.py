@@ -14,10 +14,11 @@ from .pictures import KINDS, beside, plain, plt, save, styles_of
 from .published import PUBLISHED
 from .report import write_report
 from .runs import Run
-from .tables import Cell, Table
+from .tables import ECE, Cell, Table
 
 HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column in bold. A
-column head sorts by it."""
+column head sorts by it. ECE: expected calibration error in percent, of 15 bins of the confidence, the lower the better:
+the mean over the columns of the row, without the source; of several numbers of shots at the largest."""
 
 
 class Cost(NamedTuple):
@@ -58,22 +59,26 @@ def grids(table: Table, costs: dict[str, Cost]) -> list[str]:
     """A table of the averages, with the costs; then one for each data set or column, folded."""
     if table.source:
         lines = {titles[-1]: line for titles, line in table.lines.items()}
-        return [methods_grid(table, "", table.heads[1:], lines, costs)]
+        ece = {titles[-1]: cell for titles, cell in table.ece.items()}
+        return [methods_grid(table, "", table.heads[1:], lines, ece, costs)]
     heads, data_sets = table.heads[2:], list(dict.fromkeys(titles[0] for titles in table.lines))
 
     def of(name: str) -> dict[str, list]:
         return {titles[-1]: line for titles, line in table.lines.items() if titles[0] == name}
 
-    made = [methods_grid(table, data_sets[-1], heads, of(data_sets[-1]), costs)]
+    def calibration_of(name: str) -> dict[str, Cell]:
+        return {titles[-1]: cell for titles, cell in table.ece.items() if titles[0] == name}
+
+    made = [methods_grid(table, data_sets[-1], heads, of(data_sets[-1]), calibration_of(data_sets[-1]), costs)]
     others = data_sets[:-1]
     if table.protocol == "fewshot":
-        made += [methods_grid(table, name, heads, of(name), folded=True) for name in others]
+        made += [methods_grid(table, name, heads, of(name), calibration_of(name), folded=True) for name in others]
     else:
         for place, head in enumerate(heads):
             columns = [of(name) for name in data_sets]
             methods = dict.fromkeys(method for column in columns for method in column)
             lines = {m: [column[m][place] if m in column else None for column in columns] for m in methods}
-            made += [methods_grid(table, head, data_sets, lines, folded=True)] if others else []
+            made += [methods_grid(table, head, data_sets, lines, {}, folded=True)] if others else []
     return made
 
 
@@ -82,21 +87,24 @@ def methods_grid(
     caption: str,
     heads: list[str],
     lines: dict[str, list[Cell | None]],
+    ece: dict[str, Cell],
     costs: dict[str, Cost] | None = None,
     folded: bool = False,
 ) -> str:
-    """A row for each method. Args: costs: for two more columns."""
+    """A row for each method. Args: ece: by method, for one more column; costs: for two more."""
     best, rows = table.best, []
     known = [head for head in heads if any(head in row for row in table.published.values())] if not folded else []
     for method, line in lines.items():
         row = [Entry(method)] + [entry(cell, cell in best) for cell in line]
+        row += [entry(ece.get(method), False)] if ece else []
         row += [Entry(f"{x:.2f}" if x else "", x) for x in (table.published.get(method, {}).get(h) for h in known)]
         if costs:
             cost = costs.get(method)
             row += [Entry(f"{cost.params:,}", cost.params) if cost else Entry("")]
             row += [Entry(f"{cost.seconds:.0f}", cost.seconds) if cost else Entry("")]
         rows.append(row)
-    more = [PUBLISHED if head == AVERAGE else f"{head}, published" for head in known]
+    more = [ECE] * bool(ece)
+    more += [PUBLISHED if head == AVERAGE else f"{head}, published" for head in known]
     more += ["trained parameters", "seconds of training"] if costs else []
     return grid(["method", *heads, *more], rows, caption, folded)
 

@@ -1,5 +1,7 @@
-"""What predict.py shows: a table, JSON, a contact sheet."""
+"""What predict.py shows: a table, JSON, CSV, a contact sheet."""
 
+import csv
+import io
 import json
 import sys
 import warnings
@@ -17,9 +19,7 @@ def as_table(predictions: list) -> str:
     rows = []
     for p in predictions:
         then = visible(", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:]))
-        rows.append(
-            [visible(p.image), visible(p.classname), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")]
-        )
+        rows.append([visible(p.image), visible(said(p)), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")])
     heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
     if not any(p.seen for p in predictions):
         rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])
@@ -27,10 +27,40 @@ def as_table(predictions: list) -> str:
 
 
 def as_json(predictions: list) -> str:
-    rows = [asdict(p) for p in predictions]
+    rows = [{key: value for key, value in asdict(p).items() if key != "every"} for p in predictions]
     text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)
     plain = text == printable(text) == visible(text, keep="\n")
     return text if plain else json.dumps(rows, indent=2, allow_nan=False)
+
+
+def csv_head(classnames: list[str]) -> str:
+    """The first line of the CSV: that of the image, then a probability of each class, in the order of their labels."""
+    return csv_line(["image", "class", "probability", "unsure", "seen", "error", *map(harmless, classnames)])
+
+
+def csv_row(p) -> str:
+    """The line of a prediction with the probabilities of every class; of an unreadable image with its error."""
+    image = visible(p.image)
+    image = f"./{image}" if harmless(image) != image else image  # the same file
+    if p.error:
+        return csv_line([image, "", "", "", "", visible(p.error)])
+    told = [harmless(p.classname), f"{p.probability:.6g}", "unsure" * p.unsure, p.seen, ""]
+    return csv_line([image, *told, *(f"{q:.6g}" for q in p.every)])
+
+
+def csv_line(cells: list[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def harmless(name: str) -> str:
+    """A name that no spreadsheet takes for a formula, and no terminal for a command."""
+    return f"'{visible(name)}" if name.startswith(("=", "+", "-", "@")) else visible(name)
+
+
+def said(p) -> str:
+    return f"unsure: {p.classname}" if p.unsure else p.classname
 
 
 def printable(text: str) -> str:
@@ -42,7 +72,7 @@ def printable(text: str) -> str:
 def titled(predictions: list) -> list[tuple[str, str]]:
     """For `contact_sheet`: (path, class, probability and whether the model has seen the image), of each."""
     marks = {seen: f"\n({words})" for seen, words in SEEN.items()}
-    return [(p.image, f"{p.classname}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
+    return [(p.image, f"{said(p)}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
 
 
 def contact_sheet(images: list[tuple[str, str]], path: str) -> None:

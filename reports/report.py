@@ -55,7 +55,7 @@ def as_csv(made: list[Table]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow("protocol method source target classes shots metric mean std n seeds missing".split())
-    for c in (cell for table in made for cell in table.cells):
+    for c in (cell for table in made for cell in (*table.cells, *table.ece.values())):
         figures = [f"{c.mean:.4f}", f"{c.std:.4f}"] if c.values else ["", ""]
         seeds = [" ".join(str(seed) for seed in some if seed is not None) for some in (c.values, c.missing)]
         what = [c.protocol, c.method, c.source, c.target, c.classes, c.shots or 0, c.metric]

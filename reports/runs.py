@@ -52,6 +52,7 @@ class Run:
     model: Path | None = None  # directory of the training, if that was found; resolved
     params: int = 0  # trained
     seconds: float | None = None  # of the training; None: an evaluation, or not written
+    ece: float | None = None  # expected calibration error, percent; None: not written
 
     @property
     def seed(self) -> int | None:
@@ -92,6 +93,9 @@ def read_results(path: Path) -> Run:
         trained = trained and Trained(*map(visible, names[4:]), *trained[2:])
         if accuracy is not None and not 0 <= accuracy <= 100:
             raise LeftOut(f"malformed: its accuracy is {accuracy}")
+        ece = results.get("ece")
+        if ece is not None and not 0 <= ece <= 100:
+            raise LeftOut(f"malformed: its calibration error is {ece}")
         evaluation = results["eval_only"] and trained
         # None: of an older evaluation; then `tree.with_model` finds it
         trained_config = results.get("model_config") if evaluation else config
@@ -112,7 +116,7 @@ def read_results(path: Path) -> Run:
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
     model = path.parent.resolve() if trained and not evaluation else None
-    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost)
+    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost, ece)
 
 
 def own_images(config: dict) -> str:

@@ -18,6 +18,7 @@ from .protocols import Selection, selections
 from .published import PUBLISHED, SOURCE, averages
 from .runs import Run
 
+ECE = "ECE"  # head of the expected calibration error: see `calibration`
 SAME = 0.1  # percentage points: two results of one model that are as near are one result, computed twice
 
 
@@ -80,6 +81,7 @@ class Table:
     runs: list[Run] = field(repr=False)  # that have a place in it
     source: str = ""  # what all were trained on; "": each on the data set that it is evaluated on
     published: dict[str, dict[str, float]] = field(default_factory=dict)  # averages, of {method: {head}}; not of runs
+    ece: dict[tuple[str, ...], Cell] = field(default_factory=dict)  # of rows where it is known; no column of accuracies
 
     @property
     def cells(self) -> list[Cell]:
@@ -120,6 +122,10 @@ class Table:
                 ]
                 for row, own in zip(rows, marks, strict=True)
             ]
+        if self.ece:
+            heads = [*heads, ECE]
+            cells = map(self.ece.get, self.lines)
+            rows = [[*row, cell.text if cell else ""] for row, cell in zip(rows, cells, strict=True)]
         if self.published:
             heads = [*heads, PUBLISHED]
             rows = [[*row, told(self, titles)] for row, titles in zip(rows, self.lines, strict=True)]
@@ -170,11 +176,16 @@ def of_seeds(runs: list[Run], seeds: Iterable[int] | None) -> list[Run]:
 
 def make_table(s: Selection, seeds: list[int]) -> Table:
     """Args: seeds: expected; none: all that any trained method has."""
-    notes, cells = [], {}
+    notes, cells, errors = [], {}, {}
     seeds = seeds or sorted({run.seed for run in s.runs if run.trained})
     targets = in_order({run.dataset for run in s.runs} - {s.source})
     for label, runs in by_method(s.runs, notes).items():
-        values = figures(agreeing(runs, label.text, notes), s, targets, label.trained)
+        kept = agreeing(runs, label.text, notes)
+        values = figures(kept, s, targets, label.trained)
+        for target, found in calibration(kept, s, targets, label.trained).items():
+            shots = s.shots or next(reversed(s.columns.values())).shots  # none but the largest
+            what = (s.source or target) * label.trained, target, "", shots if label.trained else None, ECE
+            errors[target, label] = Cell(s.protocol, label.text, *what, found) if found else None
         for (target, head), found in values.items():
             column = s.columns[head]
             missing = tuple(seed for seed in seeds if label.trained and seed not in found)
@@ -193,9 +204,11 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
     if s.source:
         heads = ["method", *map(short, shown)]
         lines = {(m.text,): [cells.get((t, m, head)) for t in shown for head in s.columns] for m in labels}
+        ece = {(m.text,): errors.get((shown[-1], m)) for m in labels}
     else:
         heads = ["data set", "method", *s.columns]
         lines = {(short(t), m.text): [cells.get((t, m, head)) for head in s.columns] for t in shown for m in labels}
+        ece = {(short(t), m.text): errors.get((t, m)) for t in shown for m in labels}
     lines = {titles: line for titles, line in lines.items() if any(line)}
     cells = [cell for line in lines.values() for cell in line if cell]
     marked = any(cell.values and (cell.missing or cell.partial) for cell in cells)
@@ -204,7 +217,9 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
     slug = re.sub(r"[^\w.-]", "_", slug)[:100]  # a name of a file, whatever the source is called
     taken = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in s.columns.values())]
     known = averages(s.protocol, s.source, targets, s.shots, taken)
-    return Table(s.protocol, slug, s.title, heads, lines, notes + [SOURCE] * bool(known), taken, s.source, known)
+    ece = {titles: cell for titles, cell in ece.items() if cell}
+    notes += [SOURCE] * bool(known)
+    return Table(s.protocol, slug, s.title, heads, lines, notes, taken, s.source, known, ece)
 
 
 def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
@@ -227,6 +242,29 @@ def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) ->
             seeds = [seed for seed in base if seed in new and (comparable or target != AVERAGE)]
             values[target, "H"] = {seed: harmonic_mean(base[seed], new[seed]) for seed in seeds}
     return values
+
+
+def calibration(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[str, dict]:
+    """{data set or "average": {seed: ECE in percent}} of one method, where every figure of that seed has one.
+
+    On a data set the mean over the columns, base and new; of several numbers of shots the largest. The average is over
+    the data sets that accuracies are averaged over: not the source.
+    """
+    columns = [c for c in s.columns.values() if c.metric != "H" and c.suits(trained)]
+    columns = columns[-1:] if s.protocol == "fewshot" else columns
+    found = {}
+    for target in targets:
+        per_seed = defaultdict(list)
+        for run in runs:
+            if run.dataset == target and any(c.takes(run) for c in columns):
+                per_seed[run.seed].append(run.ece)
+        found[target] = {
+            seed: mean(each) for seed, each in per_seed.items() if len(each) == len(columns) and None not in each
+        }
+    if len(targets) > 1:
+        seeds = [seed for seed in found[targets[0]] if all(seed in of for of in found.values())]
+        found[AVERAGE] = {seed: mean(of[seed] for of in found.values()) for seed in seeds}
+    return found
 
 
 def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:

@@ -2,8 +2,8 @@
 
     python scripts/ablation.py [--output-dir output/ablation]
 
-The last column is the harmonic mean less that of OrthCR as configured, paired by seed. Given again, it goes on where it
-was.
+Whatever else differs from OrthCR as configured differs alone. The last column is the harmonic mean less
+OrthCR's, paired by seed. Given again, it goes on where it was.
 """
 
 import sys
@@ -19,11 +19,20 @@ from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402
 
-CASES = {  # the settings are those in bold in docs/tuning.md
+KEY = "TRAINER.ORTHCR."
+CASES = {  # the settings of the regularizers are those in bold in docs/tuning.md
     "OrthCR": (),
-    "no regularizer": ("TRAINER.ORTHCR.REG", "none", "OPTIM.LR", "0.0005"),
-    "self_kl (OrthSR)": ("TRAINER.ORTHCR.REG", "self_kl", "TRAINER.ORTHCR.LAMBDA", "1.0"),
-    "cross_ce": ("TRAINER.ORTHCR.REG", "cross_ce", "TRAINER.ORTHCR.LAMBDA", "0.25"),
+    "REG none": (KEY + "REG", "none", "OPTIM.LR", "0.0005"),
+    "REG self_kl": (KEY + "REG", "self_kl", KEY + "LAMBDA", "1.0"),
+    "REG cross_ce": (KEY + "REG", "cross_ce", KEY + "LAMBDA", "0.25"),
+    "LAMBDA 1": (KEY + "LAMBDA", "1.0"),
+    "LAMBDA 4": (KEY + "LAMBDA", "4.0"),
+    "BLOCK_SIZE 16": (KEY + "BLOCK_SIZE", "16"),
+    "BLOCK_SIZE 0, whole": (KEY + "BLOCK_SIZE", "0"),
+    "attention only": (KEY + "WEIGHTS", "['q', 'k', 'v', 'out']"),
+    "MLP only": (KEY + "WEIGHTS", "['c_fc', 'c_proj']"),
+    "image only": (KEY + "ENCODERS", "['image']"),
+    "text only": (KEY + "ENCODERS", "['text']"),
     "no Cutout": ("INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"),
 }
 
@@ -33,7 +42,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     args = parser(__doc__, "ablation").parse_args(argv)
     jobs, found = {}, {}
     for case, opts in CASES.items():
-        folder = args.output_dir / case.split(" (")[0].replace(" ", "_")
+        folder = args.output_dir / case.replace(",", "").replace(" ", "_")
         stages = Stages(Method("OrthCR", opts=opts), ROOT / "data", folder)
         for seed in SEEDS:
             jobs[Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))] = case, seed

@@ -1,5 +1,7 @@
 """Accuracy, distances and evaluators against NumPy and scikit-learn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -68,12 +70,13 @@ def test_classification_by_hand(tmp_path, capsys):
     results = evaluator.evaluate()
     # F1: cat 2*3/(4+3) = 6/7, emu 2*1/(2+2) = 1/2, fox 1; dog has no sample
     expected = {"accuracy": 500 / 7, "error_rate": 200 / 7, "macro_f1": 100 * (6 / 7 + 0.5 + 1) / 3}
-    expected["perclass_accuracy"] = 75.0
+    sure = math.e / (math.e + 3)  # of every image, the softmax of a row of the unit matrix
+    expected |= {"ece": 100 * abs(5 / 7 - sure), "perclass_accuracy": 75.0}
     assert list(results) == list(expected) and all(type(v) is float for v in results.values())
-    assert results == pytest.approx(expected, rel=1e-12)
+    assert results == pytest.approx(expected, rel=1e-6)
     assert capsys.readouterr().out == (
         "Loading evaluator: Classification\n"
-        "=> result\n* total: 7\n* correct: 5\n* accuracy: 71.4%\n* error: 28.6%\n* macro_f1: 78.6%\n"
+        "=> result\n* total: 7\n* correct: 5\n* accuracy: 71.4%\n* error: 28.6%\n* macro_f1: 78.6%\n* ece: 23.9%\n"
         "=> per-class result\n"
         "* class: 0 (cat)\ttotal: 4\tcorrect: 3\tacc: 75.0%\n"
         "* class: 2 (emu)\ttotal: 2\tcorrect: 1\tacc: 50.0%\n"

@@ -217,7 +217,8 @@ def test_the_command(trained, photos, tmp_path, capsys):
     done = capsys.readouterr()
     lines = done.out.splitlines()
     assert len(lines) == 2 + 12 and lines[0].split() == ["image", "class", "probability", "then"]
-    assert done.err.count("\n") == 1 and done.err.startswith(f"error: {bad}: cannot identify image file")
+    speed, told = done.err.splitlines()
+    assert speed.startswith("12 images in ") and told.startswith(f"error: {bad}: cannot identify image file")
     with Image.open(sheet) as picture:
         assert picture.width > 500 and len(picture.convert("L").getcolors()) > 50
 

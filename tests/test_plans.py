@@ -84,13 +84,13 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
     assert command(lambda: SCRIPTS[name].main([*words, "--output-dir", str(tmp_path)])) == 1
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == {"demo": 1, "tune": 8, "ablation": 5}[name]
+    assert len(errors) == {"demo": 1, "tune": 8, "ablation": 13}[name]
     assert all(line.startswith("error: OrthCR ") and line.endswith(" shapes 2: the disk") for line in errors)
     assert len({planned.folder for planned in made}) == len(made)
-    runs = {"demo": 18, "tune": 16 * 3 * 3, "ablation": 30}[name]
+    runs = {"demo": 18, "tune": 16 * 2 * 3, "ablation": 78}[name]
     assert len(made) == runs - len(errors) * (2 if name == "tune" else 1), "all but the tests of the models that failed"
     if name == "tune":
-        assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2 * 24 - 8
+        assert len(json.loads((tmp_path / "tuning.json").read_text())) == 2 * 16 - 8
         assert "## CoOp" in (tmp_path / "tuning.md").read_text()
 
 
@@ -114,7 +114,7 @@ def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
     assert process.stdout.readline().startswith("30 runs of 2 methods")
     time.sleep(after)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.terminate()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == (130 if stop == signal.SIGINT else 143) and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):
         for _ in range(50):

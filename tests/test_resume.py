@@ -105,10 +105,11 @@ def checkpoints(out, trainer="OrthCR"):
         ("OrthCR", ["INPUT.TRANSFORMS", "['random_resized_crop','random_flip','cutout','normalize']"], []),
         ("OrthCR", ["DATALOADER.NUM_WORKERS", "2"], []),
         ("OrthCR", ["TEST.FINAL_MODEL", "best_val"], ["model-best.pth.tar"]),
+        ("OrthCR", ["INPUT.TRANSFORMS", "['normalize']"], []),
         ("CoOp", [], []),
         ("CoOp", ["TEST.FINAL_MODEL", "best_val", "OPTIM.LR", "1.0"], ["model-best.pth.tar"]),
     ],
-    ids=["OrthCR", "OrthCR-workers", "OrthCR-best", "CoOp", "CoOp-best"],
+    ids=["OrthCR", "OrthCR-workers", "OrthCR-best", "OrthCR-features", "CoOp", "CoOp-best"],
 )
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(trainer, opts, extra, run, tmp_path, every_epoch):
     assert run("whole", *opts, trainer=trainer) == 0
@@ -122,6 +123,19 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(trainer, opts, ext
     for out in ("whole", "parts"):
         assert checkpoints(tmp_path / out, trainer) == sorted(["checkpoint", *extra, "model.pth.tar-3"])
         assert (tmp_path / out / FOLDER[trainer] / "checkpoint").read_text().strip() == "model.pth.tar-3"
+
+
+def test_a_resumed_run_turns_exact_rotations_on_where_the_whole_one_did(run, tmp_path, every_epoch, capsys):
+    """The learning rate is so high that the fast ones lose their digits."""
+    opts = ["OPTIM.LR", "30", "TRAINER.ORTHCR.BLOCK_SIZE", "64"]
+    said = "epoch 3: |R^T R - I| is"
+    assert run("whole", *opts) == 0
+    assert said in capsys.readouterr().out
+    with interrupted("OrthCR", 2):
+        assert run("parts", *opts) == 130
+    assert run("parts", *opts) == 0
+    assert said in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 3)
 
 
 def test_checkpoints_asked_for_stay_and_temporary_ones_go(run, tmp_path, every_epoch):

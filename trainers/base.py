@@ -1,13 +1,17 @@
 """ClipTrainer: what every method shares. A method gives its defaults, its classifier and, if it has one, its loss."""
 
 import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
-from dassl.data.data_manager import build_data_loader
-from dassl.data.transforms import build_transform
+from dassl.data.data_manager import DatasetWrapper, build_data_loader
+from dassl.data.transforms import build_transform, is_fixed
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -17,8 +21,10 @@ from .shared.backbones import load_clip
 from .shared.keys import Key, values
 from .shared.processes import add_up, gather, own_draws, parts
 
-# amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp
-PRECISIONS = ["fp32", "amp", "bf16", "fp16"]
+# amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp;
+# auto: bf16 where the device has it, else amp on a GPU
+PRECISIONS = ["fp32", "amp", "bf16", "fp16", "auto"]
+FEATURES = 2**30  # bytes of frozen image features that a training keeps, at most
 
 
 class ClipTrainer(TrainerX):
@@ -101,6 +107,8 @@ class ClipTrainer(TrainerX):
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
         self.set_precision(self.node.PREC)
+        if cfg.TRAIN.COMPILE:
+            self.compile_encoders()
         self.optim = self.sched = None
         if not self.learner:
             return
@@ -125,6 +133,10 @@ class ClipTrainer(TrainerX):
         return optim
 
     def set_precision(self, precision: str) -> None:
+        if precision == "auto":
+            on_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
+            precision = "fp32" if self.device.type == "cpu" else on_gpu
+            print(f"PREC auto: {precision} is used here")
         if precision == "fp16":
             print("PREC fp16: amp is used, as trained tensors stay in fp32 here")
             precision = "amp"
@@ -137,10 +149,26 @@ class ClipTrainer(TrainerX):
         self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32", "dtype": dtype}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
 
+    def compile_encoders(self) -> None:
+        """In place: names of parameters stay. Whatever a method puts in by the two seams is compiled with them.
+
+        Raises:
+            ValueError: there is no compiler on this machine.
+        """
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if not shutil.which(compiler):
+            lacking = f'there is no C++ compiler "{compiler}" on this machine'
+            raise ValueError(f"TRAIN.COMPILE True: {lacking}: install one, set CXX, or leave TRAIN.COMPILE out")
+        print("TRAIN.COMPILE: the first step and the first evaluation wait for the compiler, see docs/speed.md")
+        for encoder in (self.model.image_encoder, self.model.text_encoder):
+            encoder.compile()
+
     # ---------------------------------------------------------------- the one training step
 
     def forward_backward(self, batch) -> dict[str, float]:
         image, label = self.parse_batch_train(batch)
+        if self.max_epoch > 1 and self.images_repeat():
+            self.model.know(image, batch["index"], self.encode_training)
         with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
         terms = {name: self.share * term for name, term in terms.items()}  # all processes' add up to the batch's means
@@ -199,7 +227,28 @@ class ClipTrainer(TrainerX):
         with torch.autocast(**self.autocast):
             return self.model(image)
 
-    @torch.no_grad()
+    def images_repeat(self) -> bool:
+        """Whether the training images are the same each time, nothing in their transform being random.
+
+        So are their frozen features then, which are kept unless that takes more than `FEATURES`.
+        """
+        dataset, width = getattr(self.train_loader_x, "dataset", None), self.model.text_encoder.text_projection.shape[1]
+        known = type(dataset) is DatasetWrapper and is_fixed(dataset.transform)
+        return known and 4 * width * len(dataset) <= FEATURES
+
+    def encode_training(self) -> torch.Tensor:
+        """Their frozen features, float32 [n, embed_dim]: all in one order, so that resumed runs have the same."""
+        dataset = self.train_loader_x.dataset
+        print(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
+        with torch.random.fork_rng(devices=[]):  # which a run without them would not have drawn from
+            return self.encode(dataset.data_source, dataset.transform)[0]
+
+    def passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """`features` of the training images n times, each time through the training transform; for `fit`."""
+        different = 1 if self.images_repeat() else n
+        passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(different)]
+        return passes * (n // different)
+
     def features(self, items, train: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen CLIP's image features of a list of `Datum`, in its order, for `fit`.
 
@@ -209,8 +258,12 @@ class ClipTrainer(TrainerX):
         Returns:
             float32 [n, embed_dim], not normalised, and labels int64 [n]; on the trainer's device.
         """
-        size, transform = self.cfg.DATALOADER.TEST.BATCH_SIZE, build_transform(self.cfg, is_train=train)
-        features, labels = [], []
+        return self.encode(items, build_transform(self.cfg, is_train=train))
+
+    @torch.no_grad()
+    def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same through any transform."""
+        size, features, labels = self.cfg.DATALOADER.TEST.BATCH_SIZE, [], []
         loader = build_data_loader(self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False)
         for batch, part in parts(loader):
             image, label = self.parse_batch_test(batch)

@@ -14,7 +14,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import PRECISIONS, ClipTrainer
 from .shared.classifier import ClipClassifier
-from .shared.encoders import normalize, wide
+from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 
@@ -37,7 +37,7 @@ class AdapterCLIP(ClipClassifier):
         self.adapter, self.ratio = Adapter(clip_model.text_projection.shape[1], node.REDUCTION), node.RATIO
 
     def encode_image(self, image):
-        f = wide(self.image_encoder(image))
+        f = self.frozen_features(image)
         return normalize(self.ratio * self.adapter(f) + (1 - self.ratio) * f)
 
 

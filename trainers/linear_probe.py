@@ -140,7 +140,7 @@ class LinearProbe(ClipTrainer):
         """Stores the features to train on; the same ones when a run is gone on with."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
-            passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(self.node.PASSES)]
+            passes = self.passes(self.node.PASSES)
         features, labels = (torch.cat(parts) for parts in zip(*passes, strict=True))
         loader = self.train_loader_x
         self.train_loader_x = Passes(features, labels, loader.batch_size, len(loader))

@@ -185,8 +185,7 @@ class TipAdapter(ClipTrainer):
         self.search()
 
     def fill(self) -> None:
-        items = self.dm.dataset.train_x
-        passes = [self.features(items, train=True) for _ in range(self.node.AUGMENT_EPOCH)]
+        passes = self.passes(self.node.AUGMENT_EPOCH)
         self.model.cache.fill(torch.stack([features for features, _ in passes]), passes[0][1])
 
     def load_published(self, directory):

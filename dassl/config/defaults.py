@@ -113,12 +113,14 @@ KEYS = {
         "CHECKPOINT_FREQ": 0,  # in epochs; 0 or negative: the last one only
         "PRINT_FREQ": 10,  # in batches
         "COUNT_ITER": Key("train_x", choices=("train_x", "train_u", "smaller_one")),  # loader that ends an epoch
+        "COMPILE": False,  # compile CLIP's encoders; differs in the last bits, see docs/speed.md; not in Dassl
     },
     "TEST": {
         "EVALUATOR": "Classification",
         "PER_CLASS_RESULT": False,  # print each class's accuracy and their mean
         "COMPUTE_CMAT": False,  # save the confusion matrix to OUTPUT_DIR/cmat.pt
         "NO_TEST": False,  # no test after training
+        "CALIBRATE": False,  # after training: find a temperature on val and keep it beside the model
         "SPLIT": Key("test", choices=("test", "val")),  # of the final evaluation
         "FINAL_MODEL": Key("last_step", choices=("last_step", "best_val")),  # best_val evaluates every epoch on val
     },

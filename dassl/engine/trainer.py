@@ -13,7 +13,6 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dassl import distributed
@@ -193,6 +192,8 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None and distributed.is_first():
+            from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
+
             print(f"TensorBoard files go to {log_dir}")
             self._writer = SummaryWriter(log_dir=log_dir)
 

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier: accuracy, macro-F1, per-class accuracy, confusion matrix."""
+"""Evaluation of a classifier: accuracy, macro-F1, calibration, per-class accuracy, confusion matrix."""
 
 import os.path as osp
 from collections import OrderedDict
@@ -6,6 +6,7 @@ from collections import OrderedDict
 import torch
 
 from dassl.distributed import is_first
+from dassl.metrics import confidence, expected_calibration_error
 from dassl.utils import atomic_write
 
 from .build import EVALUATOR_REGISTRY
@@ -35,6 +36,10 @@ class Classification(EvaluatorBase):
         cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT ask for more than averages.
         lab2cname (dict): label (int) to class name (str), needed for per-class results.
 
+    Attributes:
+        temperature (float): T of the probabilities softmax(scores / T); None: 1, and not told among the results.
+        keep_scores (bool): whether `evaluate` leaves all `scores` [samples, classes], for a T to be found later.
+
     Raises:
         ValueError: TEST.PER_CLASS_RESULT without `lab2cname`.
     """
@@ -44,6 +49,7 @@ class Classification(EvaluatorBase):
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
             raise ValueError("TEST.PER_CLASS_RESULT needs the class names: pass lab2cname")
         self._lab2cname = lab2cname
+        self.temperature, self.keep_scores = None, False
         self.reset()
 
     def reset(self):
@@ -51,12 +57,16 @@ class Classification(EvaluatorBase):
         self._y_true = []
         self._y_pred = []
         self._finite = []
+        self._sure = []
+        self._scores = []
 
     def process(self, mo, gt):
         """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
         # Kept on the device: a copy to the CPU for every batch would stall CUDA
         self._y_pred.append(mo.argmax(1))
         self._finite.append(mo.amax(1).isfinite())  # NaN is the largest of all; minus infinity may hide a class
+        self._sure.append(confidence(mo, self.temperature or 1.0))
+        self._scores += [mo] * self.keep_scores
         self._y_true.append(gt)
 
     def evaluate(self):
@@ -66,11 +76,12 @@ class Classification(EvaluatorBase):
         like scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
         confusion matrix is saved to OUTPUT_DIR/cmat.pt: a float64 Tensor, rows the true and columns the
         predicted classes, in the order of the labels that occur; each row sums to 1, or to 0 without samples.
-        The labels themselves stay as `y_true` and `y_pred`, int64 [samples], in the order of the batches.
+        The labels themselves stay as `y_true` and `y_pred`, int64 [samples], in the order of the batches. The expected
+        calibration error is of the probabilities that softmax makes of the scores, whatever a method means by them.
 
         Returns:
-            OrderedDict: accuracy (first: models are selected by it), error_rate, macro_f1 and,
-            with TEST.PER_CLASS_RESULT, perclass_accuracy; floats, in percent.
+            OrderedDict: accuracy (first: models are selected by it), error_rate, macro_f1, ece and, with
+            TEST.PER_CLASS_RESULT, perclass_accuracy; floats, in percent. And, if there is one, the temperature.
 
         Raises:
             ValueError: no batch was processed.
@@ -84,6 +95,8 @@ class Classification(EvaluatorBase):
             advice = "the training diverged (lower OPTIM.LR), or the precision is too small (fp32)"
             raise FloatingPointError(f"{wrong:,} of {len(y_true):,} images get infinite or NaN scores: {advice}")
         self.y_pred = y_pred = torch.cat(self._y_pred).cpu()
+        if self.keep_scores:
+            self.scores = torch.cat(self._scores).cpu()
         n = int(max(y_true.max(), y_pred.max())) + 1
         correct = torch.bincount(y_true[y_true == y_pred], minlength=n)  # each of the three: int64 [n]
         total = torch.bincount(y_true, minlength=n)
@@ -94,15 +107,20 @@ class Classification(EvaluatorBase):
         acc = 100.0 * n_correct / n_total
         f1 = 2.0 * correct[labels].double() / (total + predicted)[labels]
         macro_f1 = 100.0 * f1.mean().item()
-        results = OrderedDict(accuracy=acc, error_rate=100.0 - acc, macro_f1=macro_f1)
+        ece = expected_calibration_error(torch.cat(self._sure).cpu(), y_pred == y_true)
+        results = OrderedDict(accuracy=acc, error_rate=100.0 - acc, macro_f1=macro_f1, ece=ece)
         print(
             "=> result\n"
             f"* total: {n_total:,}\n"
             f"* correct: {n_correct:,}\n"
             f"* accuracy: {acc:.1f}%\n"
             f"* error: {100.0 - acc:.1f}%\n"
-            f"* macro_f1: {macro_f1:.1f}%"
+            f"* macro_f1: {macro_f1:.1f}%\n"
+            f"* ece: {ece:.1f}%"
         )
+        if self.temperature:
+            results["temperature"] = self.temperature
+            print(f"* temperature: {self.temperature:.3f}")
 
         if self.cfg.TEST.PER_CLASS_RESULT:
             print("=> per-class result")

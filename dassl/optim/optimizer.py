@@ -16,16 +16,25 @@ def _momentum_args(c):
     return {"lr": c.LR, "weight_decay": c.WEIGHT_DECAY, "momentum": c.MOMENTUM}
 
 
+def _fused(groups):
+    """Return the argument for one kernel a step rather than several for each tensor, if that is worth it.
+
+    On a GPU it is; on a CPU it saved 8 ms of a step of 5 s (OrthCR, ViT-B/16, 144 tensors), and would change old runs'
+    last bits.
+    """
+    return {"fused": True} if all(p.is_cuda for group in groups for p in group["params"]) else {}
+
+
 OPTIMIZERS = {
-    "adam": lambda params, c: torch.optim.Adam(params, **_adam_args(c)),
-    "amsgrad": lambda params, c: torch.optim.Adam(params, **_adam_args(c), amsgrad=True),
+    "adam": lambda params, c: torch.optim.Adam(params, **_adam_args(c), **_fused(params)),
+    "amsgrad": lambda params, c: torch.optim.Adam(params, **_adam_args(c), amsgrad=True, **_fused(params)),
     "sgd": lambda params, c: torch.optim.SGD(
-        params, **_momentum_args(c), dampening=c.SGD_DAMPNING, nesterov=c.SGD_NESTEROV
+        params, **_momentum_args(c), dampening=c.SGD_DAMPNING, nesterov=c.SGD_NESTEROV, **_fused(params)
     ),
     "rmsprop": lambda params, c: torch.optim.RMSprop(params, **_momentum_args(c), alpha=c.RMSPROP_ALPHA),
     # Dassl's RAdam decouples the weight decay as AdamW does
     "radam": lambda params, c: torch.optim.RAdam(params, **_adam_args(c), decoupled_weight_decay=True),
-    "adamw": lambda params, c: torch.optim.AdamW(params, **_adam_args(c)),
+    "adamw": lambda params, c: torch.optim.AdamW(params, **_adam_args(c), **_fused(params)),
 }
 
 

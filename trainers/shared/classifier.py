@@ -40,6 +40,8 @@ class ClipClassifier(nn.Module):
         for template in templates:  # an error now, not when it is first used
             fill_template(template, classnames)
         self._frozen_text: torch.Tensor | None = None
+        self._frozen_images: torch.Tensor | None = None
+        self._known: tuple | None = None
         self._kept: dict[str, object] = {}
 
     def train(self, mode: bool = True) -> "ClipClassifier":
@@ -47,11 +49,12 @@ class ClipClassifier(nn.Module):
         self.image_encoder.eval()
         self.text_encoder.eval()
         self._kept.clear()  # the weights have changed, or are about to
+        self._known = None
         return self
 
     def _apply(self, fn, recurse=True):  # of .to(), .double() and the like
         self._kept.clear()
-        self._frozen_text = None
+        self._frozen_text = self._frozen_images = None
         return super()._apply(fn, recurse)
 
     def once(self, name: str, compute: Callable):
@@ -64,10 +67,27 @@ class ClipClassifier(nn.Module):
 
     # ---------------------------------------------------------------- features, all of unit length, float32
 
+    def know(self, image: torch.Tensor, index: torch.Tensor, encode: Callable) -> None:
+        """Says that a batch has the training images of these numbers, as they are in every epoch.
+
+        Args:
+            encode: gives the frozen features float [n, d] of all of them; called once, when the first are needed.
+        """
+        self._known = image, index, encode
+
     @torch.no_grad()
+    def frozen_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Of the frozen CLIP for float [B, 3, H, W]: float32 [B, d], not normalised, without gradient."""
+        if self._known is None or self._known[0] is not image:
+            return wide(self.image_encoder(image))
+        _, index, encode = self._known
+        if self._frozen_images is None:
+            self._frozen_images = encode()
+        return self._frozen_images[index.to(self._frozen_images.device)]
+
     def frozen_image(self, image: torch.Tensor) -> torch.Tensor:
-        """f0 [B, d]: features of the frozen CLIP for float [B, 3, H, W], without gradient."""
-        return normalize(self.image_encoder(image))
+        """f0 [B, d]: the same, of unit length."""
+        return normalize(self.frozen_features(image))
 
     @property
     def frozen_text(self) -> torch.Tensor:

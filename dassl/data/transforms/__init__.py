@@ -1,1 +1,1 @@
-from .transforms import INTERPOLATION_MODES, build_transform
+from .transforms import INTERPOLATION_MODES, build_transform, is_fixed

@@ -138,6 +138,17 @@ TEST_CHOICES = ["normalize", "instance_norm"]
 AVAI_CHOICES = [*IMAGE_TRANSFORMS, *TENSOR_TRANSFORMS, "center_crop"]
 
 
+FIXED = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
+
+
+def is_fixed(transform):
+    """Return whether a transform makes the same tensor of an image each time.
+
+    That is so for a `Compose` of steps of these very types; what is not known counts as random.
+    """
+    return isinstance(transform, T.Compose) and all(type(step) in FIXED for step in transform.transforms)
+
+
 def build_transform(cfg, is_train=True, choices=None):
     """Build the transform PIL image -> float tensor [3, H, W], with (H, W) = ``cfg.INPUT.SIZE``.
 

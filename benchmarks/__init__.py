@@ -1,0 +1,11 @@
+"""Time and memory of the trainers beside the formulation of the originals: `python -m benchmarks`, `make bench`.
+
+__main__.py    the command: a list of cases, each measured in a process of its own
+cases.py       what a case is, and which come first
+flops.py       operations and memory that a case should need
+reference.py   the originals' formulation, behind the trainers' own interface
+measure.py     one case
+memory.py      the peak of a training step
+results.py     JSON and tables
+pictures.py    time and memory against the number of classes
+"""

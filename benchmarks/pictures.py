@@ -1,0 +1,68 @@
+"""Time and memory of a training step against the number of classes, the operation count's prediction as a line."""
+
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from reports.pictures import COLOURS, plt, save
+
+from . import flops
+from .cases import FIRST, Case
+from .results import Results
+
+STYLES = {"reference": (COLOURS[0], "o"), "ours": (COLOURS[2], "s")}
+CLASSES = np.geomspace(10, 1000, 30)
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """time_batch<b>.png and memory_batch<b>.png of each batch size; a panel for trainers with two class numbers."""
+    paths, lines = [], {}
+    for case in sorted(results.cases, key=lambda case: case.classes):
+        if (case.kind, case.backbone) == ("train", FIRST):
+            lines.setdefault(case.batch, {}).setdefault((case.trainer, case.prec), []).append(case)
+    for batch, some in lines.items():
+        some = {line: cases for line, cases in some.items() if len(cases) > 1}
+        for name, panel in (("time", time), ("memory", memory)) if some else ():
+            paths.append(save(panels(results, some, panel), folder / f"{name}_batch{batch}.png"))
+    return paths
+
+
+def panels(results: Results, lines: dict[tuple[str, str], list[Case]], panel):
+    columns = min(len(lines), 3)
+    rows = -(-len(lines) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(1.5 + 3.6 * columns, 3.6 * rows), squeeze=False)
+    for ax, ((trainer, prec), cases) in zip(axes.flat, lines.items(), strict=False):
+        panel(ax, results, cases)
+        ax.set(xscale="log", yscale="log", xlabel="classes", title=f"{trainer}, batch {cases[0].batch}, {prec}")
+        ax.set_xticks([10, 50, 100, 500, 1000], [10, 50, 100, 500, 1000], minor=False)
+        ax.minorticks_off()
+        ax.legend(fontsize=8)
+    for ax in axes.flat[len(lines) :]:
+        ax.set_visible(False)
+    return fig
+
+
+def time(ax, results: Results, cases: list[Case]) -> None:
+    """Hollow: on the line through the two largest numbers of classes at which the reference could be run."""
+    measured = [case for case in cases if results.reference(case)[1]]
+    guessed = [case for case in cases if case not in measured and results.reference(case)[0]]
+    rates = [case.gflop("reference") / results.seconds(case, "reference") for case in measured]
+    for form, (colour, marker) in STYLES.items():
+        known = {case.classes: results.seconds(case, form) for case in cases if form in results.cases[case]}
+        ax.plot(list(known), list(known.values()), marker, color=colour, label=form)
+        if rates:
+            predicted = [cases[0]._replace(classes=n).gflop(form) / median(rates) for n in CLASSES]
+            ax.plot(CLASSES, predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
+    guesses = [results.reference(case)[0] for case in guessed]
+    ax.plot([case.classes for case in guessed], guesses, "o", color=COLOURS[0], mfc="none")
+    ax.set_ylabel("s a step")
+
+
+def memory(ax, results: Results, cases: list[Case]) -> None:
+    for form, (colour, marker) in STYLES.items():
+        known = {case.classes: results.cases[case][form] for case in cases if form in results.cases[case]}
+        ax.plot(list(known), [r["peak_mib"] / 1024 for r in known.values()], marker, color=colour, label=form)
+    estimate = [flops.reference_memory(cases[0].trainer, FIRST, n, cases[0].batch) for n in CLASSES]
+    ax.plot(CLASSES, estimate, "--", color=COLOURS[0], lw=1, label="reference, estimated")
+    ax.set_ylabel("GiB at the peak of a step")

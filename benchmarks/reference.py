@@ -1,0 +1,142 @@
+"""The formulation of the original code bases, behind the interface of the trainers here: what they are held against.
+
+    with reference(trainer.model):
+        trainer.forward_backward(batch)
+
+- prompts are padded to CLIP's 77 tokens, and the prompts of a batch's images (CoCoOp) are encoded image by image;
+- the text is encoded again for each test batch;
+- both transformers are CLIP's own blocks (`nn.MultiheadAttention`, the mask of 77 x 77);
+- a changed weight is formed and goes through autograd as a parameter of the encoder (`torch.func.functional_call`), R
+  by one Cayley solve for each weight in a Python loop; in evaluation, too, for each batch.
+
+Numerically it is the same model, tensors included, but for the dropout of CLIPLoRA, which a formed weight cannot have.
+"""
+
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from trainers.orthcr import OrthogonalCLIP
+from trainers.shared.encoders import ImageEncoder, frozen, normalize
+from trainers.shared.weights import TunedCLIP
+
+LENGTH = 77
+
+
+@contextmanager
+def reference(model):
+    """Inside, this `ClipClassifier` computes as the originals do, with the same tensors."""
+    kinds = {model: Classifier, model.text_encoder: Text}
+    if isinstance(model, TunedCLIP):
+        kinds[model] = Rotated if isinstance(model, OrthogonalCLIP) else Tuned
+    if isinstance(model.image_encoder, ImageEncoder):
+        kinds[model.image_encoder] = Image
+    own = {module: module.__class__ for module in kinds}
+    for module, kind in kinds.items():
+        module.__class__ = type(f"Reference{own[module].__name__}", (kind, own[module]), {})
+    try:
+        yield model
+    finally:
+        for module, cls in own.items():
+            module.__class__ = cls
+
+
+def run(blocks: nn.Sequential, x: torch.Tensor, deep: dict | None, at: int | None, insert: bool) -> torch.Tensor:
+    """x float [N, L, width] through CLIP's own blocks; `deep`, `at`, `insert`: see `trainers.shared.encoders`."""
+    x = x.permute(1, 0, 2)  # as OpenAI's blocks take it
+    for i, block in enumerate(blocks):
+        if deep and i in deep:
+            tokens = deep[i].to(x.dtype).unsqueeze(1).expand(-1, x.shape[1], -1)
+            n = len(tokens)
+            start = len(x) - n if at is None else at
+            x = torch.cat([x[:start], tokens, x[start + n * (not insert or i > min(deep)) :]])
+        x = block(x)
+    return x.permute(1, 0, 2)
+
+
+# What goes before the product's classes, whose methods it takes the place of
+
+
+class Image:
+    """Before `ImageEncoder`."""
+
+    def tokens(self, image, context=None, deep=None, insert=False, linear=frozen):
+        if linear is not frozen:  # OrthSR looks at the attention
+            return super().tokens(image, context, deep, insert=insert, linear=linear)
+        x = self.conv1(image).flatten(2).permute(0, 2, 1)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        if context is not None:
+            x = torch.cat([x, context.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        return run(self.transformer.resblocks, self.ln_pre(x), deep, 1 if insert else None, insert)
+
+
+class Text:
+    """Before `TextEncoder`."""
+
+    def forward(self, prompts, tokenized_prompts, shared=None, deep=None, insert=False):
+        inserted = deep[min(deep)].shape[-2] if deep and insert else 0
+        tokens = F.pad(tokenized_prompts, (0, LENGTH - inserted - tokenized_prompts.shape[1]))
+        padding = self.token_embedding(tokens)
+        if prompts is None:
+            prompts = padding
+        if prompts.dim() == 4:
+            return torch.stack([self(p, tokenized_prompts, None, deep, insert) for p in prompts])
+        x = torch.cat([prompts, padding[:, prompts.shape[1] :]], dim=1) + self.positional_embedding[: tokens.shape[1]]
+        x = self.ln_final(run(self.transformer.resblocks, x, deep, 1, insert))
+        return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1) + inserted] @ self.text_projection
+
+
+class Classifier:
+    """Before any `ClipClassifier`."""
+
+    def once(self, name, compute):
+        return compute()
+
+
+class Tuned(Classifier):
+    """Before a `TunedCLIP`."""
+
+    def linear(self, *encoders):
+        return None  # nothing is done to activations
+
+    def encode_image(self, image, linear=None):
+        return self.through_weights("image", image) if self.names(["image"]) else self.frozen_image(image)
+
+    def encode_text(self, linear=None):
+        return self.through_weights("text", None, self.tokens) if self.names(["text"]) else self.frozen_text
+
+    def through_weights(self, encoder: str, *inputs) -> torch.Tensor:
+        """Unit-length features, float [n, d], of an encoder whose parameters are the changed ones."""
+        module, parts = self.encoders[encoder], defaultdict(dict)
+        with torch.autocast(self.logit_scale.device.type, enabled=False):
+            for name in self.names([encoder]):
+                place = self.places[name]
+                parts[place.parameter][place.rows.start] = self.changed(name)
+        changed = {}
+        for parameter, rows in parts.items():
+            weight, size = module.get_parameter(parameter), len(next(iter(rows.values())))
+            changed[parameter] = torch.cat([rows.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
+        return normalize(functional_call(module, changed, inputs))
+
+    def changed(self, name: str) -> torch.Tensor:
+        """W' of a place, with its gradient."""
+        return self.merge(self.changes([name])[name], self.weight(name))
+
+
+class Rotated(Tuned):
+    """Before an `OrthogonalCLIP`."""
+
+    def changed(self, name):
+        m, b = self.rotations.sizes[name]
+        row, col = torch.triu_indices(b, b, offset=1)
+        upper, weight = self.rotations.upper[name], self.weight(name)
+        q = upper.new_zeros(m, b, b)
+        q[:, row, col] = upper
+        q = q - q.mT
+        eye = torch.eye(b, dtype=q.dtype, device=q.device)
+        r = torch.linalg.solve(eye + q, eye - q)
+        return torch.einsum("omb,mbc->omc", weight.unflatten(1, (m, b)), r).flatten(1)

@@ -1,0 +1,153 @@
+"""What was measured: one JSON file, and tables of it."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dassl.files import atomic_write, read_json, write_json
+
+from . import flops
+from .cases import Case
+
+NAME = "results.json"
+
+
+class Results:
+    """`results.json` of a folder, gone on with if it was measured by the same code on the same device.
+
+    Args:
+        identity: device, torch, commit.
+
+    Attributes:
+        cases: what `measure.measure` returned, by case.
+        left_out: a reason, by case.
+
+    Raises:
+        ValueError: the file is of another device, torch or commit.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, str]):
+        self.folder, self.identity = folder, identity
+        self.cases: dict[Case, dict] = {}
+        self.left_out: dict[Case, str] = {}
+        if (folder / NAME).exists():
+            content = read_json(folder / NAME)
+            for key, now in identity.items():
+                if content[key] != now:
+                    wrong = f"{folder / NAME} was measured with {key} {content[key]}, not {now}"
+                    raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+            self.cases = {case_of(result): result for result in content["cases"]}
+
+    def write(self) -> None:
+        """results.json and table.md."""
+        content = {**self.identity, "cases": list(self.cases.values())}
+        content["left_out"] = [{**case._asdict(), "reason": reason} for case, reason in self.left_out.items()]
+        write_json(content, self.folder / NAME)
+        with atomic_write(self.folder / "table.md") as f:
+            f.write(self.text().encode())
+
+    # ---------------------------------------------------------------- figures
+
+    def seconds(self, case: Case, form: str, part: str = "") -> float | None:
+        """Of a step, of a part of it, or of a batch of an evaluation of `flops.EVAL_BATCHES`; None: not measured."""
+        times = self.cases.get(case, {}).get(form)
+        if times is None:
+            return None
+        if "later" in times:
+            later = times["later"]["seconds"]
+            return later + (times["first"]["seconds"] - later) / flops.EVAL_BATCHES
+        return times[part or ("step" if case.kind == "train" else "batch")]["seconds"]
+
+    def reference(self, case: Case) -> tuple[float | None, bool]:
+        """The reference's seconds, and whether they are measured: else on a line through two smaller class numbers."""
+        if (own := self.seconds(case, "reference")) is not None:
+            return own, True
+        run = [c for c, result in self.cases.items() if "reference" in result]
+        fewer = [c for c in run if c._replace(classes=case.classes) == case]
+        if len(fewer) < 2:
+            return None, False
+        a, b = sorted(fewer, key=lambda c: c.classes)[-2:]
+        low, high = self.seconds(a, "reference"), self.seconds(b, "reference")
+        return high + (high - low) / (b.classes - a.classes) * (case.classes - b.classes), False
+
+    def ratio(self, case: Case) -> float | None:
+        reference = self.reference(case)[0]
+        return reference and reference / self.seconds(case, "ours")
+
+    def line(self, case: Case) -> str:
+        reference, ours, ratio = self.seconds(case, "reference"), self.seconds(case, "ours"), self.ratio(case)
+        against = f", the reference's {reference:.2f} s" if reference else ""
+        times = f", ratio {ratio:.2f}" if ratio else ""
+        return f"{case}: {ours:.2f} s{against}{times} (predicted {case.predicted:.2f})"
+
+    # ---------------------------------------------------------------- tables
+
+    def text(self) -> str:
+        """Markdown."""
+        parts = [", ".join(self.identity.values())]
+        for backbone in dict.fromkeys(case.backbone for case in self.cases):
+            for kind, row in (("train", self.step), ("eval", self.evaluation)):
+                cases = sorted(c for c in self.cases if (c.kind, c.backbone) == (kind, backbone))
+                if cases:
+                    title = {"train": "a training step", "eval": "a batch of an evaluation"}[kind]
+                    table = tabulate([row(case) for case in cases], "keys", "github", disable_numparse=True)
+                    parts.append(f"**{backbone}, {title}**\n\n{table}")
+        skipped = [f"- {case}: the reference {r['skipped']}" for case, r in self.cases.items() if "skipped" in r]
+        if skipped:
+            parts.append("\n".join(["Reference not run:\n", *skipped]))
+        if self.left_out:
+            parts.append("\n".join(["Left out (classes x batch):\n", *self.gaps()]))
+        return "\n\n".join(parts) + "\n"
+
+    def step(self, case: Case) -> dict[str, str]:
+        result = self.cases[case]
+        data = {name: result["data"][name]["seconds"] for name in ("first", "later")}
+        seconds = self.seconds(case, "ours")
+        share = [f"{100 * data[name] / (data[name] + seconds):.1f}" for name in ("later", "first")]
+        return {
+            **self.head(case),
+            **{part: f"{self.seconds(case, 'ours', part):.3f}" for part in ("forward", "backward", "optimizer")},
+            "wall s": f"{result['ours']['step']['wall']:.2f}",
+            "data %, first epoch": "{}, {}".format(*share),
+            "reference MiB": f"{result['reference']['peak_mib']:,.0f}" if "reference" in result else "",
+            "ours MiB": f"{result['ours']['peak_mib']:,.0f}",
+        }
+
+    def evaluation(self, case: Case) -> dict[str, str]:
+        reference, ours = self.seconds(case, "reference"), self.seconds(case, "ours")
+        later = self.cases[case]["ours"]["later"]["seconds"]
+        return {
+            **self.head(case),
+            "reference images/s": f"{case.batch / reference:.2f}" if reference else "",
+            "ours images/s": f"{case.batch / ours:.2f}",
+            "with the text at hand": f"{case.batch / later:.2f}",
+        }
+
+    def head(self, case: Case) -> dict[str, str]:
+        (reference, measured), ratio = self.reference(case), self.ratio(case)
+        about = "" if measured else "~"
+        return {
+            "trainer": case.trainer,
+            "classes": f"{case.classes:,}",
+            "batch": str(case.batch),
+            "prec": case.prec,
+            "reference s": f"{about}{reference:.3f}" if reference else "",
+            "ours s": f"{self.seconds(case, 'ours'):.3f}",
+            "ratio": f"{about}{ratio:.2f}" if ratio else "",
+            "predicted": f"{case.predicted:.2f}",
+        }
+
+    def gaps(self) -> list[str]:
+        """A line for each kind of case that was left out."""
+        kinds = defaultdict(list)
+        for case, reason in self.left_out.items():
+            kinds[case.kind, case.trainer, case.backbone, case.prec, reason].append(f"{case.classes} x {case.batch}")
+        return [
+            f"- {kind} {trainer}, {backbone}, {prec}, {reason}: {', '.join(sizes)}"
+            for (kind, trainer, backbone, prec, reason), sizes in kinds.items()
+        ]
+
+
+def case_of(result: dict) -> Case:
+    return Case(*(result[field] for field in Case._fields))

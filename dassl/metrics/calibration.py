@@ -1,0 +1,75 @@
+"""How far confidence is from accuracy, and the temperature that brings them together.
+
+C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On Calibration of Modern Neural Networks, ICML 2017: sections 2 and 4.2.
+"""
+
+import torch
+
+BINS = 15  # as in that paper
+STEPS = 200  # of the search, far more than it takes
+
+
+def confidence(scores, temperature=1.0):
+    """Return max_k softmax(scores / T)_k of each row: float32 [batch], float64 of float64 scores."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return (wide / temperature).softmax(1).amax(1)
+
+
+def expected_calibration_error(confidence, correct, bins=BINS):
+    """Return sum_b n_b / n |accuracy_b - mean confidence_b| in percent, over bins ((b - 1) / B, b / B] of confidence.
+
+    Args:
+        confidence (Tensor): in [0, 1], float [n].
+        correct (Tensor): whether the likeliest class is the true one, bool [n].
+        bins (int): B, of equal width.
+    """
+    confidence, correct = confidence.double(), correct.double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+    index = torch.bucketize(confidence, edges[1:-1])
+    gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, index, correct - confidence)
+    return 100.0 * gaps.abs().sum().item() / len(confidence)
+
+
+def cross_entropy(scores, labels, temperature=1.0):
+    """Return the mean of -log softmax(scores / T)_label, a float computed in fp64."""
+    return torch.nn.functional.cross_entropy(scores.double() / temperature, labels).item()
+
+
+def fit_temperature(scores, labels):
+    """Return the T > 0 that minimises `cross_entropy(scores, labels, T)`, by Newton's method on b = 1 / T in fp64.
+
+    The loss is convex in b, its slope mean(E_p[z] - z_label) and its curvature mean(Var_p[z]) with p = softmax(b z); a
+    step that leaves the bracket of the root is halved into it.
+
+    Args:
+        scores (Tensor): z, finite [n, classes].
+        labels (Tensor): int64 [n].
+
+    Raises:
+        ValueError: there is no minimum: all labels have the highest score (T would be 0), or the scores do not tell
+            the labels better than chance (T would be infinite).
+    """
+    z = scores.double()
+    if not z.isfinite().all():
+        raise ValueError("no temperature can be found: some scores are infinite or NaN")
+    z = z - z.amax(1, keepdim=True)
+    own = z.gather(1, labels.view(-1, 1)).squeeze(1)
+    if (own == 0).all():
+        raise ValueError("no temperature can be found: every image is right, so the surer the better")
+    if (z.mean(1) - own).mean() >= 0:
+        raise ValueError("no temperature can be found: the scores are no better than chance")
+
+    low, high, b = 0.0, float("inf"), 1.0
+    for _ in range(STEPS):
+        p = (b * z).softmax(1)
+        mean = (p * z).sum(1)
+        slope = (mean - own).mean().item()
+        curvature = (p * (z - mean.unsqueeze(1)).square()).sum(1).mean().item()
+        low, high = (b, high) if slope < 0 else (low, b)
+        new = b - slope / curvature if curvature > 0 else high
+        if not low < new < high:
+            new = 2 * b if high == float("inf") else (low + high) / 2
+        if abs(new - b) <= 1e-14 * b:
+            break
+        b = new
+    return 1 / b

@@ -1,0 +1,154 @@
+"""How sure a model may be: one temperature, found on val, kept beside the model.
+
+    python -m experiments.calibrate --model-dir OUT [--root DATA]       of a finished training, without training
+    python train.py ... TEST.CALIBRATE True                             at the end of the training
+
+The probabilities are softmax(logits / T), with the T > 0 that minimises the cross-entropy on the val split of the
+training's own data (Guo et al., ICML 2017). No test image is looked at, and no accuracy changes. OUT/temperature.json
+has T; predict.py and the evaluations of that model use it, with the checkpoint and the strength that it was found with.
+"""
+
+import argparse
+import io
+import os.path as osp
+import sys
+from contextlib import redirect_stdout
+
+import torch
+from tqdm import tqdm
+
+from dassl.engine import build_trainer
+from dassl.engine.checkpoint import find_checkpoint
+from dassl.files import file_hash, read_json, write_json
+from dassl.metrics import confidence, expected_calibration_error, fit_temperature
+from dassl.metrics.calibration import cross_entropy
+
+from .command import command
+from .config import setup_cfg
+from .flags import parse
+
+TEMPERATURE = "temperature.json"  # in the output directory of the training
+
+
+def calibrate(trainer, folder: str) -> dict:
+    """Finds the temperature of a trained model and writes it; returns what the file holds.
+
+    Args:
+        trainer: with the weights of `folder`'s default checkpoint, and the val split of its training.
+
+    Raises:
+        ValueError: there is no val split, or no temperature has the least cross-entropy on it.
+    """
+    if trainer.val_loader is None:
+        raise ValueError(f"{trainer.cfg.DATASET.NAME} has no val split: there is nothing to find a temperature on")
+    logits, labels = scores(trainer, trainer.val_loader)
+    t, right = fit_temperature(logits, labels), logits.argmax(1) == labels
+    both = {"before": 1.0, "after": t}
+    found = {
+        "temperature": t,
+        "split": "val",
+        "images": len(labels),
+        "cross_entropy": {when: cross_entropy(logits, labels, at) for when, at in both.items()},
+        "ece": {when: expected_calibration_error(confidence(logits, at), right) for when, at in both.items()},
+        "of": identity(trainer, folder),
+    }
+    write_json(found, osp.join(folder, TEMPERATURE), seal=True)
+    ce, ece = (tuple(found[name].values()) for name in ("cross_entropy", "ece"))
+    told = f"cross-entropy {ce[0]:.3f} -> {ce[1]:.3f}, ece {ece[0]:.1f}% -> {ece[1]:.1f}%"
+    print(f"Temperature {t:.3f}, by {len(labels):,} val images ({told}): {osp.join(folder, TEMPERATURE)}")
+    return found
+
+
+@torch.no_grad()
+def scores(trainer, loader) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [n, n_cls] and labels int64 [n] of a loader's images, on the CPU."""
+    trainer.set_model_mode("eval")
+    logits, labels = [], []
+    for batch in tqdm(loader, desc="calibrating", unit="batch", leave=False, disable=None):
+        image, label = trainer.parse_batch_test(batch)
+        logits.append(trainer.model_inference(image))
+        labels.append(label)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def at_the_end(trainer, folder: str) -> dict:
+    """`calibrate` after a training and its test; what that adds to its results. If val cannot tell a T, says so."""
+    trainer.load_model(folder)  # the one that will be used: not the last, where the best on val was kept
+    try:
+        t = calibrate(trainer, folder)["temperature"]
+    except ValueError as error:
+        print(f"TEST.CALIBRATE: {error}")
+        return {}
+    evaluator = trainer.evaluator
+    if not hasattr(evaluator, "scores"):  # no test, or an evaluator of somebody's own
+        return {"temperature": t}
+    ece = expected_calibration_error(confidence(evaluator.scores, t), evaluator.y_pred == evaluator.y_true)
+    print(f"* ece: {ece:.1f}%\n* temperature: {t:.3f}")
+    return {"ece": ece, "temperature": t}
+
+
+def read_temperature(folder: str) -> dict | None:
+    """What is kept in an output directory; None: nothing. Raises ValueError if it is damaged."""
+    path = osp.join(folder, TEMPERATURE)
+    if not folder or not osp.exists(path):
+        return None
+    try:
+        kept = read_json(path)
+        kept["temperature"] = float(kept["temperature"])
+        if not 0 < kept["temperature"] < float("inf") or not isinstance(kept["of"], dict):
+            raise ValueError(f"a temperature of {kept['temperature']}")
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error
+    return kept
+
+
+def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | None:
+    """The T kept beside the model of `folder` that `trainer` has loaded; None: there is none for it. Raises as that."""
+    kept = read_temperature(folder)
+    if kept and kept["of"] != identity(trainer, folder, epoch):
+        told = "is of another checkpoint or strength: probabilities are as the model gives them"
+        print(f"{osp.join(folder, TEMPERATURE)} {told}", file=sys.stderr)
+        return None
+    return kept and kept["temperature"]
+
+
+def identity(trainer, folder: str, epoch: int | None = None) -> dict:
+    """What a temperature belongs to: the checksum of each checkpoint that is loaded, and the strength if there is one.
+
+    Weights alone would not do: of some methods they depend on the classes that they are loaded for.
+    """
+    files = {}
+    for name in trainer.get_model_names() if osp.isdir(folder) else []:
+        try:
+            files[name] = file_hash(find_checkpoint(folder, name, epoch))
+        except FileNotFoundError:  # as the original of the method published it
+            files[name] = ""
+    return {"checkpoints": files, "strength": getattr(getattr(trainer, "model", None), "strength", 1.0)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-dir", required=True, metavar="OUT", help="output directory of the training")
+    parser.add_argument("--root", help="folder of the data sets, if it is not where it was")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        from .run import check_inside  # with all data sets
+
+        folder = osp.expanduser(args.model_dir)
+        if not osp.exists(osp.join(folder, "config.yaml")):
+            raise FileNotFoundError(f"{folder} has no config.yaml: give the --output-dir of a training")
+        words = ["--eval-only", "--model-dir", folder, *(["--root", args.root] if args.root else [])]
+        as_evaluation = parse([*words, "VERBOSE", "False", "TEST.SPLIT", "val"])
+        cfg = setup_cfg(as_evaluation)
+        check_inside(cfg, as_evaluation)
+        with redirect_stdout(io.StringIO()):  # what a training would log
+            trainer = build_trainer(cfg)
+            trainer.load_model(folder)
+        calibrate(trainer, folder)
+
+    return command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
