@@ -1,8 +1,8 @@
 """Several processes that do one run together, as torchrun starts them; with one process everything here does nothing.
 
-Each process has the whole model. It reads and passes on its part of each batch, losses are weighted by the part's share,
-and gradients are summed before the optimizer's step, so that all processes make the step that one alone would make.
-There is no wrapper around the model. The first process alone writes files and prints.
+Each process has the whole model, with no wrapper around it. It reads its part of each batch, weights the losses by the
+part's share, and gradients are summed before the optimizer's step: all make the step that one alone would make. The
+first process alone writes files and prints.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ class ProcessEnded(ChildProcessError):
 
 
 def _was_told(error):
-    """Whether another process has told what ends this one; if not, this one does."""
+    """Whether another process has told, or tells, what ends this one; if not, this one does."""
     if isinstance(error, ProcessEnded):
         return bool(_told())
     text = f"{type(error).__name__}: {error}"
@@ -109,9 +109,13 @@ def _was_told(error):
         if _told():
             break
         time.sleep(0.05)
-    with contextlib.suppress(RuntimeError):  # torchrun has gone, too
-        return _store.add("errors", 1) > 1 and _told() == text or _store.set("error", text)
-    return False
+    try:
+        first = _store.add("errors", 1) == 1
+        if first:
+            _store.set("error", text)
+        return not first and _told() == text
+    except RuntimeError:  # without torchrun the first process keeps the store: it has ended, and told why
+        return not is_first()
 
 
 def _told():
@@ -261,6 +265,23 @@ def gather(part, *tensors):
         return tensors
     counts = [end - start for start, end in (bounds(part.whole, number) for number in range(size()))]
     return tuple(_gather(tensor[: part.own], counts) for tensor in tensors)
+
+
+def gather_with_gradient(rows, n):
+    """As `gather`, of a step's loss: rows [own, ...] of n -> [n, ...], and gradients of all processes' losses back."""
+    return _Gather.apply(rows, n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, n):
+        ctx.n = n
+        return gather(Part(len(rows), n), rows)[0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        start, end = bounds(ctx.n)
+        return add_up([gradient.clone()])[0][start:end], None
 
 
 def _gather(rows, counts):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from yacs.config import CfgNode
 
 from dassl.config import flatten
+from dassl.distributed import is_first
 from dassl.engine import build_trainer
 from trainers.shared.strength import AUTO, keep, kept
 
@@ -34,7 +35,7 @@ def chosen(cfg: CfgNode, args: argparse.Namespace, check: Callable) -> dict | No
     trainer = as_trained(cfg, args, check)
     print("The strength is chosen by the val images of the training")
     made = trainer.choose(args.load_epoch)
-    if args.load_epoch is None and osp.exists(osp.join(args.model_dir, "results.json")):
+    if args.load_epoch is None and is_first() and osp.exists(osp.join(args.model_dir, "results.json")):
         with contextlib.suppress(OSError):  # a folder that may only be read: it is chosen again next time
             keep(made, args.model_dir)
     return made

@@ -19,6 +19,7 @@ import torchvision
 from yacs.config import CfgNode
 
 import dassl
+from dassl import distributed
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
 from dassl.files import sealed_config, sweep, visible
@@ -29,7 +30,7 @@ from trainers.shared.strength import AUTO
 from . import calibrate, own_images
 from .chosen import chosen
 from .command import GOES_ON, command
-from .config import CLASSES, CONFIGS, default_cfg, plain, read_run, setup_cfg, strength_key
+from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
@@ -56,6 +57,12 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -
     Everything printed also goes to `log.txt` in the output directory. `draw`: for a picture of those own images that
     are wrong.
     """
+    with distributed.processes():
+        return run_here(args, draw)
+
+
+def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> dict:
+    """`run` in one process; of several only the first one writes, and the others return nothing."""
     cfg = setup_cfg(args)
     if args.eval_only:
         check_model_dir(cfg, args)
@@ -64,7 +71,8 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -
         check_same_strength(cfg)
     else:
         check_same_run(cfg)
-    with logged(cfg.OUTPUT_DIR):
+    check_processes(cfg)
+    with logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext():
         choice = chosen(cfg, args, check_inside)
         trainer = build(cfg, args)
         if args.no_train and not args.eval_only:
@@ -78,6 +86,8 @@ def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -
         else:
             trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
             trainer.train()
+        if not distributed.is_first():
+            return {}
         results = describe(trainer, cfg, args, time.time() - start)
         if cfg.TEST.CALIBRATE and not args.eval_only:
             results |= calibrate.at_the_end(trainer, cfg.OUTPUT_DIR)
@@ -153,6 +163,13 @@ def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> No
             raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
 
 
+def check_processes(cfg: CfgNode) -> None:
+    """Raises ValueError if there are more processes than GPUs, or the trainer would not share batches between them."""
+    distributed.check_devices(cfg.USE_CUDA)
+    if distributed.size() > 1 and is_foreign(cfg.TRAINER.NAME):
+        raise ValueError(f"{cfg.TRAINER.NAME} is written for one process: start it without torchrun")
+
+
 @contextlib.contextmanager
 def logged(folder: str):
     """Keeps other runs out of `folder` and copies what is printed to its log.txt, where an error leaves its trace."""
@@ -196,6 +213,8 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
 
+    if not distributed.is_first():
+        return trainer
     # only now: a run that could not be built leaves nothing that a later one would be compared with
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
@@ -236,7 +255,8 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         **getattr(trainer, "facts", dict)(),  # of the method's own
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
-        "peak_memory_mib": peak_memory(cfg),
+        "peak_memory_mib": peak_memory(cfg),  # of the first process
+        "processes": distributed.size(),
         "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in VERSIONS},
         "git_revision": git_revision(),

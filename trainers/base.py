@@ -19,6 +19,7 @@ from dassl.utils import check_availability, count_num_param, load_pretrained_wei
 
 from .shared.backbones import load_clip
 from .shared.keys import Key, values
+from .shared.processes import add_up, gather, own_draws, parts
 
 # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp;
 # auto: bf16 where the device has it, else amp on a GPU
@@ -48,6 +49,7 @@ class ClipTrainer(TrainerX):
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
+    share: float = 1.0  # of the batch's images that this process has, of several; the training loop says it
 
     # ---------------------------------------------------------------- hooks
 
@@ -69,8 +71,9 @@ class ClipTrainer(TrainerX):
         return {"ce": F.cross_entropy(logits, label)}, logits
 
     def backward(self, terms: dict[str, torch.Tensor]) -> None:
-        """Leaves the gradients, scaled by `self.scaler`, in the trained tensors."""
+        """Leaves the gradients, scaled by `self.scaler`, in the trained tensors, those of all processes added up."""
         self.scaler.scale(sum(terms.values())).backward()
+        add_up([p.grad for p in self.model.get_submodule(self.learner).parameters()])
 
     def load_published(self, directory: str) -> bool:
         """Loads what the method's original, if it is not written for Dassl, left in a directory; False: nothing."""
@@ -166,12 +169,14 @@ class ClipTrainer(TrainerX):
         image, label = self.parse_batch_train(batch)
         if self.max_epoch > 1 and self.images_repeat():
             self.model.know(image, batch["index"], self.encode_training)
-        with torch.autocast(**self.autocast):
+        with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
+        terms = {name: self.share * term for name, term in terms.items()}  # all processes' add up to the batch's means
         self.optim.zero_grad()
         self.backward(terms)
-        accuracy = compute_accuracy(logits, label)[0]
-        *values, accuracy = torch.stack([*terms.values(), accuracy.reshape(())]).tolist()  # the one wait for the GPU
+        accuracy = self.share * compute_accuracy(logits, label)[0]
+        values = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
+        *values, accuracy = add_up([values])[0].tolist()  # the one wait for the GPU
         self.check_finite(dict(zip(terms, values, strict=True)))
         self.scaler.step(self.optim)
         self.scaler.update()
@@ -259,11 +264,13 @@ class ClipTrainer(TrainerX):
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """The same through any transform."""
         size, features, labels = self.cfg.DATALOADER.TEST.BATCH_SIZE, [], []
-        for batch in build_data_loader(self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False):
+        loader = build_data_loader(self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False)
+        for batch, part in parts(loader):
             image, label = self.parse_batch_test(batch)
             with torch.autocast(**self.autocast):
-                features.append(self.model.image_encoder(image).float())
-            labels.append(label)
+                encoded = self.model.image_encoder(image).float()
+            for kept, rows in zip((features, labels), gather(part, encoded, label), strict=True):
+                kept.append(rows)
         return torch.cat(features), torch.cat(labels)
 
     def get_extra_state(self):

@@ -19,6 +19,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
 from .shared.keys import TEMPLATE, Key
+from .shared.processes import add_up
 from .shared.prompts import template_for
 from .shared.templates import PROGRAD_TEMPLATES
 
@@ -86,6 +87,7 @@ class ProGrad(CoOp):
     def backward(self, terms):
         tensors = list(self.model.prompt_learner.parameters())
         alignment = torch.autograd.grad(self.scaler.scale(terms["kl"]), tensors, retain_graph=True)
-        self.scaler.scale(terms["ce"]).backward()
+        super().backward({"ce": terms["ce"]})
+        add_up(alignment)  # the gradients of the whole batch are projected
         for tensor, b in zip(tensors, alignment, strict=True):
             tensor.grad = project(tensor.grad, b, self.cfg.LOSS.LAMBDA)

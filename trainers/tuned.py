@@ -11,6 +11,7 @@ from tqdm import tqdm
 from .base import ClipTrainer
 from .shared import strength
 from .shared.keys import Key
+from .shared.processes import is_first
 
 HELD = 2**30  # bytes of images that are kept while several strengths are tried on them
 
@@ -30,7 +31,8 @@ class TunedTrainer(ClipTrainer):
             if best:
                 super().load_model(self.output_dir)
             self.chosen = self.choose(None if best else self.max_epoch)
-            strength.keep(self.chosen, self.output_dir)
+            if is_first():
+                strength.keep(self.chosen, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
         super().after_train()
 

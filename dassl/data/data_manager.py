@@ -8,6 +8,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
+from dassl import distributed
 from dassl.utils import decoded_copies, end_with_parent, read_image, read_photo
 
 from .datasets import build_dataset
@@ -78,7 +79,8 @@ class DataManager:
     """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
-        self.dataset = dataset = build_dataset(cfg)
+        # of several processes the first one reads, divides and draws, and the others get what came of it
+        self.dataset = dataset = distributed.from_first(lambda: build_dataset(cfg))
         tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
         tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
 
@@ -154,7 +156,7 @@ class DatasetWrapper(Dataset):
         """Decode what is kept, once: when it is asked for, as an evaluation never asks for the training images."""
         if not self.kept:
             paths = list(dict.fromkeys(item.impath for item in self.data_source))
-            self.copies, self.kept = decoded_copies(paths, self.decode, COPIES), True
+            self.copies, self.kept = decoded_copies(paths, self.decode, COPIES // distributed.size()), True
 
     def __getitems__(self, places):
         """The items of a batch, for DataLoader; at a `Place` what is random in the item depends on its seed only."""

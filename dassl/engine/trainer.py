@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dassl import distributed
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -96,6 +97,8 @@ class TrainerBase:
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically.
 
+        Of several processes the first one writes, the others wait for it.
+
         Raises:
             FloatingPointError: a weight is infinite or NaN; nothing is written.
         """
@@ -104,7 +107,7 @@ class TrainerBase:
             if wrong:
                 where = f'"{wrong}" of {name} is infinite or NaN at the end of epoch {epoch + 1}'
                 raise FloatingPointError(f"{where}, which is not saved: lower OPTIM.LR or train in fp32")
-        for name, model in self._models.items():
+        for name, model in self._models.items() if distributed.is_first() else ():
             parts = {"optimizer": self._optims[name], "scheduler": self._scheds[name]}
             state = {
                 "state_dict": model.state_dict(),
@@ -118,6 +121,7 @@ class TrainerBase:
                 "extra_state": self.get_extra_state(),
             }
             save_checkpoint(state, osp.join(directory, name), is_best=is_best, model_name=model_name)
+        distributed.barrier()
 
     def get_extra_state(self):
         """Hook: what else an interrupted training needs to go on exactly, as a dict of tensors and plain types."""
@@ -187,7 +191,7 @@ class TrainerBase:
     # ------------------------------------------------------------ TensorBoard
 
     def init_writer(self, log_dir):
-        if self._writer is None:
+        if self._writer is None and distributed.is_first():
             from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
 
             print(f"TensorBoard files go to {log_dir}")
@@ -309,6 +313,7 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.results = {}
         self.build_data_loader()
+        set_rng_state(distributed.from_first(rng_state))  # unseeded or seeded, all start from the same weights
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
@@ -340,11 +345,12 @@ class SimpleTrainer(TrainerBase):
     def before_train(self):
         if self.max_epoch < 1:
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
+        distributed.check_batch_size(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
         for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard")):
             if osp.islink(folder):  # of a directory that may come from anybody
                 raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
         self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
-        for name in self._models:
+        for name in self._models if distributed.is_first() else ():
             remove_temporary(osp.join(self.output_dir, name), keep=self.start_epoch)
             if self.start_epoch:  # a kill may have come before that was written
                 name_newest(osp.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
@@ -367,11 +373,11 @@ class SimpleTrainer(TrainerBase):
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
 
         wanted = done == self.max_epoch or (freq > 0 and done % freq == 0)
-        if wanted or time.time() - self._saved_at >= self.resume_interval:
+        if wanted or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
             previous, self._temporary = self._temporary, None if wanted else done
             self.save_model(self.epoch, self.output_dir)
             self._saved_at = time.time()
-            if previous is not None:
+            if previous is not None and distributed.is_first():
                 for name in self._models:
                     with contextlib.suppress(FileNotFoundError):
                         os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
@@ -403,9 +409,10 @@ class SimpleTrainer(TrainerBase):
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None):
+        batches = tqdm(distributed.parts(loader), "evaluating", len(loader), unit="batch", leave=False, disable=None)
+        for batch, part in batches:
             input, label = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(input), label)
+            self.evaluator.process(*distributed.gather(part, self.model_inference(input), label))
         results = self.evaluator.evaluate()
         self.results = {"split": split, **results}
         for key, value in results.items():
@@ -416,7 +423,7 @@ class SimpleTrainer(TrainerBase):
         return self.model(input)
 
     def parse_batch_test(self, batch):
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
 
     def get_current_lr(self, names=None):
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
@@ -453,7 +460,12 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self):
         self.num_batches = len(self.train_loader_x)
-        self._run_batches((batch,) for batch in self.train_loader_x)
+        self._run_batches(self._own_parts(self.train_loader_x))
+
+    def _own_parts(self, loader):
+        for batch, part in distributed.parts(loader):
+            self.share = part.share  # of the batch's images that this process has
+            yield (batch,)
 
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)

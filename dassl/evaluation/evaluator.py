@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import torch
 
+from dassl.distributed import is_first
 from dassl.metrics import confidence, expected_calibration_error
 from dassl.utils import atomic_write
 
@@ -130,7 +131,7 @@ class Classification(EvaluatorBase):
             results["perclass_accuracy"] = accs.mean().item()
             print(f"* average: {results['perclass_accuracy']:.1f}%")
 
-        if self.cfg.TEST.COMPUTE_CMAT:
+        if self.cfg.TEST.COMPUTE_CMAT and is_first():
             save_path = osp.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             with atomic_write(save_path) as f:
                 torch.save(_confusion_matrix(y_true, y_pred), f)

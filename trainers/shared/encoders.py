@@ -12,10 +12,13 @@ A method enters by two seams; nothing is wrapped or patched, and without them th
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .processes import each_its_part
 
 Deep = Mapping[int, torch.Tensor]  # block -> tokens float [n, width] or [N, n, width]
 
@@ -165,7 +168,7 @@ class TextEncoder(nn.Module):
         insert: bool = False,
         linear: Callable = frozen,
     ) -> torch.Tensor:
-        """Features at the end-of-text tokens, not normalised.
+        """Features at the end-of-text tokens, not normalised; several processes share the classes in training.
 
         Args:
             prompts: embeddings float [..., n, L, width], L <= context_length; None: those of the tokens themselves.
@@ -177,6 +180,12 @@ class TextEncoder(nn.Module):
         Returns:
             float [..., n, embed_dim].
         """
+        return each_its_part(
+            partial(self.encode_here, deep=deep, insert=insert, linear=linear), prompts, tokenized_prompts
+        )
+
+    def encode_here(self, prompts, tokenized_prompts, deep, insert, linear):
+        """`forward` in this process."""
         if prompts is None:
             prompts = self.token_embedding(tokenized_prompts)
         x = (prompts + self.positional_embedding[: prompts.shape[-2]]).flatten(0, -3)  # [N, L, width]
