@@ -97,6 +97,7 @@ class ClipTrainer(TrainerX):
             )
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
+        self.model.text_encoder.at_once = cfg.TRAIN.CLASS_CHUNK
         self.set_precision(self.node.PREC)
         self.optim = self.sched = None
         if not self.learner:

@@ -71,6 +71,10 @@ class LowRankCLIP(TunedCLIP):
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
+    @property
+    def shared(self):
+        return 0 if self.training and self.dropout else None  # each class has its own d
+
     def changes(self, names):
         return {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
 
