@@ -132,7 +132,8 @@ def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: 
     """
     sizes = [n * s for n, s in groups]
     sizes = [q.shape[2] - sum(sizes), *sizes]
-    (q_p, *q_s), (k_p, *k_s), (v_p, *v_s) = (t.split(sizes, dim=2) for t in (q, k, v))
+    # contiguous: else each product keeps copies of its own, and a part keeps the whole
+    (q_p, *q_s), (k_p, *k_s), (v_p, *v_s) = ([p.contiguous() for p in t.split(sizes, dim=2)] for t in (q, k, v))
     out = [sdpa(q_p, k_p, v_p, is_causal=True)] if sizes[0] else []
     for (n, s), q_c, k_c, v_c in zip(groups, q_s, k_s, v_s, strict=True):
         q_c = q_c * q.shape[-1] ** -0.5
