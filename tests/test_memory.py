@@ -74,7 +74,7 @@ def test_what_fits_is_encoded_at_once_and_what_does_not_in_as_many_parts_as_need
     told(gib(2000) * 1.001)
     assert split(1000, 1, 5000, 512, 12, False, CPU) == (3, 1)
     said = capsys.readouterr().out
-    assert re.fullmatch(r"Classes in 3 chunks of 334 with recomputation: 1.6 GiB .* not fit into 0.6 GiB\n", said)
+    assert re.fullmatch(r"Classes in 3 chunks of 334 with recomputation: 1.7 GiB .* not fit into 0.7 GiB\n", said)
     assert split(10, 7, 900, 512, 12, False, CPU) == (1, 2)
     assert "Prompts of 7 images in chunks of 2 with recomputation: " in capsys.readouterr().out
     assert split(10, 7, 9000, 512, 12, False, CPU) == (5, 1)
