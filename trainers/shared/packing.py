@@ -15,8 +15,8 @@ import torch
 
 Groups = Sequence[tuple[int, int]]  # (suffixes, their length)
 
-# A further group costs about as much as this many tokens of padding: some 35 kernels to start in each block, forward and
-# backward, in which one CPU core passes 4 tokens through ViT-B/16's text block. For a GPU estimated, not measured
+# A further group costs about as much as this many tokens of padding: some 35 kernels to start in each block, forward
+# and backward, in which one CPU core passes 4 tokens through ViT-B/16's text block. For a GPU estimated, not measured
 CPU_GROUP, GPU_GROUP = 4, 2048
 
 
