@@ -36,6 +36,7 @@ from .memory import blocks_to_recompute, split
 from .packing import Groups, Packing, Plan, pack
 
 Deep = Mapping[int, torch.Tensor]  # block -> tokens float [n, width] or [N, n, width]
+PLANS = WeakTensorKeyDictionary()  # token ids -> those of `TextEncoder.plan`; here, as a module is copied and pickled
 
 
 def frozen(place: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -226,7 +227,6 @@ class TextEncoder(nn.Module):
         self.token_embedding, self.transformer = clip_model.token_embedding, clip_model.transformer
         self.positional_embedding, self.ln_final = clip_model.positional_embedding, clip_model.ln_final
         self.text_projection = clip_model.text_projection
-        self.plans = WeakTensorKeyDictionary()
 
     def forward(
         self,
@@ -281,15 +281,15 @@ class TextEncoder(nn.Module):
 
     def plan(self, tokens: torch.Tensor, shared: int | None, images: int = 1, changed: bool = False) -> Plan:
         """Of the prompts with these ids [n, L]; made once, so that a step is computed as the step before."""
-        plans = self.plans.setdefault(tokens, {})
-        key = shared, images, changed, torch.is_grad_enabled(), self.at_once
+        plans = PLANS.setdefault(tokens, {})
+        layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
+        key = shared, images, changed, torch.is_grad_enabled(), self.at_once, layers, width
         if key not in plans:
             ids, n, device = tokens.cpu(), len(tokens), tokens.device
             packings, place = pack(ids, shared, 1, device)
             if self.at_once:
                 parts, images = ceil(n / self.at_once), max(1, self.at_once // n)
             else:
-                layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
                 parts, images = split(n, images, len(packings[0].tokens), width, layers, changed, device)
             plans[key] = Plan(*(pack(ids, shared, parts, device) if parts > 1 else (packings, place)), images)
         return plans[key]
