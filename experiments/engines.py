@@ -11,13 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import active_children, get_context, resource_tracker
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 
-from dassl.utils import end_with_parent
+from dassl.utils import end_with_parent, free_memory
 
 TRIES = 2
 GIB = {"tiny": 1.0, "RN50": 6.0, "ViT-B/32": 6.0, "ViT-B/16": 8.0}  # of a run, by backbone; guesses, not measured
@@ -116,15 +115,6 @@ def slots(gib: float, workers: int | None = None, per_gpu: int | None = None) ->
     room = [per_gpu or max(1, int(torch.cuda.mem_get_info(k)[0] / 2**30 / gib)) for k in range(count)]
     evenly = [gpu for turn in range(max(room)) for gpu, n in zip(names, room, strict=True) if turn < n]
     return evenly[: workers or cores]
-
-
-def free_memory() -> float:
-    """GiB; without a Linux kernel to ask, as much as anyone may want."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
-    except (OSError, StopIteration):
-        return float("inf")
 
 
 # ------------------------------------------------------------------ a cluster

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.prompt_tools import LABEL, NAMES, bare, close, cross_entropy, gradients, in_float64, plain_text, spoken, unit
-from trainers import cocoop
 
 WORDS = ["TRAINER.COCOOP.CTX_INIT", "a photo of a"]
 
@@ -53,17 +52,18 @@ def test_with_a_zero_meta_net_it_is_coop(random_clip, noise):
         torch.testing.assert_close(trainer.model(image), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_all_prompts_of_a_batch_in_one_pass_and_of_a_large_one_in_parts(random_clip, noise, monkeypatch):
+def test_all_prompts_of_a_batch_in_one_pass_and_of_a_large_one_in_parts(random_clip, noise):
     model, image, seen = moved("CoCoOp", random_clip()).model, noise(5, 3, 32, 32), []
     model.text_encoder.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
     with torch.no_grad():
         whole = model(image)
         assert seen == [(5, 4)]
-        monkeypatch.setattr(cocoop, "PROMPTS", 9)
+        model.text_encoder.at_once = 9
         torch.testing.assert_close(model(image), whole)
         assert seen[1:] == [(2, 4), (2, 4), (1, 4)]
-        monkeypatch.setattr(cocoop, "PROMPTS", 1)  # less than one image
+        model.text_encoder.at_once = 1  # less than one image
         torch.testing.assert_close(model(image), whole)
+        assert seen[4:] == [(1, 4)] * 5
 
 
 def test_the_meta_net_is_the_published_one(random_clip):

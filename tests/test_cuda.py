@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainers
@@ -20,6 +20,7 @@ from dassl.metrics import compute_accuracy
 from experiments.config import discover
 from trainers.base import PRECISIONS, ClipTrainer, node_of
 from trainers.coop import CoOp
+from trainers.shared.packing import pack
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
@@ -52,6 +53,8 @@ def fake_cuda():
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
             stack.enter_context(FakeTensorMode())
             stack.enter_context(SameTypes())
+            stack.enter_context(mock.patch("trainers.shared.encoders.pack", pack_fake))
+            stack.enter_context(mock.patch("trainers.shared.memory.free_memory", lambda device: 80.0))
             trainer.device = torch.device("cuda")
             trainer.set_precision(precision)
             for module in trainer.model.modules():
@@ -66,6 +69,16 @@ def fake_cuda():
 
 def on_cuda(tensor):
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+def pack_fake(ids, shared, parts, device):
+    """As for prompts of all lengths: what fake tokens say cannot be read."""
+    with unset_fake_temporarily():
+        n, length = ids.shape
+        known = torch.arange(length) * (torch.arange(length) <= length - 1 - torch.arange(n).unsqueeze(1) % 3)
+        packings, place = pack(known, 1 if shared is None else shared, parts, torch.device("cpu"))
+    packings = [p._replace(tokens=on_cuda(p.tokens), ends=on_cuda(p.ends)) for p in packings]
+    return packings, on_cuda(place)
 
 
 def batch_of(trainer, n=5):

@@ -106,6 +106,7 @@ class ClipTrainer(TrainerX):
             )
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
+        self.model.text_encoder.at_once = cfg.TRAIN.CLASS_CHUNK
         self.set_precision(self.node.PREC)
         if cfg.TRAIN.COMPILE:
             self.compile_encoders()

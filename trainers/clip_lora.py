@@ -73,6 +73,10 @@ class LowRankCLIP(TunedCLIP):
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
+    @property
+    def shared(self):
+        return 0 if self.training and self.dropout else None  # each class has its own d
+
     def changes(self, names, s=1.0):
         factors = {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
         return factors if s == 1 else {name: (a, s * b) for name, (a, b) in factors.items()}

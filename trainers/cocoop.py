@@ -6,7 +6,7 @@ CoOp's context is moved by a small network h that sees the image, all M vectors 
     t_c(x) = [v_1 + h(f(x))] ... [v_M + h(f(x))] [c].
     L      = CE(s f(x) g(t(x))^T, y)
 
-Each image has its own n_cls prompts; the B x n_cls of a batch are encoded in one pass.
+Each image has its own n_cls prompts; the B x n_cls of a batch are encoded in one pass, one prefix an image.
 """
 
 from collections import OrderedDict
@@ -21,8 +21,6 @@ from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import Key
 from .shared.prompts import PromptLearner
-
-PROMPTS = 8192  # encoded at once at most: those of a test batch of 100 images and 1,000 classes would not fit
 
 
 class ConditionalPromptLearner(PromptLearner):
@@ -46,9 +44,12 @@ class CustomCLIP(ClipClassifier):
 
     def encode_text(self, f: torch.Tensor) -> torch.Tensor:
         """g [B, n_cls, d] for image features f [B, d]."""
-        parts = f.split(max(1, PROMPTS // len(self.classnames)))
-        learner = self.prompt_learner
-        return normalize(torch.cat([self.text_encoder(learner(part), learner.tokens) for part in parts]))
+        learner, encoder = self.prompt_learner, self.text_encoder
+        # each image has its own prompts, which take memory, too
+        images = len(f) if torch.is_grad_enabled() else encoder.plan(learner.tokens, learner.shared, len(f)).images
+        return normalize(
+            torch.cat([encoder(learner(part), learner.tokens, learner.shared) for part in f.split(images)])
+        )
 
     def forward(self, image):
         f = self.encode_image(image)

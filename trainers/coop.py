@@ -27,7 +27,8 @@ class CustomCLIP(ClipClassifier):
         self.prompt_learner = PromptLearner(self.text_encoder, classnames, **context)
 
     def encode_text(self) -> torch.Tensor:
-        return normalize(self.text_encoder(self.prompt_learner(), self.prompt_learner.tokens))
+        learner = self.prompt_learner
+        return normalize(self.text_encoder(learner(), learner.tokens, learner.shared))
 
 
 @TRAINER_REGISTRY.register()

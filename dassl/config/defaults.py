@@ -112,6 +112,7 @@ KEYS = {
     "TRAIN": {
         "CHECKPOINT_FREQ": 0,  # in epochs; 0 or negative: the last one only
         "PRINT_FREQ": 10,  # in batches
+        "CLASS_CHUNK": Key(0, low=0),  # of CLIP: prompts encoded at once; 0: as many as memory has room for
         "COUNT_ITER": Key("train_x", choices=("train_x", "train_u", "smaller_one")),  # loader that ends an epoch
         "COMPILE": False,  # compile CLIP's encoders; differs in the last bits, see docs/speed.md; not in Dassl
     },

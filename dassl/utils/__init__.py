@@ -11,6 +11,7 @@ from .tools import (
     collect_env_info,
     download_url,
     end_with_parent,
+    free_memory,
     get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     locked,

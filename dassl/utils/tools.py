@@ -74,3 +74,20 @@ Pillow: {PIL.__version__}"""
 def tolist_if_not(x):
     """Return `x` if it is a list, else the list [x]."""
     return x if isinstance(x, list) else [x]
+
+
+def free_memory(device=None):
+    """GiB that are free on `device` (torch.device; None: in this machine).
+
+    Of a GPU what PyTorch holds for later counts too; processes that torchrun started share the machine's. Without a
+    Linux kernel to ask, as much as anyone may want.
+    """
+    if device is not None and device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + held) / 2**30
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) / 2**20
+    except (OSError, StopIteration):
+        return float("inf")
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))

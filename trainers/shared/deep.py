@@ -112,7 +112,7 @@ class PromptedCLIP(VisionPromptedCLIP):
 
     def encode_text(self) -> torch.Tensor:
         learner = self.prompt_learner
-        return normalize(self.text_encoder(learner(), learner.tokens, deep=learner.text()))
+        return normalize(self.text_encoder(learner(), learner.tokens, learner.shared, deep=learner.text()))
 
 
 def check_reach(clip_model, backbone: str, encoder: str, blocks: int, key: str) -> None:

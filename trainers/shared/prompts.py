@@ -8,6 +8,7 @@ from clip import clip
 from torch import nn
 
 from .encoders import TextEncoder, normalize, wide
+from .packing import common_start
 from .templates import CUSTOM_TEMPLATES
 
 POSITIONS = ["end", "middle", "front"]
@@ -93,6 +94,7 @@ class PromptLearner(nn.Module):
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
         tokens: ids int64 [n_cls, L].
+        shared: leading positions at which all prompts are equal, whatever the context.
         dead: what the original's checkpoints hold beside it, by the first part of its name; not loaded.
 
     Raises:
@@ -133,7 +135,11 @@ class PromptLearner(nn.Module):
         tokens = tokenize([f"{before} {name}." for name in names], text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
-        self.register_buffer("order", self.places(position, n_ctx, len(ids), names), persistent=False)
+        order = self.places(position, n_ctx, len(ids), names)
+        self.register_buffer("order", order, persistent=False)
+        learned = (order > 0) & (order <= n_ctx)  # a vector is equal to itself only, and with `csc` to none
+        alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
+        self.shared = 1 if csc else common_start(alike)
 
     def places(self, position: str, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
         """int64 [n_cls, L, 1]: which token of "<start> context name . <end>" stands at each place of the prompt.

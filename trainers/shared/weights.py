@@ -51,6 +51,8 @@ class TunedCLIP(ClipClassifier):
         ValueError: a ResNet's image encoder, or a layer that an encoder does not have.
     """
 
+    shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps are another for each class
+
     def __init__(self, clip_model, classnames: list[str], template: str, node, where: str):
         super().__init__(clip_model, classnames, [template])
         if "image" in node.ENCODERS and not is_vit(clip_model):
@@ -128,7 +130,9 @@ class TunedCLIP(ClipClassifier):
         return self._tuned("image", (image,), linear) if self.names(["image"]) else self.frozen_image(image)
 
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
-        return self._tuned("text", (None, self.tokens), linear) if self.names(["text"]) else self.frozen_text
+        return (
+            self._tuned("text", (None, self.tokens, self.shared), linear) if self.names(["text"]) else self.frozen_text
+        )
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits float32 [B, n_cls] of tuned x tuned, tuned image x frozen text, frozen image x tuned text, frozen."""
