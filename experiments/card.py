@@ -10,7 +10,7 @@ LOADS = {
 from PIL import Image
 
 model, preprocess = clip.load("model.pt", device="cpu")  # which rounds the weights to fp16 once
-model.load_state_dict(torch.load("model.pt"))  # as they are
+model.load_state_dict(torch.load("model.pt", weights_only=True))  # as they are
 image, text = preprocess(Image.open("image.jpg"))[None], clip.tokenize(PROMPTS)
 probabilities = model(image, text)[0].softmax(dim=1)""",
     "open_clip": """import open_clip

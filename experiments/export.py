@@ -294,10 +294,24 @@ def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
     if holds_plain(trainer):  # without the frozen weights beside the merged ones
         model = ClipClassifier(plain_clip(trainer), facts["classes"], facts["templates"]).eval()
     example = torch.randn(2, 3, *facts["input"]["SIZE"])
+    classifier = Classifier(model).eval()
     with torch.no_grad(), quiet():
-        model(example)  # what does not depend on the image is kept, and is a constant now
-        program = torch.onnx.export(
-            Classifier(model).eval(),
+        classifier(example)  # what does not depend on the image is kept, and is a constant now
+        program = traced(classifier, example)
+    if program is None or isinstance(program.model.graph.inputs[0].shape[0], int):
+        name = facts["trainer"]
+        raise ValueError(f"{name} cannot be traced for any number of images, as its class features depend on the image")
+    told = ("trainer", "dataset", "backbone", "strength", "classes", "input")
+    program.model.metadata_props.update({key: dumps(facts[key]) for key in told if facts[key] is not None})
+    program.save(osp.join(folder, "model.onnx"))
+    return {"opset": program.model.opset_imports[""]}
+
+
+def traced(classifier: Classifier, example: torch.Tensor):
+    """The ONNX program for any number of images; None: prompts are encoded in it, which the exporter cannot follow."""
+    try:
+        return torch.onnx.export(
+            classifier,
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -306,13 +320,10 @@ def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
-    if isinstance(program.model.graph.inputs[0].shape[0], int):
-        name = facts["trainer"]
-        raise ValueError(f"{name} cannot be traced for any number of images, as its class features depend on the image")
-    told = ("trainer", "dataset", "backbone", "strength", "classes", "input")
-    program.model.metadata_props.update({key: dumps(facts[key]) for key in told if facts[key] is not None})
-    program.save(osp.join(folder, "model.onnx"))
-    return {"opset": program.model.opset_imports[""]}
+    except torch.onnx.OnnxExporterError as error:
+        if "trainers/shared/packing.py" not in f"{error} {error.__cause__}":
+            raise
+        return None
 
 
 def dumps(value) -> str:

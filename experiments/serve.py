@@ -50,7 +50,7 @@ class Served:
         """Raises as `Predictor`."""
         with self.lock:
             predictor = self.predictor(names)
-            if self.strength is not None and strength != predictor.trainer.model.strength:
+            if None not in (self.strength, strength) and strength != predictor.trainer.model.strength:
                 predictor.trainer.model.strength = strength
                 fits = self.kept and self.kept["of"] == {**self.of, "strength": strength}
                 predictor.temperature = self.kept["temperature"] if fits else None

@@ -96,7 +96,7 @@ def same_value_and_gradients(loss, wanted, learner):
 
 def wide_text_encoder(width=512):
     """Of a ViT-B's CLIP, as far as a learner looks at it."""
-    return SimpleNamespace(token_embedding=nn.Embedding(49408, width))
+    return SimpleNamespace(token_embedding=nn.Embedding(49408, width), context_length=77)
 
 
 def published(folder, registered, tensors, epoch=5):

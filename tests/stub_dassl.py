@@ -207,7 +207,7 @@ def load_pretrained_weights(model, weight_path):
 TRAINER_REGISTRY, SAVED, LOSSES, SKIPPED = Registry("TRAINER"), {}, [], []
 MODULES = {
     "dassl.data": [DatasetWrapper, DataManager],
-    "dassl.data.data_manager": [build_data_loader],
+    "dassl.data.data_manager": [DatasetWrapper, build_data_loader],
     "dassl.data.transforms": [build_transform],
     "dassl.engine": [TrainerX],
     "dassl.metrics": [compute_accuracy],
@@ -235,7 +235,7 @@ def main(folder, trainer_name):
             SKIPPED.append(module.name)
 
     cfg = CN({"TRAINER": {"NAME": trainer_name}, "USE_CUDA": False, "OUTPUT_DIR": "", "DATASET": {"NAME": "Shapes"}})
-    cfg.SEED = 1
+    cfg.SEED, cfg.TRAIN = 1, CN({"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"})
     cfg.INPUT, cfg.MODEL = CN({"SIZE": (32, 32)}), CN({"BACKBONE": {"NAME": "tiny"}, "INIT_WEIGHTS": ""})
     cfg.OPTIM = CN({"LR": 0.1, "MAX_EPOCH": 1, "WARMUP_EPOCH": -1, "STEPSIZE": (-1,)})
     cfg.DATALOADER = CN({"TEST": {"BATCH_SIZE": 4}, "NUM_WORKERS": 0})

@@ -124,7 +124,7 @@ def test_the_regularizer_has_the_data_sets_own_weight(make_trainer, noise, name,
     image, label = noise(2, 3, 32, 32), torch.tensor([0, 1])
     terms = {}
     for value in (None, 1.0):
-        trainer = make_trainer(*[NODE + "REG_WEIGHT", value] * (value is not None), trainer="MMRL", out=str(value))
+        trainer = make_trainer(NODE + "REG_WEIGHT", value, trainer="MMRL", out=str(value))
         trainer.cfg.defrost()
         trainer.cfg.DATASET.NAME = name
         terms[value] = trainer.losses(image, label)[0]

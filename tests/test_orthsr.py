@@ -72,6 +72,8 @@ def test_without_guidance_it_is_orthcr_with_self_kl(make_trainer, take_steps):
             1.0,
             node + "TAU",
             4.0,
+            "OPTIM.LR",
+            5e-4,
             "INPUT.TRANSFORMS",
             '["random_resized_crop", "cutout", "normalize"]',
         ]

@@ -107,7 +107,7 @@ def test_a_step_is_that_of_the_old_formulation(random_clip, noise, monkeypatch, 
     largest = max(float(g.abs().max()) for g in of_wanted)
     for a, b in zip(of_given, of_wanted, strict=True):
         assert float(b.abs().max()) > 0
-        torch.testing.assert_close(a, b, atol=LIMITS[dtype] * largest, rtol=0)
+        torch.testing.assert_close(a, b, atol=2 * LIMITS[dtype] * largest, rtol=0)  # sums of up to 512 products more
 
 
 @pytest.mark.parametrize("changes", [{}, {"BLOCK_SIZE": 0}, {"WEIGHTS": ["q", "v", "out"]}], ids=str)

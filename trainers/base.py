@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
-from dassl.data.transforms import build_transform, is_fixed
+from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -19,6 +19,7 @@ from dassl.utils import check_availability, count_num_param, load_pretrained_wei
 
 from .shared.backbones import load_clip
 from .shared.keys import Key, values
+from .shared.loaders import is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
 
 # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp;
@@ -106,9 +107,9 @@ class ClipTrainer(TrainerX):
             )
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
-        self.model.text_encoder.at_once = cfg.TRAIN.CLASS_CHUNK
+        self.model.text_encoder.at_once = cfg.TRAIN.get("CLASS_CHUNK", 0)
         self.set_precision(self.node.PREC)
-        if cfg.TRAIN.COMPILE:
+        if cfg.TRAIN.get("COMPILE"):
             self.compile_encoders()
         self.optim = self.sched = None
         if not self.learner:

@@ -1,9 +1,19 @@
-"""What originals that are not made with Dassl have otherwise in their data loader."""
+"""What methods ask of their data loader."""
 
 from torch.utils.data import DataLoader
 
+try:
+    from dassl.data.transforms import is_fixed
+except ImportError:  # beside the original Dassl
+
+    def is_fixed(transform) -> bool:
+        return False
+
 
 def keep_last_batch(loader: DataLoader | None) -> None:
-    """The incomplete last batch of an epoch is trained on, too, which Dassl drops; None: there is no training data."""
+    """The incomplete last batch of an epoch is trained on, too, as by originals that are not made with Dassl.
+
+    None: there is no training data.
+    """
     if loader is not None:
         loader.batch_sampler.drop_last = False
