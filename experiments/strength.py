@@ -37,6 +37,12 @@ from .flags import parse
 HELD = 2**31  # bytes of test images that are kept for all models; of larger data sets they are read for each
 PATHS = ("geodesic", "line")  # Cayley(s Q); W + s (W' - W)
 ZERO = "zero-shot"
+NAMES = {
+    "base": "base classes",
+    "new": "new classes",
+    "variants": "variants, average",
+    "others": "other data sets, average",
+}
 
 
 @dataclass
@@ -259,35 +265,42 @@ def page(models: list[Model], strengths: list[float]) -> str:
 
 
 def draw(models: list[Model], strengths: list[float], folder: Path) -> list[Path]:
-    """A picture of each base-to-new and each transfer: accuracy away against accuracy at home, s along the curves."""
+    """Accuracy away against accuracy at home, s along the curves: for each base-to-new and each transfer a picture of
+    all targets, and overview.png of the averages.
+    """
+    pictures, averages = {}, []
+    for (kind, source), mine in sections_of(models).items():
+        if kind != "few-shot":
+            rows = rows_of(mine, strengths)
+            home, *away = [head for head in next(iter(rows.values())) if head != "H"]
+            panels = [(mine, rows, home, head) for head in away]
+            pictures[f"{kind.replace('-', '_')}_{source}"] = panels
+            averages += [panel for panel in panels if panel[-1] in NAMES]
+    pictures |= {"overview": averages} if len(averages) > 1 else {}
+    return [picture(panels, strengths, folder / f"{name}.png") for name, panels in pictures.items()]
+
+
+def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    paths = []
-    for (kind, source), mine in sections_of(models).items():
-        if kind == "few-shot":
-            continue
-        rows = rows_of(mine, strengths)
-        home, *away = [head for head in next(iter(rows.values())) if head != "H"]
-        columns = min(4, len(away))
-        lines = -(-len(away) // columns)
-        size = {"figsize": (5.2 * columns if columns == 1 else 3.6 * columns, 4.6 if lines == 1 else 3.2 * lines)}
-        fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", **size)
-        for ax, head in zip(axes.flat, away, strict=False):
-            curves(ax, mine, rows, strengths, home, head)
-            where = {"new": "new classes", "base": "base classes"}
-            ax.set(xlabel=f"{where.get(home, home)}, %", ylabel=f"{where.get(head, head)}, %")
-        for ax in axes.flat[len(away) :]:
-            ax.set_visible(False)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=min(2 * columns, len(labels)), frameon=False)
-        paths.append(folder / f"{kind.replace('-', '_')}_{source}.png")
-        with atomic_write(paths[-1]) as f:
-            fig.savefig(f, format="png", dpi=110)
-        plt.close(fig)
-    return paths
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    size = {"figsize": (5.2 * columns if columns == 1 else 3.6 * columns, 4.6 if lines == 1 else 3.2 * lines)}
+    fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", **size)
+    for ax, (models, rows, home, head) in zip(axes.flat, panels, strict=False):
+        curves(ax, models, rows, strengths, home, head)
+        ax.set(xlabel=f"{NAMES.get(home, home)}, %", ylabel=f"{NAMES.get(head, head)}, %")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=min(2 * columns, len(labels)), frameon=False)
+    with atomic_write(path) as f:
+        fig.savefig(f, format="png", dpi=110)
+    plt.close(fig)
+    return path
 
 
 def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: str, head: str) -> None:

@@ -13,7 +13,7 @@ from .page import Entry, figure, grid, page, section
 from .pictures import KINDS, beside, plain, plt, save, styles_of
 from .published import PUBLISHED
 from .report import write_report
-from .runs import Run
+from .runs import STRENGTH, Run
 from .tables import ECE, Cell, Table
 
 HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column in bold. A
@@ -116,12 +116,25 @@ def entry(cell: Cell | None, best: bool) -> Entry:
 
 
 def costs_of(table: Table) -> dict[str, Cost]:
-    """Of each method: trained parameters, and mean seconds of its trainings with the most shots."""
-    found = {}
-    for label, own in by_method([run for run in table.runs if run.seconds is not None], []).items():
+    """Of each method: trained parameters, and mean seconds of its trainings with the most shots.
+
+    What was only evaluated at a strength costs what its training did.
+    """
+    found, trainings = {}, [run for run in table.runs if run.seconds is not None]
+    for label, members in by_method(table.runs, []).items():
+        alike = set(map(but_strength, members))
+        own = [run for run in members if run.seconds is not None] or [
+            run for run in trainings if but_strength(run) in alike
+        ]
+        if not own:
+            continue
         own = [run for run in own if run.seed is None or run.trained.shots == most_shots(own)]
         found[label.text] = Cost(own[0].params, mean(run.seconds for run in own) if label.trained else 0.0)
     return found
+
+
+def but_strength(run: Run) -> tuple:
+    return run.family, tuple(pair for pair in run.settings if not pair[0].endswith(STRENGTH))
 
 
 def most_shots(runs: list[Run]) -> int:
