@@ -29,12 +29,13 @@ def test_the_readme_is_finished_and_short():
     assert len(text.splitlines()) < 150
 
 
-CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+WITH_CODE = (ROOT / "README.md").read_text() + (ROOT / "docs" / "design.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", WITH_CODE, re.DOTALL)
 TRAINERS = {name: code for code in CODE for name in re.findall(r"register\(\)\nclass (\w+)", code)}
 
 
 @pytest.mark.parametrize("name", ["ClassScale", "MyOrthCR"])
-def test_the_trainers_of_the_readme_run(name, tmp_path, monkeypatch, make_trainer):
+def test_the_trainers_of_the_pages_run(name, tmp_path, monkeypatch, make_trainer):
     assert sum(bool(line.strip()) for line in TRAINERS[name].splitlines()) < 25
     discover(trainers)  # else they would be registered for this test only
     (tmp_path / f"readme_{name.lower()}.py").write_text(TRAINERS[name])
