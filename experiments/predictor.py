@@ -77,6 +77,8 @@ class Predictor:
         if device:
             check_availability(device, ["cpu", "cuda"])
         if is_exported(model_dir):
+            if strength is not None or epoch is not None:
+                raise ValueError(f"{model_dir} is exported, at one strength and epoch: export again for another")
             vars(self).update(open_exported(model_dir, classes, template, device))
             return
         if not osp.exists(osp.join(model_dir, "config.yaml")):

@@ -246,6 +246,21 @@ def test_predicting_with_a_plain_clip(make_run, tmp_path):
         assert [p.probability for p in a] == pytest.approx([p.probability for p in b], abs=1e-5)
 
 
+def test_at_a_strength(make_run, tmp_path, noise, small, one_line):
+    """At 0 it is the plain CLIP, in between the model of that strength; what is exported has one strength."""
+    run, images = make_run("OrthCR"), noise(3, 3, 32, 32)
+    for s in (0.0, 0.5):
+        export(run, "openai", str(tmp_path / f"s{s}"), strength=s)
+        tuned = load_trained(run, None, s)
+        with torch.no_grad():
+            given = load_clip(str(tmp_path / f"s{s}")).encode_image(images)
+            wanted = load_clip(small).encode_image(images) if s == 0 else tuned.model.encode_image(images)
+        torch.testing.assert_close(given / given.norm(dim=1, keepdim=True), wanted / wanted.norm(dim=1, keepdim=True))
+    with pytest.raises(ValueError, match="exported, at one strength") as error:
+        Predictor(tmp_path / "s0.5", strength=1.0)
+    one_line(error)
+
+
 def test_figures_are_those_of_the_run(make_run, tmp_path):
     run = make_run("OrthCR")
     row = {"dataset": "Digits", "classes": "base", "shots": 16, "seed": 1, "split": "test", "accuracy": 87.5}

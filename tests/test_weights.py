@@ -120,7 +120,10 @@ def test_merged_weights_are_the_changed_maps(random_clip, noise, changes):
 
 
 def test_no_gradient_of_a_whole_weight_is_formed(random_clip, noise):
-    """What is kept for backward are activations, blocks of R and the frozen weights themselves: no changed copy."""
+    """What is kept for backward are activations, blocks of R and the frozen weights themselves.
+
+    A changed copy only where it has fewer than twice as many rows as there are vectors: shared/rotations.py.
+    """
     model, _ = tuned(random_clip(), torch.float32)
     frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in (model.weight(name) for name in model.places)}
