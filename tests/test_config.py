@@ -151,6 +151,8 @@ def test_every_default_is_read_somewhere(root):
     files = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    gets = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get"]
+    read |= {node.args[0].value for node in gets if node.args and isinstance(node.args[0], ast.Constant)}
     leaves = {key: key.split(".")[-1] for key in flatten(get_cfg_default())}
     assert not [key for key, leaf in leaves.items() if leaf not in read]
 
