@@ -68,17 +68,20 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
 
     resource_tracker.ensure_running()  # later, in a thread, its start would let SIGINT through again
     threads = ThreadPoolExecutor(max(1, len(slots)), initializer=enter)
-    pending = {threads.submit(persist, job): job for job in jobs}
-    try:
+    pending, ended = {}, False
+    try:  # from before the first job on: Ctrl-C may come while they are handed over
+        for job in jobs:
+            pending[threads.submit(persist, job)] = job
         while pending:
             done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
             for future in done:
                 yield pending.pop(future), future.result()
             yield None
+        ended = True
     finally:
         with gate:
             over.set()
-            for child in active_children() if pending else ():
+            for child in () if ended else active_children():
                 child.terminate()
         threads.shutdown(cancel_futures=True)
         for pool in pools:

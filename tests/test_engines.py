@@ -57,6 +57,19 @@ def test_one_more_try_and_the_others_go_on(tmp_path):
     assert all(len((tmp_path / name).read_text().splitlines()) == 2 for name in ("killed", "raises"))
 
 
+def test_an_interrupt_while_jobs_are_handed_over_ends_what_is_under_way(tmp_path):
+    def jobs():
+        yield "slow", str(tmp_path / "slow")
+        until = time.time() + 30
+        while not (tmp_path / "slow").exists() and time.time() < until:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(local(work, jobs(), [""]))
+    assert gone(int((tmp_path / "slow").read_text().split()[0]))
+
+
 def test_closing_ends_what_is_under_way(tmp_path):
     jobs = [("slow", str(tmp_path / str(k))) for k in range(3)]
     with closing(local(work, jobs, [""])) as outcomes:
