@@ -145,6 +145,7 @@ class OrthCR(TunedTrainer):
     }
     learner = "rotations"
     classifier = OrthogonalCLIP
+    angle: dict[str, float] | None = None  # at the end of training, see `OrthogonalCLIP.degrees`
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
@@ -179,9 +180,10 @@ class OrthCR(TunedTrainer):
     def after_train(self):
         super().after_train()
         if isinstance(self.model, OrthogonalCLIP):
-            angle = self.model.degrees()
-            print(f"Weights were turned by {angle['mean']:.1f} degrees on average, {angle['max']:.1f} at most")
+            self.angle = self.model.degrees()
+            print(f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most")
 
     def facts(self):
-        angles = {"rotation_degrees": self.model.degrees()} if isinstance(self.model, OrthogonalCLIP) else {}
-        return super().facts() | angles
+        if not isinstance(self.model, OrthogonalCLIP):
+            return super().facts()
+        return super().facts() | {"rotation_degrees": self.angle or self.model.degrees()}

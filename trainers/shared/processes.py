@@ -46,4 +46,4 @@ def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor) ->
     return gather_with_gradient(encode(None if prompts is None else prompts[start:end], _own[tokens]), n)
 
 
-__all__ = ["add_up", "each_its_part", "gather", "own_draws", "parts"]
+__all__ = ["add_up", "each_its_part", "gather", "is_first", "own_draws", "parts"]
