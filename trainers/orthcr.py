@@ -181,7 +181,9 @@ class OrthCR(TunedTrainer):
         super().after_train()
         if isinstance(self.model, OrthogonalCLIP):
             self.angle = self.model.degrees()
-            print(f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most")
+            print(
+                f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most"
+            )
 
     def facts(self):
         if not isinstance(self.model, OrthogonalCLIP):
