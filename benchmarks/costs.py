@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -35,6 +36,8 @@ from dassl.data.transforms import build_transform
 from dassl.files import read_json, write_json
 from experiments.command import command
 from experiments.run import git_revision
+from trainers import orthcr
+from trainers.shared.rotations import Rotations
 
 from .__main__ import date
 from .cases import FIRST, Case
@@ -69,6 +72,58 @@ class Bench(NamedTuple):
         """The same in processes of its own."""
         self.say(f"builds {case.trainer} {' '.join(opts)}")
         return Steps(case, random_clip(case.backbone, self.folder), opts, n, env)
+
+
+# -------------------------------------------------------------------- OrthCR's rotations: docs/speed.md
+
+
+class Unrotated(torch.autograd.Function):
+    """W x + b in place of `RotatedLinear`, with the same gradient of x, and none of R."""
+
+    @staticmethod
+    def forward(ctx, x, r, weight, bias):
+        ctx.save_for_backward(r, weight)
+        return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t()).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        r, weight = ctx.saved_tensors
+        dx = (grad.reshape(-1, grad.shape[-1]) @ weight).unflatten(0, grad.shape[:-1])
+        return dx if ctx.needs_input_grad[0] else None, torch.zeros_like(r), None, None
+
+
+@contextmanager
+def unrotated():
+    """Inside, OrthCR's step is what it would be without rotations: no R, no W R, no gradient of either."""
+    some = mock.patch.object(Rotations, "compute", lambda self, names, s, exact: {n: self.upper[n][0] for n in names})
+    linear = mock.patch.object(orthcr, "rotated_linear", lambda change, x, w, b: Unrotated.apply(x, change.r, w, b))
+    with some, linear:
+        yield
+
+
+def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=5) -> Rows:
+    """All that rotations cost in a step: R, rotating, forward and backward; of a turn the second step is measured."""
+    rows = []
+    for batch in batches:
+        trainer = bench.build(Case("train", "OrthCR", backbone, classes, batch, "fp32"))
+        given, watch = next(iter(trainer.train_loader_x)), Watch(trainer.device)
+        trainer.set_model_mode("train")
+
+        def turn(form, trainer=trainer, given=given, watch=watch):
+            with form():
+                trainer.forward_backward(given)  # malloc gives memory back and fetches it again where steps differ
+                with watch.span("step"):
+                    trainer.forward_backward(given)
+            return watch.read()
+
+        bench.say(f"steps, batch {batch}")
+        works = {"rotated": partial(turn, nullcontext), "unrotated": partial(turn, unrotated)}
+        taken = in_turn(works, rounds if batch <= 4 else 1)
+        with_them, without = (taken[name]["step"]["seconds"] for name in works)
+        rows.append(
+            {"batch": batch, "step, s": with_them, "without, s": without, "share, %": 100 - 100 * without / with_them}
+        )
+    return rows
 
 
 # -------------------------------------------------------------------- TRAIN.COMPILE: docs/speed.md
@@ -284,6 +339,7 @@ def ended(words: list[str]) -> None:
 # -------------------------------------------------------------------- the command
 
 FIGURES = {  # a name and its function; what is added here is run, printed and kept as the others
+    "rotations": rotations,
     "compile": compiled,
     "processes": processes,
     "loading": loading,

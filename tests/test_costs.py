@@ -22,6 +22,26 @@ def bench(tmp_path, monkeypatch):
     return costs.Bench(tmp_path, lambda text: None)
 
 
+def test_the_share_of_rotations_is_that_of_a_step_without(bench):
+    (row,) = costs.rotations(bench, "small", classes=3, batches=(2,), rounds=1)
+    assert 0 < row["without, s"] and row["share, %"] == pytest.approx(100 - 100 * row["without, s"] / row["step, s"])
+
+
+def test_without_rotations_a_step_is_that_of_the_frozen_clip(bench):
+    trainer = bench.build(Case("train", "OrthCR", "small", 3, 2, "fp32"))
+    model, image = trainer.model.train(), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for upper in model.rotations.parameters():
+            upper.normal_(std=0.1)
+        frozen = model.logits(model.frozen_image(image), model.frozen_text)
+    with costs.unrotated():
+        z, *_ = model.all_logits(image)
+    z.sum().backward()
+    torch.testing.assert_close(z, frozen, rtol=1e-4, atol=1e-4)
+    assert not any(upper.grad.any() for upper in model.rotations.parameters())
+    assert not torch.allclose(model.all_logits(image)[0], frozen, atol=1e-2)
+
+
 def test_what_is_merged_is_what_was_trained(bench):
     plain, merged, unmerged, first = costs.merged(bench, "small", classes=3, batch=2, rounds=1, deviation=0.1)
     off = "logits off merged's, at most"
