@@ -8,4 +8,6 @@ measure.py     one case
 memory.py      the peak of a training step
 results.py     JSON and tables
 pictures.py    time and memory against the number of classes
+costs.py       single figures of docs/: `python -m benchmarks.costs`
+steps.py       a trainer in processes of its own, which steps when it is told
 """

@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -> list[str]:
     """Measures those cases for which there is time, s, and writes what is known after each; a line for each failure."""
+    from .measure import random_clip
+
     end, failed = time.time() + limit, []
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(cases), unit="case", disable=None) as bar:
         for k, case in enumerate(cases):
@@ -137,21 +139,6 @@ def run(task: dict) -> tuple[dict, str]:
     if done.returncode < 0:
         return {}, f"ended by signal {-done.returncode}, which is most often for want of memory"
     return {}, (done.stderr.strip().splitlines() or ["without a word"])[-1][:300]
-
-
-def random_clip(backbone: str, folder: Path) -> str:
-    """File of the state dict of a CLIP of this architecture with random weights; made when it is first asked for."""
-    path = folder / f"{backbone.replace('/', '-')}.pt"
-    if not path.exists():
-        import torch
-        from clip.model import CLIP
-
-        clip = flops.BACKBONES[backbone]
-        torch.manual_seed(0)
-        (width, blocks), (text, text_blocks) = clip.image, clip.text
-        model = CLIP(clip.embed, 224, blocks, width, clip.patch, flops.LENGTH, 49408, text, text // 64, text_blocks)
-        torch.save(model.half().state_dict(), path)
-    return str(path)
 
 
 def too_large(case: Case, free: float) -> str:

@@ -11,10 +11,12 @@ around `losses` (forward), `backward` and the optimizer's `step`; data is what t
 import io
 import json
 import random
+import resource
 import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -22,6 +24,7 @@ from unittest import mock
 
 import torch
 from clip import clip
+from clip.model import CLIP
 from PIL import Image
 
 import trainers
@@ -31,6 +34,7 @@ from dassl.utils import set_random_seed
 from experiments.config import CONFIGS, discover, parse, setup_cfg
 from trainers.base import node_of
 
+from . import flops
 from .cases import SETTINGS, Case
 from .memory import held, peak_of
 from .reference import reference
@@ -51,10 +55,22 @@ def class_names(n: int) -> list[str]:
     return [f"{word} red car" for word in islice((w for w in words if len(tokenizer.encode(w)) == 1), n)]
 
 
-def draw_jpegs(folder: Path) -> list[str]:
-    """Coarse noise with fine noise on it, 50 to 100 KB a file, about what a photograph has."""
+def random_clip(backbone: str, folder: Path) -> str:
+    """File of the state dict of a CLIP of this architecture with random weights; made when it is first asked for."""
+    path = folder / f"{backbone.replace('/', '-')}.pt"
+    if not path.exists():
+        size = flops.BACKBONES[backbone]
+        torch.manual_seed(0)
+        (width, blocks), (text, text_blocks) = size.image, size.text
+        model = CLIP(size.embed, 224, blocks, width, size.patch, flops.LENGTH, 49408, text, text // 64, text_blocks)
+        torch.save(model.half().state_dict(), path)
+    return str(path)
+
+
+def draw_jpegs(folder: Path, n: int | None = None) -> list[str]:
+    """Coarse noise with fine noise on it, 50 to 100 KB a file, about what a photograph has; n: default JPEGS."""
     paths = []
-    for k in range(JPEGS):
+    for k in range(n or JPEGS):
         coarse = Image.effect_noise((25, 19), 120).resize(SIZE, Image.Resampling.BICUBIC)
         bands = [Image.blend(coarse, Image.effect_noise(SIZE, 60), 0.15 + 0.05 * c) for c in range(3)]
         paths.append(str(folder / f"{k}.jpg"))
@@ -62,29 +78,30 @@ def draw_jpegs(folder: Path) -> list[str]:
     return paths
 
 
-def build(case: Case, weights: str, folder: Path):
-    """The trainer, on JPEGs of no meaning: a few files, which the classes share."""
-    files, names = draw_jpegs(folder), class_names(case.classes)
+def items_of(files: list[str], classes: int, count: int) -> list[Datum]:
+    names = class_names(classes)
+    return [Datum(files[k % len(files)], k % classes, classname=names[k % classes]) for k in range(count)]
+
+
+@DATASET_REGISTRY.register()
+class BenchmarkJPEGs(DatasetBase):
+    items: list[Datum] = []  # of the trainer that `build` builds
+
+    def __init__(self, cfg):
+        super().__init__(train_x=self.items, test=self.items[:1])
+
+
+def build(case: Case, weights: str, folder: Path, opts: list[str] = ()):
+    """The trainer, on JPEGs of no meaning: a few files, which the classes share. opts: KEY VALUE pairs, the last."""
     count = max(case.classes, JPEGS, BATCHES * case.batch)
-
-    @DATASET_REGISTRY.register()
-    class BenchmarkJPEGs(DatasetBase):
-        def __init__(self, cfg):
-            items = [
-                Datum(files[k % len(files)], k % case.classes, classname=names[k % case.classes]) for k in range(count)
-            ]
-            super().__init__(train_x=items, test=items[:1])
-
-        def get_num_classes(self, data_source):
-            return case.classes
-
-    yaml, opts = SETTINGS[case.trainer]
+    BenchmarkJPEGs.items = items_of(draw_jpegs(folder), case.classes, count)
+    yaml, own = SETTINGS.get(case.trainer, ("vit_b16", []))
     words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{yaml}.yaml"]
     words += ["--backbone", weights, "--output-dir", str(folder), "DATASET.NAME", "BenchmarkJPEGs"]
     words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(case.batch), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"]
     discover(trainers)
     words += [f"TRAINER.{node_of(TRAINER_REGISTRY.get(case.trainer))}.PREC", case.prec]
-    cfg = setup_cfg(parse([*words, *opts]))
+    cfg = setup_cfg(parse([*words, *own, *opts]))
     set_random_seed(0)
     random.seed(0)
     trainer = build_trainer(cfg)
@@ -94,6 +111,12 @@ def build(case: Case, weights: str, folder: Path):
 
 
 # -------------------------------------------------------------------- time
+
+
+def spent() -> float:
+    """CPU seconds of this process, and of those that it started and waited for: a compiler's, for example."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class Watch:
@@ -109,7 +132,7 @@ class Watch:
     def now(self):
         """(the time that is compared, the wall's)."""
         if self.device.type != "cuda":
-            return time.process_time(), time.perf_counter()
+            return spent(), time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event, time.perf_counter()
@@ -160,17 +183,32 @@ def medians(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str,
     }
 
 
-def in_turn(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
-    """Medians of each formulation's `works`, over rounds in which each has its turn; one round in any case."""
-    rounds = {form: [] for form in works}
-    for k in range(task["steps"]):
-        if k and time.perf_counter() - begun > task["seconds"]:
+def in_turn(works: dict, rounds: int, end: float = float("inf")) -> dict[str, dict]:
+    """Medians of what each of `works` says that it took, over rounds in which each has its turn.
+
+    Args:
+        works: each returns what `Watch.read` does.
+        end: of `time.perf_counter`, after which no further round begins; one is made in any case.
+    """
+    taken = {name: [] for name in works}
+    for k in range(rounds):
+        if k and time.perf_counter() > end:
             break
-        for form, work in works.items():
-            with FORMS[form](model):
-                work()
-            rounds[form].append(watch.read())
-    return {form: {**medians(some), "rounds": len(some)} for form, some in rounds.items()}
+        for name, work in works.items():
+            taken[name].append(work())
+    return {name: {**medians(some), "rounds": len(some)} for name, some in taken.items()}
+
+
+def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
+    """`in_turn` of works by formulation, each inside its own."""
+
+    def inside(form, work):
+        with FORMS[form](model):
+            work()
+        return watch.read()
+
+    works = {form: partial(inside, form, work) for form, work in works.items()}
+    return in_turn(works, task["steps"], begun + task["seconds"])
 
 
 # -------------------------------------------------------------------- a case
@@ -178,7 +216,7 @@ def in_turn(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[
 
 def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
     """Memory of a step of each formulation, which is its warm-up, then time."""
-    data = loader_seconds(trainer, watch)
+    data = dict(zip(("first", "later"), epoch_seconds(trainer.train_loader_x, 2, watch), strict=True))
     batch = next(iter(trainer.train_loader_x))
     trainer.set_model_mode("train")
     peaks = {}
@@ -191,18 +229,18 @@ def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
             trainer.forward_backward(batch)
 
     with parts_timed(trainer, watch):
-        results = in_turn(trainer.model, dict.fromkeys(forms, step), task, watch, begun)
+        results = formulations(trainer.model, dict.fromkeys(forms, step), task, watch, begun)
     return {"data": data, **{form: {**results[form], "peak_mib": peaks[form]} for form in forms}}
 
 
-def loader_seconds(trainer, watch: Watch) -> dict[str, dict[str, float]]:
-    """Of a batch of the training loader: in a first epoch, and in a later one."""
-    epochs = {}
-    for name in ("first", "later"):
+def epoch_seconds(loader, n: int, watch: Watch) -> list[dict[str, float]]:
+    """Of a batch of a loader, in each of its next n epochs."""
+    epochs = []
+    for _ in range(n):
         with watch.span("data"):
-            count = sum(1 for _ in trainer.train_loader_x)
+            count = sum(1 for _ in loader)
         seconds, wall = watch.read()["data"]
-        epochs[name] = {"seconds": seconds / count, "wall": wall / count}
+        epochs.append({"seconds": seconds / count, "wall": wall / count})
     return epochs
 
 
@@ -224,7 +262,7 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
     with torch.no_grad():
         batch("warm-up")
         watch.read()
-        return in_turn(trainer.model, {form: works[form] for form in forms}, task, watch, begun)
+        return formulations(trainer.model, {form: works[form] for form in forms}, task, watch, begun)
 
 
 def measure(task: dict) -> dict:

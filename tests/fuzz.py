@@ -30,6 +30,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -73,6 +74,18 @@ class Nonsense(Exception):
 # ------------------------------------------------------------------ mutations
 
 
+@cache
+def defaults(trainer: str) -> dict:
+    """Not to be changed."""
+    return plain(default_cfg(trainer))
+
+
+@cache
+def whole_yaml(trainer: str) -> bytes:
+    """All settings of a small run."""
+    return setup_cfg(parse(["--trainer", trainer, *SMALL, *QUICK.get(trainer, [])])).dump().encode()
+
+
 def value_for(draw, default) -> str:
     """An odd value, more often than not of the type of the default."""
 
@@ -93,7 +106,7 @@ def odd_command(draw, world, out) -> tuple[str, list[str]]:
     """train.py with one to three words that it should not have, or has."""
     trainer = draw.choice(TRAINERS)
     flags = ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer]
-    pairs, default = [*SMALL, *QUICK.get(trainer, [])], plain(default_cfg(trainer))
+    pairs, default = [*SMALL, *QUICK.get(trainer, [])], defaults(trainer)
     known = [key for key in default if not key.startswith("TRAINER.") or key.split(".")[1] == trainer.upper()]
     for _ in range(draw.randint(1, 3)):
         kind = draw.random()
@@ -119,7 +132,7 @@ def must_fail(draw, world, out):
 def odd_yaml(draw, world, out):
     """train.py with a YAML file of which some lines, words or bytes are changed."""
     trainer = draw.choice(TRAINERS)
-    data = setup_cfg(parse(["--trainer", trainer, *SMALL, *QUICK.get(trainer, [])])).dump().encode()
+    data = whole_yaml(trainer)
     file = out.parent / "mine.yaml"
     file.write_bytes(changed_values(draw, data) if draw.random() < 0.6 else changed_text(draw, data))
     where = draw.choice(["--config-file", "--dataset-config-file"])
@@ -224,7 +237,7 @@ def check_ran(how: str, argv: list[str], out: str, printed: str) -> None:
 
 def check_sane(config: dict, training: bool) -> None:
     """Raises Nonsense for a config that no reader of a paper would believe."""
-    default = plain(default_cfg(config["TRAINER.NAME"]))
+    default = defaults(config["TRAINER.NAME"])
     for key, value in config.items():
         many = isinstance(default[key], list)
         for one in value if many and isinstance(value, list) else [value]:

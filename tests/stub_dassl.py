@@ -1,8 +1,8 @@
 """A stand-in for the original Dassl.pytorch: its public names, signatures and order of calls as its authors left them.
 
-    python stub_dassl.py FOLDER TRAINER     FOLDER holds a copy of trainers/ and assets/, as a CoOp clone would
+    python stub_dassl.py FOLDER TRAINER...     FOLDER holds a copy of trainers/ and assets/, as a CoOp clone would
 
-Trains that trainer for one epoch of two batches, saves and loads it, and tests it; prints the results as JSON.
+Trains each trainer for one epoch of two batches, saves and loads it, tests it, and prints a line of JSON.
 Nothing of this repository's own dassl/ is imported.
 """
 
@@ -216,7 +216,7 @@ MODULES = {
 }
 
 
-def main(folder, trainer_name):
+def main(folder, *trainer_names):
     for name, members in {"dassl": [], **MODULES}.items():
         module = sys.modules[name] = ModuleType(name)
         module.__path__ = []
@@ -226,14 +226,21 @@ def main(folder, trainer_name):
     sys.path.insert(0, folder)
 
     import trainers
-    from trainers.base import extend_cfg
 
     for module in pkgutil.iter_modules(trainers.__path__):
         try:
             importlib.import_module(f"trainers.{module.name}")
         except ImportError:  # it extends our CoOp, and the clone has kept its own
             SKIPPED.append(module.name)
+    for trainer_name in trainer_names:
+        run(trainer_name)
 
+
+def run(trainer_name):
+    from trainers.base import extend_cfg
+
+    SAVED.clear()
+    LOSSES.clear()
     cfg = CN({"TRAINER": {"NAME": trainer_name}, "USE_CUDA": False, "OUTPUT_DIR": "", "DATASET": {"NAME": "Shapes"}})
     cfg.SEED, cfg.TRAIN = 1, CN({"CHECKPOINT_FREQ": 0, "PRINT_FREQ": 10, "COUNT_ITER": "train_x"})
     cfg.INPUT, cfg.MODEL = CN({"SIZE": (32, 32)}), CN({"BACKBONE": {"NAME": "tiny"}, "INIT_WEIGHTS": ""})

@@ -16,7 +16,6 @@ from benchmarks.memory import Tracker, peak_of
 from benchmarks.pictures import draw
 from benchmarks.reference import reference
 from benchmarks.results import Results, case_of
-from dassl.data.datasets import DATASET_REGISTRY
 from trainers.shared.prompts import fill_template, tokenize
 
 MIB = 2**20
@@ -112,7 +111,6 @@ def small(tmp_path_factory):
 def task(small, monkeypatch):
     """task(kind, trainer, classes, batch, **more): of `measure`, on the small CLIP."""
     monkeypatch.setitem(flops.BACKBONES, "small", small[0])
-    monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", dict(DATASET_REGISTRY._obj_map))
     monkeypatch.setattr(measure, "JPEGS", 2)
 
     def make(kind="train", trainer="CoOp", classes=6, batch=2, **more):
@@ -276,7 +274,7 @@ def test_the_pace_is_learned():
 
 def test_the_command_leaves_out_says_so_and_goes_on(tmp_path, small, task, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.cases.EVAL_BATCHES", [3])
-    monkeypatch.setattr(program, "random_clip", lambda backbone, folder: small[1])
+    monkeypatch.setattr(measure, "random_clip", lambda backbone, folder: small[1])
     words = ["--trainers", "CoOp", "--classes", "10", "--batch", "1", "2", "--backbones", FIRST, "--steps", "1"]
     words += ["--output-dir", str(tmp_path)]
     done = []
@@ -285,8 +283,6 @@ def test_the_command_leaves_out_says_so_and_goes_on(tmp_path, small, task, monke
         done.append(given["batch"])
         if len(done) == 2:
             return {}, "ended by signal 9"
-        monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", dict(DATASET_REGISTRY._obj_map))
-        DATASET_REGISTRY._obj_map.pop("BenchmarkJPEGs", None)
         return measure.measure(given), ""
 
     monkeypatch.setattr(program, "run", run)

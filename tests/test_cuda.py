@@ -21,6 +21,7 @@ from experiments.config import discover
 from trainers.base import PRECISIONS, ClipTrainer, node_of
 from trainers.coop import CoOp
 from trainers.shared.packing import pack
+from trainers.shared.templates import PROMPTSRC_TEMPLATES
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
@@ -110,7 +111,9 @@ def step_and_evaluate(trainer):
 
 @pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "auto"])  # which is one of the others
 @pytest.mark.parametrize("name, opts", CASES, ids=str)
-def test_every_trainer_on_a_gpu_that_is_not_there(make_trainer, fake_cuda, name, opts, precision):
+def test_every_trainer_on_a_gpu_that_is_not_there(make_trainer, fake_cuda, monkeypatch, name, opts, precision):
+    """PromptSRC with 3 of its 60 templates, which go one by one through the same lines."""
+    monkeypatch.setattr("trainers.promptsrc.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:3])
     step_and_evaluate(fake_cuda(make_trainer(*opts, trainer=name), precision))
 
 

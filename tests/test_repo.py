@@ -1,12 +1,18 @@
 """The repository itself: links, licence, linter, and no file that does not belong here."""
 
 import ast
+import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
@@ -49,6 +55,38 @@ def test_the_trainers_of_the_pages_run(name, tmp_path, monkeypatch, make_trainer
     assert all(after[key].isfinite().all() and not after[key].equal(value) for key, value in before.items())
     assert 0 <= trainer.results["accuracy"] <= 100
     assert (tmp_path / "out" / trainer.learner / "model.pth.tar-1").exists()
+
+
+def test_the_four_commands_of_the_readme(tmp_path):
+    """From images to a deployed file, as they stand there, in a folder with the tracked files alone."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    use = (ROOT / "README.md").read_text().split("\n## Use\n")[1]
+    block = re.search(r"```bash\n(.*?)\n\n", use, re.DOTALL)[1].splitlines()
+    commands = [words for line in block if (words := shlex.split(line, comments=True)) and words[0] == "python"]
+    assert [words[1] for words in commands] == ["train.py", "train.py", "export.py", "predict.py"]
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+    assert not (tmp_path / "data").exists() and not (tmp_path / "output").exists()
+
+    env, said = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, []
+    for words in commands:
+        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr)
+        said.append(done.stdout)
+
+    rows = dict(re.findall(r"^(data/digits/images/\w+/test_\d+\.png) +(\w+) ", said[3], re.MULTILINE))
+    right = sum(name == path.split("/")[3] for path, name in rows.items())
+    assert {f"* total: {len(rows)}", f"* correct: {right}"} <= set(said[1].splitlines())
+    assert f"* accuracy: {100 * right / len(rows):.1f}%" in said[1].splitlines() and right > len(rows) / 2
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "output" / "digits-onnx" / "model.onnx"))
+    meta = session.get_modelmeta().custom_metadata_map
+    mean, std = (np.float32(json.loads(meta["input"])[f"PIXEL_{key}"]) for key in ("MEAN", "STD"))
+    images = np.stack([Image.open(tmp_path / path) for path in rows]) / np.float32(255)  # of the size it wants
+    (logits,) = session.run(None, {"image": ((images - mean) / std).transpose(0, 3, 1, 2)})
+    assert [json.loads(meta["classes"])[k] for k in logits.argmax(1)] == list(rows.values())
 
 
 def test_the_tiny_clip_is_small():

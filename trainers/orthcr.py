@@ -65,10 +65,11 @@ class OrthogonalCLIP(TunedCLIP):
         super().__init__(clip_model, classnames, template, node, where)
         sizes = {n: block_sizes(n, self.weight(n).shape[1], node.BLOCK_SIZE, where) for n in self.places}
         self.rotations = Rotations(sizes)
+        self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory, see `Rotation`
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
 
     def changes(self, names, s=1.0):
-        return {name: Rotation(r) for name, r in self.rotations(names, s).items()} if names else {}
+        return {name: Rotation(r, self.spare[name]) for name, r in self.rotations(names, s).items()} if names else {}
 
     def tuned(self, rotation, x, weight, bias):
         return rotated_linear(rotation, x, weight, bias)
