@@ -317,6 +317,21 @@ def test_evaluation_uses_the_weights_of_the_last_step(make_trainer, take_steps, 
 # ------------------------------------------------------------------ failures
 
 
+@pytest.mark.parametrize("trainer", ["OrthCR", "OrthSR", "FullFT"])
+@pytest.mark.parametrize("epochs, batch, steps", [(1, 8, 10), (4, 8, 40), (4, 3, 4 * 26)])  # of 40 classes x 2 shots
+def test_the_rate_of_a_reach_falls_with_the_root_of_the_steps(make_trainer, capsys, trainer, epochs, batch, steps):
+    reach = f"TRAINER.{trainer.upper()}.REACH"
+    opts = [reach, 0.02, "OPTIM.MAX_EPOCH", epochs, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
+    opts += ["INPUT.TRANSFORMS", "['normalize']"]
+    made = make_trainer(*opts, "OPTIM.LR", 0.3, trainer=trainer)
+    assert made.get_current_lr() == made.sched.base_lrs[0] == pytest.approx(0.02 / steps**0.5)
+    assert f"{reach} 0.02 / sqrt({steps} steps)" in capsys.readouterr().out
+
+
+def test_without_a_reach_the_rate_is_that_of_the_optimizer(make_trainer):
+    assert make_trainer("OPTIM.LR", 0.3).get_current_lr() == 0.3
+
+
 def test_nan_names_its_term_and_changes_nothing(make_trainer, take_steps):
     trainer = make_trainer("OPTIM.LR", 0.05)
     take_steps(trainer, 2)  # AdamW has momentum now: even a zero gradient would move the weights

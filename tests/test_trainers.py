@@ -223,7 +223,7 @@ def test_a_schedule_of_batches_needs_no_batches_to_predict(make_trainer, registe
     registered(type("PerBatch", (TRAINER_REGISTRY.get("CoOp"),), {"lr_per_batch": True}))
     trainer = make_trainer(trainer="PerBatch")
     trainer.train_loader_x = None  # as experiments.predictor leaves it
-    assert trainer.schedule_cfg().MAX_EPOCH == trainer.cfg.OPTIM.MAX_EPOCH
+    assert trainer.optim_cfg().MAX_EPOCH == trainer.cfg.OPTIM.MAX_EPOCH
 
 
 def test_the_seconds_of_training_include_fit(make_trainer, registered, monkeypatch):

@@ -119,11 +119,12 @@ class ClipTrainer(TrainerX):
             load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
             print(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
-            self.optim = build_optimizer(learner, cfg.OPTIM)
-            self.sched = build_lr_scheduler(self.optim, self.schedule_cfg())
+            optim = self.optim_cfg()
+            self.optim = build_optimizer(learner, optim)
+            self.sched = build_lr_scheduler(self.optim, optim)
         self.register_model(self.registered or self.learner, learner, self.optim, self.sched)
 
-    def schedule_cfg(self) -> CN:
+    def optim_cfg(self) -> CN:
         """`cfg.OPTIM`, with `lr_per_batch` in batches instead of epochs."""
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:

@@ -131,8 +131,8 @@ class CLIPLoRA(TunedTrainer):
             load_tensors(self.model.lora, archives.load(path), path)
         return osp.isfile(path)
 
-    def schedule_cfg(self):
-        optim = super().schedule_cfg()
+    def optim_cfg(self):
+        optim = super().optim_cfg()
         if self.node.N_ITERS and self.train_loader_x is not None:
             optim.MAX_EPOCH = self.max_epoch * len(self.train_loader_x)
         return optim

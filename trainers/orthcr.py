@@ -137,6 +137,8 @@ class OrthCR(TunedTrainer):
         "LAMBDA": Key(1.0, low=0, high=10**6),
         # temperature of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
         "TAU": Key(1.0, above=0, high=10**6),
+        # how far training turns, whatever the number of steps: the rate is REACH / sqrt(steps); 0 = OPTIM.LR
+        "REACH": Key(0.0, of=float, low=0),
         # prompt; "" = the data set's own, so that the anchor is the zero-shot CLIP people report
         "TEMPLATE": TEMPLATE,
         # write the orthogonality error and the energy drift to TensorBoard each epoch
@@ -151,6 +153,17 @@ class OrthCR(TunedTrainer):
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return self.classifier(self.node, clip_model, classnames, template, self.key())
+
+    def optim_cfg(self):
+        """AdamW moves an entry by about its rate in each step, to and fro: with n steps by about LR sqrt(n)."""
+        optim = super().optim_cfg()
+        if self.node.REACH and self.train_loader_x is not None:  # predict.py has no data
+            steps = optim.MAX_EPOCH * len(self.train_loader_x)
+            optim.defrost()
+            optim.LR = self.node.REACH / steps**0.5
+            rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
+            print(f"Learning rate {optim.LR:.2g} = {rule}; with 0 there, it is OPTIM.LR")
+        return optim
 
     def losses(self, image, label):
         node = self.node

@@ -1,0 +1,76 @@
+"""Which learning rate transfers to other numbers of steps, batches, epochs and data sets: OrthCR's REACH, on val.
+
+    python scripts/reach.py [--output-dir output/reach]
+
+Each case is trained with four reaches, rate x sqrt(steps), and seeds 1 and 2, everything else as in `tiny.yaml`. Prints
+the accuracy on val (Shapes: the harmonic mean of base and new classes) with the mean angle in degrees by which the
+weights were turned. No test image is looked at. Given again, it goes on where it was.
+"""
+
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from experiments.command import command  # noqa: E402
+from experiments.plans import Job, execute, parser  # noqa: E402
+from experiments.protocols import Method, Stages  # noqa: E402
+from reports.tables import harmonic_mean  # noqa: E402
+
+SEEDS = (1, 2)
+REACHES = (0.0025, 0.005, 0.01, 0.02)
+CASES = {  # (data set, shots, batch, epochs)
+    "Shapes, 16 shots, batch 4, 20 epochs": ("shapes", 16, 4, 20),
+    "Digits, 16 shots, batch 32, 10 epochs": ("digits", 16, 32, 10),
+    "Digits, 16 shots, batch 32, 40 epochs": ("digits", 16, 32, 40),
+    "Digits, 16 shots, batch 4, 40 epochs": ("digits", 16, 4, 40),
+    "Digits, 4 shots, batch 32, 40 epochs": ("digits", 4, 32, 40),
+}
+
+
+def job(case: str, reach: float, seed: int, out: Path) -> Job:
+    """A training, and its evaluations on val: of the base and of the new classes, or of all."""
+    dataset, shots, batch, epochs = CASES[case]
+    opts = ("TRAINER.ORTHCR.REACH", f"{reach:g}", "DATALOADER.TRAIN_X.BATCH_SIZE", f"{batch}")
+    stages = Stages(Method("OrthCR", opts=(*opts, "OPTIM.MAX_EPOCH", f"{epochs}")), ROOT / "data", out)
+    folder = out / case.replace(",", "").replace(" ", "_") / f"{reach:g}" / f"seed{seed}"
+    trained_on, tested_on = ("base", ("base", "new")) if dataset == "shapes" else ("all", ("all",))
+    words = ("DATASET.NUM_SHOTS", f"{shots}", "TEST.NO_TEST", "True")
+    runs = [stages.planned("train", folder, dataset, seed, trained_on, opts=words)]
+    on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
+    for classes in tested_on:
+        where = folder / "eval" / classes
+        runs.append(stages.planned(f"{classes}_val", where, dataset, seed, classes, model=folder, opts=on_val))
+    return Job(tuple(runs))
+
+
+def main(argv: list[str] | None = None) -> list[str]:
+    """Returns a line for each training that failed."""
+    args = parser(__doc__, "reach").parse_args(argv)
+    jobs = {job(c, r, s, args.output_dir): (c, r, s) for s in SEEDS for c in CASES for r in REACHES}
+    found = {}
+
+    def done(job: Job, results: list[dict]) -> str:
+        trained, *tested = results
+        accuracies = [r["accuracy"] for r in tested]
+        figure = harmonic_mean(*accuracies) if len(accuracies) > 1 else accuracies[0]
+        found[jobs[job]] = figure, trained["rotation_degrees"]["mean"]
+        return "{}, reach {:g}, seed {}: {:.1f}, turned by {:.1f} degrees".format(*jobs[job], *found[jobs[job]])
+
+    failed = execute(list(jobs), args.workers, "reach", done)
+    if failed:
+        return failed
+    rows = []
+    for case in CASES:
+        means = [[fmean(values) for values in zip(*(found[case, r, s] for s in SEEDS), strict=True)] for r in REACHES]
+        best = max(means)
+        rows.append([case, *[f"{'**' * (m == best)}{m[0]:.1f}{'**' * (m == best)} ({m[1]:.1f})" for m in means]])
+    print(tabulate(rows, ["", *map(str, REACHES)], "github", disable_numparse=True))
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
