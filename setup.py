@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="orthcr",
-    version="1.3.0",
+    version="1.4.0",
     description="Few-shot adaptation of CLIP by orthogonal fine-tuning, beside prompt learning, on Dassl's API",
     license="MIT",
     python_requires=">=3.10",

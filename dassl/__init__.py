@@ -43,4 +43,4 @@ and in the modules that other code imports from directly, beside what is above:
 Not here: Dassl's own trainers, data sets and networks (dassl.modeling), and the config keys that only those read.
 """
 
-__version__ = "1.3.0"
+__version__ = "1.4.0"
