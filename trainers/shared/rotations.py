@@ -115,12 +115,12 @@ class Rotation:
         """W R [o, m b]: rotated in the precision of W and R, rounded once."""
         if self._merged is None or self._merged.dtype != dtype:
             with torch.autocast(weight.device.type, enabled=False):
-                at = self.spare.pop() if self.spare and dtype == weight.dtype else None
+                at = self.spare.pop() if self.spare and dtype == self.r.dtype else None
                 self._merged = rotate_t(weight, self.r, at).to(dtype).t()
         return self._merged
 
     def __del__(self):  # graphs hold the rotations that they were made with
-        if self._merged is not None:
+        if self._merged is not None and self._merged.dtype == self.r.dtype:  # else it was rounded
             self.spare.append(self._merged.t())
 
 
