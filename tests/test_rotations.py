@@ -153,6 +153,23 @@ def test_memory_of_merged_weights_is_taken_again_and_does_not_grow(random_clip, 
     assert len(merged) == 1
 
 
+def test_memory_of_another_dtype_or_mode_is_not_taken(random_clip, noise):
+    model = orthogonal(random_clip(), BLOCK_SIZE=64).train()
+    with torch.inference_mode():
+        model.all_logits(noise(32, 3, 32, 32))
+    model.all_logits(noise(32, 3, 32, 32))[0].sum().backward()
+    assert any(model.spare.values())
+    model.double().all_logits(noise(32, 3, 32, 32).double())[0].sum().backward()
+    assert {tensor.dtype for tensors in model.spare.values() for tensor in tensors} == {torch.float64}
+
+
+def test_compiled_encoders_take_no_memory_again(random_clip, noise):
+    model = orthogonal(random_clip(), BLOCK_SIZE=64).train()
+    model.image_encoder.compile(backend="eager")
+    model.all_logits(noise(32, 3, 32, 32))[0].sum().backward()
+    assert not any(model.spare.values())
+
+
 def test_a_graph_that_is_alive_keeps_its_merged_weights(random_clip, noise):
     def gradient(order):
         model = turn(orthogonal(random_clip(), BLOCK_SIZE=64).train(), 0.1)

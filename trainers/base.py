@@ -191,11 +191,12 @@ class ClipTrainer(TrainerX):
 
     def check_finite(self, terms: dict[str, float]) -> None:
         """Raises FloatingPointError naming the term that is infinite or NaN."""
+        rate = self.key("REACH") if self.node.get("REACH") else "OPTIM.LR"  # what sets it
         for name, value in terms.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f'the loss term "{name}" is {value} in epoch {self.epoch + 1}, batch {self.batch_idx + 1}: lower '
-                    f"OPTIM.LR ({self.get_current_lr():g} now) or set {self.key('PREC')} fp32; "
+                    f"{rate} (the rate is {self.get_current_lr():g} now) or set {self.key('PREC')} fp32; "
                     f"the checkpoints in {self.output_dir} are untouched"
                 )
 

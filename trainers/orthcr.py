@@ -69,7 +69,16 @@ class OrthogonalCLIP(TunedCLIP):
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
 
     def changes(self, names, s=1.0):
-        return {name: Rotation(r, self.spare[name]) for name, r in self.rotations(names, s).items()} if names else {}
+        if not names:
+            return {}
+        compiled = torch.compiler.is_compiling() or any(e._compiled_call_impl for e in self.encoders.values())
+        again = torch.is_grad_enabled() and self.logit_scale.device.type == "cpu" and not compiled
+        return {name: Rotation(r, self.spare[name] if again else None) for name, r in self.rotations(names, s).items()}
+
+    def _apply(self, fn, recurse=True):
+        for tensors in self.spare.values():  # of another device or dtype
+            tensors.clear()
+        return super()._apply(fn, recurse)
 
     def tuned(self, rotation, x, weight, bias):
         return rotated_linear(rotation, x, weight, bias)
@@ -161,8 +170,9 @@ class OrthCR(TunedTrainer):
             steps = optim.MAX_EPOCH * len(self.train_loader_x)
             optim.defrost()
             optim.LR = self.node.REACH / steps**0.5
+            optim.WARMUP_CONS_LR = min(optim.WARMUP_CONS_LR, optim.LR)
             rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
-            print(f"Learning rate {optim.LR:.2g} = {rule}; with 0 there, it is OPTIM.LR")
+            print(f"Learning rate {optim.LR:.2g} = {rule}; for OPTIM.LR, give {self.key('REACH')} 0")
         return optim
 
     def losses(self, image, label):

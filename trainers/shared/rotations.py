@@ -104,11 +104,12 @@ class Rotation:
     """R [m, b, b] of a place in one step, and W R once that is worth its price: nothing is rotated twice.
 
     Args:
-        spare: memory of earlier W R, which no graph needs any more: on a CPU new memory costs as much as rotating.
+        spare: memory of earlier W R, which no graph needs any more: on a CPU new memory costs as much as rotating. None
+            where graphs would not hold the rotation that they were made with.
     """
 
     def __init__(self, r: torch.Tensor, spare: list[torch.Tensor] | None = None):
-        self.r, self.spare, self._merged = r, [] if spare is None else spare, None
+        self.r, self.spare, self._merged = r, spare, None
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -119,8 +120,8 @@ class Rotation:
                 self._merged = rotate_t(weight, self.r, at).to(dtype).t()
         return self._merged
 
-    def __del__(self):  # graphs hold the rotations that they were made with
-        if self._merged is not None and self._merged.dtype == self.r.dtype:  # else it was rounded
+    def __del__(self):
+        if self.spare is not None and self._merged is not None and self._merged.dtype == self.r.dtype:  # not rounded
             self.spare.append(self._merged.t())
 
 
