@@ -2,7 +2,7 @@
 
     python benchmark.py                                      every method on the embedded data, all four protocols
     python benchmark.py --protocol base2new --trainers all --datasets caltech101 dtd --seeds 1 2 3 --root DATA
-    python benchmark.py --trainers CoOp OrthCR --datasets all --root DATA --output-dir OUT --workers 4 OPTIM.MAX_EPOCH 10
+    python benchmark.py --trainers CoOp OrthCR --datasets all --root DATA --output-dir OUT OPTIM.MAX_EPOCH 10
     python benchmark.py --engine ray --address auto ...      the same plan on a Ray cluster
 
 Runs go side by side, as cores, GPUs and memory allow. Given again, the same command skips what is finished and goes on
