@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -71,7 +72,10 @@ def start(argv: list[str], folder: Path) -> tuple[int, int]:
 
         sys.addaudithook(tell)
         with open(f"{folder}.txt", "a") as f, redirect_stdout(f), redirect_stderr(f):
-            status = train(argv)
+            try:
+                status = train(argv)
+            except BaseException:
+                traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -190,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
                 killed += 1
                 counts.update([how.split()[0], moment(folder)])
                 if status not in (-signal.SIGKILL, -signal.SIGTERM, 130, -signal.SIGINT):
-                    history.append(f"exit status {status}")
+                    history.append(f"exit status {status}, {Path(f'{folder}.txt').read_text()[-2500:]}")
                     wrong.append(f"trial {trial}, {case}, {'; '.join(history)}")
             status, *_ = count_changes(*start(command(case, folder), folder))
             different = differences(whole[case], left(folder))

@@ -85,6 +85,30 @@ def test_failed_save_keeps_the_old_checkpoint(tmp_path):
     assert load_checkpoint(str(tmp_path / "m.pth"))["epoch"] == 3
 
 
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_stops_a_save_is_told(tmp_path, monkeypatch, stopped):
+    """Ctrl-C, or a full disk, while tensors are written: torch's own error about the torn file must not hide it."""
+    state, write = {"state_dict": {"w": torch.zeros(300_000)}, "epoch": 3}, torch._C.PyTorchFileWriter.write_record
+
+    def torn(writer, name, *args):
+        if name == "data/0":
+            write(writer, name, bytes(100), 100)
+            raise stopped
+        return write(writer, name, *args)
+
+    class Torn(torch._C.PyTorchFileWriter):
+        write_record = torn
+
+        def write_end_of_file(self):
+            super().write_end_of_file()
+            raise RuntimeError("unexpected pos 137536 vs 137428")
+
+    monkeypatch.setattr(torch._C, "PyTorchFileWriter", Torn)
+    with pytest.raises(type(stopped)):
+        save_checkpoint(state, str(tmp_path), model_name="m.pth")
+    assert os.listdir(tmp_path) == []
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)

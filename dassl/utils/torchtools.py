@@ -37,7 +37,12 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
     fpath = osp.join(save_dir, model_name or f"model.pth.tar-{state['epoch']}")
     with atomic_write(fpath) as f:
-        torch.save(state, f)
+        try:
+            torch.save(state, f)
+        except RuntimeError as error:  # torch's zip writer ends its file even so, which fails, and hides why
+            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
+                raise error.__context__ from None
+            raise
         seal_zip(f)
     print(f"Checkpoint saved to {fpath}")
 
