@@ -83,7 +83,8 @@ def predict(args: argparse.Namespace) -> list[str]:
 
         serve(args.model_dir, classes, args.threshold, args.port, **how)
         return []
-    predictor = Predictor(args.model_dir, classes, **how)
+    with contextlib.redirect_stdout(sys.stderr):  # what a trainer of somebody's own prints is no answer
+        predictor = Predictor(args.model_dir, classes, **how)
     predictions, start = [], time.perf_counter()
     with table_file(args.csv, predictor.classnames) as write:
         for p in predictor(args.images, args.top, args.threshold, every=bool(args.csv)):

@@ -1,46 +1,101 @@
 """README.md of an exported folder: the model card, with code that runs in that folder."""
 
-import json
 import os.path as osp
 
 from dassl.files import atomic_write, visible
 
+# Pictures as predict.py reads them: `dassl.utils.as_photo`, then the test transform up to the crop
+OPEN_IMAGE = """import json
+from PIL import Image, ImageOps
+
+facts = json.load(open("export.json"))
+classes, side = facts["classes"], facts["input"]["SIZE"][0]
+resample = Image.Resampling[facts["input"]["INTERPOLATION"].upper()]
+
+
+def open_image(path):
+    \"\"\"Return a picture upright, on white, its shorter side resized, the centre cropped.\"\"\"
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode[0] in "IF":
+        raise ValueError(f"{path} has pixels of mode {image.mode}: convert it to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    width, height = (side * pixels // min(image.size) for pixels in image.size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.convert("RGB").resize((width, height), resample).crop((left, top, left + side, top + side))
+"""
+# What follows for one prompt a class, and for several, whose features are averaged
 LOADS = {
     "openai": """import clip, torch
-from PIL import Image
+from torchvision.transforms.functional import normalize, to_tensor
 
-model, preprocess = clip.load("model.pt", device="cpu")  # which rounds the weights to fp16 once
+model, _ = clip.load("model.pt", device="cpu")  # which rounds the weights to fp16 once
 model.load_state_dict(torch.load("model.pt", weights_only=True))  # as they are
-image, text = preprocess(Image.open("image.jpg"))[None], clip.tokenize(PROMPTS)
-probabilities = model(image, text)[0].softmax(dim=1)""",
-    "open_clip": """import open_clip
-from PIL import Image
+image = to_tensor(open_image("image.jpg"))
+image = normalize(image, facts["input"]["PIXEL_MEAN"], facts["input"]["PIXEL_STD"])[None]
+""",
+    "open_clip": """import open_clip, torch
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
-text = open_clip.get_tokenizer("local-dir:.")(PROMPTS)
-logits, _ = model.eval().get_logits(preprocess(Image.open("image.jpg"))[None], text)
-probabilities = logits.softmax(dim=1)""",
-    "transformers": """from PIL import Image
+tokenizer = open_clip.get_tokenizer("local-dir:.")
+model.eval()
+image = preprocess(open_image("image.jpg"))[None]
+""",
+    "transformers": """import torch
 from transformers import CLIPModel, CLIPProcessor
 
 model, processor = CLIPModel.from_pretrained("."), CLIPProcessor.from_pretrained(".")
-inputs = processor(text=PROMPTS, images=Image.open("image.jpg"), padding=True, return_tensors="pt")
-probabilities = model(**inputs).logits_per_image.softmax(dim=1)""",
-    "onnx": """import json, numpy, onnxruntime
-from PIL import Image
+image = open_image("image.jpg")
+""",
+    "onnx": """import numpy, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-meta = {key: value for key, value in session.get_modelmeta().custom_metadata_map.items()}
-classes, given = json.loads(meta["classes"]), json.loads(meta["input"])
-side, image = given["SIZE"][0], Image.open("image.jpg").convert("RGB")
-size = [side * pixels // min(image.size) for pixels in image.size]  # the shorter side, then the centre
-left, top = (round((pixels - side) / 2) for pixels in size)
-image = image.resize(size, Image.Resampling[given["INTERPOLATION"].upper()]).crop((left, top, left + side, top + side))
-pixels = (numpy.asarray(image) / 255 - given["PIXEL_MEAN"]) / given["PIXEL_STD"]
+pixels = numpy.asarray(open_image("image.jpg")) / 255
+pixels = (pixels - facts["input"]["PIXEL_MEAN"]) / facts["input"]["PIXEL_STD"]
 (logits,) = session.run(None, {"image": pixels.transpose(2, 0, 1)[None].astype("float32")})
-print(classes[logits.argmax()])""",
+weights = numpy.exp(logits - logits.max(axis=1, keepdims=True))
+probabilities = weights / weights.sum(axis=1, keepdims=True)
+""",
 }
+ONE_PROMPT = {
+    "openai": """with torch.no_grad():
+    logits, _ = model(image, clip.tokenize([prompts[0] for prompts in facts["prompts"]]))
+""",
+    "open_clip": """with torch.no_grad():
+    logits, _ = model.get_logits(image, tokenizer([prompts[0] for prompts in facts["prompts"]]))
+""",
+    "transformers": """prompts = [prompts[0] for prompts in facts["prompts"]]
+with torch.no_grad():
+    logits = model(**processor(text=prompts, images=image, padding=True, return_tensors="pt")).logits_per_image
+""",
+}
+SEVERAL_PROMPTS = {
+    "openai": """with torch.no_grad():
+    features = torch.stack([model.encode_text(clip.tokenize(prompts)) for prompts in facts["prompts"]])
+    image = model.encode_image(image)
+""",
+    "open_clip": """with torch.no_grad():
+    features = torch.stack([model.encode_text(tokenizer(prompts)) for prompts in facts["prompts"]])
+    image = model.encode_image(image)
+""",
+    "transformers": """features = []
+with torch.no_grad():
+    for prompts in facts["prompts"]:
+        output = model(**processor(text=prompts, images=image, padding=True, return_tensors="pt"))
+        features.append(output.text_embeds)
+features, image = torch.stack(features), output.image_embeds
+""",
+}
+AVERAGE = """features = torch.nn.functional.normalize(features, dim=-1).mean(dim=1)  # of each class
+features, image = (torch.nn.functional.normalize(x, dim=-1) for x in (features, image))
+logits = model.logit_scale.exp().detach() * image @ features.T
+"""
+SHOW = """print(classes[probabilities[0].argmax()], f"{float(probabilities[0].max()):.1%}")"""
 LIBRARIES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
+
+
+MOST_PROMPTS = 8  # of a class, in the card
 
 
 def write_card(facts: dict, folder: str) -> None:
@@ -63,10 +118,11 @@ def card(facts: dict) -> str:
         "## How to load it",
         *loading(facts),
         "## Images",
-        f"Shorter side to {max(given['SIZE'])} pixels ({given['INTERPOLATION']}), the central {given['SIZE'][0]} x "
+        "Upright as their EXIF says, on white where they are transparent; "
+        f"shorter side to {max(given['SIZE'])} pixels ({given['INTERPOLATION']}), the central {given['SIZE'][0]} x "
         f"{given['SIZE'][1]}, values in [0, 1], mean {given['PIXEL_MEAN']}, standard deviation {given['PIXEL_STD']}.",
         "## Classes",
-        f"{len(facts['classes'])}: " + ", ".join(f"`{visible(name)}`" for name in facts["classes"]),
+        class_list(facts),
         "## Licence",
         f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} hold for the weights. OrthCR, "
         "which made them, is under the MIT licence; it is not needed to run them.",
@@ -75,26 +131,54 @@ def card(facts: dict) -> str:
 
 
 def loading(facts: dict) -> list[str]:
-    to, templates = facts["format"], facts["templates"]
-    code = LOADS[to]
-    if to != "onnx":
-        prompts = [templates[0].replace("{}", name.replace("_", " ")) for name in facts["classes"][:3]]
-        code = code.replace("PROMPTS", json.dumps(prompts, ensure_ascii=False))
-    told = [f"In this folder:\n\n```python\n{code}\n```"]
-    if to != "onnx":
-        told.append(
-            f"Its classes were trained with the prompt{'s' * (len(templates) > 1)} " + ", ".join(map(str, templates))
+    """Return the paragraphs on how to run the model, the first with code that says what predict.py says."""
+    to = facts["format"]
+    parts = [f"In this folder:\n\n```python\n{code(facts)}\n```"]
+    if facts["temperature"] != 1:
+        parts.append(
+            f"The logits are divided by the temperature {facts['temperature']:.4g}, which was found on validation "
+            "images and makes their softmax calibrated. It changes no class."
         )
     if to == "onnx":
-        opset = f'`model.onnx`: opset {facts["opset"]}, float32; "image" [batch, 3, {facts["input"]["SIZE"][0]}, '
-        told.append(opset + f'{facts["input"]["SIZE"][1]}] to "logits" [batch, {len(facts["classes"])}].')
+        height, width = facts["input"]["SIZE"]
+        parts.append(
+            f'`model.onnx`: opset {facts["opset"]}, float32; "image" [batch, 3, {height}, {width}] to "logits" [batch, '
+            f"{len(facts['classes'])}]."
+        )
     if to == "open_clip":
         name, add = facts["open_clip_name"], ""
         if not name:
             name, add = "tuned_clip", 'open_clip.add_model_config("tuned_clip.json")\n'
         call = f'open_clip.create_model_and_transforms("{name}", pretrained="open_clip_model.safetensors")'
-        told.append(f"Or by the architecture's name:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
-    return told
+        parts.append(f"Or by the architecture's name:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
+    return parts
+
+
+def code(facts: dict) -> str:
+    """Return a program that classifies image.jpg with the files of the folder."""
+    to = facts["format"]
+    imports, _, load = LOADS[to].partition("\n\n")
+    steps = [f"{imports}\n{OPEN_IMAGE}", load]
+    if to != "onnx":
+        several = len(facts["templates"]) > 1
+        steps.append(SEVERAL_PROMPTS[to] + AVERAGE if several else ONE_PROMPT[to])
+        steps.append("probabilities = logits.softmax(dim=1)\n")
+    return "\n".join([steps[0], "".join(steps[1:]) + SHOW])
+
+
+def class_list(facts: dict) -> str:
+    """Return the classes, with the prompts that a plain CLIP needs for them."""
+    names = [f"`{visible(name)}`" for name in facts["classes"]]
+    if facts["format"] == "onnx":
+        return f"{len(names)}: " + ", ".join(names)
+    rows = [
+        f"| {name} | {'<br>'.join(visible(p) for p in prompts[:MOST_PROMPTS])} |"
+        for name, prompts in zip(names, facts["prompts"], strict=True)
+    ]
+    note = f"{len(names)}, with their prompts."
+    if len(facts["templates"]) > MOST_PROMPTS:
+        note += f" These are {MOST_PROMPTS} of {len(facts['templates'])} prompts a class; `export.json` has all."
+    return "\n".join([note, "", "| class | prompt |", "| --- | --- |", *rows])
 
 
 def table(rows: list[dict]) -> str:

@@ -21,6 +21,7 @@ import trainers
 from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config
 from dassl.config.defaults import KEYS
 from dassl.config.keys import Key, shown, values
+from dassl.console import say
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
@@ -282,7 +283,7 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             own = sorted((CONFIGS / "trainers" / args.trainer).glob("vit_b16*.yaml"))  # named as the original's are
             better = f"--config-file configs/trainers/{args.trainer}/{own[0].name}" if own else "--backbone ViT-B/16"
             why = "The tiny CLIP is used, which knows drawn shapes only"
-            print(f"{why}. For photographs: {better} (ViT-B/16; 335 MB are downloaded once)")
+            say(f"{why}. For photographs: {better} (ViT-B/16; 335 MB are downloaded once)")
         if args.eval_only and args.model_dir and osp.exists(classes):
             given["DATASET.CLASSES"] = read_classes(classes)
         return given
@@ -313,7 +314,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, args)
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)
-        print(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
+        say(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
     if not is_foreign(args.trainer):
         clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
     check_resume(cfg)
@@ -329,7 +330,7 @@ def suit_clip(cfg: CfgNode) -> None:
             raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {why}")
     if "normalize" not in cfg.INPUT.TRANSFORMS:
         cfg.INPUT.TRANSFORMS = (*cfg.INPUT.TRANSFORMS, "normalize")
-        print('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')
+        say('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')
 
 
 def check_training(cfg: CfgNode) -> None:

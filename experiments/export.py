@@ -27,8 +27,10 @@ from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import is_vit, library, load_clip
 from trainers.shared.classifier import ClipClassifier
+from trainers.shared.prompts import fill_template
 from trainers.shared.weights import TunedCLIP
 
+from .calibrate import temperature_of
 from .card import write_card
 from .config import setup_cfg
 from .exported import EXPORT, OnnxClassifier
@@ -58,12 +60,13 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     output = osp.abspath(osp.expanduser(output))
     if osp.exists(output) and (not osp.isdir(output) or os.listdir(output)):
         raise ValueError(f"--output {output} is there already, and not empty: give another, or remove it")
+    model_dir = osp.expanduser(model_dir)
     with contextlib.redirect_stdout(io.StringIO()):  # what a training would log
-        trainer = load_trained(osp.expanduser(model_dir), epoch, strength)
+        trainer = load_trained(model_dir, epoch, strength)
+    facts = describe(trainer, to, model_dir, temperature_of(trainer, model_dir, epoch))
     image = torch.randn(3, 3, *trainer.cfg.INPUT.SIZE)
     with torch.no_grad():
-        wanted = trainer.model(image)  # and what does not depend on the image is computed
-    facts = describe(trainer, to, model_dir)
+        wanted = trainer.model(image) / facts["temperature"]  # and what does not depend on the image is computed
     parent, name = osp.split(output)
     os.makedirs(parent, exist_ok=True)
     with scratch_folder(parent, name) as folder:
@@ -71,7 +74,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
             facts |= write_onnx(trainer, folder, facts)
             got = OnnxClassifier(folder).model_inference(image)
         else:
-            model = plain_clip(trainer)
+            model = plain_clip(trainer, facts["temperature"])
             facts |= WRITERS[to](model, folder, facts)
             with torch.no_grad():
                 got = ClipClassifier(load_clip(folder), facts["classes"], facts["templates"]).eval()(image)
@@ -86,6 +89,8 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     opset = f", opset {facts['opset']}" if to == "onnx" else ""
     print(f"{output}: {facts['trainer']} on {facts['dataset']} for {to}, float32{opset}, {size / 2**20:.1f} MiB")
     print(f"Its logits are off the trained model's by at most {off:.1e}; its README.md says how to load it")
+    if facts["temperature"] != 1:
+        print(f"They are divided by the calibrated temperature {facts['temperature']:.3f}, as predict.py divides them")
 
 
 def umask() -> int:
@@ -117,10 +122,11 @@ def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> C
     return trainer
 
 
-def describe(trainer: ClipTrainer, to: str, model_dir: str) -> dict:
-    """What `export.json` holds, and the model card tells."""
+def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float | None) -> dict:
+    """Return the facts of an export, for `export.json` and the model card."""
     cfg, model = trainer.cfg, trainer.model
     strength = getattr(model, "strength", None)
+    classes, templates = list(trainer.dm.dataset.classnames), list(model.templates)
     return {
         "format": to,
         "trainer": cfg.TRAINER.NAME,
@@ -128,8 +134,10 @@ def describe(trainer: ClipTrainer, to: str, model_dir: str) -> dict:
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "strength": strength,
         "figures": figures(model_dir, strength),
-        "classes": list(trainer.dm.dataset.classnames),
-        "templates": list(model.templates),
+        "temperature": temperature or 1.0,  # the logits of the exported model are divided by it already
+        "classes": classes,
+        "templates": templates,
+        "prompts": [[fill_template(template, [name])[0] for template in templates] for name in classes],
         "input": {key: list(v) if isinstance(v := cfg.INPUT[key], list | tuple) else v for key in KEYS},
         "dtype": "float32",
     }
@@ -161,8 +169,11 @@ def holds_plain(trainer: ClipTrainer) -> bool:
     return isinstance(trainer.model, TunedCLIP) or type(trainer.model) is ClipClassifier
 
 
-def plain_clip(trainer: ClipTrainer) -> CLIP:
-    """CLIP with what was trained in its weights.
+def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
+    """Return a CLIP with what was trained in its weights.
+
+    Args:
+        temperature: by which the logit scale is divided.
 
     Raises:
         ValueError: the method has parts that a CLIP has no place for.
@@ -177,7 +188,7 @@ def plain_clip(trainer: ClipTrainer) -> CLIP:
         for prefix, encoder in (("visual.", "image"), ("", "text")):
             for name, tensor in parts[encoder].items():
                 state[prefix + name].copy_(tensor)
-    state["logit_scale"].copy_(model.logit_scale.log())  # CLIPLoRA has one of its own
+    state["logit_scale"].copy_((model.logit_scale / temperature).log())  # CLIPLoRA has one of its own
     return result
 
 
@@ -276,14 +287,14 @@ WRITERS = {"openai": write_openai, "open_clip": write_open_clip, "transformers":
 
 
 class Classifier(nn.Module):
-    """float [B, 3, H, W] -> logits [B, n_cls], the class features constants."""
+    """A model with its logits divided by a temperature: float [B, 3, H, W] -> logits float32 [B, n_cls]."""
 
-    def __init__(self, model: ClipClassifier):
+    def __init__(self, model: ClipClassifier, temperature: float):
         super().__init__()
-        self.model = model
+        self.model, self.temperature = model, temperature
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.model(image)
+        return self.model(image) / self.temperature
 
 
 def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
@@ -294,15 +305,15 @@ def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
     if holds_plain(trainer):  # without the frozen weights beside the merged ones
         model = ClipClassifier(plain_clip(trainer), facts["classes"], facts["templates"]).eval()
     example = torch.randn(2, 3, *facts["input"]["SIZE"])
-    classifier = Classifier(model).eval()
+    classifier = Classifier(model, facts["temperature"]).eval()
     with torch.no_grad(), quiet():
         classifier(example)  # what does not depend on the image is kept, and is a constant now
         program = traced(classifier, example)
     if program is None or isinstance(program.model.graph.inputs[0].shape[0], int):
         name = facts["trainer"]
         raise ValueError(f"{name} cannot be traced for any number of images, as its class features depend on the image")
-    told = ("trainer", "dataset", "backbone", "strength", "classes", "input")
-    program.model.metadata_props.update({key: dumps(facts[key]) for key in told if facts[key] is not None})
+    keys = ("trainer", "dataset", "backbone", "strength", "temperature", "classes", "input")
+    program.model.metadata_props.update({key: dumps(facts[key]) for key in keys if facts[key] is not None})
     program.save(osp.join(folder, "model.onnx"))
     return {"opset": program.model.opset_imports[""]}
 

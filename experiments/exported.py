@@ -1,13 +1,10 @@
 """An exported folder as a classifier again: what the Predictor runs in place of a trainer."""
 
-import io
 import os.path as osp
-from contextlib import redirect_stdout
 
 import torch
 
 from dassl.config import get_cfg_default, merge_config
-from dassl.data.data_manager import needed_side
 from dassl.data.transforms import build_transform
 from dassl.files import read_json
 from trainers.shared.backbones import library, load_clip
@@ -69,14 +66,11 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
     cfg = get_cfg_default()
     words = [word for key, value in facts["input"].items() for word in (f"INPUT.{key}", value)]
     merge_config(cfg, [*words, "INPUT.TRANSFORMS", ("normalize",)])
-    with redirect_stdout(io.StringIO()):
-        transform = build_transform(cfg, is_train=False)
     return {
         "trainer": model,
         "classnames": classnames,
-        "temperature": None,  # the logits are as the format has them
-        "transform": transform,
-        "side": needed_side(cfg, is_train=False),
+        "temperature": None,  # it is in the logits
+        "transform": build_transform(cfg, is_train=False),
         "seen": Seen(folder),
         "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
         "workers": 0,

@@ -5,21 +5,22 @@ import io
 import os
 import os.path as osp
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
+from threading import Lock
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dassl.data.data_manager import needed_side
+from dassl.console import silence
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
-from dassl.utils.images import image_problem, images_in
+from dassl.utils import as_photo, check_availability, end_with_parent, read_photo
+from dassl.utils.images import image_problem, images_in, open_image
 
 from .calibrate import temperature_of
 from .config import CLASSES, read_classes, setup_cfg
@@ -27,12 +28,14 @@ from .exported import is_exported, open_exported
 from .flags import parse
 from .seen import Seen
 
+IN_MEMORY = "uint8 arrays [H, W], [H, W, 3] or [H, W, 4], uint8 tensors [3, H, W], PIL images, bytes and open files"
+
 
 @dataclass(frozen=True)
 class Prediction:
     """What the model says of one image."""
 
-    image: str  # path; of an image given as such "image <number>"
+    image: str  # path; of an image from memory "image <number>", counted from 1
     classname: str  # the likeliest; "" if the image could not be read
     probability: float  # its softmax probability among the classes, calibrated where the model is: see `calibrate`
     top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
@@ -43,11 +46,12 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model, ready to classify.
+    """A trained model, ready to classify, from any number of threads.
 
     Attributes:
         classnames: in the order of their labels.
-        temperature: T of the probabilities softmax(logits / T), found on val by `calibrate`; None: none was.
+        temperature: T of the probabilities softmax(logits / T), found on val by `calibrate`; None: none was found, or
+            the model was exported and has T in its logits.
 
     Args:
         model_dir: output directory of a training, or of a zero-shot run; or a folder that export.py made.
@@ -74,16 +78,20 @@ class Predictor:
         strength: float | str | None = None,
     ):
         model_dir = osp.expanduser(str(model_dir))
+        self._lock = Lock()  # a model keeps what it has computed, and may change while it computes
         if device:
             check_availability(device, ["cpu", "cuda"])
+        if isinstance(classes, str):
+            raise ValueError(f'classes is one text, "{classes}": give a list of names, as ["cat", "dog"]')
         if is_exported(model_dir):
             if strength is not None or epoch is not None:
                 raise ValueError(f"{model_dir} is exported, at one strength and epoch: export again for another")
-            vars(self).update(open_exported(model_dir, classes, template, device))
+            with silence():
+                vars(self).update(open_exported(model_dir, classes, template, device))
             return
         if not osp.exists(osp.join(model_dir, "config.yaml")):
             raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
-        with redirect_stdout(io.StringIO()):  # what a training would log
+        with silence():  # what a training would log
             argv = ["--eval-only", "--model-dir", model_dir]
             argv += ["--template", template] if template else []
             argv += [] if strength is None else ["--strength", str(strength)]
@@ -97,38 +105,62 @@ class Predictor:
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
             self.temperature = temperature_of(self.trainer, model_dir, epoch)
-            self.transform, self.side = build_transform(cfg, is_train=False), needed_side(cfg, is_train=False)
+            self.transform = build_transform(cfg, is_train=False)
         self.seen = Seen(model_dir)
         self.trainer.set_model_mode("eval")
         self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
 
-    def __call__(
-        self, images: Iterable[str | Image.Image], top: int = 5, threshold: float = 0.0, every: bool = False
-    ) -> Iterator[Prediction]:
-        """Yields a `Prediction` an image, in order, as the batches are done.
+    def __call__(self, images, top: int = 5, threshold: float = 0.0, every: bool = False) -> Iterator[Prediction]:
+        """Return an iterator over a `Prediction` for each image, in order.
+
+        An image that cannot be read costs no other its answer: its `Prediction` has an `error`.
 
         Args:
-            images: paths of images or of folders with images, which are turned upright as their EXIF says, or PIL
-                images of any size and mode, which are not turned. Where they are transparent, white is behind them.
+            images: one image, a list of them, which is read in batches, or an iterator, of which each image is answered
+                before the next one is asked for. An image is the path of a file, or of a folder with images below it;
+                a PIL image; a NumPy array, uint8 [H, W, 3], [H, W, 4] or [H, W]; a tensor, uint8 [3, H, W]; the bytes
+                of a file; or an open binary file. All are turned upright as their EXIF says, with white where they are
+                transparent.
             top: how many classes to name.
             threshold: probability below which a prediction is marked as unsure.
-            every: whether the probabilities of all classes are told.
+            every: whether to give the probabilities of all classes.
+
+        Raises:
+            ValueError: `top` or `threshold` is out of range.
+            FloatingPointError: the model gives scores that are infinite or NaN.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)):
+        if top < 1:
+            raise ValueError(f"top must be at least 1 (got {top})")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a probability, from 0 to 1 (got {threshold:g})")
+        if is_one_image(images):
             images = [images]
-        images = [image for given in images for image in expand(given)]
-        workers = self.workers if len(images) > self.batch_size else 0
-        loader = DataLoader(
-            Reader(images, self.transform, self.side),
-            self.batch_size,
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=end_with_parent,
-        )
-        with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
-            for batch in loader:
+        return self.answers(images, top, threshold, every)
+
+    def answers(self, images: Iterable, top: int, threshold: float, every: bool) -> Iterator[Prediction]:
+        """Yield the predictions of `__call__`."""
+        if isinstance(images, Iterator):
+            batches = ([reader[k]] for reader in self.readers(images) for k in range(len(reader)))
+            total = None
+        else:
+            reader = Reader([image for item in images for image in expand(item)], self.transform)
+            workers = self.workers if len(reader) > self.batch_size else 0
+            batches = DataLoader(
+                reader, self.batch_size, num_workers=workers, collate_fn=list, worker_init_fn=end_with_parent
+            )
+            total = len(reader)
+        with tqdm(total=total, desc="predicting", unit="image", leave=False, disable=None) as bar:
+            for batch in batches:
                 yield from self.predict(batch, top, threshold, every)
                 bar.update(len(batch))
+
+    def readers(self, images: Iterator) -> Iterator["Reader"]:
+        """Yield a reader for each item of an iterator: of one image, or of those below a folder."""
+        number = 1
+        for item in images:
+            reader = Reader(expand(item), self.transform, number)
+            number += len(reader)
+            yield reader
 
     @torch.no_grad()
     def predict(
@@ -136,7 +168,8 @@ class Predictor:
     ) -> Iterator[Prediction]:
         read = [tensor for _, tensor, _ in batch if tensor is not None]
         if read:
-            logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
+            with self._lock, silence():
+                logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
             if not logits.amax(1).isfinite().all():
                 raise FloatingPointError("the model gives infinite or NaN scores: it is no use, train it again")
             shares = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
@@ -154,35 +187,83 @@ class Predictor:
 
 
 class Reader(Dataset):
-    """(name, float [3, H, W] or None, why it could not be read)."""
+    """Images as (name, float [3, H, W] or None, why it could not be read); `first` is the number of the first one."""
 
-    def __init__(self, images: list[str | Image.Image], transform, side: int):
-        self.images, self.transform, self.side = images, transform, side
+    def __init__(self, images: list, transform, first: int = 1):
+        self.images, self.transform, self.first = images, transform, first
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, k):
         image = self.images[k]
-        if isinstance(image, Image.Image):
-            return f"image {k + 1}", self.transform(reduced(on_white(image), self.side)), ""
-        problem = image_problem(image, decode=False)
+        if isinstance(image, str):
+            name, problem = image, image_problem(image, decode=False)
+        else:
+            name, problem = f"image {self.first + k}", ""
         if problem:
-            return image, None, problem
+            return name, None, problem
         try:
-            return image, self.transform(read_photo(image, self.side)), ""
+            photo = read_photo(image) if isinstance(image, str) else from_memory(image)
+            return name, self.transform(photo), ""
         except OSError as error:
-            return image, None, str(error)
+            return name, None, str(error)
 
 
-def expand(given: str | Image.Image) -> list[str | Image.Image]:
-    """The images below a folder, sorted; anything else as it is."""
-    if isinstance(given, Image.Image):
-        return [given]
-    given = osp.expanduser(os.fspath(given))
-    if not osp.isdir(given):
-        return [given]
-    return images_in(given)[0] or [given]  # an empty one is told among the results
+def is_one_image(images) -> bool:
+    """Return whether this is a single image, though it may have a length or be iterable."""
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(images, "read")
+
+
+def expand(image) -> list:
+    """Return the paths of the images below a folder, sorted; anything else in a list, a path as a string."""
+    if not isinstance(image, (str, os.PathLike)):
+        return [image]
+    path = osp.expanduser(os.fspath(image))
+    if not osp.isdir(path):
+        return [path]
+    return images_in(path)[0] or [path]  # an empty folder is among the answers
+
+
+def from_memory(image) -> Image.Image:
+    """Return an image that is no path as `as_photo` makes it.
+
+    Raises:
+        OSError: it is nothing that can be shown, in a line that says why.
+    """
+    try:
+        if isinstance(image, Image.Image):
+            return as_photo(image)
+        if isinstance(image, (bytes, bytearray)):
+            image = io.BytesIO(image)
+        if hasattr(image, "read"):
+            with open_image(image) as opened:
+                return as_photo(opened)
+        return as_photo(from_pixels(image))
+    except Exception as error:  # Pillow raises a dozen types
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def from_pixels(pixels) -> Image.Image:
+    """Return an array or a tensor as a PIL image.
+
+    Raises:
+        OSError: the type, the dtype or the shape is another than `IN_MEMORY` says.
+    """
+    if isinstance(pixels, torch.Tensor):
+        what = f"a tensor, {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+        if pixels.dtype == torch.uint8 and pixels.ndim == 3 and len(pixels) == 3 and pixels.numel():
+            return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    elif isinstance(pixels, np.ndarray):
+        what = f"an array, {pixels.dtype} {list(pixels.shape)}"
+        fits = pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (3, 4)
+        if pixels.dtype == np.uint8 and fits and pixels.size:
+            return Image.fromarray(np.ascontiguousarray(pixels))
+    else:
+        what = f"of type {type(pixels).__name__}"
+    raise OSError(f"it is {what}: images may be paths, {IN_MEMORY}")
 
 
 def names_in(text: str) -> list[str]:

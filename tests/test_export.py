@@ -137,28 +137,21 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_code_of_the_card_runs(make_run, tmp_path, monkeypatch, to):
-    """On a photograph that is no square, and by predict.py: the same probabilities."""
+def test_the_card(make_run, tmp_path, monkeypatch, to):
+    """All of its programs run; what the first one answers is held against predict.py in test_parity.py."""
     pytest.importorskip(FORMATS[to])
     run, folder = make_run("OrthCR", classes=NAMES[:3]), tmp_path / "exported"
     export(run, to, str(folder))
     (photo,) = pictures(1)
-    photo.save(folder / "image.png")
+    photo.save(folder / "image.jpg")
     monkeypatch.chdir(folder)
     card = (folder / "README.md").read_text()
-    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
-        scope = {}
-        with torch.no_grad():
-            exec(code.replace("image.jpg", "image.png"), scope)
-        if "logits" in scope or "probabilities" in scope:
-            given = torch.as_tensor(scope.get("probabilities", scope.get("logits"))).float()
-    given = given.softmax(1) if to == "onnx" else given
-    for where in (run, folder):
-        (said,) = Predictor(where, device="cpu")(["image.png"], top=3)
-        theirs = dict(zip(NAMES, given[0].tolist(), strict=False))
-        # the libraries resize tensors or pictures with rounding of their own
-        assert {name: pytest.approx(p, abs=0.02) for name, p in said.top} == theirs
+    programs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(programs) == (2 if to == "open_clip" else 1)
+    for program in programs:
+        exec(program, {})
     assert "MIT" in card and "OrthCR on Digits" in card and all(f"`{name}`" in card for name in NAMES[:3])
+    assert "emperature" not in card
 
 
 @pytest.mark.parametrize("to", ["openai", "open_clip", "transformers"])

@@ -124,18 +124,40 @@ def test_benchmarks_are_read_as_dassl_reads_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("names", "scale", "is_train", "side"),
+    ("names", "scale", "side"),
     [
-        ((), (0.08, 1.0), True, 448),
-        (("random_resized_crop",), (0.25, 1.0), True, 448),
-        (("random_resized_crop",), (0.04, 1.0), True, 1120),  # a fifth of the side is 224
-        (("random_resized_crop",), (0.04, 1.0), False, 448),
-        (("random_crop",), (0.08, 1.0), True, 0),
-        (("random_crop",), (0.08, 1.0), False, 448),
+        ((), (0.08, 1.0), 448),
+        (("random_resized_crop",), (0.25, 1.0), 448),
+        (("random_resized_crop",), (0.04, 1.0), 1120),  # a fifth of the side is 224
+        (("random_crop",), (0.08, 1.0), 0),
     ],
 )
-def test_the_side_that_is_needed(names, scale, is_train, side):
-    assert needed_side(cfg_of(size=224, TRANSFORMS=names, RRCROP_SCALE=scale), is_train) == side
+def test_the_side_that_training_needs(names, scale, side):
+    cfg = cfg_of(size=224, TRANSFORMS=names, RRCROP_SCALE=scale)
+    assert needed_side(cfg) == side
+    assert DatasetWrapper(cfg, [], is_train=True).side == side and DatasetWrapper(cfg, []).side == 0
+
+
+@pytest.mark.parametrize("rule", ["last_step", "best_val"])
+def test_evaluation_sees_all_pixels(rule, tmp_path, monkeypatch):
+    """The tensors are those of the full picture to the bit, from small copies where every epoch asks for them."""
+    items = [Datum(str(tmp_path / f"{k}.jpg")) for k in range(4)]
+    for item in items:
+        smooth(*map(int, np.random.default_rng().integers(200, 700, 2))).save(item.impath)
+    cfg = cfg_of(INTERPOLATION="bicubic", TRANSFORMS=("normalize",))
+    cfg.TEST.FINAL_MODEL = rule
+    transform = build_transform(cfg, is_train=False)
+    data = DatasetWrapper(cfg, items, transform)
+    data.keep_copies()
+    assert [min(copy.size) for copy in data.copies.values()] == ([32] * 4 if rule == "best_val" else [])
+    for k, item in enumerate(items):
+        assert data[k]["img"].equal(transform(read_image(item.impath)))
+
+    def refuse(*args):
+        raise AssertionError("decoded at a reduced scale")
+
+    monkeypatch.setattr(JpegImageFile, "draft", refuse)
+    assert DatasetWrapper(cfg, items, transform)[0]["img"].equal(data[0]["img"])
 
 
 @pytest.mark.parametrize(("width", "height", "side"), [(1600, 1200, 64), (1200, 1600, 200), (1000, 100, 64)])
@@ -145,7 +167,7 @@ def test_large_photographs_are_reduced(width, height, side, suffix, tmp_path):
     smooth(width, height).save(tmp_path / f"a.{suffix}")
     full, small = read_image(tmp_path / f"a.{suffix}"), read_photo(tmp_path / f"a.{suffix}", side)
     scale = side / min(width, height)
-    assert min(small.size) == side and small.size == (round(width * scale), round(height * scale))
+    assert min(small.size) == side and small.size == (int(width * scale), int(height * scale))
     transform = build_transform(cfg_of(size=side // 2, INTERPOLATION="bicubic"), is_train=False)
     assert (transform(full) - transform(small)).abs().mean() < 0.01  # of 1
     assert read_photo(tmp_path / f"a.{suffix}", 5000).size == (width, height), "never enlarged"
@@ -167,14 +189,6 @@ def test_a_photograph_is_decoded_once(tmp_path, monkeypatch):
         for item, photo in zip(list(data), wanted, strict=True):
             assert np.array_equal(item["img"], photo)
     assert opened == [item.impath for item in items[3:]] * 2
-    for rule, kept in (
-        ("last_step", []),
-        ("best_val", list(data.copies)),
-    ):  # a test set is read once, val in each epoch
-        cfg.TEST.FINAL_MODEL = rule
-        evaluated = DatasetWrapper(cfg, items, np.asarray)
-        evaluated.keep_copies()
-        assert list(evaluated.copies) == kept
     data.read(items[0].impath).paste("red", (0, 0, 64, 64))
     assert np.array_equal(data[0]["img"], wanted[0]), "no transform can spoil a copy"
     sent = pickle.loads(pickle.dumps(data))

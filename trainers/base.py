@@ -18,6 +18,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, load_pretrained_weights
 
 from .shared.backbones import load_clip
+from .shared.console import say
 from .shared.keys import Key, values
 from .shared.loaders import is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
@@ -97,7 +98,7 @@ class ClipTrainer(TrainerX):
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
-        print(f"Loading CLIP (backbone: {name})")
+        say(f"Loading CLIP (backbone: {name})")
         clip_model = load_clip(name, self.device)
         if tuple(cfg.INPUT.SIZE) != (clip_model.visual.input_resolution,) * 2:
             side = clip_model.visual.input_resolution
@@ -118,7 +119,7 @@ class ClipTrainer(TrainerX):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
-            print(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
+            say(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
             optim = self.optim_cfg()
             self.optim = build_optimizer(learner, optim)
             self.sched = build_lr_scheduler(self.optim, optim)
@@ -139,12 +140,12 @@ class ClipTrainer(TrainerX):
         if precision == "auto":
             on_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
             precision = "fp32" if self.device.type == "cpu" else on_gpu
-            print(f"PREC auto: {precision} is used here")
+            say(f"PREC auto: {precision} is used here")
         if precision == "fp16":
-            print("PREC fp16: amp is used, as trained tensors stay in fp32 here")
+            say("PREC fp16: amp is used, as trained tensors stay in fp32 here")
             precision = "amp"
         if self.device.type == "cpu" and precision != "fp32":
-            print(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
+            say(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
             precision = "fp32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise ValueError("PREC bf16: this GPU has no bfloat16; take amp or fp32")
@@ -162,7 +163,7 @@ class ClipTrainer(TrainerX):
         if not shutil.which(compiler):
             lacking = f'there is no C++ compiler "{compiler}" on this machine'
             raise ValueError(f"TRAIN.COMPILE True: {lacking}: install one, set CXX, or leave TRAIN.COMPILE out")
-        print("TRAIN.COMPILE: the first step and the first evaluation wait for the compiler, see docs/speed.md")
+        say("TRAIN.COMPILE: the first step and the first evaluation wait for the compiler, see docs/speed.md")
         for encoder in (self.model.image_encoder, self.model.text_encoder):
             encoder.compile()
 
@@ -209,7 +210,7 @@ class ClipTrainer(TrainerX):
         if self.learner:
             super().train()
         else:
-            print(f"{type(self).__name__} has nothing to train")
+            say(f"{type(self).__name__} has nothing to train")
             self.test()
 
     def before_train(self):
@@ -243,7 +244,7 @@ class ClipTrainer(TrainerX):
     def encode_training(self) -> torch.Tensor:
         """Their frozen features, float32 [n, embed_dim]: all in one order, so that resumed runs have the same."""
         dataset = self.train_loader_x.dataset
-        print(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
+        say(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
         with torch.random.fork_rng(devices=[]):  # which a run without them would not have drawn from
             return self.encode(dataset.data_source, dataset.transform)[0]
 
@@ -290,7 +291,7 @@ class ClipTrainer(TrainerX):
 
     def load_model(self, directory, epoch=None):
         if not directory:
-            print("No --model-dir: the model is evaluated as it was built")
+            say("No --model-dir: the model is evaluated as it was built")
         elif self.learner and not self.load_published(directory):
             super().load_model(directory, epoch)
         self.model.train(self.model.training)  # forgets the features of the weights before
@@ -305,7 +306,7 @@ def load_tensors(learner: torch.nn.Module, state: dict, path: str) -> None:
         raise ValueError(f'what "{path}" holds does not fit the settings here ({reason})') from error
     if not all(tensor.isfinite().all() for tensor in learner.state_dict().values()):
         raise ValueError(f'"{path}" has infinity or NaN: its training diverged, take another')
-    print(f'Loaded what is published in "{path}"')
+    say(f'Loaded what is published in "{path}"')
 
 
 def node_of(trainer: type) -> str:

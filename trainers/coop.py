@@ -14,6 +14,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
+from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import Key
 from .shared.prompts import POSITIONS, PromptLearner
@@ -55,7 +56,7 @@ class CoOp(ClipTrainer):
     def context(self) -> dict:
         node, words = self.node, self.words()
         if words and node.CSC:
-            print(f'{self.key("CSC")} is ignored: from "{words}" starts one context for all classes, as in CoOp')
+            say(f'{self.key("CSC")} is ignored: from "{words}" starts one context for all classes, as in CoOp')
         n_ctx = 0 if words else node.N_CTX
         return {"n_ctx": n_ctx, "words": words, "csc": node.CSC, "position": node.CLASS_TOKEN_POSITION}
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
+from .shared.console import say
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
@@ -33,7 +34,7 @@ class KgCoOp(CoOp):
 
     def context(self):
         if self.node.CLASS_TOKEN_POSITION != "end":
-            print(f"{self.key('CLASS_TOKEN_POSITION')} is ignored: the name stands at the end, as in KgCoOp's own code")
+            say(f"{self.key('CLASS_TOKEN_POSITION')} is ignored: the name stands at the end, as in KgCoOp's own code")
         return super().context() | {"position": "end"}
 
     def build_classifier(self, clip_model, classnames):

@@ -24,6 +24,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
+from .shared.console import say
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import spoken, template_for, tokenize
@@ -66,7 +67,7 @@ class Prototypes(nn.Module):
             for name, own in untrained.items():
                 kept[name] = torch.where(known, kept[name].to(own)[place], own)
             kept["classes"] = self.classes
-            print(f"The probe was trained on {int(known.sum())} of these {len(place)} classes, others are zero-shot")
+            say(f"The probe was trained on {int(known.sum())} of these {len(place)} classes, others are zero-shot")
         return super().load_state_dict(kept, *args, **kwargs)
 
 

@@ -28,6 +28,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer
 from .shared.classes import class_ids
 from .shared.classifier import ClipClassifier
+from .shared.console import say
 from .shared.deep import PublishedLearner, check_reach
 from .shared.encoders import layer_norm, normalize
 from .shared.keys import Key
@@ -167,7 +168,7 @@ class MMRL(ClipTrainer):
         name, given = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
         if given not in (None, REG_WEIGHTS.get(name, given)):  # as the 1 of the original's YAMLs, which it ignores
             own = f"for {name} the authors have {REG_WEIGHTS[name]:g}, whatever their YAML says"
-            print(f"{self.key('REG_WEIGHT')} is {given:g}: {own}; leave it out to take that")
+            say(f"{self.key('REG_WEIGHT')} is {given:g}: {own}; leave it out to take that")
 
     def losses(self, image, label):
         model, node = self.model, self.node

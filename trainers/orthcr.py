@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PRECISIONS
+from .shared.console import say
 from .shared.keys import SOME, TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.rotations import Rotation, Rotations, cayley, max_error, rotate, rotated_linear
@@ -172,7 +173,7 @@ class OrthCR(TunedTrainer):
             optim.LR = self.node.REACH / steps**0.5
             optim.WARMUP_CONS_LR = min(optim.WARMUP_CONS_LR, optim.LR)
             rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
-            print(f"Learning rate {optim.LR:.2g} = {rule}; for OPTIM.LR, give {self.key('REACH')} 0")
+            say(f"Learning rate {optim.LR:.2g} = {rule}; for OPTIM.LR, give {self.key('REACH')} 0")
         return optim
 
     def losses(self, image, label):
@@ -190,7 +191,7 @@ class OrthCR(TunedTrainer):
             if self.model.rotations.exact != was:
                 steps = "no" if was else "two"
                 figure = f"epoch {self.epoch + 1}: |R^T R - I| is {error:.0e}"
-                print(f"{figure}: {steps} Newton-Schulz steps a rotation from here on")
+                say(f"{figure}: {steps} Newton-Schulz steps a rotation from here on")
 
     def after_epoch(self):
         if self.node.get("MONITOR"):
@@ -205,9 +206,7 @@ class OrthCR(TunedTrainer):
         super().after_train()
         if isinstance(self.model, OrthogonalCLIP):
             self.angle = self.model.degrees()
-            print(
-                f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most"
-            )
+            say(f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most")
 
     def facts(self):
         if not isinstance(self.model, OrthogonalCLIP):

@@ -26,6 +26,7 @@ from .base import ClipTrainer, load_tensors
 from .shared import archives
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
+from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
 from .shared.loaders import keep_last_batch
@@ -103,7 +104,7 @@ class Cache(nn.Module):
             place = places_of(self.classes, kept["classes"])
             known, theirs = place >= 0, kept["values"].to(self.values)
             if not known.all():
-                print(f"The cache has {int(known.sum())} of these {len(known)} classes: no cache term for the others")
+                say(f"The cache has {int(known.sum())} of these {len(known)} classes: no cache term for the others")
             kept["values"] = theirs.new_zeros(len(theirs), len(known))
             kept["values"][:, known] = theirs[:, place[known]]
             kept["classes"] = self.classes
@@ -215,11 +216,11 @@ class TipAdapter(ClipTrainer):
             return
         split = "val" if self.dm.dataset.val else "test" if self.node.SELECT == "test" else ""
         if not split:
-            print("There are no val images: alpha and beta stay as they are")
+            say("There are no val images: alpha and beta stay as they are")
             return
         accuracy, beta, alpha = self.model.search(*self.encoded(split), self.search_scale, self.node.SEARCH_STEP)
         unfair = ", not a fair figure" * (split == "test")
-        print(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{unfair}")
+        say(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{unfair}")
         self.model.cache.set(alpha, beta)
 
     def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,6 +276,6 @@ class TipAdapterF(TipAdapter):
         before = cache.alpha.item(), cache.beta.item(), self.model.accuracy(*self.encoded("test")) if published else 0
         self.search()
         if published:
-            print("SELECT test: chosen on the test images, as published: not a fair figure")
+            say("SELECT test: chosen on the test images, as published: not a fair figure")
             if self.model.accuracy(*self.encoded("test")) <= before[2]:
                 cache.set(*before[:2])

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .base import ClipTrainer
 from .shared import strength
+from .shared.console import say
 from .shared.keys import Key
 from .shared.processes import is_first
 
@@ -68,7 +69,7 @@ class TunedTrainer(ClipTrainer):
             chosen = strength.without_val(epoch)
         else:
             chosen = strength.choice(*self.right_at(strength.TRIED, self.val_loader), epoch)
-        print(strength.told(chosen))
+        say(strength.told(chosen))
         return chosen
 
     @torch.no_grad()

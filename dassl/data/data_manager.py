@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from dassl import distributed
+from dassl.console import say
 from dassl.utils import decoded_copies, end_with_parent, read_image, read_photo
 
 from .datasets import build_dataset
 from .samplers import Place, Seeded, build_sampler
-from .transforms import INTERPOLATION_MODES, build_transform
+from .transforms import INTERPOLATION_MODES, build_transform, is_fixed
 
 COPIES = 2**30  # bytes of images that a DatasetWrapper keeps decoded, at most
 
@@ -112,7 +113,7 @@ class DataManager:
         rows.append(["# classes", f"{self.num_classes:,}"])
         splits = {split: getattr(self.dataset, split) for split in ("train_x", "train_u", "val", "test")}
         rows += [[f"# {split}", f"{len(items):,}"] for split, items in splits.items() if items]
-        print(tabulate([row for row in rows if row[1]]))
+        say(tabulate([row for row in rows if row[1]]))
 
 
 class DatasetWrapper(Dataset):
@@ -122,8 +123,9 @@ class DatasetWrapper(Dataset):
     img0, the image resized to ``INPUT.SIZE`` without augmentation. With a list of transforms there are img, img2,
     img3, ... In training ``DATALOADER.K_TRANSFORMS`` = K > 1 makes each of them a list of K augmented images.
 
-    With ``INPUT.EXIF_TRANSPOSE`` the images are photographs, read by `read_photo` at `needed_side`; else they are read
-    as Dassl reads them. Those that every epoch asks for are decoded once and kept, up to `COPIES` bytes.
+    With ``INPUT.EXIF_TRANSPOSE`` the images are photographs, read by `read_photo`: for training at `needed_side`, for
+    testing with all their pixels, as the Predictor reads them. Without it they are read as Dassl reads them. Images
+    that every epoch asks for are decoded once and kept, up to `COPIES` bytes.
 
     Raises ValueError if K > 1 and there is no transform, and OSError with the path for an unreadable image.
     """
@@ -139,7 +141,8 @@ class DatasetWrapper(Dataset):
             raise ValueError(f"DATALOADER.K_TRANSFORMS={self.k_tfm} needs a transform, but there is none")
 
         self.every_epoch = is_train or cfg.TEST.FINAL_MODEL == "best_val"
-        self.side, self.copies, self.kept = needed_side(cfg, is_train), {}, not self.every_epoch
+        self.side = needed_side(cfg) if is_train else 0
+        self.copies, self.kept = {}, not self.every_epoch
 
         steps = [T.Resize(cfg.INPUT.SIZE, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
         if "normalize" in cfg.INPUT.TRANSFORMS:
@@ -181,7 +184,11 @@ class DatasetWrapper(Dataset):
         return self.copies[path].copy() if path in self.copies else self.decode(path)
 
     def decode(self, path):
-        return read_photo(path, self.side) if self.cfg.INPUT.EXIF_TRANSPOSE else read_image(path)
+        if not self.cfg.INPUT.EXIF_TRANSPOSE:
+            return read_image(path)
+        photo = read_photo(path, self.side)
+        resize = None if self.return_img0 else first_resize(self.transform)
+        return resize(photo) if resize else photo  # smaller to keep; the transform leaves it as it is then
 
     def _transform_image(self, tfm, img0):
         imgs = [tfm(img0) for _ in range(self.k_tfm)]
@@ -200,14 +207,25 @@ def own_generators():
         np.random.set_state(states[2])
 
 
-def needed_side(cfg, is_train):
-    """Pixels of a photograph's shorter side from which the transforms make about what they make of all of them.
+def needed_side(cfg):
+    """Return the pixels of a photograph's shorter side that the training transforms need; 0: all pixels count.
 
-    Twice INPUT.SIZE, and in training enough for the smallest random crop not to be enlarged; 0: all pixels count.
+    It is twice INPUT.SIZE, and enough for the smallest random crop not to be enlarged.
     """
     inp = cfg.INPUT
-    names = inp.TRANSFORMS if is_train else ()
-    if inp.NO_TRANSFORM or "random_crop" in names:  # which crops without resizing
+    if inp.NO_TRANSFORM or "random_crop" in inp.TRANSFORMS:  # which crops without resizing
         return 0
-    smallest = inp.RRCROP_SCALE[0] if "random_resized_crop" in names else 1.0  # of the area
+    smallest = 1.0  # crop, of the area
+    if "random_resized_crop" in inp.TRANSFORMS:
+        smallest = inp.RRCROP_SCALE[0]
     return math.ceil(max(inp.SIZE) * max(2.0, smallest**-0.5)) if smallest > 0 else 0
+
+
+def first_resize(transform):
+    """Return the `Resize` of the shorter side that a fixed transform begins with, None if there is none.
+
+    Such a step leaves an image alone that it has resized already.
+    """
+    if not is_fixed(transform) or type(transform.transforms[0]) is not T.Resize:
+        return None
+    return transform.transforms[0] if isinstance(transform.transforms[0].size, int) else None

@@ -1,5 +1,6 @@
 """The registry of trainers."""
 
+from dassl.console import say
 from dassl.utils import Registry, check_availability
 
 TRAINER_REGISTRY = Registry("TRAINER")
@@ -13,5 +14,5 @@ def build_trainer(cfg):
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     if cfg.VERBOSE:
-        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+        say(f"Loading trainer: {cfg.TRAINER.NAME}")
     return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from dassl import distributed
+from dassl.console import say
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -142,10 +143,10 @@ class TrainerBase:
         names = self.get_model_names()
         common = set.intersection(*(set(epochs(osp.join(directory, name))) for name in names)) if names else set()
         if not common:
-            print("No checkpoint found, train from scratch")
+            say("No checkpoint found, train from scratch")
             return 0
         epoch = max(common)
-        print(f'Found checkpoint in "{directory}". Will resume training after epoch {epoch}')
+        say(f'Found checkpoint in "{directory}". Will resume training after epoch {epoch}')
         for name in names:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
@@ -179,14 +180,14 @@ class TrainerBase:
             ValueError: its tensors do not fit the model.
         """
         if not directory:
-            print("load_model() is skipped: no directory given")
+            say("load_model() is skipped: no directory given")
             return
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             load_weights(self._models[name], checkpoint, path)
             at = checkpoint.get("epoch")
-            print(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')
+            say(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')
 
     # ------------------------------------------------------------ TensorBoard
 
@@ -194,7 +195,7 @@ class TrainerBase:
         if self._writer is None and distributed.is_first():
             from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
 
-            print(f"TensorBoard files go to {log_dir}")
+            say(f"TensorBoard files go to {log_dir}")
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self):
@@ -334,7 +335,7 @@ class SimpleTrainer(TrainerBase):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         self.model.to(self.device)
-        print(f"# params: {count_num_param(self.model):,}")
+        say(f"# params: {count_num_param(self.model):,}")
         self.optim = build_optimizer(self.model, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("model", self.model, self.optim, self.sched)
@@ -383,17 +384,17 @@ class SimpleTrainer(TrainerBase):
                         os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
 
     def after_train(self):
-        print("Finish training")
+        say("Finish training")
         if self.test_loader is None and self.cfg.TEST.SPLIT == "test":
-            print("There are no test images: the accuracy is not measured")
+            say("There are no test images: the accuracy is not measured")
         elif not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
-                print("Deploy the model with the best val performance")
+                say("Deploy the model with the best val performance")
                 self.load_model(self.output_dir)
             else:
-                print("Deploy the last-epoch model")
+                say("Deploy the last-epoch model")
             self.test()
-        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+        say(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
 
     @torch.no_grad()
     def test(self, split=None):
@@ -408,7 +409,7 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"{self.cfg.DATASET.NAME} has no val split: {advice}")
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
-        print(f"Evaluate on the *{split}* set")
+        say(f"Evaluate on the *{split}* set")
         batches = tqdm(distributed.parts(loader), "evaluating", len(loader), unit="batch", leave=False, disable=None)
         for batch, part in batches:
             input, label = self.parse_batch_test(batch)
@@ -443,7 +444,7 @@ class SimpleTrainer(TrainerBase):
             if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):
                 left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
                 eta = datetime.timedelta(seconds=int(batch_time.avg * left))
-                print(
+                say(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
                     f"{losses} lr {self.get_current_lr():.4e} eta {eta}"

@@ -1,6 +1,6 @@
 """Files, logs, meters, registries and checkpoints."""
 
-from .images import decoded_copies, on_white, read_image, read_photo, reduced
+from .images import as_photo, decoded_copies, on_white, read_image, read_photo, reduced
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry

@@ -20,8 +20,8 @@ SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .h
 HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())  # ISO/IEC 23008-12
 
 
-class NoDecoder(OSError):
-    """The image may be whole, but what decodes it is not installed; the message says what to install."""
+class UnsupportedImage(OSError):
+    """An image that may be whole and still cannot be used as it is; the message says what to do."""
 
 
 def read_image(path):
@@ -36,15 +36,48 @@ def read_image(path):
 
 
 def read_photo(path, side=0):
-    """Return the photograph `path` as an RGB `PIL.Image`: upright, on white, its shorter side at most `side` pixels.
+    """Return the photograph `path` as `as_photo` makes it of the opened file.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves `side` pixels. 0: all pixels.
-    Not for benchmarks, because Dassl does none of it. Raises what `read_image` raises.
+    Not for benchmarks, because Dassl does none of it.
+
+    Args:
+        path (str or PathLike): image file.
+        side (int): pixels that the caller needs of the shorter side. A JPEG is decoded at a half, a quarter or an
+            eighth of its size where that leaves as many, and the rest is resized. 0: all pixels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read or decoded, or `pixel_problem` has something to say.
     """
     with _opened(path) as img:
         if side:
             img.draft(None, (side, side))
-        return reduced(on_white(turned_upright(img)), side)
+        return reduced(as_photo(img), side)
+
+
+def as_photo(img):
+    """Return an opened `PIL.Image` as a viewer shows it: RGB, upright, white where it is transparent.
+
+    Raises:
+        UnsupportedImage: `pixel_problem` has something to say.
+        OSError: the image cannot be decoded. Pillow raises other types, too.
+    """
+    problem = pixel_problem(img)
+    if problem:
+        raise UnsupportedImage(problem)
+    img.load()  # first: Pillow turns a TIFF here, and then removes its orientation
+    photo = on_white(turned_upright(img))
+    photo.info = {}  # no orientation is left, so that this may be read again
+    return photo
+
+
+def pixel_problem(img):
+    """Return why the pixels of an opened `PIL.Image` cannot be used, "" if they can."""
+    if max(img.size) > 100 * min(img.size):
+        return f"it is {img.width} x {img.height} pixels: more than 100 times as long as wide"
+    if img.mode.startswith(("I", "F")):
+        return f"its pixels are of mode {img.mode}, not 8 bits, and would be read as white: convert it"
+    return ""
 
 
 def on_white(img):
@@ -56,16 +89,19 @@ def on_white(img):
 
 
 def reduced(img, side):
-    """Return the `PIL.Image` with its shorter side at most `side` pixels; 0: as it is."""
-    scale = side / min(img.size)
-    if not 0 < scale < 1:
+    """Return the `PIL.Image` with its shorter side at most `side` pixels; 0: as it is.
+
+    The longer side is rounded down, as torchvision's `Resize` does.
+    """
+    shorter = min(img.size)
+    if not 0 < side < shorter:
         return img
-    size = [max(side, round(length * scale)) for length in img.size]
+    size = [side * length // shorter for length in img.size]
     return img.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def turned_upright(img):
-    """Return the `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
+    """Return the decoded `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
 
     Not with `ImageOps.exif_transpose`, which rewrites all other EXIF tags too and fails on those of some cameras.
     """
@@ -77,25 +113,36 @@ def turned_upright(img):
     return img.transpose(Image.Transpose[turns[orientation - 2]]) if orientation in range(2, 9) else img
 
 
-def open_image(path):
-    """`Image.open`, also of HEIF (.heic) if pillow-heif is installed.
+def open_image(file):
+    """Open the image at a path or in a binary file, also HEIF (.heic) if pillow-heif is installed.
 
     Raises:
-        NoDecoder: it is HEIF, and pillow-heif is not installed.
+        UnsupportedImage: it is HEIF, and pillow-heif is not installed.
     """
     try:
-        return Image.open(path)
+        return Image.open(file)
     except UnidentifiedImageError:
-        with open(path, "rb") as f:  # not by its name: phones' pictures get renamed
-            head = f.read(12)
+        head = first_bytes(file, 12)  # not by its name: phones' pictures get renamed
         if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
             raise
     try:
         import pillow_heif
     except ImportError:
-        raise NoDecoder("it is a HEIF image (.heic), which needs another decoder: pip install pillow-heif") from None
+        advice = "pip install pillow-heif"
+        raise UnsupportedImage(f"it is a HEIF image (.heic), which needs another decoder: {advice}") from None
     pillow_heif.register_heif_opener()
-    return Image.open(path)
+    return Image.open(file)
+
+
+def first_bytes(file, n):
+    """Return the first `n` bytes of the file at a path, or of an open one, which is at its start afterwards."""
+    if not hasattr(file, "read"):
+        with open(file, "rb") as opened:
+            return opened.read(n)
+    file.seek(0)
+    head = file.read(n)
+    file.seek(0)
+    return head
 
 
 @contextlib.contextmanager
@@ -105,8 +152,8 @@ def _opened(path):
             yield img
     except FileNotFoundError:
         raise FileNotFoundError(f'No image at "{path}": check DATASET.ROOT and that the data set is complete') from None
-    except NoDecoder as e:
-        raise NoDecoder(f'Cannot read the image "{path}": {e}') from None
+    except UnsupportedImage as e:
+        raise UnsupportedImage(f'Cannot read the image "{path}": {e}') from None
     except Exception as e:  # Pillow raises a dozen types
         raise OSError(f'Cannot read the image "{path}" ({e}): replace it with an intact copy') from e
 
@@ -177,13 +224,10 @@ def image_problem(path, decode=True):
         if osp.exists(path) and not osp.isfile(path):
             return "it is no file"  # opening a pipe would wait for ever
         with open_image(path) as image:
-            if max(image.size) > 100 * min(image.size):
-                return f"it is {image.width} x {image.height} pixels: more than 100 times as long as wide"
-            if image.mode.startswith(("I", "F")):
-                return f"its pixels are of mode {image.mode}, not 8 bits, and would be read as white: convert it"
-            if decode:
+            problem = pixel_problem(image)
+            if decode and not problem:
                 image.draft(None, (256, 256))  # a JPEG is decoded at a fraction of its size
                 image.load()
+            return problem
     except Exception as error:  # Pillow raises a dozen types
         return " ".join(str(error).split()) or type(error).__name__
-    return ""

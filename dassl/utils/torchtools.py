@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 
 from dassl import archives
+from dassl.console import say
 from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, seal_zip
 
 
@@ -44,14 +45,14 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
                 raise error.__context__ from None
             raise
         seal_zip(f)
-    print(f"Checkpoint saved to {fpath}")
+    say(f"Checkpoint saved to {fpath}")
 
     name_newest(save_dir, osp.basename(fpath))
     if is_best:
         best_fpath = osp.join(save_dir, "model-best.pth.tar")
         with open(fpath, "rb") as source, atomic_write(best_fpath) as f:
             shutil.copyfileobj(source, f)
-        print(f'Best checkpoint saved to "{best_fpath}"')
+        say(f'Best checkpoint saved to "{best_fpath}"')
 
 
 def name_newest(save_dir, name):
@@ -138,17 +139,17 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     with open(pointer, encoding="utf-8") as f:
         fpath = osp.join(fdir, osp.basename(f.readline().strip()))  # nothing outside `fdir`
 
-    print(f'Loading checkpoint from "{fpath}"')
+    say(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
     if optimizer is not None or scheduler is not None:
         check_resumable(checkpoint, fpath)
     _unwrap(model).load_state_dict(checkpoint["state_dict"])
-    print("Loaded model weights")
+    say("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
         if part is not None and checkpoint.get(name) is not None:
             part.load_state_dict(checkpoint[name])
-            print(f"Loaded {name}")
-    print(f"Previous epoch: {checkpoint['epoch']}")
+            say(f"Loaded {name}")
+    say(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
 
@@ -171,10 +172,10 @@ def load_pretrained_weights(model, weight_path):
         warnings.warn(f'No weight in "{weight_path}" matches the model: nothing is loaded', stacklevel=2)
         return
     _unwrap(model).load_state_dict(model_dict | matched)
-    print(f'Successfully loaded pretrained weights from "{weight_path}"')
+    say(f'Successfully loaded pretrained weights from "{weight_path}"')
     discarded = [k for k in weights if k not in matched]
     if discarded:
-        print(f"** The following layers are discarded due to unmatched keys or layer size: {discarded}")
+        say(f"** The following layers are discarded due to unmatched keys or layer size: {discarded}")
 
 
 def count_num_param(model=None, params=None):

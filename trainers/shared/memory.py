@@ -14,6 +14,8 @@ from math import ceil
 
 import torch
 
+from .console import say
+
 try:
     from dassl.utils import free_memory
 except ImportError:  # beside the original Dassl: all at once
@@ -47,7 +49,7 @@ def split(classes: int, images: int, tokens: int, width: int, layers: int, chang
     what = f"Classes in {parts} chunks of {ceil(classes / parts)}"
     if parts == 1:
         what = f"Prompts of {images} images in chunks of {at_once}"
-    say(what + " with recomputation" * torch.is_grad_enabled(), need, free)
+    say_recomputed(what + " with recomputation" * torch.is_grad_enabled(), need, free)
     return parts, at_once
 
 
@@ -58,9 +60,9 @@ def blocks_to_recompute(x: torch.Tensor, layers: int, changed: bool) -> int:
     if need <= free or not torch.is_grad_enabled():
         return 0
     again = min(layers, ceil((need - free) * 2**30 / (4 * tokens * width * (KEPT[changed] - 1))))
-    say(f"{again} of {layers} blocks of the image encoder with recomputation", need, free)
+    say_recomputed(f"{again} of {layers} blocks of the image encoder with recomputation", need, free)
     return again
 
 
-def say(what: str, need: float, free: float) -> None:
-    print(f"{what}: {need:.1f} GiB of activations would not fit into {free:.1f} GiB")
+def say_recomputed(what: str, need: float, free: float) -> None:
+    say(f"{what}: {need:.1f} GiB of activations would not fit into {free:.1f} GiB")

@@ -1,12 +1,13 @@
 """Methods that change linear maps of CLIP's blocks: OrthCR, CLIP-LoRA and full fine-tuning differ in the change."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from .backbones import is_vit
@@ -110,7 +111,7 @@ class TunedCLIP(ClipClassifier):
         """The parameters of these encoders (default: both), changed by `strength`, to be written into a plain CLIP.
 
         Returns:
-            {encoder: {name of the parameter: tensor}}, as `functional_call` and state dicts want them.
+            {encoder: {name of the parameter: tensor}}, as in their state dicts.
         """
         encoders = encoders or tuple(self.encoders)
         parts = {encoder: defaultdict(dict) for encoder in encoders}
@@ -146,8 +147,15 @@ class TunedCLIP(ClipClassifier):
         module = self.encoders[encoder]
         if self.training or torch.is_grad_enabled():
             return normalize(module(*inputs, linear=linear or self.linear(encoder)))
-        weights = self.once(f"{encoder} weights", lambda: self.merged(encoder)[encoder])
-        return normalize(functional_call(module, weights, inputs))
+        merged = self.once(f"merged {encoder}", lambda: self.merged_copy(encoder))
+        return normalize(merged(*inputs))
+
+    def merged_copy(self, encoder: str) -> nn.Module:
+        """Return the encoder with `merged` weights; it shares all other tensors with this one, which stays as it is."""
+        module, weights = self.encoders[encoder], self.merged(encoder)[encoder]
+        tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+        changed = {name: nn.Parameter(weight, requires_grad=False) for name, weight in weights.items()}
+        return copy.deepcopy(module, {id(tensor): changed.get(name, tensor) for name, tensor in tensors.items()})
 
 
 def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:

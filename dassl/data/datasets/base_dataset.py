@@ -3,6 +3,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
+from dassl.console import say
 from dassl.utils import check_availability, download_url
 from dassl.utils.download import extract_archive
 
@@ -95,7 +96,7 @@ class DatasetBase:
 
         output = list(data_sources)
         if num_shots >= 1:
-            print(f"Creating a {num_shots}-shot dataset")
+            say(f"Creating a {num_shots}-shot dataset")
             by_label = [self.split_dataset_by_label(source).values() for source in data_sources]
             output = [[item for items in classes for item in draw(items)] for classes in by_label]
         return output[0] if len(output) == 1 else output

@@ -1,3 +1,4 @@
+from dassl.console import say
 from dassl.utils import Registry, check_availability
 
 DATASET_REGISTRY = Registry("DATASET")
@@ -10,5 +11,5 @@ def build_dataset(cfg):
     """
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if cfg.VERBOSE:
-        print(f"Loading dataset: {cfg.DATASET.NAME}")
+        say(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -11,6 +11,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
+from dassl.console import say
 from dassl.utils import check_availability
 
 INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
@@ -160,7 +161,7 @@ def build_transform(cfg, is_train=True, choices=None):
     """
     inp = cfg.INPUT
     if inp.NO_TRANSFORM:
-        print("* No transform (INPUT.NO_TRANSFORM)")
+        say("* No transform (INPUT.NO_TRANSFORM)")
         return None
 
     choices = inp.TRANSFORMS if choices is None else choices
@@ -177,7 +178,7 @@ def build_transform(cfg, is_train=True, choices=None):
     steps.append(T.ToTensor())
     steps += [build(inp) for name, build in TENSOR_TRANSFORMS.items() if name in choices]
 
-    print(f"* {'Training' if is_train else 'Test'} transform:")
+    say(f"* {'Training' if is_train else 'Test'} transform:")
     for step in steps:
-        print(f"  {step}")
+        say(f"  {step}")
     return T.Compose(steps)
