@@ -12,9 +12,8 @@ Each folder has a README.md with the model's figures and how to load it; `predic
 import argparse
 import sys
 
+from experiments.card import FORMATS
 from experiments.command import command
-
-FORMATS = ("openai", "open_clip", "transformers", "onnx")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

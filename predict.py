@@ -62,12 +62,31 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--json and --csv - are both for the standard output: give --csv a file")
     if args.picture and not args.picture.lower().endswith(".png"):
         raise ValueError(f"--picture is {args.picture}: give the name of a .png file")
-    for flag, path in (("--picture", args.picture), ("--csv", args.csv if args.csv != "-" else None)):
-        folder = osp.dirname(osp.abspath(path)) if path is not None else "."
+    for flag, path in outputs(args).items():
+        folder = osp.dirname(osp.abspath(path))
         if not os.access(folder, os.W_OK):
             raise OSError(f"{flag} cannot be written: there is no {folder}, or nothing may be written there")
-        if path is not None and (osp.isdir(path) or not path):
+        if osp.isdir(path) or not path:
             raise OSError(f'{flag} cannot be written: "{path}" is no name of a file')
+
+
+def outputs(args: argparse.Namespace) -> dict[str, str]:
+    """Return the files that are to be written, by their flags."""
+    paths = {"--picture": args.picture, "--csv": args.csv}
+    return {flag: path for flag, path in paths.items() if path is not None and path != "-"}
+
+
+def check_output(flag: str, path: str, images: list[str]) -> None:
+    """Raise ValueError if an output file would replace an image."""
+    from dassl.utils.images import is_image  # with PyTorch
+
+    if flag == "--csv" and is_image(path):
+        raise ValueError(f"--csv must name a table, not an image (got {path}): give the name of a .csv file")
+    inputs = {osp.realpath(osp.expanduser(image)) for image in images}
+    target = osp.realpath(path)
+    inside = any(osp.isdir(image) and target.startswith(osp.join(image, "")) for image in inputs)
+    if target in inputs or inside and is_image(path) and osp.exists(path):
+        raise ValueError(f"{flag} would replace {path}, one of the images: give another name")
 
 
 def predict(args: argparse.Namespace) -> list[str]:
@@ -76,6 +95,8 @@ def predict(args: argparse.Namespace) -> list[str]:
     from experiments.predictor import Predictor, names_in  # not above: with PyTorch, which takes seconds
     from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 
+    for flag, path in outputs(args).items():
+        check_output(flag, path, args.images)
     classes = None if args.classes is None else names_in(args.classes)
     how = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
@@ -109,7 +130,8 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
     from reports.predictions import csv_head, printable
 
     if path and path != "-":
-        with atomic_write(path) as f:
+        stream = osp.exists(path) and not osp.isfile(path)  # /dev/null, /dev/stdout, a named pipe
+        with open(path, "wb") if stream else atomic_write(path) as f:
             f.write(csv_head(classnames).encode())
             yield lambda line: f.write(line.encode())
         return

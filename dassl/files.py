@@ -124,7 +124,11 @@ def atomic_write(fpath):
 
     On any error, Ctrl-C included, a file that was at `fpath` before is untouched and nothing else is left behind; what
     a kill leaves is swept when `fpath` is written again. A link at `fpath` is replaced, never followed.
+
+    Raises:
+        OSError: `fpath` is a folder, a device, a pipe or a socket, or a link to one, which no file must replace.
     """
+    check_replaceable(fpath)
     folder, name = osp.split(osp.abspath(fpath))
     os.makedirs(folder, exist_ok=True)
     sweep(folder, LEFTOVER.replace(".+", re.escape(name)))
@@ -149,6 +153,13 @@ def atomic_write(fpath):
     except BaseException:
         _remove(temp)
         raise
+
+
+def check_replaceable(path):
+    """Raise OSError unless `path` is a regular file, or nothing is there."""
+    if osp.exists(path) and not osp.isfile(path):
+        kind = "a folder" if osp.isdir(path) else "a device, a pipe or a socket"
+        raise OSError(f"{path} is {kind}: give the name of a file")
 
 
 def _remove(path):
@@ -177,6 +188,16 @@ def file_hash(path):
     """Return the SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as f:
         return sha256(f.read())
+
+
+def check_hashes(folder, hashes):
+    """Raise NotAsWritten if a file of `folder` is gone or has another SHA-256 than `hashes`, {name: hex}, says."""
+    for name, expected in hashes.items():
+        path = osp.join(folder, name)
+        if osp.basename(name) != name or not osp.isfile(path):
+            raise NotAsWritten(f"{path} is missing: put the original back")
+        if file_hash(path) != expected:
+            raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put the original back")
 
 
 def sealed(text, suffix):

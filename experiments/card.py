@@ -1,9 +1,11 @@
 """README.md of an exported folder: the model card, with code that runs in that folder."""
 
+import json
 import os.path as osp
 
 from dassl.files import atomic_write, visible
 
+CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # that every Pillow has; of others EPS runs a program
 # Pictures as predict.py reads them: `dassl.utils.as_photo`, then the test transform up to the crop
 OPEN_IMAGE = """import json
 from PIL import Image, ImageOps
@@ -15,7 +17,7 @@ resample = Image.Resampling[facts["input"]["INTERPOLATION"].upper()]
 
 def open_image(path):
     \"\"\"Return a picture upright, on white, its shorter side resized, the centre cropped.\"\"\"
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
     if image.mode[0] in "IF":
         raise ValueError(f"{path} has pixels of mode {image.mode}: convert it to 8 bits")
     if image.has_transparency_data:
@@ -48,7 +50,9 @@ from transformers import CLIPModel, CLIPProcessor
 model, processor = CLIPModel.from_pretrained("."), CLIPProcessor.from_pretrained(".")
 image = open_image("image.jpg")
 """,
-    "onnx": """import numpy, onnxruntime
+    "onnx": """import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports its use
+import numpy, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 pixels = numpy.asarray(open_image("image.jpg")) / 255
@@ -93,6 +97,7 @@ logits = model.logit_scale.exp().detach() * image @ features.T
 """
 SHOW = """print(classes[probabilities[0].argmax()], f"{float(probabilities[0].max()):.1%}")"""
 LIBRARIES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
+FORMATS = tuple(LIBRARIES)
 
 
 MOST_PROMPTS = 8  # of a class, in the card
@@ -158,7 +163,7 @@ def code(facts: dict) -> str:
     """Return a program that classifies image.jpg with the files of the folder."""
     to = facts["format"]
     imports, _, load = LOADS[to].partition("\n\n")
-    steps = [f"{imports}\n{OPEN_IMAGE}", load]
+    steps = [f"{imports}\n{OPEN_IMAGE.replace('FORMATS', json.dumps(CARD_FORMATS))}", load]
     if to != "onnx":
         several = len(facts["templates"]) > 1
         steps.append(SEVERAL_PROMPTS[to] + AVERAGE if several else ONE_PROMPT[to])

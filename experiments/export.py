@@ -22,7 +22,7 @@ from torch import nn
 
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY
-from dassl.files import atomic_write, read_json, scratch_folder, write_json
+from dassl.files import atomic_write, file_hash, read_json, scratch_folder, write_json
 from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import is_vit, library, load_clip
@@ -33,11 +33,10 @@ from trainers.shared.weights import TunedCLIP
 from .calibrate import temperature_of
 from .card import write_card
 from .config import setup_cfg
-from .exported import EXPORT, OnnxClassifier
+from .exported import EXPORT, INPUT_KEYS, OnnxClassifier
 from .flags import parse
 from .predictor import known_classes, without_data
 
-KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: all that a test image goes through
 OPSET = 20
 LIMIT = 1e-3  # largest difference of logits with which an export counts as the same model
 PLAIN = "openai, open_clip and transformers are plain CLIPs; --to onnx holds it"
@@ -72,7 +71,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     with scratch_folder(parent, name) as folder:
         if to == "onnx":
             facts |= write_onnx(trainer, folder, facts)
-            got = OnnxClassifier(folder).model_inference(image)
+            got = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)
         else:
             model = plain_clip(trainer, facts["temperature"])
             facts |= WRITERS[to](model, folder, facts)
@@ -81,6 +80,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
         off = (got - wanted).abs().max().item()
         if not off < LIMIT * max(1, wanted.abs().max().item() / 10):
             raise FloatingPointError(f"what was written gives logits that are off by {off:.2g}: nothing is kept")
+        facts["files"] = {name: file_hash(osp.join(folder, name)) for name in sorted(os.listdir(folder))}
         write_json(facts, osp.join(folder, EXPORT), seal=True)
         write_card(facts, folder)
         os.chmod(folder, 0o777 & ~umask())
@@ -138,7 +138,7 @@ def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float |
         "classes": classes,
         "templates": templates,
         "prompts": [[fill_template(template, [name])[0] for template in templates] for name in classes],
-        "input": {key: list(v) if isinstance(v := cfg.INPUT[key], list | tuple) else v for key in KEYS},
+        "input": {key: list(v) if isinstance(v := cfg.INPUT[key], list | tuple) else v for key in INPUT_KEYS},
         "dtype": "float32",
     }
 

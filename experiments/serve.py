@@ -2,17 +2,28 @@
 
     python predict.py --serve --model-dir OUT [--port 7860]
 
-Bound to 127.0.0.1. Nothing is sent anywhere: no telemetry, no share link, and the browser is told to load nothing from
-elsewhere. Pictures that are dropped go to a temporary folder, which goes with the process.
+Bound to 127.0.0.1, and answers only pages that came from there. Nothing is sent anywhere: no telemetry, no share link,
+and the browser is told to load nothing from elsewhere. Pictures that are dropped go to a temporary folder of bounded
+size, which goes with the process. Only pictures of that folder are classified.
 """
 
 import os
+import os.path as osp
 import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 
+from PIL import Image
+
+from dassl.data.data_manager import first_resize
 from dassl.files import visible
+from dassl.utils.images import known_formats
+from trainers.shared.privacy import report_nothing
 
 from .calibrate import identity, read_temperature
+from .pictures import PictureReader
 from .predictor import Prediction, Predictor, names_in
 
 HOST = "127.0.0.1"
@@ -23,45 +34,102 @@ POLICY = (
 )
 SHOWN = 10  # classes
 SEEN = {"train": "the model was trained on this image", "val": "the model was chosen by this image"}
+MOST_NAMES = 20_000  # characters of class names that a visitor may type
+MOST_FILE, MOST_FILES = 100 * 2**20, 500 * 2**20  # bytes of a picture, and of all that are kept
+KEPT = 600.0  # seconds that a picture is kept
+VISITORS = 32  # whose pictures are read and classified side by side
 
 
 class Served:
-    """One model and, if other classes were asked for, a second for these; asked from several threads."""
+    """One model and, if other classes were asked for, a second for these; asked from several threads.
 
-    def __init__(self, model_dir: str, classes: list[str] | None, threshold: float, **how):
-        self.model_dir, self.how, self.threshold, self.lock = model_dir, how, threshold, Lock()
-        self.given = classes
-        self.own = self.last = Predictor(model_dir, classes, **how)
-        # of the model as it was loaded; None: the method has none, as it changes no weights
-        self.strength: float | None = getattr(self.own.trainer.model, "strength", None)
-        self.kept = read_temperature(model_dir)
-        self.of = identity(self.own.trainer, model_dir, how.get("epoch")) if self.kept else {}
+    Args:
+        model_dir, classes, options: of `Predictor`; `options` by name.
+        threshold: below which the page says "unsure".
+
+    Attributes:
+        strength: of the model as it was loaded; None: the method has none, as it changes no weights.
+        any_classes: whether other classes can be asked for.
+    """
+
+    def __init__(self, model_dir: str, classes: list[str] | None, threshold: float, **options):
+        self.model_dir, self.options, self.threshold, self.lock = model_dir, options, threshold, Lock()
+        self.classes = classes
+        self.own = self.last = Predictor(model_dir, classes, **options)
+        self.strength: float | None = strength_of(self.own)
+        self.any_classes = hasattr(self.own.trainer, "model")  # an ONNX file has its class features inside
+        self.calibration = read_temperature(model_dir) if self.strength is not None else None
+        self.identity = identity(self.own.trainer, model_dir, options.get("epoch")) if self.calibration else {}
+        self.read = PictureReader(first_resize(self.own.transform))
 
     def predictor(self, names: str) -> Predictor:
-        """For class names with commas between them; "": those that the page was started with."""
-        classes = names_in(names) or self.given
+        """Return the one for class names with commas between them; "": for those that the page was started with."""
+        if len(names) > MOST_NAMES:
+            raise ValueError(f"the class names have {len(names):,} characters: give at most {MOST_NAMES:,}")
+        classes = names_in(names) or self.classes
         if classes in (None, self.own.classnames):
             return self.own
         if classes != self.last.classnames:
-            self.last = Predictor(self.model_dir, classes, **self.how)
+            self.last = Predictor(self.model_dir, classes, **self.options)
         return self.last
 
     def classify(self, image: str, names: str, strength: float | None) -> Prediction:
-        """Raises as `Predictor`."""
+        """Return what the model says of the picture at a path. Raises what `Predictor` and `PictureReader` raise."""
+        pixels = self.read(image)
         with self.lock:
             predictor = self.predictor(names)
-            if None not in (self.strength, strength) and strength != predictor.trainer.model.strength:
+            if None not in (self.strength, strength) and strength != strength_of(predictor):
                 predictor.trainer.model.strength = strength
-                fits = self.kept and self.kept["of"] == {**self.of, "strength": strength}
-                predictor.temperature = self.kept["temperature"] if fits else None
-            (p,) = predictor(image, top=SHOWN, threshold=self.threshold)
-        if p.error:
-            raise ValueError(p.error)
-        return p
+                fits = self.calibration and self.calibration["of"] == {**self.identity, "strength": strength}
+                predictor.temperature = self.calibration["temperature"] if fits else None
+            (answer,) = predictor(pixels, top=SHOWN, threshold=self.threshold)
+        if answer.error:
+            raise ValueError(answer.error)
+        return replace(answer, image=image, seen=predictor.seen.part_of(image))
 
 
-def page(served: Served):
-    """The gradio app."""
+def strength_of(predictor: Predictor) -> float | None:
+    """Return the strength of a predictor's model; None: it has none."""
+    return getattr(getattr(predictor.trainer, "model", None), "strength", None)
+
+
+class Received:
+    """The folder of the pictures that the page has received.
+
+    Args:
+        folder: where gradio writes them.
+    """
+
+    def __init__(self, folder: str):
+        self.folder, self.lock = osp.realpath(folder), Lock()
+
+    def check(self, path: str | None) -> str:
+        """Return a path that a visitor names, if it is that of a picture received.
+
+        Raises:
+            ValueError: it is another file, or none.
+        """
+        if path is None or osp.realpath(path) != osp.abspath(path) or not osp.isfile(path) or not self.holds(path):
+            raise ValueError("this picture is not, or no longer, on the page: drop it again")
+        return path
+
+    def holds(self, path: str) -> bool:
+        return osp.commonpath([self.folder, osp.abspath(path)]) == self.folder
+
+    def sweep(self, room: int = 0) -> None:
+        """Remove pictures that are old, and the oldest ones until `room` bytes more fit under the limit."""
+        with self.lock:
+            files = [(file, file.stat()) for file in Path(self.folder).rglob("*") if file.is_file()]
+            total, old = sum(facts.st_size for _, facts in files), time.time() - KEPT
+            for file, facts in sorted(files, key=lambda pair: pair[1].st_mtime):
+                if facts.st_mtime > old and total + room <= MOST_FILES:
+                    break
+                total -= facts.st_size
+                file.unlink()
+
+
+def page(served: Served, received: Received):
+    """Return the gradio app."""
     import gradio as gr
 
     def show(image: str | None, names: str, strength: float | None):
@@ -81,10 +149,12 @@ def page(served: Served):
                 image = gr.Image(
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300
                 )
+                take_received_only(image, received)
                 names = gr.Textbox(
                     label="classes, separated by commas",
                     placeholder=visible(", ".join(served.own.classnames))[:300],
                     elem_id="classes",
+                    interactive=served.any_classes,
                 )
                 strength = gr.Slider(
                     0,
@@ -98,27 +168,65 @@ def page(served: Served):
             with gr.Column():
                 label = gr.Label(num_top_classes=SHOWN, label="classes", elem_id="label")
                 note = gr.Markdown(elem_id="note")
-        events = [image.change, names.submit, *[strength.release] * (served.strength is not None)]
-        gr.on(events, show, [image, names, strength], [label, note], api_name="classify", show_progress="hidden")
+        events = [image.change, names.submit]
+        if served.strength is not None:
+            events.append(strength.release)
+        gr.on(
+            events,
+            show,
+            [image, names, strength],
+            [label, note],
+            api_name="classify",
+            show_progress="hidden",
+            concurrency_limit=VISITORS,
+        )
     return app
 
 
+def take_received_only(image, received: Received) -> None:
+    """Make a `gradio.Image` hand over paths of pictures received, and open, copy or download nothing by itself."""
+
+    async def unmoved(path):
+        return str(path)
+
+    image.async_move_resource_to_block_cache = unmoved
+    image.move_resource_to_block_cache = str
+    image.preprocess = lambda payload: payload and received_path(payload, received)
+
+
+def received_path(payload, received: Received) -> str:
+    """Return the path of gradio's `ImageData`. Raises gradio's error, which the page shows, for any other file."""
+    import gradio as gr
+
+    try:
+        return received.check(payload.path)
+    except ValueError as error:
+        raise gr.Error(visible(error), print_exception=False) from error
+
+
 def launch(served: Served, port: int):
-    """The running app. Raises OSError if the port is taken."""
+    """Return the running app.
+
+    Raises:
+        OSError: the port is taken.
+    """
     import gradio as gr
     from starlette.middleware import Middleware
 
+    only_known_formats()
+    received = Received(os.environ["GRADIO_TEMP_DIR"])
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     quiet = {"quiet": True, "share": False, "footer_links": [], "ssr_mode": False, "run_history": False, "pwa": False}
-    app = page(served)
+    app = page(served, received)
     try:
         app.launch(
             server_name=HOST,
             server_port=port,
             prevent_thread_lock=True,
-            max_file_size="100mb",
+            max_file_size=MOST_FILE,
+            max_threads=VISITORS,
             theme=theme,
-            app_kwargs={"middleware": [Middleware(OwnThingsOnly)]},
+            app_kwargs={"middleware": [Middleware(Gate, port=port, received=received)]},
             **quiet,
         )
     except OSError as error:
@@ -126,13 +234,32 @@ def launch(served: Served, port: int):
     return app
 
 
-class OwnThingsOnly:
-    """ASGI middleware: the browser loads nothing from elsewhere, whatever a page asks for."""
+def only_known_formats() -> None:
+    """Take all other decoders from this process's Pillow, so that no library opens a picture with them."""
+    formats = known_formats()
+    Image.ID[:] = [name for name in Image.ID if name in formats]
 
-    def __init__(self, app):
-        self.app = app
+
+class Gate:
+    """ASGI middleware: answers this machine's own page alone, makes room for what comes, and adds `POLICY`.
+
+    A page of another site could have its name lead to this machine (DNS rebinding), or send pictures here: the headers
+    Host and Origin tell them from ours.
+    """
+
+    def __init__(self, app, port: int, received: Received):
+        self.app, self.received = app, received
+        self.hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
 
     async def __call__(self, scope, receive, send):
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        if scope["type"] in ("http", "websocket"):
+            refusal = self.refusal(headers)
+            if refusal:
+                return await refuse(scope, send, *refusal)
+            if scope.get("method") == "POST":
+                self.received.sweep(room=content_length(headers))
+
         async def answer(message):
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
@@ -140,9 +267,34 @@ class OwnThingsOnly:
 
         await self.app(scope, receive, answer)
 
+    def refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        """Return status and reason for a request that is not answered, None for one that is."""
+        if headers.get("host") not in self.hosts:
+            return 421, "this page answers to its own address only"
+        origin = headers.get("origin")
+        if origin is not None and origin.removeprefix("http://") not in self.hosts:
+            return 403, "this page takes nothing from other pages"
+        if content_length(headers) > MOST_FILE + 2**20:
+            return 413, f"a picture may have {MOST_FILE >> 20} MB"
+        return None
 
-def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int, **how) -> None:
-    """Serves until Ctrl-C. Args: how: of `Predictor`.
+
+def content_length(headers: dict[str, str]) -> int:
+    """Return the number of bytes that a request announces, 0 if it announces none."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdigit() and len(length) < 20 else 0
+
+
+async def refuse(scope, send, status: int, reason: str) -> None:
+    if scope["type"] == "websocket":
+        return await send({"type": "websocket.close", "code": 1008})
+    body, head = reason.encode(), [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int, **options) -> None:
+    """Serve until Ctrl-C; `options` are those of `Predictor`.
 
     Raises:
         ValueError: gradio is not installed, or there can be no such port; or as `Predictor`.
@@ -150,7 +302,7 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
     """
     if not 0 < port < 2**16:
         raise ValueError(f"--port is {port}: give a number from 1 to 65535")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    report_nothing()
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy", os.environ.get("NO_PROXY")), HOST]))
     with tempfile.TemporaryDirectory(prefix="orthcr-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -158,6 +310,6 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
             import gradio  # noqa: F401
         except ImportError:
             raise ValueError("--serve needs gradio: in the clone, pip install -e '.[serve]'") from None
-        app = launch(Served(model_dir, classes, threshold, **how), port)
+        app = launch(Served(model_dir, classes, threshold, **options), port)
         print(f"http://{HOST}:{port}   Ctrl-C ends it", flush=True)
         app.block_thread()

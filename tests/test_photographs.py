@@ -184,7 +184,7 @@ def test_a_photograph_is_decoded_once(tmp_path, monkeypatch):
     data.keep_copies()
     assert list(data.copies) == [item.impath for item in items[:3]]
     wanted, opened, image_open = [read_photo(item.impath, 64) for item in items], [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or image_open(path))
+    monkeypatch.setattr(Image, "open", lambda path, formats: opened.append(path) or image_open(path, formats=formats))
     for _ in range(2):
         for item, photo in zip(list(data), wanted, strict=True):
             assert np.array_equal(item["img"], photo)

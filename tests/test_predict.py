@@ -4,8 +4,12 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
+import stat
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import own_photos
@@ -176,3 +180,36 @@ def test_all_probabilities_of_pictures_in_memory(trained):
     for p in (first, second):
         assert len(p.every) == 3 and len(p.top) == 1 and math.isclose(sum(p.every), 1, abs_tol=1e-6)
         assert p.classname == "abc"[int(np.argmax(p.every))] and p.unsure == (p.probability < 0.99)
+
+
+# ------------------------------------------------------------------ where tables may go
+
+
+def test_a_pipe_and_a_device_get_the_lines_and_stay(say, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend((tmp_path / "pipe").read_text().splitlines()))
+    reader.start()
+    status, *_ = say(folder, "--csv", tmp_path / "pipe")
+    reader.join(20)
+    assert status == 1 and len(lines) == 1 + 8 and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "link").symlink_to("/dev/null")
+    assert say(folder, "--csv", tmp_path / "link")[0] == 1
+    assert (tmp_path / "link").is_symlink() and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_no_output_replaces_an_image(say, folder, tmp_path, monkeypatch):
+    image = shutil.copy(next(folder.rglob("0*.png")), tmp_path / "mine.png")
+    table = shutil.copy(image, tmp_path / "mine.data")
+    content = image.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        [image, "--csv", image],
+        [image, "--csv", tmp_path / "other.PNG"],
+        [table, "--csv", "mine.data"],
+        [image, "--picture", "mine.png"],
+        [tmp_path, "--picture", "mine.png"],
+    ):
+        status, out, err = say(*words)
+        assert status == 1 and out == "" and err.startswith("error: --") and err.count("\n") == 1, words
+    assert image.read_bytes() == table.read_bytes() == content and not (tmp_path / "other.PNG").exists()

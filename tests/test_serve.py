@@ -195,12 +195,14 @@ def test_in_a_browser(trained, folder, open_page, tmp_path, strong):
 
 
 @needs_gradio
-def test_no_slider_without_a_strength(trained):
+def test_no_slider_without_a_strength(trained, tmp_path):
     import gradio as gr
 
-    from experiments.serve import page
+    from experiments.serve import Received, page
 
     served = Served(str(trained), None, 0.0)
     served.strength = None
-    (slider,) = [block for block in page(served).blocks.values() if isinstance(block, gr.Slider)]
+    (slider,) = [
+        block for block in page(served, Received(str(tmp_path))).blocks.values() if isinstance(block, gr.Slider)
+    ]
     assert not slider.visible

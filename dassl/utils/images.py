@@ -17,6 +17,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
+# Pillow also opens formats that run a program (EPS starts Ghostscript) or read other files: none of these is here
+FORMATS = "JPEG MPO PNG WEBP BMP GIF TIFF PPM JPEG2000 AVIF HEIF".split()
+PIXELS, JPEG_PIXELS = 2**26, 178_956_970  # an image may have; of a JPEG as many as Pillow decodes without a complaint
 HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())  # ISO/IEC 23008-12
 
 
@@ -75,6 +78,10 @@ def pixel_problem(img):
     """Return why the pixels of an opened `PIL.Image` cannot be used, "" if they can."""
     if max(img.size) > 100 * min(img.size):
         return f"it is {img.width} x {img.height} pixels: more than 100 times as long as wide"
+    is_jpeg = img.format in ("JPEG", "MPO") and not img.has_transparency_data
+    most = JPEG_PIXELS if is_jpeg else PIXELS
+    if img.width * img.height > most:
+        return f"it is {img.width} x {img.height} pixels, more than {most / 1e6:.0f} million: make it smaller"
     if img.mode.startswith(("I", "F")):
         return f"its pixels are of mode {img.mode}, not 8 bits, and would be read as white: convert it"
     return ""
@@ -114,13 +121,14 @@ def turned_upright(img):
 
 
 def open_image(file):
-    """Open the image at a path or in a binary file, also HEIF (.heic) if pillow-heif is installed.
+    """Open the image at a path or in a binary file, if it is of one of `FORMATS`; HEIF (.heic) needs pillow-heif.
 
     Raises:
         UnsupportedImage: it is HEIF, and pillow-heif is not installed.
+        PIL.UnidentifiedImageError: it is no image of these formats.
     """
     try:
-        return Image.open(file)
+        return Image.open(file, formats=known_formats())
     except UnidentifiedImageError:
         head = first_bytes(file, 12)  # not by its name: phones' pictures get renamed
         if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
@@ -131,7 +139,13 @@ def open_image(file):
         advice = "pip install pillow-heif"
         raise UnsupportedImage(f"it is a HEIF image (.heic), which needs another decoder: {advice}") from None
     pillow_heif.register_heif_opener()
-    return Image.open(file)
+    return Image.open(file, formats=known_formats())
+
+
+def known_formats():
+    """Return those of `FORMATS` that this Pillow, with what is installed beside it, can open."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def first_bytes(file, n):

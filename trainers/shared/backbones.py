@@ -7,6 +7,7 @@ hf-hub:org/name                           a repository of the Hugging Face Hub, 
 a path                                    a file of tensors, or a folder with either's files
 """
 
+import importlib
 import json
 import os
 import urllib.error
@@ -21,11 +22,20 @@ from clip.model import CLIP, VisionTransformer
 
 from dassl.utils import get_most_similar_str_to_a_from_b
 
+try:
+    from dassl.files import check_hashes
+except ImportError:  # beside the original Dassl
+
+    def check_hashes(folder: str, hashes: dict) -> None: ...
+
+
 from . import archives, layouts
+from .privacy import report_nothing
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
 CACHE = os.path.expanduser("~/.cache/clip")  # where clip.load puts its downloads
 OPEN_CLIP, HUB = "open_clip:", "hf-hub:"
+EXPORT = "export.json"  # of a folder that export.py made: among others, the checksums of its files
 OPEN_CLIP_CONFIG, CONFIG, PROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
 WEIGHTS = (  # of a folder, the first that is there
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
@@ -57,6 +67,7 @@ def find(name: str) -> Source:
     if os.path.isfile(name):
         return beside(os.path.dirname(name) or ".", lambda: name, os.path.basename(name))
     if name not in clip._MODELS and os.path.isdir(name):
+        check_hashes(name, read_config(os.path.join(name, EXPORT)).get("files", {}))
         there = [file for file in WEIGHTS if os.path.exists(os.path.join(name, file))]
         if not there:
             raise ValueError(f"{name} has no weights, which would be one of {', '.join(WEIGHTS)}: give another folder")
@@ -139,9 +150,12 @@ def hub(repository: str) -> Source:
 
 
 def library(package: str, name: str):
-    """Raises ValueError if the package is not installed."""
-    import importlib
+    """Return an optional package, which reports nothing of its use.
 
+    Raises:
+        ValueError: it is not installed.
+    """
+    report_nothing()
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,0 +1,80 @@
+"""Reading pictures of strangers: each in a process of its own, which is bounded in time and memory."""
+
+import contextlib
+import multiprocessing
+from threading import BoundedSemaphore
+
+import numpy as np
+
+from dassl.utils import read_photo
+from dassl.utils.images import image_problem
+
+SECONDS = 20.0  # for one picture
+MEMORY = 4 * 2**30  # bytes of address space beyond what the process begins with
+AT_ONCE = 2
+
+
+class PictureReader:
+    """Reads pictures for many threads. One that takes too long, or too much, fails alone.
+
+    Args:
+        resize: from a `PIL.Image` to one that is small enough to be handed over, e.g. torchvision's `Resize`.
+        seconds: limit of time for one picture.
+    """
+
+    def __init__(self, resize, seconds: float = SECONDS):
+        self.resize, self.seconds, self.free = resize, seconds, BoundedSemaphore(AT_ONCE)
+        methods = multiprocessing.get_all_start_methods()
+        self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:  # it imports once, beginning now, and not for each picture
+            from multiprocessing import forkserver  # not above: Windows has none
+
+            self.context.set_forkserver_preload([__name__])
+            forkserver.ensure_running()
+
+    def __call__(self, path: str) -> np.ndarray:
+        """Return the pixels of a picture, upright and on white, after `resize`: uint8 [H, W, 3].
+
+        Raises:
+            OSError: it cannot be read, or not within the limits.
+        """
+        with self.free:
+            receiver, sender = self.context.Pipe(duplex=False)
+            process = self.context.Process(target=_read, args=(path, self.resize, sender), daemon=True)
+            process.start()
+            sender.close()
+            try:
+                if not receiver.poll(self.seconds):
+                    raise OSError(f"reading it takes more than {self.seconds:g} seconds: make it smaller")
+                answer = receiver.recv()
+            except EOFError:
+                raise OSError("its decoder failed, perhaps for want of memory: make it smaller") from None
+            finally:
+                process.kill()
+                process.join()
+                receiver.close()
+        if isinstance(answer, str):
+            raise OSError(answer)
+        return answer
+
+
+def _read(path, resize, sender) -> None:
+    """Send the pixels of a picture, or a line that says why there are none."""
+    _limit_memory()
+    try:
+        problem = image_problem(path, decode=False)
+        sender.send(problem or np.asarray(resize(read_photo(path))))
+    except MemoryError:
+        sender.send("it takes too much memory: make it smaller")
+    except OSError as error:
+        sender.send(str(error))
+
+
+def _limit_memory() -> None:
+    """Bound the memory of this process, on systems that can."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm") as f:
+            used = int(f.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -1,0 +1,17 @@
+"""Optional packages report their use to their makers unless they are told not to, before they are imported."""
+
+import os
+
+VARIABLES = {
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime, which also writes an identifier below the user's cache
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers and open_clip through it
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",  # what several packages have agreed on
+}
+
+
+def report_nothing():
+    """Set what keeps packages from reporting; a variable that the user has set stays as it is."""
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
