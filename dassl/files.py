@@ -14,7 +14,8 @@ import stat
 import uuid
 import zipfile
 
-LARGEST = 1 << 28  # bytes of a text file; no run writes one that is nearly as large
+# Bytes of a text file that is read at all: Python takes 20 bytes of memory for one of JSON, and 10 us for one of YAML
+LARGEST = {".yaml": 1 << 18, ".yml": 1 << 18, "": 1 << 26}
 LEFTOVER = r"\..+\.[0-9a-f]{8}\.tmp"  # what `atomic_write` writes to
 SCRATCH = r"\.{}-[0-9a-f]{{8}}"  # a `scratch_folder` of that name
 STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -186,8 +187,8 @@ def sha256(data):
 
 def file_hash(path):
     """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as f:
-        return sha256(f.read())
+    with open_regular(path) as f:
+        return _digest(f, os.fstat(f.fileno()).st_size)
 
 
 def check_hashes(folder, hashes):
@@ -245,7 +246,7 @@ def seal_zip(f):
 
 def check_zip(path):
     """Raise ValueError if the zip archive has a checksum that does not hold; without a comment it passes."""
-    with open(path, "rb") as f, zipfile.ZipFile(f) as archive:
+    with open_regular(path) as f, zipfile.ZipFile(f) as archive:
         end = osp.getsize(path) - len(archive.comment)
         if archive.comment and archive.comment != TAIL.format(_digest(f, end)).encode():
             raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put an intact copy there")
@@ -265,12 +266,30 @@ def _digest(f, end):
 # ------------------------------------------------------------------ text and JSON
 
 
+def open_regular(path):
+    """Open a file for reading bytes, if it is a regular one; reading a pipe or a device might never end.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    f = open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        f.close()
+        raise ValueError(f"{path} is a device, a pipe or a socket: put the original file there")
+    return f
+
+
+def check_regular(path):
+    """Raise ValueError if `path` is no regular file, OSError if there is none."""
+    open_regular(path).close()
+
+
 def read_bytes(path):
-    """Return the content of a file. Raises ValueError for pipes, devices and what is too large to be a run's."""
-    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:
-        info = os.fstat(f.fileno())
-        if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
-            raise ValueError(f"{path} is no file, or larger than {LARGEST >> 20} MB: put the original there")
+    """Return the content of a text file. Raises ValueError for what is no file, or larger than any that is written."""
+    with open_regular(path) as f:
+        most = LARGEST.get(osp.splitext(path)[1].lower(), LARGEST[""])
+        if os.fstat(f.fileno()).st_size > most:
+            raise ValueError(f"{path} has more than {most / 1e6:.1f} MB: put the original file there")
         return f.read()
 
 

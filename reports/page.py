@@ -2,12 +2,13 @@
 
 import base64
 import html
-import json
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
 from PIL import Image
+
+from dassl.files import read_json
 
 from .pictures import plt
 
@@ -65,7 +66,7 @@ def examples(folder: Path):
 
     Args: folder: of an embedded data set with 28 classes or more.
     """
-    split = json.loads((folder / "split.json").read_text())["test"]
+    split = read_json(folder / "split.json")["test"]
     names = list(dict.fromkeys(name for _, _, name in split))
     fig, axes = plt.subplots(4, 7, figsize=(11, 7.4))
     for row, line in enumerate(axes):

@@ -1,10 +1,11 @@
 """What a training was like, from its TensorBoard files."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dassl.files import read_json
 
 from .pictures import COLOURS, plt
 
@@ -26,7 +27,7 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     for m, (method, own) in enumerate(folders.items()):
-        results = json.loads((own[0] / "results.json").read_text())
+        results = read_json(own[0] / "results.json")
         if not results["trained"]:
             continue
         runs, epochs = [curves(folder) for folder in own], results["config"]["OPTIM.MAX_EPOCH"]

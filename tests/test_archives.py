@@ -305,3 +305,67 @@ def test_damaged_files_are_told(tmp_path, noise, damage):
     with pytest.raises(ValueError) as error:
         archives.load(str(path))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------ small files that want very much
+
+
+def archive_of(path, instructions):
+    """A file as `torch.save` writes it, with a pickle of these instructions."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + instructions + b".")
+    return str(path)
+
+
+LONG_LIST = b"(" + b"N" * 50_000 + b"lq\x00"  # kept in the memo
+ATTACKS = {
+    "the same list in many sets": LONG_LIST + b"(" + 2000 * b"cbuiltins\nset\nh\x00\x85R" + b"l",
+    "the same text as bytes": b"X"
+    + (40_000).to_bytes(4, "little")
+    + b"a" * 40_000
+    + b"q\x00X\x06\0\0\0latin1q\x010("
+    + 2000 * b"c_codecs\nencode\nh\x00h\x01\x86R"
+    + b"l",
+    "many attributes": b"}q\x00("
+    + b"".join(b"X\x04\0\0\0%04dN" % k for k in range(9000))
+    + b"u0("
+    + 2000 * b"cnobodys\nThing\n)Rh\x00b"
+    + b"l",
+    "very many containers": b"(" + 5_000_000 * b"]" + b"l",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_small_file_cannot_fill_the_memory(tmp_path, attack, one_line):
+    path = archive_of(tmp_path / "x.pt", ATTACKS[attack])
+    with pytest.raises(ValueError, match="far more than a file of its size") as error:
+        archives.load(path)
+    assert one_line(error)
+
+
+def test_one_storage_many_views(tmp_path):
+    """Of a few megabytes, named again and again; two names for the same numbers are usual, and taken."""
+    numbers = torch.randn(2**20)
+    path = str(tmp_path / "x.pt")
+    torch.save({"a": numbers, "b": numbers}, path)
+    assert torch.equal(archives.load(path)["b"], numbers)
+    torch.save({str(k): numbers.view(2, -1) for k in range(400)}, path)
+    with pytest.raises(ValueError, match="far more than a file of its size"):
+        archives.load(path)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    for name in ("pipe.pt", "zero.pt"):
+        with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+            archives.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "config.json", "preprocessor_config.json"])
+def test_a_folder_of_somebody_else(tmp_path, name):
+    (tmp_path / "model.pt").write_bytes(b"")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+        load_clip(str(tmp_path))

@@ -130,9 +130,31 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")  # opening it would wait for ever
     (tmp_path / "huge.json").touch()
     os.truncate(tmp_path / "huge.json", 1 << 40)
-    for name in ("pipe.json", "huge.json"):
-        with pytest.raises(ValueError, match=f"{name} is no file, or larger"):
-            read_json(tmp_path / name)
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "large.yaml").write_text("A: 1\n" * 60_000)
+    for name, words in (
+        ("pipe.json", "is a device, a pipe or a socket"),
+        ("zero.json", "is a device, a pipe or a socket"),
+        ("huge.json", "has more than 67.1 MB"),
+        ("large.yaml", "has more than 0.3 MB"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {words}: put the original file there"):
+            read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
+def test_no_file_replaces_what_is_none(tmp_path, kind, one_line):
+    path = tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    before = os.lstat(path)
+    with pytest.raises(OSError, match="give the name of a file") as error, atomic_write(path) as f:
+        f.write(b"text")
+    assert one_line(error) and os.lstat(path) == before and os.listdir(tmp_path) == ["target"]
 
 
 def test_latin_1_says_where(tmp_path):

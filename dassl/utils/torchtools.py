@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from dassl import archives
 from dassl.console import say
-from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, seal_zip
+from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, read_text, seal_zip
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
@@ -136,8 +136,8 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     pointer = osp.join(fdir, "checkpoint")
     if not osp.isfile(pointer):
         raise FileNotFoundError(f'No file "{pointer}" to name the newest checkpoint: check the directory')
-    with open(pointer, encoding="utf-8") as f:
-        fpath = osp.join(fdir, osp.basename(f.readline().strip()))  # nothing outside `fdir`
+    name = read_text(pointer).partition("\n")[0].strip()
+    fpath = osp.join(fdir, osp.basename(name))  # nothing outside `fdir`
 
     say(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from tqdm import tqdm
 
 from dassl.data.datasets import Datum
+from dassl.files import open_regular
 from dassl.utils import read_json
 from dassl.utils.images import is_image
 from datasets.base import Splits
@@ -110,7 +111,7 @@ def read_mat(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
     """The array `key` of a MATLAB file as a list: of numbers, strings, or dicts for structures with `fields`."""
     from scipy.io import loadmat  # here: it takes a while to import, and only raw annotations need it
 
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         try:
             value = loadmat(f, simplify_cells=True)[key]
             values = [value] if isinstance(value, str | dict) else list(value)

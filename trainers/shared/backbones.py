@@ -8,7 +8,6 @@ a path                                    a file of tensors, or a folder with ei
 """
 
 import importlib
-import json
 import os
 import urllib.error
 from collections.abc import Callable
@@ -22,14 +21,8 @@ from clip.model import CLIP, VisionTransformer
 
 from dassl.utils import get_most_similar_str_to_a_from_b
 
-try:
-    from dassl.files import check_hashes
-except ImportError:  # beside the original Dassl
-
-    def check_hashes(folder: str, hashes: dict) -> None: ...
-
-
 from . import archives, layouts
+from .files import check_hashes, check_regular, read_json
 from .privacy import report_nothing
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
@@ -171,13 +164,10 @@ def downloaded(get: Callable, name: str):
 
 
 def read_config(path: str) -> dict:
-    """{} if there is no such file. Raises ValueError if it is no JSON object."""
+    """Return the JSON object in a file, {} if there is no such file. Raises ValueError for anything else."""
     if not os.path.exists(path):
         return {}
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): put an intact copy there") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is no JSON object: put an intact copy there")
     return config
@@ -218,6 +208,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         shards = [read_weights(os.path.join(os.path.dirname(path), os.path.basename(file))) for file in files]
         return {name: tensor for shard in shards for name, tensor in shard.items()}
     if path.endswith(".safetensors"):
+        check_regular(path)
         return safetensors.torch.load_file(path)
     state = archives.state_dict(archives.load(path))
     return state.get("state_dict", state)

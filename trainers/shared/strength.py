@@ -7,19 +7,7 @@ standard error, sqrt(p (1 - p) / n), of the best accuracy p of n images.
 
 import os.path as osp
 
-try:
-    from dassl.files import read_json, write_json
-except ImportError:  # beside the original Dassl
-    import json
-
-    def read_json(path: str):
-        with open(path) as f:
-            return json.load(f)
-
-    def write_json(content: dict, path: str, seal: bool = False) -> None:
-        with open(path, "w") as f:
-            json.dump(content, f)
-
+from .files import read_json, write_json
 
 AUTO = "auto"
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,0 +1,21 @@
+"""`dassl.files`, where a method finds it beside the original Dassl too, which checks nothing."""
+
+try:
+    from dassl.files import check_hashes, check_regular, read_json, write_json
+except ImportError:
+    import json
+
+    def check_hashes(folder: str, hashes: dict) -> None: ...
+
+    def check_regular(path: str) -> None: ...
+
+    def read_json(path: str):
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+
+    def write_json(content, path: str, seal: bool = False) -> None:
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(content, f)
+
+
+__all__ = ["check_hashes", "check_regular", "read_json", "write_json"]
