@@ -25,14 +25,14 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
-from dassl.utils import check_availability, read_json
+from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of
 from trainers.shared.backbones import from_anywhere, input_keys
+from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
 from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
 OWN = {  # keys that are not Dassl's, or with another default
     "DATASET": {
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
@@ -289,14 +289,6 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
     if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
         return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
     return {}
-
-
-def read_classes(path: str) -> list[str]:
-    """The class names of a run. Raises ValueError if the file holds something else."""
-    names = read_json(path)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} is no list of class names: put the original back")
-    return names
 
 
 def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
