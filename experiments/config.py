@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 import trainers
-from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config
+from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers
 from dassl.config.defaults import KEYS
 from dassl.config.keys import Key, shown, values
 from dassl.data.datasets import DATASET_REGISTRY
@@ -90,6 +90,8 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
         merge_config(cfg, preprocessing(cfg, args))
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
+    if not new:
+        settle(cfg, args)
     return finish(cfg, args, with_data)
 
 
@@ -114,7 +116,7 @@ def strength_of(args: argparse.Namespace):
 def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
     """From the file of a method that this one extends, its node's settings are taken, too."""
     method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
-    parent = next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
+    parent = parent_of(file, method)
     if parent and node_of(parent) in default and node_of(parent) != node_of(method):
         theirs, mine = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
         for key in theirs.keys() & mine.keys():
@@ -134,6 +136,59 @@ def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
     other = next((name for name in meant if name and name not in family and nodes.get(name) != node_of(method)), "")
     if other:
         raise ValueError(f"the config files are for {other}, not for {args.trainer}: give --trainer {other}")
+
+
+def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Let the last word win where one key decides in place of others: see `Decides`.
+
+    Raises:
+        ValueError: one file, or the command line, sets both.
+    """
+    method = TRAINER_REGISTRY.get(args.trainer)
+    node, layers = node_of(method), layers_of(args)
+    for name, decides in method.decides.items():
+        deciding = f"TRAINER.{node}.{name}"
+        if not cfg.TRAINER[node][name]:
+            continue
+        since = max((k for k, (_, keys) in enumerate(layers) if deciding in keys), default=-1)
+        for short in decides.keys:
+            key = short if "." in short else f"TRAINER.{node}.{short}"
+            last = max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
+            now, word = flatten(cfg)[key], cfg.TRAINER[node][name]
+            if last < max(since, 0) or not word or decides.agrees(short, now, word):
+                continue
+            off = shown(type(word)())
+            if last == since or decides.refused:
+                wrong = f"{key} {shown(now)} {layers[last][0]} has no effect with {deciding} {shown(word)}"
+                raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
+            print(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
+            cfg.TRAINER[node][name] = type(word)()
+
+
+def layers_of(args: argparse.Namespace) -> list[tuple[str, dict]]:
+    """Return where keys are set, later over earlier: [("in FILE", {key: value}), ..., ("on the command line", ...)].
+
+    In the config.yaml of a run, which has every key, a key that another decides in place of is not set.
+    """
+    method, layers = TRAINER_REGISTRY.get(args.trainer), []
+    for path, keys in (layer for file in files(args) for layer in read_layers(file)):
+        if {"TRAINER.NAME", "VERBOSE"} <= keys.keys():
+            deciding = {f"TRAINER.{node_of(method)}.{name}" for name in method.decides}
+            keys = {key: value for key, value in keys.items() if key in deciding}
+        layers.append((f'in "{path}"', keys | inherited(keys, path, method)))
+    return [*layers, ("on the command line", dict(zip(args.opts[::2], args.opts[1::2], strict=True)))]
+
+
+def inherited(keys: dict, path: str, method: type) -> dict:
+    """Return the keys that a parent's file sets for the method, by `inherit`."""
+    parent, mine = parent_of(path, method), f"TRAINER.{node_of(method)}."
+    theirs = f"TRAINER.{node_of(parent)}." if parent else mine
+    return {key.replace(theirs, mine, 1): value for key, value in keys.items() if key.startswith(theirs)}
+
+
+def parent_of(file: str, method: type) -> type | None:
+    """Return the class that the method extends and that the folder of a config file is named after."""
+    return next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
 
 
 def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -334,6 +389,8 @@ def check_resume(cfg: CfgNode) -> None:
     """Raises ValueError if RESUME is a finished training: nothing would be trained, and the results would claim it."""
     if not cfg.RESUME:
         return
+    if cfg.MODEL.INIT_WEIGHTS:
+        raise ValueError("MODEL.INIT_WEIGHTS has no effect with --resume, whose weights replace it: give one of them")
     own, other = (
         [epochs(folder)[-1] for folder in glob.glob(osp.join(glob.escape(run), "*", "")) if epochs(folder)]
         for run in (cfg.OUTPUT_DIR, cfg.RESUME)

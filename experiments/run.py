@@ -48,6 +48,10 @@ MAY_DIFFER = tuple(
 )
 
 
+# Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
+TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
+
+
 def main(argv: list[str] | None = None, draw: own_images.ContactSheet | None = None) -> int:
     """train.py where PyTorch is imported already; returns its exit status. `draw` as in `run`."""
 
@@ -120,7 +124,7 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     for key, now in plain(cfg).items():
         was = args.model_config.get(key, now)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith((".PREC", ".MONITOR", ".STRENGTH")) and was != now:
+        if matters and not key.endswith(TRAINING_ONLY) and was != now:
             different.append(f'{key} "{was}", not "{now}"')
     if different:
         wrong = f"the model in {args.model_dir} was trained with {', '.join(different)}"
@@ -276,6 +280,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         **trainer.results,
         **getattr(trainer, "facts", dict)(),  # of the method's own
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
+        "learning_rate": None if args.eval_only else learning_rate(trainer),  # the highest of the schedule
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
         "peak_memory_mib": peak_memory(cfg),  # of the first process
         "processes": distributed.size(),
@@ -285,6 +290,12 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         "config": config,
         "model_config": model_config,  # of the model evaluated; empty if it is of another code base
     }
+
+
+def learning_rate(trainer) -> float | None:
+    """Return the rate that a training had, without warm-up and decay: of several optimizers the first one's."""
+    schedules = [schedule for schedule in trainer._scheds.values() if schedule is not None]
+    return schedules[0].base_lrs[0] if schedules else None
 
 
 def peak_memory(cfg: CfgNode) -> float:

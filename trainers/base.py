@@ -20,7 +20,7 @@ from dassl.utils import check_availability, count_num_param, load_checkpoint, lo
 
 from .shared.backbones import load_clip
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
-from .shared.keys import Key, values
+from .shared.keys import Decides, Key, values
 from .shared.loaders import is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
 
@@ -41,6 +41,7 @@ class ClipTrainer(TrainerX):
       Without parameters (a cache in buffers) it is filled by `fit` and not trained;
     - `per_class`: names of the learner's tensors with a row for each class. A checkpoint's rows are taken by the names
       of the classes; a class that was not trained on keeps the row that `build_classifier` gave it;
+    - `decides`: keys of its node that decide in place of other keys, each with its `Decides`;
     - `registered`: name of the checkpoints' folder, where that of `learner` is not the original's;
     - `node_name`, `root`: the name of another node, and keys beside TRAINER, of originals whose settings lie there;
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch rather than each epoch;
@@ -51,6 +52,7 @@ class ClipTrainer(TrainerX):
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
     learner: str = ""
     per_class: tuple[str, ...] = ()
+    decides: dict[str, Decides] = {}
     registered: str = ""
     node_name: str = ""
     root: dict = {}

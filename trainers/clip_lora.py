@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import load_tensors
 from .shared import archives
-from .shared.keys import SOME, Key
+from .shared.keys import SOME, Decides, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
@@ -107,6 +107,7 @@ class CLIPLoRA(TunedTrainer):
         "N_ITERS": Key(0, low=0),  # as many steps for each shot, whatever the number of classes; 0 = OPTIM.MAX_EPOCH
         "LR_MIN": Key(1e-6, low=0),  # where the cosine ends
     }
+    decides = {"N_ITERS": Decides(("OPTIM.MAX_EPOCH",))}
     learner = "lora"
     lr_per_batch = True
 

@@ -15,8 +15,8 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import Key
-from .shared.prompts import POSITIONS, PromptLearner
+from .shared.keys import Decides, Key
+from .shared.prompts import POSITIONS, PromptLearner, agrees_with_words
 
 
 class CustomCLIP(ClipClassifier):
@@ -41,6 +41,7 @@ class CoOp(ClipTrainer):
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
     }
+    decides = {"CTX_INIT": Decides(("N_CTX", "CSC"), agrees_with_words, refused=True)}
     learner = "prompt_learner"
 
     def check_node(self, node):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PRECISIONS
-from .shared.keys import SOME, TEMPLATE, Key
+from .shared.keys import SOME, TEMPLATE, Decides, Key
 from .shared.prompts import template_for
 from .shared.rotations import Rotation, Rotations, cayley, max_error, rotate, rotated_linear
 from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
@@ -155,6 +155,7 @@ class OrthCR(TunedTrainer):
         # for the encoders; R of (1) and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
+    decides = {"REACH": Decides(("OPTIM.LR",))}
     learner = "rotations"
     classifier = OrthogonalCLIP
     angle: dict[str, float] | None = None  # at the end of training, see `OrthogonalCLIP.degrees`
@@ -170,9 +171,11 @@ class OrthCR(TunedTrainer):
             steps = optim.MAX_EPOCH * len(self.train_loader_x)
             optim.defrost()
             optim.LR = self.node.REACH / steps**0.5
-            optim.WARMUP_CONS_LR = min(optim.WARMUP_CONS_LR, optim.LR)
+            if optim.WARMUP_CONS_LR > optim.LR:
+                print(f"OPTIM.WARMUP_CONS_LR {optim.WARMUP_CONS_LR:g} is more than the rate, which is taken instead")
+                optim.WARMUP_CONS_LR = optim.LR
             rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
-            print(f"Learning rate {optim.LR:.2g} = {rule}; for OPTIM.LR, give {self.key('REACH')} 0")
+            print(f"Learning rate {optim.LR:.2g} = {rule}; OPTIM.LR behind it sets another")
         return optim
 
     def losses(self, image, label):

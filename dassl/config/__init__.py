@@ -14,7 +14,7 @@ from .defaults import _C as cfg_default
 from .defaults import RETIRED, TOGETHER
 from .keys import Key, shown
 
-__all__ = ["check_config", "clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
+__all__ = ["check_config", "clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config", "read_layers"]
 
 BASE = "_BASE_"  # detectron2's key
 AUTO = "auto"  # a word that may replace a number, and be replaced by one
@@ -114,6 +114,15 @@ def merge_config(cfg, source, allow_new=()):
                 setattr(node, name, CN())
             node = node[name]
         setattr(node, leaf, value)
+
+
+def read_layers(path):
+    """Return [(path, {dotted key: value}), ...] of a YAML file behind its bases, as `merge_config` merges them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `merge_config`.
+    """
+    return [(str(file), flatten(content)) for file, content in _read_with_bases(path)]
 
 
 def _pair_up(opts):
