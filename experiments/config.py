@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 import trainers
-from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers
+from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers, resolve_aliases
 from dassl.config.defaults import KEYS
 from dassl.config.keys import Key, shown, values
 from dassl.data.datasets import DATASET_REGISTRY
@@ -349,7 +349,9 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
 def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
-    check_config(cfg, declared(args.trainer, with_data))
+    keys = declared(args.trainer, with_data)
+    resolve_aliases(cfg, keys)
+    check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
     if not args.eval_only:
