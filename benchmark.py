@@ -21,11 +21,11 @@ def main(argv: list[str] | None = None) -> int:
         args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
         from experiments.benchmark import run  # not above: with PyTorch, which takes seconds, and --help needs none
 
-        failed = run(args)
+        failed, outdated = run(args)
         from reports.comparison import compare  # with matplotlib
 
         if any(args.output_dir.rglob("results.json")):
-            compare([args.output_dir], args.output_dir, args.seeds)
+            compare([args.output_dir], args.output_dir, args.seeds, outdated)
         return failed
 
     return command(work, "interrupted: given again, the same command goes on where it was")

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
 import datasets
 import trainers
@@ -11,17 +12,26 @@ from dassl.utils import check_availability, locked
 from trainers.base import ClipTrainer, node_of
 
 from . import engines
+from .command import USER_ERRORS
 from .config import discover, setup_cfg, strength_key
 from .flags import NAMES, parse
-from .plans import Job, execute
+from .plans import FINISHED_MAY_DIFFER, Job, execute, tell
 from .protocols import Method, Stages, row_of, source_of, targets, variants
+from .run import differences
 
 # the part of the embedded data that each protocol trains or tests on
 EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets("shapes"), "dg": variants("shapes")}
 
 
-def run(args: argparse.Namespace) -> list[str]:
-    """Makes all runs; returns a line for each model that failed. Raises ValueError for what cannot be planned."""
+def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
+    """Make all runs.
+
+    Returns:
+        A line for each model that failed; and of the directories that hold results of other settings why.
+
+    Raises:
+        ValueError: something cannot be planned.
+    """
     names = list(NAMES) if "all" in args.protocol else args.protocol
     methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
     jobs = plan(methods, [NAMES[name] for name in names], args)
@@ -30,7 +40,36 @@ def run(args: argparse.Namespace) -> list[str]:
     runs = sum(len(job.runs) for job in jobs)
     print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
-        return execute(jobs, title=args.output_dir.name, engine=engine)
+        finished = set()
+
+        def done(job: Job, results: list[dict]) -> str:
+            finished.add(job)
+            return tell(job, results)
+
+        failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
+        return failed, outdated([job for job in jobs if job not in finished])
+
+
+def outdated(jobs: list[Job]) -> dict[Path, str]:
+    """Return the folders of runs whose results are not those of their settings now, with the reason."""
+    reasons = {}
+    for planned in (planned for job in jobs for planned in job.runs):
+        result = planned.folder / "results.json"
+        if not result.exists():
+            continue
+        if planned.model in reasons:
+            reasons[planned.folder] = "it is of a model with other settings"
+            continue
+        try:
+            different = differences(setup_cfg(parse(list(planned.argv))), FINISHED_MAY_DIFFER)
+        except USER_ERRORS as error:
+            reasons[planned.folder] = f"its settings cannot be compared ({error})"
+            continue
+        if different:
+            reasons[planned.folder] = f"it was made with {', '.join(different)}"
+        elif planned.model and result.stat().st_mtime < (planned.model / "results.json").stat().st_mtime:
+            reasons[planned.folder] = "it is older than its model"
+    return reasons
 
 
 def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:

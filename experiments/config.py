@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 import trainers
-from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config
+from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers, resolve_aliases
 from dassl.config.defaults import KEYS
 from dassl.config.keys import Key, shown, values
 from dassl.console import say
@@ -26,14 +26,14 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
-from dassl.utils import check_availability, read_json
+from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of
 from trainers.shared.backbones import from_anywhere, input_keys
+from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
 from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-CLASSES = "classes.json"  # beside config.yaml: the class names, in order of their labels
 OWN = {  # keys that are not Dassl's, or with another default
     "DATASET": {
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
@@ -91,6 +91,8 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
         merge_config(cfg, preprocessing(cfg, args))
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
+    if not new:
+        settle(cfg, args)
     return finish(cfg, args, with_data)
 
 
@@ -115,7 +117,7 @@ def strength_of(args: argparse.Namespace):
 def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
     """From the file of a method that this one extends, its node's settings are taken, too."""
     method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
-    parent = next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
+    parent = parent_of(file, method)
     if parent and node_of(parent) in default and node_of(parent) != node_of(method):
         theirs, mine = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
         for key in theirs.keys() & mine.keys():
@@ -135,6 +137,59 @@ def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
     other = next((name for name in meant if name and name not in family and nodes.get(name) != node_of(method)), "")
     if other:
         raise ValueError(f"the config files are for {other}, not for {args.trainer}: give --trainer {other}")
+
+
+def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Let the last word win where one key decides in place of others: see `Decides`.
+
+    Raises:
+        ValueError: one file, or the command line, sets both.
+    """
+    method = TRAINER_REGISTRY.get(args.trainer)
+    node, layers = node_of(method), layers_of(args)
+    for name, decides in method.decides.items():
+        deciding = f"TRAINER.{node}.{name}"
+        if not cfg.TRAINER[node][name]:
+            continue
+        since = max((k for k, (_, keys) in enumerate(layers) if deciding in keys), default=-1)
+        for short in decides.keys:
+            key = short if "." in short else f"TRAINER.{node}.{short}"
+            last = max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
+            now, word = flatten(cfg)[key], cfg.TRAINER[node][name]
+            if last < max(since, 0) or not word or decides.agrees(short, now, word):
+                continue
+            off = shown(type(word)())
+            if last == since or decides.refused:
+                wrong = f"{key} {shown(now)} {layers[last][0]} has no effect with {deciding} {shown(word)}"
+                raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
+            print(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
+            cfg.TRAINER[node][name] = type(word)()
+
+
+def layers_of(args: argparse.Namespace) -> list[tuple[str, dict]]:
+    """Return where keys are set, later over earlier: [("in FILE", {key: value}), ..., ("on the command line", ...)].
+
+    In the config.yaml of a run, which has every key, a key that another decides in place of is not set.
+    """
+    method, layers = TRAINER_REGISTRY.get(args.trainer), []
+    for path, keys in (layer for file in files(args) for layer in read_layers(file)):
+        if {"TRAINER.NAME", "VERBOSE"} <= keys.keys():
+            deciding = {f"TRAINER.{node_of(method)}.{name}" for name in method.decides}
+            keys = {key: value for key, value in keys.items() if key in deciding}
+        layers.append((f'in "{path}"', keys | inherited(keys, path, method)))
+    return [*layers, ("on the command line", dict(zip(args.opts[::2], args.opts[1::2], strict=True)))]
+
+
+def inherited(keys: dict, path: str, method: type) -> dict:
+    """Return the keys that a parent's file sets for the method, by `inherit`."""
+    parent, mine = parent_of(path, method), f"TRAINER.{node_of(method)}."
+    theirs = f"TRAINER.{node_of(parent)}." if parent else mine
+    return {key.replace(theirs, mine, 1): value for key, value in keys.items() if key.startswith(theirs)}
+
+
+def parent_of(file: str, method: type) -> type | None:
+    """Return the class that the method extends and that the folder of a config file is named after."""
+    return next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
 
 
 def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -292,18 +347,12 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
     return {}
 
 
-def read_classes(path: str) -> list[str]:
-    """The class names of a run. Raises ValueError if the file holds something else."""
-    names = read_json(path)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} is no list of class names: put the original back")
-    return names
-
-
 def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
-    check_config(cfg, declared(args.trainer, with_data))
+    keys = declared(args.trainer, with_data)
+    resolve_aliases(cfg, keys)
+    check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
     if not args.eval_only:
@@ -343,6 +392,8 @@ def check_resume(cfg: CfgNode) -> None:
     """Raises ValueError if RESUME is a finished training: nothing would be trained, and the results would claim it."""
     if not cfg.RESUME:
         return
+    if cfg.MODEL.INIT_WEIGHTS:
+        raise ValueError("MODEL.INIT_WEIGHTS has no effect with --resume, whose weights replace it: give one of them")
     own, other = (
         [epochs(folder)[-1] for folder in glob.glob(osp.join(glob.escape(run), "*", "")) if epochs(folder)]
         for run in (cfg.OUTPUT_DIR, cfg.RESUME)

@@ -26,6 +26,7 @@ from .flags import count, parse
 from .run import MAY_DIFFER, check_same_run, run
 
 ROOT = Path(__file__).resolve().parents[1]
+FINISHED_MAY_DIFFER = tuple(key for key in MAY_DIFFER if not key.startswith("TEST."))  # of a run with its results
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(args)
-        check_same_run(setup_cfg(args), tuple(key for key in MAY_DIFFER if not key.startswith("TEST.")))
+        check_same_run(setup_cfg(args), FINISHED_MAY_DIFFER)
     try:
         return read_json(done)
     except ValueError as error:

@@ -1,9 +1,11 @@
 """One run: it trains or evaluates in its output directory, and its `results.json` says how, on what and how well."""
 
 import argparse
+import ast
 import contextlib
 import errno
 import glob
+import importlib.util
 import os
 import os.path as osp
 import platform
@@ -12,6 +14,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -34,12 +39,17 @@ from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, read_run, 
 from .flags import parse
 from .seen import SEEN, keep_seen
 
+ROOT = CONFIGS.parent
 VERSIONS = (torch, np, torchvision, dassl)
 # Settings that may differ between a run and its continuation: they do not change what is trained
 MAY_DIFFER = tuple(
     "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
     "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
 )
+
+
+# Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
+TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
 
 
 def main(argv: list[str] | None = None, draw: own_images.ContactSheet | None = None) -> int:
@@ -110,12 +120,15 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy. A model of
     another code base, which has no config.yaml, is checked when its checkpoint is loaded.
     """
+    different = []
     for key, now in plain(cfg).items():
         was = args.model_config.get(key, now)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith((".PREC", ".MONITOR", ".STRENGTH")) and was != now:
-            wrong = f'the model in {args.model_dir} was trained with {key} "{was}", not "{now}"'
-            raise ValueError(f"{wrong}: give the same here, or another --model-dir")
+        if matters and not key.endswith(TRAINING_ONLY) and was != now:
+            different.append(f'{key} "{was}", not "{now}"')
+    if different:
+        wrong = f"the model in {args.model_dir} was trained with {', '.join(different)}"
+        raise ValueError(f"{wrong}: give the same here, or another --model-dir")
 
 
 def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -152,15 +165,28 @@ def check_same_strength(cfg: CfgNode) -> None:
 
 def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
     """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
+    different = differences(cfg, may_differ)
+    if different:
+        wrong = f"{cfg.OUTPUT_DIR} holds a run with {', '.join(different)}"
+        raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+
+
+def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
+    """Return "KEY value, not value" for each setting of the run in the output directory that is another in `cfg`."""
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
-        return
+        return []
     old, new, default = (read_run(path), plain(cfg), plain(default_cfg(cfg.TRAINER.NAME)))  # older runs lack newer keys
+    lines = []
     for key in sorted(old.keys() | new.keys()):
-        was, now = (some.get(key, default.get(key)) for some in (old, new))
+        was, now = (config.get(key, default.get(key)) for config in (old, new))
         if not key.startswith(may_differ) and was != now:
-            wrong = f"{cfg.OUTPUT_DIR} holds a run with {key} {was}, not {now}"
-            raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+            lines.append(f"{key} {worded(was)}, not {worded(now)}")
+    return lines
+
+
+def worded(value: object) -> str:
+    return '""' if value == "" else str(value)
 
 
 def check_processes(cfg: CfgNode) -> None:
@@ -254,15 +280,22 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         **trainer.results,
         **getattr(trainer, "facts", dict)(),  # of the method's own
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
+        "learning_rate": None if args.eval_only else learning_rate(trainer),  # the highest of the schedule
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
         "peak_memory_mib": peak_memory(cfg),  # of the first process
         "processes": distributed.size(),
         "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in VERSIONS},
-        "git_revision": git_revision(),
+        "git_revision": git_revision(source_files(sys.modules[__name__], type(trainer), type(trainer.dm.dataset))),
         "config": config,
         "model_config": model_config,  # of the model evaluated; empty if it is of another code base
     }
+
+
+def learning_rate(trainer) -> float | None:
+    """Return the rate that a training had, without warm-up and decay: of several optimizers the first one's."""
+    schedules = [schedule for schedule in trainer._scheds.values() if schedule is not None]
+    return schedules[0].base_lrs[0] if schedules else None
 
 
 def peak_memory(cfg: CfgNode) -> float:
@@ -274,13 +307,48 @@ def peak_memory(cfg: CfgNode) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def git_revision() -> str | None:
-    """Commit of this code, with "+" if files were changed since; None outside a repository."""
+def git_revision(files: Iterable[str] = ()) -> str | None:
+    """Return the commit of this code, with "+" if files were changed since; None outside a repository.
+
+    Args:
+        files: paths of source files. One that git does not track is a change, too.
+    """
 
     def git(*words: str) -> str:
-        return subprocess.check_output(["git", *words], cwd=CONFIGS, stderr=subprocess.DEVNULL, text=True).strip()
+        return subprocess.check_output(["git", *words], cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
-        return git("rev-parse", "HEAD") + "+" * bool(git("--no-optional-locks", "status", "--porcelain", "-uno"))
+        commit = git("rev-parse", "HEAD")
+        changed = git("--no-optional-locks", "status", "--porcelain", "-uno")
+        tracked = {str(ROOT / name) for name in git("ls-files", "-z").split("\0")}
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}+" if changed or not tracked.issuperset(files) else commit
+
+
+def source_files(*used: ModuleType | type) -> set[str]:
+    """Return the files of this repository that modules and classes come from, with all that these import.
+
+    Trainers and data sets that are registered, and not used, are none of them.
+    """
+    names = [cls.__module__ for part in used if isinstance(part, type) for cls in part.__mro__]
+    names += [part.__name__ for part in used if isinstance(part, ModuleType)]
+    files = {}
+    while names:
+        name = names.pop()
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "/").resolve()
+        if name not in files and file.is_relative_to(ROOT):
+            files[name] = str(file)
+            names += imported_by(sys.modules[name], file)
+    return set(files.values())
+
+
+def imported_by(module: ModuleType, file: Path) -> Iterator[str]:
+    """Yield the names of what the source of a module imports: modules, and what may be one."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+            yield start
+            yield from (f"{start}.{alias.name}" for alias in node.names)

@@ -1,11 +1,13 @@
 """The comparison of methods: tables, pictures and report.html of a tree of results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
+
+from dassl.files import visible
 
 from .methods import by_method
 from .names import AVERAGE
@@ -28,9 +30,14 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def compare(paths: Iterable[str | Path], out: Path, seeds: Iterable[int] | None = None) -> list[Table]:
-    """`write_report`, and in `out` also report.html with more pictures. Raises as it does."""
-    tables = write_report(paths, seeds, out)
+def compare(
+    paths: Iterable[str | Path],
+    out: Path,
+    seeds: Iterable[int] | None = None,
+    outdated: Mapping[Path, str] | None = None,
+) -> list[Table]:
+    """`write_report`, and in `out` also report.html with more pictures. Takes and raises what it does."""
+    tables, left_out = write_report(paths, seeds, out, outdated)
     styles = styles_of([cell for table in tables for cell in table.cells])
     sections = []
     for table in tables:
@@ -45,8 +52,12 @@ def compare(paths: Iterable[str | Path], out: Path, seeds: Iterable[int] | None 
         if table.protocol in KINDS:
             figures.append(figure(out / f"{table.slug}.png", KINDS[table.protocol].__doc__.split("\n")[0]))
         sections.append(section(table.title, [*grids(table, costs), *figures], table.notes))
+    if left_out:
+        sections.append(section("Left out", [], [visible(line) for line in left_out]))
     methods = dict.fromkeys(cell.method for table in tables for cell in table.cells)
-    text = f"{len(methods)} methods: {', '.join(methods)}. {HINT}"
+    text = (
+        f"{len(methods)} methods: {', '.join(methods)}. {HINT}" if methods else "No result has the settings asked for."
+    )
     (out / "report.html").write_text(page("Comparison of methods", text, sections), encoding="utf-8")
     print(f"\n{out / 'report.html'}; beside it report.md, report.csv and the pictures")
     return tables

@@ -3,8 +3,9 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from dassl.files import atomic_write
 
@@ -13,18 +14,32 @@ from .tables import Table, of_seeds, section, tables
 from .tree import collect
 
 
+class Report(NamedTuple):
+    """The tables, and a line for each result that is in none of them."""
+
+    tables: list[Table]
+    left_out: list[str]
+
+
 def write_report(
-    paths: Iterable[str | Path], seeds: Iterable[int] | None = None, output_dir: str | Path | None = None
-) -> list[Table]:
+    paths: Iterable[str | Path],
+    seeds: Iterable[int] | None = None,
+    output_dir: str | Path | None = None,
+    outdated: Mapping[Path, str] | None = None,
+) -> Report:
     """Prints the tables of the trees `paths`; writes report.md, report.csv and a PNG of each to `output_dir`.
+
+    Args:
+        outdated: directories with results that are left out, and why. If nothing else is there, the report has no
+            table: what an earlier one says does not hold.
 
     Raises as `collect`, and ValueError also if no table can be made.
     """
     left_out = []
-    runs = of_seeds(collect(paths, left_out), seeds)
+    runs = of_seeds(collect(paths, left_out, outdated), seeds)
     made = tables(runs, seeds)
     left_out += without_table(runs, made)
-    if not made:
+    if not made and not outdated:
         raise ValueError(left_out[0] if left_out else f"no run has one of the seeds {', '.join(map(str, seeds))}")
     print(as_text(made, left_out), end="")
     if output_dir:
@@ -35,7 +50,7 @@ def write_report(
             with atomic_write(output_dir / name) as f:
                 f.write(text.encode())
         draw(made, output_dir)
-    return made
+    return Report(made, left_out)
 
 
 def without_table(runs: list[Run], made: list[Table]) -> list[str]:

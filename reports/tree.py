@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +10,26 @@ from .logs import by_layout, plain, read_log
 from .runs import MODEL_SPLIT, LeftOut, Run, at_strength, read_results
 
 
-def collect(paths: Iterable[str | Path], left_out: list[str] | None = None) -> list[Run]:
+def collect(
+    paths: Iterable[str | Path], left_out: list[str] | None = None, outdated: Mapping[Path, str] | None = None
+) -> list[Run]:
     """All test results below the directories `paths`, in an order that does not depend on the names in there.
 
     Args:
         paths: directories, of one run or of any number.
         left_out: gets a line for each run and file that gives no result.
+        outdated: directories that are left out, with all below them, and why.
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: no result in any.
+        ValueError: no result in any, and none is outdated.
     """
     why = [] if left_out is None else left_out
-    found = [run for folder in folders(paths) for run in read_folder(folder, why)]
+    outdated = outdated or {}
+    reasons = {folder.resolve(): reason for folder, reason in outdated.items()}
+    why += [f"{folder}: {reason}" for folder, reason in outdated.items()]
+    current = (folder for folder in folders(paths) if not any(f in reasons for f in with_parents(folder.resolve())))
+    found = [run for folder in current for run in read_folder(folder, why)]
     trainings, runs = [run for run in found if run.model], []
     for run in found:
         if run.accuracy is None:  # `read_folder` said so
@@ -31,10 +38,14 @@ def collect(paths: Iterable[str | Path], left_out: list[str] | None = None) -> l
             runs.append(run if run.model_dir is None else with_model(run, trainings))
         except LeftOut as error:
             why.append(f"{run.path}: {error}")
-    if not runs:
+    if not runs and not outdated:
         reason = why[0] if why else "no results.json, no log.txt"
         raise ValueError(f"no test result in {', '.join(map(str, paths))} ({reason})")
     return sorted(runs, key=order)
+
+
+def with_parents(folder: Path) -> list[Path]:
+    return [folder, *folder.parents]
 
 
 def order(run: Run) -> tuple:

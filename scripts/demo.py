@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         return failed
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
-    (table,) = write_report([out / "base2new"], output_dir=out)
+    (table,) = write_report([out / "base2new"], output_dir=out).tables
     seeds = ", ".join(map(str, SEEDS))
     print(f"\n{costs(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
 

@@ -200,7 +200,15 @@ def count_num_param(model=None, params=None):
     return sum(p.numel() for p in model.parameters())
 
 
+def load_checkpoint(fpath):
+    raise NotImplementedError
+
+
 def load_pretrained_weights(model, weight_path):
+    raise NotImplementedError
+
+
+def read_json(fpath):
     raise NotImplementedError
 
 
@@ -212,7 +220,10 @@ MODULES = {
     "dassl.engine": [TrainerX],
     "dassl.metrics": [compute_accuracy],
     "dassl.optim": [build_optimizer, build_lr_scheduler],
-    "dassl.utils": [check_availability, get_most_similar_str_to_a_from_b, count_num_param, load_pretrained_weights],
+    "dassl.utils": [
+        *(check_availability, get_most_similar_str_to_a_from_b, count_num_param, load_checkpoint),
+        *(load_pretrained_weights, read_json),
+    ],
 }
 
 

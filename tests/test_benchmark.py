@@ -1,5 +1,6 @@
 """benchmark.py: what it plans, what it refuses, and that killing it changes nothing."""
 
+import html
 import json
 import random
 import signal
@@ -139,6 +140,38 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     with locked(str(tmp_path), ""):
         assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1"]) == 1
     assert "another benchmark is at work" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_in_no_table(tmp_path, monkeypatch, capsys, data_root):
+    monkeypatch.setattr("experiments.engines.local", inline)
+    words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--root", str(data_root)]
+    words += ["--output-dir", str(tmp_path), "--trainers", "CoOp", "ZeroshotCLIP"]
+    quick = ["OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False", "TRAINER.COOP.CTX_INIT", "a"]
+    assert benchmark.main([*words, *quick, "TRAINER.COOP.N_CTX", "1"]) == 0
+    before = (tmp_path / "report.csv").read_text()
+    assert capsys.readouterr().out.count("CoOp") and "CoOp" in before
+
+    other = ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", "2"]
+    assert benchmark.main([*words, *quick[:4], *other]) == 1
+    done = capsys.readouterr()
+    told = 'TRAINER.COOP.CTX_INIT a, not "", TRAINER.COOP.N_CTX 1, not 2'
+    assert told in done.err and told in done.out
+    csv, page, markdown = ((tmp_path / f"report.{end}").read_text() for end in ("csv", "html", "md"))
+    assert "CoOp" not in csv and "ZeroshotCLIP" in csv
+    for text in (page, markdown):
+        table, left_out = text.split("Left out")
+        assert "CoOp" not in table and "ZeroshotCLIP" in table
+        assert str(tmp_path / "base2new/shapes/shots16/CoOp/tiny/seed1") in left_out and told in html.unescape(left_out)
+        assert "of a model with other settings" in left_out, "its test on new classes"
+
+    words.remove("ZeroshotCLIP")  # nothing is left, and the report of before does not stay
+    (tmp_path / "base2new/shapes/shots16/ZeroshotCLIP").rename(tmp_path.parent / "elsewhere")
+    assert benchmark.main([*words, *quick[:4], *other]) == 1
+    assert "ZeroshotCLIP" not in (tmp_path / "report.html").read_text() + (tmp_path / "report.csv").read_text()
+    assert benchmark.main([*words, *quick, "TRAINER.COOP.N_CTX", "1"]) == 0
+    assert [line for line in before.splitlines() if ",CoOp," in line] == [
+        line for line in (tmp_path / "report.csv").read_text().splitlines() if ",CoOp," in line
+    ]
 
 
 def test_an_unknown_key_is_told_before_anything_runs(tmp_path, capsys):

@@ -25,8 +25,8 @@ REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
 RESULT_KEYS = set(
     """trainer dataset classes seed shots backbone eval_only model_dir trained trained_on split accuracy error_rate
-    macro_f1 ece trainable_params seconds peak_memory_mib processes device versions git_revision config model_config
-    sha256""".split()
+    macro_f1 ece trainable_params learning_rate seconds peak_memory_mib processes device versions git_revision config
+    model_config sha256""".split()
 )
 TUNED_KEYS = RESULT_KEYS | {"strength", "rotation_degrees"}  # of OrthCR
 FAST = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": [], "ZeroshotCLIP": []}

@@ -134,6 +134,34 @@ def test_the_originals_checkpoint_loads(make_trainer, noise, one_line):
         one_line(error)
 
 
+def test_the_originals_name_of_the_output_map(make_trainer, tmp_path):
+    """Its command line says "q k v o"; in the config, and so in results and checkpoints, the map is "out"."""
+    theirs = make_trainer("TRAINER.CLIPLORA.WEIGHTS", "['q', 'v', 'o']", trainer="CLIPLoRA")
+    ours = make_trainer("TRAINER.CLIPLORA.WEIGHTS", "['q', 'v', 'out']", trainer="CLIPLoRA")
+    assert theirs.cfg.TRAINER.CLIPLORA.WEIGHTS == ["q", "v", "out"] and theirs.cfg == ours.cfg
+    assert list(theirs.model.lora.state_dict()) == list(ours.model.lora.state_dict())
+    assert list(make_trainer("TRAINER.ORTHCR.WEIGHTS", "['o']").cfg.TRAINER.ORTHCR.WEIGHTS) == ["out"]
+
+
+def test_the_maps_in_the_metadata_of_the_originals_checkpoint(make_trainer, noise, one_line):
+    trainer = make_trainer("TRAINER.CLIPLORA.WEIGHTS", "['q', 'v', 'o']", trainer="CLIPLoRA")
+    lora, layers = trainer.model.lora, {}
+    blocks = {tuple(name.split("_")[:2]) for name in lora.w_lora_A}
+    for k, (encoder, i) in enumerate(sorted(blocks, key=lambda block: (block[0] == "image", int(block[1])))):
+        a = noise(*lora.w_lora_A[f"{encoder}_{i}_q"].shape, seed=k)
+        matrices = {"w_lora_A": a, "w_lora_B": a.T.clone()}
+        layers[f"layer_{k}"] = {name: matrices for name in ("q_proj", "v_proj", "proj")}
+    file = Path(trainer.output_dir, "lora_weights.pt")
+    file.parent.mkdir(parents=True)
+    torch.save({"weights": layers, "metadata": {"r": 2, "alpha": 1, "params": ["q", "v", "o"]}}, file)
+    trainer.load_model(trainer.output_dir)
+    assert torch.equal(lora.w_lora_A["text_1_out"], layers["layer_1"]["proj"]["w_lora_A"])
+    other = make_trainer(trainer="CLIPLoRA", out="other")
+    with pytest.raises(ValueError, match=r"is of the maps q, v, out: set WEIGHTS \['q', 'v', 'out'\]") as error:
+        other.load_model(trainer.output_dir)
+    one_line(error)
+
+
 def test_settings_that_make_no_sense_are_refused(make_trainer, one_line):
     for key, value in (("R", 0), ("DROPOUT", 1.0), ("WEIGHTS", "['w']"), ("LAYERS", "[9]")):
         with pytest.raises(ValueError) as error:

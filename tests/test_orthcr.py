@@ -257,12 +257,17 @@ def test_layer_that_is_not_there(random_clip, layers, encoders):
     assert str(layers[0]) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("b, width", [(48, 128), (256, 128), (7, 128)])
-def test_block_size_that_does_not_divide(random_clip, b, width):
+@pytest.mark.parametrize(
+    "b, width, encoders", [(48, 128, BOTH), (256, 128, BOTH), (7, 128, BOTH), (128, 64, BOTH), (48, 128, ["image"])]
+)
+def test_block_size_that_does_not_divide(random_clip, b, width, encoders):
+    """The sizes offered fit all places: the text encoder, if it is tuned, is narrower."""
     with pytest.raises(ValueError, match=rf"BLOCK_SIZE {b} does not divide the {width} inputs") as error:
-        orthogonal(random_clip(), BLOCK_SIZE=b)
+        orthogonal(random_clip(), BLOCK_SIZE=b, ENCODERS=encoders)
     offered = [int(n) for n in str(error.value).split("[")[1].split("]")[0].split(",")]
-    assert offered == [16, 32, 64, 128] and "\n" not in str(error.value)
+    assert offered == [16, 32, 64] + [128] * (encoders != BOTH) and "\n" not in str(error.value)
+    for size in offered:
+        orthogonal(random_clip(), BLOCK_SIZE=size, ENCODERS=encoders)
 
 
 @pytest.mark.parametrize(

@@ -323,9 +323,10 @@ def test_the_rate_of_a_reach_falls_with_the_root_of_the_steps(make_trainer, caps
     reach = f"TRAINER.{trainer.upper()}.REACH"
     opts = [reach, 0.02, "OPTIM.MAX_EPOCH", epochs, "DATALOADER.TRAIN_X.BATCH_SIZE", batch]
     opts += ["INPUT.TRANSFORMS", "['normalize']"]
-    made = make_trainer(*opts, "OPTIM.LR", 0.3, trainer=trainer)
+    made = make_trainer(*opts, trainer=trainer)
     assert made.get_current_lr() == made.sched.base_lrs[0] == pytest.approx(0.02 / steps**0.5)
     assert f"{reach} 0.02 / sqrt({steps} steps)" in capsys.readouterr().out
+    assert made.cfg.OPTIM.LR != made.get_current_lr(), "tiny.yaml has a rate of its own"
 
 
 def test_without_a_reach_the_rate_is_that_of_the_optimizer(make_trainer):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import trainers
@@ -55,6 +56,25 @@ def test_the_trainers_of_the_pages_run(name, tmp_path, monkeypatch, make_trainer
     assert all(after[key].isfinite().all() and not after[key].equal(value) for key, value in before.items())
     assert 0 <= trainer.results["accuracy"] <= 100
     assert (tmp_path / "out" / trainer.learner / "model.pth.tar-1").exists()
+
+
+def test_the_trainer_of_the_readme_is_zero_shot_on_new_classes(tmp_path, monkeypatch, make_trainer):
+    discover(trainers)
+    (tmp_path / "readme_scale.py").write_text(TRAINERS["ClassScale"])
+    monkeypatch.setattr(trainers, "__path__", [*trainers.__path__, str(tmp_path)])
+    monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
+    opts = ["MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", (32, 32), "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 3.0]
+    trained = make_trainer(*opts, "DATASET.SUBSAMPLE_CLASSES", "base", trainer="ClassScale")
+    trained.train()
+    assert trained.model.learner["scale"].std() > 0.1
+
+    new = make_trainer(*opts, "DATASET.SUBSAMPLE_CLASSES", "new", trainer="ClassScale", out="new")
+    zero_shot = new.test()
+    new.load_model(trained.output_dir)
+    assert new.test() == zero_shot
+    with torch.no_grad():  # by position it would have been something else
+        new.model.learner["scale"].copy_(trained.model.learner["scale"])
+    assert new.test() != zero_shot
 
 
 def test_the_four_commands_of_the_readme(tmp_path):

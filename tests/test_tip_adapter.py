@@ -143,7 +143,8 @@ def test_as_published_the_epoch_is_the_best_on_test(scripted, monkeypatch, capsy
 
 @pytest.mark.parametrize("name", ["TipAdapter", "TipAdapterF"])
 def test_without_val_nothing_is_chosen(make_trainer, monkeypatch, capsys, name):
-    trainer = make_trainer(*small(name, f"TRAINER.{name.upper()}.INIT_ALPHA", 1.25), trainer=name)
+    trainer = make_trainer(*small(name), trainer=name)
+    trainer.model.cache.set(1.25, 1.0)
     monkeypatch.setattr(trainer.dm.dataset, "_val", [])
     trainer.train()
     assert "no val images" in capsys.readouterr().out and trainer.model.cache.alpha.item() == 1.25

@@ -1,5 +1,6 @@
 """ClipTrainer: what every method shares. A method gives its defaults, its classifier and, if it has one, its loss."""
 
+import copy
 import math
 import os
 import shutil
@@ -15,11 +16,12 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import check_availability, count_num_param, load_pretrained_weights
+from dassl.utils import check_availability, count_num_param, load_checkpoint, load_pretrained_weights
 
 from .shared.backbones import load_clip
+from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
 from .shared.console import say
-from .shared.keys import Key, values
+from .shared.keys import Decides, Key, values
 from .shared.loaders import is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
 
@@ -38,6 +40,9 @@ class ClipTrainer(TrainerX):
       may be;
     - `learner`: name of the classifier's submodule that holds all that is learned; empty for zero-shot methods.
       Without parameters (a cache in buffers) it is filled by `fit` and not trained;
+    - `per_class`: names of the learner's tensors with a row for each class. A checkpoint's rows are taken by the names
+      of the classes; a class that was not trained on keeps the row that `build_classifier` gave it;
+    - `decides`: keys of its node that decide in place of other keys, each with its `Decides`;
     - `registered`: name of the checkpoints' folder, where that of `learner` is not the original's;
     - `node_name`, `root`: the name of another node, and keys beside TRAINER, of originals whose settings lie there;
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch rather than each epoch;
@@ -47,6 +52,8 @@ class ClipTrainer(TrainerX):
 
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
     learner: str = ""
+    per_class: tuple[str, ...] = ()
+    decides: dict[str, Decides] = {}
     registered: str = ""
     node_name: str = ""
     root: dict = {}
@@ -116,8 +123,12 @@ class ClipTrainer(TrainerX):
         if not self.learner:
             return
         learner = self.model.get_submodule(self.learner)
+        unknown = [name for name in self.per_class if name not in learner.state_dict()]
+        if unknown:
+            there = ", ".join(learner.state_dict())
+            raise ValueError(f'{type(self).__name__}.per_class names "{unknown[0]}", but the learner has {there}')
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(learner, cfg.MODEL.INIT_WEIGHTS)
+            self.load_init_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
             say(f"Trained parameters: {count_num_param(learner):,} of {count_num_param(self.model):,}")
             optim = self.optim_cfg()
@@ -279,7 +290,8 @@ class ClipTrainer(TrainerX):
         return torch.cat(features), torch.cat(labels)
 
     def get_extra_state(self):
-        return {"scaler": self.scaler.state_dict()}  # amp's loss scale
+        # amp's loss scale; the classes that the learner is of
+        return {"scaler": self.scaler.state_dict(), "classes": list(self.dm.dataset.classnames)}
 
     def set_extra_state(self, state):
         if self.scaler.is_enabled() and state.get("scaler"):
@@ -288,6 +300,61 @@ class ClipTrainer(TrainerX):
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         # the original Dassl prints the result as a number when it loads, and could not print None
         super().save_model(epoch, directory, is_best, math.nan if val_result is None else val_result, model_name)
+
+    # ---------------------------------------------------------------- learners of which a part belongs to a class
+
+    def suit_checkpoint(self, checkpoint, path, resume=False):
+        weights, learner = checkpoint.get("state_dict", checkpoint), self.model.get_submodule(self.learner)
+        place = self.places_in(checkpoint, path)
+        if place is None or not isinstance(weights, dict):
+            return checkpoint
+        by_itself = "classes" in dict(learner.named_buffers()) and not resume
+        lost = () if by_itself else self.tensors_of_classes(weights)
+        lost = [name for name in lost if resume or name not in self.per_class]
+        if lost:
+            wrong = f'"{lost[0]}" in "{path}" belongs to the classes of its training, and the classes here are others'
+            advice = f"give those classes, or name it in {type(self).__name__}.per_class (docs/design.md)"
+            if resume:
+                advice = "start from its weights with MODEL.INIT_WEIGHTS and another --output-dir"
+            raise ValueError(f"{wrong}: {advice}")
+        own = learner.state_dict()
+        rows = {name: rows_by_name(own[name], weights[name], place) for name in self.per_class if name in weights}
+        if rows:
+            trained = int((place >= 0).sum())
+            say(f"{', '.join(rows)}: {trained} of these {len(place)} classes were trained, others are as at the start")
+        return {**checkpoint, "state_dict": {**weights, **rows}}
+
+    def places_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
+        """Return where each class stands among those of the checkpoint; None: they are the same, or not known."""
+        trained, here = classes_of_training(checkpoint, path), self.dm.dataset.classnames
+        if trained is None or torch.equal(class_ids(trained), class_ids(here)):
+            return None
+        return places_of(class_ids(here), class_ids(trained))
+
+    def tensors_of_classes(self, weights: dict) -> list[str]:
+        """Return the names of the tensors of a checkpoint that would be loaded by the position of a class.
+
+        A dimension of as many entries as there are classes may be any other. So the learner is built a second time,
+        with a class less: of the classes are the tensors that have another shape then.
+        """
+        names, own = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
+        suspects = [name for name, tensor in own.items() if name in weights and len(names) in tensor.shape]
+        if not suspects:
+            return []
+        trainer = copy.copy(self)  # `build_classifier` may set attributes
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME, self.device)
+            less = trainer.build_classifier(clip_model, names[:-1]).get_submodule(self.learner).state_dict()
+        return [name for name in suspects if name not in less or less[name].shape != own[name].shape]
+
+    def load_init_weights(self, learner: torch.nn.Module, path: str) -> None:
+        """Load MODEL.INIT_WEIGHTS: those that fit, and of `per_class` those of the same classes."""
+        start = {name: learner.state_dict()[name].clone() for name in self.per_class}
+        checkpoint = load_checkpoint(path)
+        weights = self.suit_checkpoint(checkpoint, path).get("state_dict", checkpoint)
+        load_pretrained_weights(learner, path)
+        for name in start.keys() & weights.keys():
+            learner.state_dict()[name].copy_(weights[name])
 
     def load_model(self, directory, epoch=None):
         if not directory:

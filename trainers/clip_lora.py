@@ -20,10 +20,10 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import load_tensors
 from .shared import archives
-from .shared.keys import SOME, Key
+from .shared.keys import SOME, Decides, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
-from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
+from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
 from .tuned import TunedTrainer
 
 
@@ -51,6 +51,9 @@ class LoRA(nn.Module):
         layers, metadata = state_dict["weights"], state_dict.get("metadata", {})
         if metadata.get("alpha", self.alpha) != self.alpha:  # would fit, and scale the products otherwise
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
+        theirs = [ALIASES.get(name, name) for name in metadata.get("params", [])]
+        if theirs and set(theirs) != {name.split("_", 2)[2] for name in self.w_lora_A}:
+            raise ValueError(f"this LoRA is of the maps {', '.join(theirs)}: set WEIGHTS {theirs}")
         blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
         blocks = sorted(blocks, key=lambda block: (block[0] != "text", int(block[1])))
         if list(layers) != [f"layer_{k}" for k in range(len(blocks))]:
@@ -98,7 +101,7 @@ class CLIPLoRA(TunedTrainer):
     defaults = TunedTrainer.defaults | {
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
         "LAYERS": Key([], of=int),  # blocks, e.g. [-2, -1]; [] = all
-        "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, rule=SOME),
+        "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, aliases=ALIASES, rule=SOME),
         "R": Key(2, low=1),  # rank
         "ALPHA": Key(1.0, above=0),
         "DROPOUT": Key(0.25, low=0, below=1),
@@ -107,6 +110,7 @@ class CLIPLoRA(TunedTrainer):
         "N_ITERS": Key(0, low=0),  # as many steps for each shot, whatever the number of classes; 0 = OPTIM.MAX_EPOCH
         "LR_MIN": Key(1e-6, low=0),  # where the cosine ends
     }
+    decides = {"N_ITERS": Decides(("OPTIM.MAX_EPOCH",))}
     learner = "lora"
     lr_per_batch = True
 

@@ -19,8 +19,8 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import Key
-from .shared.prompts import PromptLearner
+from .shared.keys import Decides, Key
+from .shared.prompts import PromptLearner, agrees_with_words
 
 
 class ConditionalPromptLearner(PromptLearner):
@@ -64,6 +64,7 @@ class CoCoOp(ClipTrainer):
         "N_CTX": Key(16, low=1),  # M, number of context vectors; with CTX_INIT that of its words
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
     }
+    decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
     learner = "prompt_learner"
 
     def build_classifier(self, clip_model, classnames):

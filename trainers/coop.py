@@ -16,8 +16,8 @@ from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.console import say
 from .shared.encoders import normalize
-from .shared.keys import Key
-from .shared.prompts import POSITIONS, PromptLearner
+from .shared.keys import Decides, Key
+from .shared.prompts import POSITIONS, PromptLearner, agrees_with_words
 
 
 class CustomCLIP(ClipClassifier):
@@ -42,6 +42,7 @@ class CoOp(ClipTrainer):
         "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
     }
+    decides = {"CTX_INIT": Decides(("N_CTX", "CSC"), agrees_with_words, refused=True)}
     learner = "prompt_learner"
 
     def check_node(self, node):

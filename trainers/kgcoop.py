@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
-from .shared.console import say
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
@@ -23,7 +22,7 @@ class KgCoOp(CoOp):
     defaults = CoOp.defaults | {
         "N_CTX": Key(16, low=1),  # M, number of context vectors; 4 with CTX_INIT
         "CTX_INIT": False,  # whether the context starts from "a photo of a"; False = random
-        "CLASS_TOKEN_POSITION": "end",  # always; the key is there for the original's command lines
+        "CLASS_TOKEN_POSITION": Key("end", choices=["end"]),  # the original takes others, and does nothing with them
         "W": Key(1.0, low=0),  # weight of the second term; published figures: 8
         "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
     }
@@ -31,11 +30,6 @@ class KgCoOp(CoOp):
 
     def words(self):
         return "a photo of a" if self.node.CTX_INIT else ""
-
-    def context(self):
-        if self.node.CLASS_TOKEN_POSITION != "end":
-            say(f"{self.key('CLASS_TOKEN_POSITION')} is ignored: the name stands at the end, as in KgCoOp's own code")
-        return super().context() | {"position": "end"}
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)

@@ -23,6 +23,8 @@ With tuned features f, g, those of the frozen CLIP f0, g0 (all of unit length), 
     none       no term: plain orthogonal fine-tuning
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -30,10 +32,10 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import PRECISIONS
 from .shared.console import say
-from .shared.keys import SOME, TEMPLATE, Key
+from .shared.keys import SOME, TEMPLATE, Decides, Key
 from .shared.prompts import template_for
 from .shared.rotations import Rotation, Rotations, cayley, max_error, rotate, rotated_linear
-from .shared.weights import ENCODERS, WEIGHTS, TunedCLIP
+from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
 from .tuned import TunedTrainer
 
 REGULARIZERS = ["cross_kl", "cross_ce", "self_kl", "none"]
@@ -64,7 +66,7 @@ class OrthogonalCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.ORTHCR"):
         super().__init__(clip_model, classnames, template, node, where)
-        sizes = {n: block_sizes(n, self.weight(n).shape[1], node.BLOCK_SIZE, where) for n in self.places}
+        sizes = block_sizes({name: self.weight(name).shape[1] for name in self.places}, node.BLOCK_SIZE, where)
         self.rotations = Rotations(sizes)
         self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory, see `Rotation`
         self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
@@ -113,13 +115,18 @@ class OrthogonalCLIP(TunedCLIP):
         return max_error(rotations.values()), torch.stack(energies).max().item()
 
 
-def block_sizes(name: str, width: int, b: int, where: str) -> tuple[int, int]:
-    """(number of blocks, block size) for `width` inputs; b = 0 means one block."""
-    b = b or width
-    if width % b:
-        fit = [n for n in (16, 32, 64, 128, 256) if width % n == 0]
-        raise ValueError(f"{where}.BLOCK_SIZE {b} does not divide the {width} inputs of {name}: take one of {fit} or 0")
-    return width // b, b
+def block_sizes(widths: dict[str, int], b: int, where: str) -> dict[str, tuple[int, int]]:
+    """Return (number of blocks, block size) for each place by its number of inputs; b = 0 means one block.
+
+    Raises:
+        ValueError: b does not divide all of them; the sizes that do are named.
+    """
+    for name, width in widths.items():
+        if b and width % b:
+            fit = [size for size in (16, 32, 64, 128, 256) if math.gcd(*widths.values()) % size == 0]
+            wrong = f"{where}.BLOCK_SIZE {b} does not divide the {width} inputs of {name}"
+            raise ValueError(f"{wrong}: take one of {fit} or 0")
+    return {name: (width // (b or width), b or width) for name, width in widths.items()}
 
 
 def hyperspherical_energy(weight: torch.Tensor, rows: int = 512) -> torch.Tensor:
@@ -138,7 +145,7 @@ class OrthCR(TunedTrainer):
         # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
         "LAYERS": Key([], of=int),
         # of each block; all: rotations are cheap next to the forward pass
-        "WEIGHTS": Key(WEIGHTS, choices=WEIGHTS, rule=SOME),
+        "WEIGHTS": Key(WEIGHTS, choices=WEIGHTS, aliases=ALIASES, rule=SOME),
         # b of (1); 64: a head's width, and a cheap solve. 0 = one full block, slow on a ViT-B
         "BLOCK_SIZE": Key(64, low=0, rule=("not 1: a 1 x 1 rotation is the number 1", lambda b: b != 1)),
         # of (2); the abstract's words, with zero-shot CLIP as teacher, not the labels again
@@ -156,6 +163,7 @@ class OrthCR(TunedTrainer):
         # for the encoders; R of (1) and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
+    decides = {"REACH": Decides(("OPTIM.LR",))}
     learner = "rotations"
     classifier = OrthogonalCLIP
     angle: dict[str, float] | None = None  # at the end of training, see `OrthogonalCLIP.degrees`
@@ -171,9 +179,11 @@ class OrthCR(TunedTrainer):
             steps = optim.MAX_EPOCH * len(self.train_loader_x)
             optim.defrost()
             optim.LR = self.node.REACH / steps**0.5
-            optim.WARMUP_CONS_LR = min(optim.WARMUP_CONS_LR, optim.LR)
+            if optim.WARMUP_CONS_LR > optim.LR:
+                say(f"OPTIM.WARMUP_CONS_LR {optim.WARMUP_CONS_LR:g} is more than the rate, which is taken instead")
+                optim.WARMUP_CONS_LR = optim.LR
             rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
-            say(f"Learning rate {optim.LR:.2g} = {rule}; for OPTIM.LR, give {self.key('REACH')} 0")
+            say(f"Learning rate {optim.LR:.2g} = {rule}; OPTIM.LR behind it sets another")
         return optim
 
     def losses(self, image, label):

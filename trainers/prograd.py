@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
-from .shared.keys import TEMPLATE, Key
+from .shared.keys import TEMPLATE, Decides, Key
 from .shared.processes import add_up
 from .shared.prompts import template_for
 from .shared.templates import PROGRAD_TEMPLATES
@@ -39,6 +39,7 @@ class ProGrad(CoOp):
         "CTX_INIT": False,  # whether the last of them start from the words of TEMPLATE, the others from 0
         "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
     }
+    decides = {"CTX_INIT": Decides(("CSC",), lambda key, value, words: not value, refused=True)}
     node_name = "COOP"
     root = {
         "LOSS": {

@@ -28,7 +28,7 @@ from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
 from .shared.console import say
 from .shared.encoders import normalize
-from .shared.keys import TEMPLATE, Key
+from .shared.keys import TEMPLATE, Decides, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
@@ -166,6 +166,7 @@ class TipAdapter(ClipTrainer):
         "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
         "TEMPLATE": TEMPLATE,  # "" = the data set's own, for ImageNet 7
     }
+    decides = {"SEARCH_HP": Decides(("INIT_ALPHA", "INIT_BETA"))}
     learner = "cache"
     trained = False
 
@@ -241,6 +242,7 @@ class TipAdapterF(TipAdapter):
         "SELECT": Key("val", choices=["val", "last", "test"]),
         "EPS": Key(1e-4, above=0),  # of AdamW
     }
+    decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, whatever is searched then
     trained = True
     lr_per_batch = True
 

@@ -14,7 +14,16 @@ from .defaults import _C as cfg_default
 from .defaults import RETIRED, TOGETHER
 from .keys import Key, shown
 
-__all__ = ["check_config", "clean_cfg", "flatten", "get_cfg_default", "merge_config", "read_config"]
+__all__ = [
+    "check_config",
+    "clean_cfg",
+    "flatten",
+    "get_cfg_default",
+    "merge_config",
+    "read_config",
+    "read_layers",
+    "resolve_aliases",
+]
 
 BASE = "_BASE_"  # detectron2's key
 AUTO = "auto"  # a word that may replace a number, and be replaced by one
@@ -35,6 +44,22 @@ def clean_cfg(cfg, trainer):
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]
+
+
+def resolve_aliases(cfg, declared):
+    """Replace in `cfg`, in place, every alias of a value by the name it stands for.
+
+    Args:
+        cfg (CfgNode): merged config.
+        declared (dict): see `check_config`.
+    """
+    for name, key in flatten(declared).items():
+        if isinstance(key, Key) and key.aliases:
+            *sections, leaf = name.split(".")
+            node = cfg
+            for section in sections:
+                node = node[section]
+            setattr(node, leaf, key.canonical(node[leaf]))
 
 
 def check_config(cfg, declared):
@@ -114,6 +139,15 @@ def merge_config(cfg, source, allow_new=()):
                 setattr(node, name, CN())
             node = node[name]
         setattr(node, leaf, value)
+
+
+def read_layers(path):
+    """Return [(path, {dotted key: value}), ...] of a YAML file behind its bases, as `merge_config` merges them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `merge_config`.
+    """
+    return [(str(file), flatten(content)) for file, content in _read_with_bases(path)]
 
 
 def _pair_up(opts):

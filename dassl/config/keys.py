@@ -3,8 +3,8 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 _WORDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("a string", "strings")}
 _WORDS[bool] = ("True or False", "truth values")
@@ -23,6 +23,7 @@ class Key:
         low, high: bounds, themselves allowed.
         above, below: bounds, themselves not allowed.
         choices: the values allowed.
+        aliases: other names of choices, by which people know them; `canonical` replaces them.
         none: whether None is allowed.
         length: number of entries; None: any.
         of: type of the entries, None: that of the default's first one; with the default None, type of the value.
@@ -36,6 +37,7 @@ class Key:
     above: float | None = None
     below: float | None = None
     choices: Sequence = ()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     none: bool = False
     length: int | None = None
     of: type | None = None
@@ -56,6 +58,12 @@ class Key:
         words += told or " that is finite" * (kind is float and not many)
         words += f", {self.rule[0]}" if self.rule else ""
         return words + f' or "{self.word}"' * bool(self.word) + " or None" * self.none
+
+    def canonical(self, value):
+        """Return `value` with every alias replaced by the name it stands for."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self.canonical, value))
+        return self.aliases.get(value, value) if isinstance(value, str) else value
 
     def allows(self, value) -> bool:
         """Whether `value` is one of the values allowed."""

@@ -131,6 +131,16 @@ class TrainerBase:
     def set_extra_state(self, state):
         """Hook: take back what `get_extra_state` gave; `{}` from a checkpoint without it."""
 
+    def suit_checkpoint(self, checkpoint, path, resume=False):
+        """Hook: return the checkpoint with weights that suit this run, or raise ValueError if they cannot.
+
+        Args:
+            checkpoint (dict): of one model.
+            path (str): its file.
+            resume (bool): whether training goes on from it, with its optimizer.
+        """
+        return checkpoint
+
     def resume_model_if_exist(self, directory):
         """Resume from the newest epoch of which `directory` has a checkpoint of every model.
 
@@ -151,6 +161,7 @@ class TrainerBase:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
             check_resumable(checkpoint, path)
+            checkpoint = self.suit_checkpoint(checkpoint, path, resume=True)
             load_weights(self._models[name], checkpoint, path)
             try:
                 self._restore(name, checkpoint)
@@ -184,7 +195,7 @@ class TrainerBase:
             return
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
-            checkpoint = load_checkpoint(path)
+            checkpoint = self.suit_checkpoint(load_checkpoint(path), path)
             load_weights(self._models[name], checkpoint, path)
             at = checkpoint.get("epoch")
             say(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')

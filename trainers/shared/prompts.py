@@ -81,6 +81,14 @@ def template_features(
     return normalize(total)
 
 
+def agrees_with_words(key: str, value: object, words: object) -> bool:
+    """Whether N_CTX (0: that of the words) or CSC is what words as CTX_INIT make it; True: "a photo of a"."""
+    if key == "CSC" or not value:
+        return not value
+    words = "a photo of a" if words is True else str(words)
+    return value == len(words.replace("_", " ").split())
+
+
 class PromptLearner(nn.Module):
     """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
 

@@ -17,6 +17,7 @@ from .prompts import fill_template, tokenize
 
 ENCODERS = ["image", "text"]
 WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
+ALIASES = {"o": "out"}  # CLIP-LoRA's own name
 
 
 class Place(NamedTuple):
@@ -64,7 +65,8 @@ class TunedCLIP(ClipClassifier):
         self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
         self.places: dict[str, Place] = {}
         for encoder in node.ENCODERS:
-            self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, node.WEIGHTS, where)
+            weights = [ALIASES.get(name, name) for name in node.WEIGHTS]
+            self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, weights, where)
         tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
