@@ -175,7 +175,7 @@ class PlainU(TrainerXU):
     """The same on labelled images, and as low an entropy as can be on unlabelled ones."""
 
     def forward_backward(self, batch_x, batch_u):
-        image, label, _, image_u = self.parse_batch_train(batch_x, batch_u)
+        image, label, image_u = self.parse_batch_train(batch_x, batch_u)
         p = self.model(image_u).softmax(1)
         loss = F.cross_entropy(self.model(image), label) - (p * p.log()).sum(1).mean()
         self.model_backward_and_update(loss)

@@ -303,6 +303,8 @@ class SimpleTrainer(TrainerBase):
     `results` holds the figures of the last `test()`.
     """
 
+    draws_by_item = False  # random crops and the like: see `build_data_loader`; False: as Dassl draws them
+
     def __init__(self, cfg):
         super().__init__()
         self.check_cfg(cfg)
@@ -321,7 +323,7 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise if the config does not suit the trainer."""
 
     def build_data_loader(self):
-        self.dm = dm = DataManager(self.cfg)
+        self.dm = dm = DataManager(self.cfg, draws_by_item=self.draws_by_item)
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -486,14 +488,23 @@ class TrainerXU(SimpleTrainer):
         if self.cfg.TRAIN.COUNT_ITER not in lengths:
             raise ValueError(f'TRAIN.COUNT_ITER is "{self.cfg.TRAIN.COUNT_ITER}", but must be one of {list(lengths)}')
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
-        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(next(pairs) for _ in range(self.num_batches))
+        self._run_batches(self._pairs())
+
+    def _pairs(self):
+        """Yield the batches of an epoch, (labelled, unlabelled). A loader that ends early starts again."""
+        loaders = [self.train_loader_x, self.train_loader_u]
+        iterators = [iter(loader) for loader in loaders]  # both start before the first batch is drawn, as in Dassl
+        for _ in range(self.num_batches):
+            pair = []
+            for i, loader in enumerate(loaders):
+                batch = next(iterators[i], None)
+                if batch is None:
+                    iterators[i] = iter(loader)
+                    batch = next(iterators[i])
+                pair.append(batch)
+            yield tuple(pair)
 
     def parse_batch_train(self, batch_x, batch_u):
-        input_x, label_x, domain_x = (batch_x[key].to(self.device) for key in ("img", "label", "domain"))
-        return input_x, label_x, domain_x, batch_u["img"].to(self.device)
-
-
-def _endless(loader):
-    while True:
-        yield from loader
+        """Return (images, labels, unlabelled images), on the trainer's device."""
+        input_x, label_x = batch_x["img"].to(self.device), batch_x["label"].to(self.device)
+        return input_x, label_x, batch_u["img"].to(self.device)
