@@ -51,6 +51,7 @@ class ClipTrainer(TrainerX):
     root: dict = {}
     lr_per_batch: bool = False
     draws_by_item: bool = True
+    test_replaces_val: bool = False  # nothing is chosen on test images
     share: float = 1.0  # of the batch's images that this process has, of several; the training loop says it
 
     # ---------------------------------------------------------------- hooks

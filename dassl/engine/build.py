@@ -1,6 +1,7 @@
 """The registry of trainers."""
 
-from dassl.utils import Registry, check_availability
+from dassl.absent import check_registered
+from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -11,7 +12,7 @@ def build_trainer(cfg):
     Raises:
         ValueError: no trainer of that name is registered.
     """
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    check_registered(cfg.TRAINER.NAME, TRAINER_REGISTRY, "dassl.engine")
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
     return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -45,6 +45,15 @@ from .checkpoint import (
 from .simple_net import SimpleNet
 
 
+def __getattr__(name):
+    """Import TensorBoard's SummaryWriter when it is asked for: predict.py would wait for it."""
+    if name == "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
@@ -192,8 +201,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None and distributed.is_first():
-            from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
-
+            SummaryWriter = __getattr__("SummaryWriter")
             print(f"TensorBoard files go to {log_dir}")
             self._writer = SummaryWriter(log_dir=log_dir)
 
@@ -304,6 +312,7 @@ class SimpleTrainer(TrainerBase):
     """
 
     draws_by_item = False  # random crops and the like: see `build_data_loader`; False: as Dassl draws them
+    test_replaces_val = True  # where there is no val split; as in Dassl, also to choose the best model
 
     def __init__(self, cfg):
         super().__init__()
@@ -404,6 +413,9 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, ["val", "test"])
+        if split == "val" and self.val_loader is None and self.test_replaces_val:
+            print(f"{self.cfg.DATASET.NAME} has no val split: the test set takes its place")
+            split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
         if loader is None and split == "val":
             advice = "set TEST.FINAL_MODEL to last_step and TEST.SPLIT to test"
