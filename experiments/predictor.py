@@ -11,14 +11,15 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dassl.data.data_manager import needed_side
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
+from dassl.data.workers import read_in_order
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
+from dassl.utils import check_availability, on_white, read_photo, reduced
 from dassl.utils.images import image_problem, images_in
 
 from .calibrate import temperature_of
@@ -117,13 +118,8 @@ class Predictor:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             images = [images]
         images = [image for given in images for image in expand(given)]
-        workers = self.workers if len(images) > self.batch_size else 0
-        loader = DataLoader(
-            Reader(images, self.transform, self.side),
-            self.batch_size,
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=end_with_parent,
+        loader = read_in_order(
+            Reader(images, self.transform, self.side), self.batch_size, self.workers, collate_fn=list
         )
         with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in loader:

@@ -5,16 +5,17 @@ import random
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from dassl import distributed
-from dassl.utils import decoded_copies, end_with_parent, read_image, read_photo
+from dassl.utils import decoded_copies, read_image, read_photo
 
 from .datasets import build_dataset
 from .item_samplers import Place, Seeded
 from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform
+from .workers import WorkerLoader, workers_that_fit
 
 COPIES = 2**30  # bytes of images that a DatasetWrapper keeps decoded, at most
 
@@ -49,15 +50,17 @@ def build_data_loader(
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, draws_by_item)
     seeded = draws_by_item and isinstance(dataset, DatasetWrapper)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if isinstance(dataset, DatasetWrapper):
+        workers = workers_that_fit(workers, dataset.item_bytes * batch_size, -(-len(sampler) // batch_size))
     loader = Loader(
         dataset,
         batch_size=batch_size,
         sampler=Seeded(sampler) if seeded else sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        worker_init_fn=end_with_parent,
+        num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
-        persistent_workers=seeded and dataset.every_epoch and cfg.DATALOADER.NUM_WORKERS > 0,
+        persistent_workers=seeded and dataset.every_epoch and workers > 0,
         generator=torch.Generator() if seeded else None,  # else workers that start would move the global one
     )
     if len(loader) == 0:
@@ -66,8 +69,8 @@ def build_data_loader(
     return loader
 
 
-class Loader(DataLoader):
-    """A DataLoader whose data set decodes what it keeps before the first batch, and before workers are forked."""
+class Loader(WorkerLoader):
+    """A loader whose data set decodes what it keeps before the first batch, and before workers are forked."""
 
     def __iter__(self):
         if isinstance(self.dataset, DatasetWrapper):
@@ -169,6 +172,12 @@ class DatasetWrapper(Dataset):
 
     def __len__(self):
         return len(self.data_source)
+
+    @property
+    def item_bytes(self):
+        """About how many bytes the tensors of an item take."""
+        images = len(self.transform) if isinstance(self.transform, (list, tuple)) else 1
+        return 4 * 3 * math.prod(self.cfg.INPUT.SIZE) * (images * self.k_tfm + int(self.return_img0))
 
     def keep_copies(self):
         """Decode what is kept, once: when it is asked for, as an evaluation never asks for the training images."""
