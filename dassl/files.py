@@ -14,6 +14,12 @@ import stat
 import uuid
 import zipfile
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
+
+NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 LARGEST = 1 << 28  # bytes of a text file; no run writes one that is nearly as large
 LEFTOVER = r"\..+\.[0-9a-f]{8}\.tmp"  # what `atomic_write` writes to
 SCRATCH = r"\.{}-[0-9a-f]{{8}}"  # a `scratch_folder` of that name
@@ -39,17 +45,21 @@ def _let_go():
         os.close(_locks.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
 def locked(path, busy):
-    """Lock an existing file or folder against other processes; yields False if its file system has no locks.
+    """Lock an existing file or folder against other processes; yields False where there are no locks.
 
     Raises:
         BlockingIOError: another process holds the lock; `busy` is the message.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY | NON_BLOCKING)
     _locks.add(descriptor)
     try:
         try:
@@ -64,8 +74,8 @@ def locked(path, busy):
 
 
 def _lock(descriptor, wait=False):
-    import fcntl  # Windows has none
-
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return True
@@ -145,6 +155,8 @@ def atomic_write(fpath):
             yield f
             f.flush()
             os.fsync(f.fileno())
+            if fcntl is None:
+                f.close()  # Windows moves no open file
             os.replace(temp, fpath)
     except BaseException:
         _remove(temp)
@@ -246,7 +258,7 @@ def _digest(f, end):
 
 def read_bytes(path):
     """Return the content of a file. Raises ValueError for pipes, devices and what is too large to be a run's."""
-    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | NON_BLOCKING)) as f:
         info = os.fstat(f.fileno())
         if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
             raise ValueError(f"{path} is no file, or larger than {LARGEST >> 20} MB: put the original there")

@@ -24,7 +24,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
         sys.stdout.flush()
     except BrokenPipeError:  # what reads the output, as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
     except USER_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         failed = [lines[-1] if lines else type(error).__name__]

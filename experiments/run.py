@@ -7,11 +7,15 @@ import glob
 import os
 import os.path as osp
 import platform
-import resource
 import subprocess
 import sys
 import time
 import traceback
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 import numpy as np
 import torch
@@ -265,10 +269,12 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
     }
 
 
-def peak_memory(cfg: CfgNode) -> float:
-    """MiB: allocated on the GPU, or resident in this process on the CPU."""
+def peak_memory(cfg: CfgNode) -> float | None:
+    """Return the MiB allocated on the GPU, or resident in this process on the CPU; None where nothing measures it."""
     if cfg.USE_CUDA:
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return None
     # the highest of the process so far: of several runs in one process the later ones report at least the earlier's
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

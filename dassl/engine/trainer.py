@@ -48,8 +48,12 @@ from .simple_net import SimpleNet
 def __getattr__(name):
     """Import TensorBoard's SummaryWriter when it is asked for: predict.py would wait for it."""
     if name == "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except AttributeError as error:  # Python would say "cannot import name", and hide the reason
+            raise ImportError(
+                f"SummaryWriter cannot be imported, because of an error in TensorBoard: {error}"
+            ) from error
         return SummaryWriter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
