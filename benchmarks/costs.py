@@ -206,7 +206,8 @@ def loading(
 
     def loader(batch, train):
         items = items_of(files[: images if train else test_batch], classes, images if train else test_batch)
-        how = {"tfm": build_transform(model.cfg, is_train=train), "is_train": train}
+        transform = build_transform(model.cfg, is_train=train, draws_by_item=True)
+        how = {"tfm": transform, "is_train": train, "draws_by_item": True}
         sampler = model.cfg.DATALOADER.TRAIN_X.SAMPLER if train else model.cfg.DATALOADER.TEST.SAMPLER
         return build_data_loader(model.cfg, sampler, items, batch, **how)
 

@@ -14,6 +14,12 @@ import stat
 import uuid
 import zipfile
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
+
+NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 # Bytes of a text file that is read at all: Python takes 20 bytes of memory for one of JSON, and 10 us for one of YAML
 LARGEST = {".yaml": 1 << 18, ".yml": 1 << 18, "": 1 << 26}
 LEFTOVER = r"\..+\.[0-9a-f]{8}\.tmp"  # what `atomic_write` writes to
@@ -40,17 +46,21 @@ def _let_go():
         os.close(_locks.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
 def locked(path, busy):
-    """Lock an existing file or folder against other processes; yields False if its file system has no locks.
+    """Lock an existing file or folder against other processes; yields False where there are no locks.
 
     Raises:
         BlockingIOError: another process holds the lock; `busy` is the message.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(path, os.O_RDONLY | NON_BLOCKING)
     _locks.add(descriptor)
     try:
         try:
@@ -65,8 +75,8 @@ def locked(path, busy):
 
 
 def _lock(descriptor, wait=False):
-    import fcntl  # Windows has none
-
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return True
@@ -150,6 +160,8 @@ def atomic_write(fpath):
             yield f
             f.flush()
             os.fsync(f.fileno())
+            if fcntl is None:
+                f.close()  # Windows moves no open file
             os.replace(temp, fpath)
     except BaseException:
         _remove(temp)
@@ -272,7 +284,7 @@ def open_regular(path):
     Raises:
         ValueError: it is something else.
     """
-    f = open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    f = open(path, "rb", opener=lambda path, flags: os.open(path, flags | NON_BLOCKING))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
         f.close()
         raise ValueError(f"{path} is a device, a pipe or a socket: put the original file there")

@@ -41,7 +41,8 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
 
     def enter() -> None:
         # its processes inherit this: Ctrl-C is ours to answer
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         own.slot, own.pool = free.get(), None
 
     def attempt(job) -> Any:
@@ -66,7 +67,8 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
                 last = error
         return last
 
-    resource_tracker.ensure_running()  # later, in a thread, its start would let SIGINT through again
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # later, in a thread, its start would let SIGINT through again
     threads = ThreadPoolExecutor(max(1, len(slots)), initializer=enter)
     pending, ended = {}, False
     try:  # from before the first job on: Ctrl-C may come while they are handed over

@@ -13,10 +13,10 @@ import shlex
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dassl.utils import atomic_write, end_with_parent
+from dassl.data.workers import read_in_order
+from dassl.utils import atomic_write
 from trainers.base import ClipTrainer
 from trainers.shared.prompts import template_features, template_for
 
@@ -60,9 +60,7 @@ def second_pass(trainer, loader, predicted: torch.Tensor) -> tuple[float | None,
     if not compare and not wrong.any():
         return None, {}
     text = frozen_text(trainer).t() if compare else None
-    batches = DataLoader(
-        loader.dataset, loader.batch_size, num_workers=loader.num_workers, worker_init_fn=end_with_parent
-    )
+    batches = read_in_order(loader.dataset, loader.batch_size, loader.num_workers)
     for batch in tqdm(batches, desc="zero-shot CLIP", unit="batch", leave=False, disable=None):
         image, label = trainer.parse_batch_test(batch)
         if compare:

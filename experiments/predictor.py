@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dassl.console import silence
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
+from dassl.data.workers import read_in_order
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import as_photo, check_availability, end_with_parent, read_photo
+from dassl.utils import as_photo, check_availability, read_photo
 from dassl.utils.images import image_problem, images_in, open_image
 
 from .calibrate import temperature_of
@@ -144,10 +145,7 @@ class Predictor:
             total = None
         else:
             reader = Reader([image for item in images for image in expand(item)], self.transform)
-            workers = self.workers if len(reader) > self.batch_size else 0
-            batches = DataLoader(
-                reader, self.batch_size, num_workers=workers, collate_fn=list, worker_init_fn=end_with_parent
-            )
+            batches = read_in_order(reader, self.batch_size, self.workers, collate_fn=list)
             total = len(reader)
         with tqdm(total=total, desc="predicting", unit="image", leave=False, disable=None) as bar:
             for batch in batches:

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import os.path as osp
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,11 @@ import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 import numpy as np
 import torch
@@ -298,10 +302,12 @@ def learning_rate(trainer) -> float | None:
     return schedules[0].base_lrs[0] if schedules else None
 
 
-def peak_memory(cfg: CfgNode) -> float:
-    """MiB: allocated on the GPU, or resident in this process on the CPU."""
+def peak_memory(cfg: CfgNode) -> float | None:
+    """Return the MiB allocated on the GPU, or resident in this process on the CPU; None where nothing measures it."""
     if cfg.USE_CUDA:
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return None
     # the highest of the process so far: of several runs in one process the later ones report at least the earlier's
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -19,9 +19,12 @@ PACKAGES = ("dassl", "trainers", "experiments")  # never `datasets`: other progr
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for package in PACKAGES:
-        load(package)
-    return getattr(importlib.import_module("experiments.predictor"), name)
+    try:
+        for package in PACKAGES:
+            load(package)
+        return getattr(importlib.import_module("experiments.predictor"), name)
+    except AttributeError as error:  # Python would say "cannot import name", and hide the reason
+        raise ImportError(f"{name} cannot be imported, because of an error in what it needs: {error}") from error
 
 
 def load(package: str) -> None:

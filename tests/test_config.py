@@ -4,9 +4,11 @@ import ast
 import json
 
 import pytest
+from yacs.config import CfgNode
 
 from dassl.config import clean_cfg, flatten, get_cfg_default, merge_config, read_config
-from dassl.config.defaults import RETIRED
+from dassl.config.defaults import KEYS, UNREAD
+from dassl.config.keys import values
 
 
 def trainer_cfg():
@@ -153,7 +155,7 @@ def test_every_default_is_read_somewhere(root):
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     gets = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get"]
     read |= {node.args[0].value for node in gets if node.args and isinstance(node.args[0], ast.Constant)}
-    leaves = {key: key.split(".")[-1] for key in flatten(get_cfg_default())}
+    leaves = {key: key.split(".")[-1] for key in flatten(get_cfg_default()) if key not in UNREAD}
     assert not [key for key, leaf in leaves.items() if leaf not in read]
 
 
@@ -174,17 +176,33 @@ DATASET:
 """
 
 
-def test_retired_keys_of_an_old_config_are_passed_over(tmp_path, capsys):
+def test_unread_keys_are_defaults_for_yacs(tmp_path):
+    """Other people's train.py merges YAML files into `get_cfg_default()` with yacs itself."""
+    path = tmp_path / "their.yaml"
+    path.write_text(OLD)
+    cfg = get_cfg_default()
+    assert {key: flatten(cfg)[key] for key in UNREAD} == UNREAD
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(["DATASET.ALL_AS_UNLABELED", "True"])
+    assert (cfg.DATASET.STL10_FOLD, cfg.DATASET.ALL_AS_UNLABELED) == (4, True)
+
+
+def test_unread_keys_have_no_effect_here_and_a_line_says_so(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(OLD)
     assert read_config(path) == {"SEED": 3, "DATASET.NAME": "Shapes", "TRAINER.NAME": "CoOp", "VERBOSE": True}
-    cfg = get_cfg_default()
+    cfg = CfgNode(values(KEYS))  # as this project's train.py starts
+    assert not flatten(cfg).keys() & set(UNREAD)
     merge_config(cfg, path)
+    said = capsys.readouterr().out
+    assert f'DATASET.STL10_FOLD in "{path}" has no effect' in said and said.count("\n") == 1
     merge_config(cfg, ["DATASET.VAL_PERCENT", "0.2", "SEED", "4"])
-    assert (cfg.SEED, cfg.DATASET.NAME) == (4, "Shapes") and capsys.readouterr() == ("", "")
-    assert not flatten(cfg).keys() & set(RETIRED)
+    assert "DATASET.VAL_PERCENT on the command line has no effect" in capsys.readouterr().out
+    merge_config(cfg, ["DATASET.VAL_PERCENT", "0.1", "DATASET.CIFAR_C_TYPE", ""])
+    assert capsys.readouterr().out == "", "at their defaults nothing is lost"
+    assert (cfg.SEED, cfg.DATASET.NAME) == (4, "Shapes") and not flatten(cfg).keys() & set(UNREAD)
     with pytest.raises(ValueError, match="STL10_FOLDS"):
-        merge_config(cfg, ["DATASET.STL10_FOLDS", "1"])
+        merge_config(get_cfg_default(), ["DATASET.STL10_FOLDS", "1"])
 
     cfg.DATASET.VAL_PERCENT = 0.1  # somebody's data set declares it: then it is a key like any other
     merge_config(cfg, ["DATASET.VAL_PERCENT", "0.2"])

@@ -251,11 +251,16 @@ class PlainWrapper(Dataset):
         return {"index": idx, "draws": torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])}
 
 
+BY_ITEM = {"draws_by_item": True}
+
+
 def draw_epochs(cfg, files, seed, wrapper=StreamsWrapper, sampler="RandomSampler", epochs=2):
     """[index, img, draws] of all items of some epochs, and the global generators' states behind them."""
     set_random_seed(seed)
-    tfm = build_transform(cfg, choices=["random_resized_crop", "random_flip", "cutout", "gaussian_noise"])
-    loader = build_data_loader(cfg, sampler, data_source=files, batch_size=2, tfm=tfm, dataset_wrapper=wrapper, n_ins=2)
+    tfm = build_transform(cfg, choices=["random_resized_crop", "random_flip", "cutout", "gaussian_noise"], **BY_ITEM)
+    loader = build_data_loader(
+        cfg, sampler, data_source=files, batch_size=2, tfm=tfm, dataset_wrapper=wrapper, n_ins=2, **BY_ITEM
+    )
     batches = [batch for _ in range(epochs) for batch in loader]
     items = [torch.cat([b[key] for b in batches]) for key in ("index", "img", "draws") if key in batches[0]]
     return items, rng_state()
@@ -278,7 +283,9 @@ def test_what_is_random_in_an_item_depends_on_its_place_only(files, bare_cfg):
     assert not any(torch.equal(a, b) for a, b in zip(two, other, strict=True))
 
     torch.manual_seed(3)  # the second epoch alone, from the state that a checkpoint has
-    loader = build_data_loader(bare_cfg(), "RandomSampler", files, 2, tfm=T.ToTensor(), dataset_wrapper=StreamsWrapper)
+    loader = build_data_loader(
+        bare_cfg(), "RandomSampler", files, 2, tfm=T.ToTensor(), dataset_wrapper=StreamsWrapper, **BY_ITEM
+    )
     list(loader)
     state = rng_state()
     second = list(loader)
@@ -298,10 +305,13 @@ def test_an_item_that_comes_twice_in_an_epoch_is_augmented_twice(files, bare_cfg
 def test_workers_stay_where_they_carry_no_state(files, bare_cfg):
     cfg = bare_cfg("DATALOADER.NUM_WORKERS", 2)
     for wrapper, is_train, stay in ((None, True, True), (None, False, False), (PlainWrapper, True, False)):
-        loader = build_data_loader(cfg, data_source=files, batch_size=4, is_train=is_train, dataset_wrapper=wrapper)
+        own = {"is_train": is_train, "dataset_wrapper": wrapper, **BY_ITEM}
+        loader = build_data_loader(cfg, data_source=files, batch_size=4, **own)
         assert loader.persistent_workers is stay
+    assert not build_data_loader(cfg, data_source=files, batch_size=4).persistent_workers, "Dassl's end with the epoch"
     cfg.TEST.FINAL_MODEL = "best_val"
-    assert build_data_loader(cfg, data_source=files, is_train=False).persistent_workers, "val, in every epoch"
+    loader = build_data_loader(cfg, data_source=files, is_train=False, **BY_ITEM)
+    assert loader.persistent_workers, "val, in every epoch"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,6 +13,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
+from trainers.base import ClipTrainer
 
 
 class Bare(TrainerBase):
@@ -175,7 +176,7 @@ class PlainU(TrainerXU):
     """The same on labelled images, and as low an entropy as can be on unlabelled ones."""
 
     def forward_backward(self, batch_x, batch_u):
-        image, label, _, image_u = self.parse_batch_train(batch_x, batch_u)
+        image, label, image_u = self.parse_batch_train(batch_x, batch_u)
         p = self.model(image_u).softmax(1)
         loss = F.cross_entropy(self.model(image), label) - (p * p.log()).sum(1).mean()
         self.model_backward_and_update(loss)
@@ -212,10 +213,23 @@ def test_a_trainer_on_unlabelled_images_too(small, capsys):
     assert "epoch [2/2] batch [2/2]" in said and "unlabelled 4.0000 (4.0000)" in said and "accuracy" not in said
 
 
+def test_the_test_split_takes_the_place_of_a_missing_val_split(small, capsys, one_line):
+    """As in Dassl; but for this project's trainers nothing is chosen on test images."""
+    assert not ClipTrainer.test_replaces_val
+    trainer = small(Plain, "TEST.SPLIT", "val")
+    accuracy = trainer.test()
+    said = capsys.readouterr().out
+    assert "Noise has no val split: the test set takes its place\n" in said and "Evaluate on the *test* set" in said
+    assert trainer.results["split"] == "test" and accuracy == trainer.test(split="test")
+    trainer.test_replaces_val = False
+    with pytest.raises(ValueError, match="Noise has no val split") as error:
+        trainer.test()
+    assert "TEST.SPLIT to test" in one_line(error)
+
+
 def test_what_no_trainer_can_do(small, one_line):
     for opts, method, words in [
         (["OPTIM.MAX_EPOCH", 0], "train", "OPTIM.MAX_EPOCH is 0"),
-        (["TEST.SPLIT", "val"], "test", "Noise has no val split"),
         (["TEST.SPLIT", "train"], "test", '"train" is not available'),
         (["DATASET.NUM_SHOTS", 0], "test", "Noise has no test images"),
     ]:
@@ -261,7 +275,7 @@ def test_simple_net(head, classes, width, out):
         assert torch.equal(net.classifier(features), logits)
 
 
-@pytest.mark.parametrize("name, said", [("resnet19", "resnet19"), ("alexnet", '"fc"')])
+@pytest.mark.parametrize("name, said", [("resnet19", "resnet18"), ("alexnet", "not in this dassl")])
 def test_simple_net_with_a_wrong_backbone(name, said):
     cfg = get_cfg_default()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED = name, False

@@ -116,6 +116,15 @@ def test_help_imports_no_pytorch(name, root, anywhere):
         assert not imported(done) & SLOW
 
 
+@pytest.mark.parametrize("module", ["calibrate", "strength"])
+def test_modules_of_experiments_run_from_any_folder(module, anywhere):
+    """They import this clone's `datasets`, which is not installed, although another one stands before it."""
+    done = anywhere("-m", f"experiments.{module}", "--help")
+    assert done.returncode == 0 and f"{module}.py" in done.stdout, done.stderr
+    done = anywhere("-m", f"experiments.{module}", "--model-dir", "nowhere")
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+
+
 @pytest.mark.parametrize(
     "argv, status, words",
     [

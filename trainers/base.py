@@ -22,7 +22,7 @@ from .shared.backbones import load_clip
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
 from .shared.console import say
 from .shared.keys import Decides, Key, values
-from .shared.loaders import is_fixed
+from .shared.loaders import BY_ITEM, is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
 
 # amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp;
@@ -58,6 +58,8 @@ class ClipTrainer(TrainerX):
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
+    draws_by_item: bool = True
+    test_replaces_val: bool = False  # nothing is chosen on test images
     share: float = 1.0  # of the batch's images that this process has, of several; the training loop says it
 
     # ---------------------------------------------------------------- hooks
@@ -274,13 +276,15 @@ class ClipTrainer(TrainerX):
         Returns:
             float32 [n, embed_dim], not normalised, and labels int64 [n]; on the trainer's device.
         """
-        return self.encode(items, build_transform(self.cfg, is_train=train))
+        return self.encode(items, build_transform(self.cfg, is_train=train, **BY_ITEM))
 
     @torch.no_grad()
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """The same through any transform."""
         size, features, labels = self.cfg.DATALOADER.TEST.BATCH_SIZE, [], []
-        loader = build_data_loader(self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False)
+        loader = build_data_loader(
+            self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False, **BY_ITEM
+        )
         for batch, part in parts(loader):
             image, label = self.parse_batch_test(batch)
             with torch.autocast(**self.autocast):

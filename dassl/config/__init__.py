@@ -7,11 +7,12 @@ from difflib import get_close_matches
 import yaml
 from yacs.config import CfgNode as CN
 
+from dassl.console import say
 from dassl.files import listdir_nohidden, read_text
 from dassl.names import get_most_similar_str_to_a_from_b
 
 from .defaults import _C as cfg_default
-from .defaults import RETIRED, TOGETHER
+from .defaults import TOGETHER, UNREAD
 from .keys import Key, shown
 
 __all__ = [
@@ -89,7 +90,7 @@ def merge_config(cfg, source, allow_new=()):
     Values are read as yacs does: text is a Python literal if it can be, e.g. "(10,)" or "1e-5", else a
     string. A value must have the type of the one it replaces; an int given for a float, and a list for a
     tuple or the other way round, are converted. None may replace anything and be replaced by anything, and so may
-    "auto" numbers.
+    "auto" numbers. A key of `defaults.UNREAD` that `cfg` lacks is left out; a line says so if it is not at its default.
     A YAML file may name another one, or several, which are merged before it: `_BASE_: ../vit_b16.yaml`, relative
     to its own folder.
 
@@ -118,7 +119,9 @@ def merge_config(cfg, source, allow_new=()):
         section = key + "."
         if key in known:
             value = _convert(value, known[key], key, where)
-        elif key in RETIRED:  # silently: they never had an effect, and every config.yaml of earlier runs has them all
+        elif key in UNREAD:
+            if _decode(value) != UNREAD[key]:  # every config.yaml of earlier runs has them all, at their defaults
+                say(f"{key} {where} has no effect: only data sets of Dassl's own read it, which are not here")
             continue
         elif any(name.startswith(section) for name in [*known, *new]):
             if value is not None:  # in YAML a section of which every line is commented out
@@ -248,7 +251,7 @@ def read_config(path):
     config = flatten(_read_yaml(path))
     if not {"TRAINER.NAME", "VERBOSE"} <= config.keys():  # VERBOSE is the last line of every one
         raise ValueError(f'"{path}" is cut off or damaged: restore it, or train again')
-    return {key: value for key, value in config.items() if key not in RETIRED}
+    return {key: value for key, value in config.items() if key not in UNREAD}
 
 
 def _decode(value):

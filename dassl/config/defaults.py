@@ -138,10 +138,19 @@ def _fits(transform, name):
 # What keys of INPUT may be together: key, words, test
 TOGETHER = (_fits("cutout", "CUTOUT_LEN"), _fits("gaussian_blur", "GB_K"), _fits("random_crop", "CROP_PADDING"))
 
-_C = CN(values(KEYS))
+# Keys of Dassl's own data sets, which are not here. Nothing in this repository reads them. `get_cfg_default` has them,
+# as other people's train.py merges YAML files that set them
+UNREAD = {
+    "VERSION": 1,
+    "DATASET.NUM_LABELED": -1,
+    "DATASET.VAL_PERCENT": 0.1,
+    "DATASET.STL10_FOLD": -1,
+    "DATASET.CIFAR_C_TYPE": "",
+    "DATASET.CIFAR_C_LEVEL": 1,
+    "DATASET.ALL_AS_UNLABELED": False,
+}
 
-# Keys of Dassl's own data sets, which are not here. Nothing reads them, but the config.yaml of earlier runs has them
-RETIRED = tuple(
-    "VERSION DATASET.NUM_LABELED DATASET.VAL_PERCENT DATASET.STL10_FOLD DATASET.CIFAR_C_TYPE DATASET.CIFAR_C_LEVEL "
-    "DATASET.ALL_AS_UNLABELED".split()
-)
+_C = CN(values(KEYS))
+for _key, _value in UNREAD.items():
+    _node = _C.DATASET if _key.startswith("DATASET.") else _C
+    _node[_key.rpartition(".")[2]] = _value

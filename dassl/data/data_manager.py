@@ -5,16 +5,18 @@ import random
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from dassl import distributed
 from dassl.console import say
-from dassl.utils import decoded_copies, end_with_parent, read_image, read_photo
+from dassl.utils import decoded_copies, read_image, read_photo
 
 from .datasets import build_dataset
-from .samplers import Place, Seeded, build_sampler
+from .item_samplers import Place, Seeded
+from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, is_fixed
+from .workers import WorkerLoader, workers_that_fit
 
 COPIES = 2**30  # bytes of images that a DatasetWrapper keeps decoded, at most
 
@@ -29,32 +31,37 @@ def build_data_loader(
     tfm=None,
     is_train=True,
     dataset_wrapper=None,
+    draws_by_item=False,
 ):
     """Build a DataLoader over a list of `Datum`; its batches are dicts with the keys of `DatasetWrapper`.
 
-    In training an incomplete last batch is dropped, unless it is the only one. What is random in an item depends on a
-    seed drawn once an epoch from torch's global generator and on the item's place in the epoch only: see `Seeded`.
-    So it is the same for any number of workers, which stay for all epochs, as they have no state to resume.
+    In training an incomplete last batch is dropped, unless it is the only one.
 
-    A `dataset_wrapper` that is no `DatasetWrapper` gets plain Dassl: draws from the global generators, which DataLoader
-    seeds in its workers from torch's, and workers that end with the epoch.
+    By default everything random is drawn as in Dassl: from the global generators, which DataLoader seeds in its workers
+    from torch's. The workers end with the epoch.
+
+    With `draws_by_item`, an item's draws depend only on a seed drawn once an epoch from torch's global generator and on
+    the item's place in the epoch: see `Seeded`. They are the same for any number of workers. The workers stay for all
+    epochs, as they have no state to resume. A `dataset_wrapper` that is no `DatasetWrapper` draws as in Dassl.
 
     Raises ValueError if there are no items, or the sampler cannot fill a single batch from them.
     """
     if not data_source:
         raise ValueError(f"No items to build the {'training' if is_train else 'test'} data loader from")
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
-    seeded = isinstance(dataset, DatasetWrapper)
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, draws_by_item)
+    seeded = draws_by_item and isinstance(dataset, DatasetWrapper)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if isinstance(dataset, DatasetWrapper):
+        workers = workers_that_fit(workers, dataset.item_bytes * batch_size, -(-len(sampler) // batch_size))
     loader = Loader(
         dataset,
         batch_size=batch_size,
         sampler=Seeded(sampler) if seeded else sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        worker_init_fn=end_with_parent,
+        num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=cfg.USE_CUDA and torch.cuda.is_available(),
-        persistent_workers=seeded and dataset.every_epoch and cfg.DATALOADER.NUM_WORKERS > 0,
+        persistent_workers=seeded and dataset.every_epoch and workers > 0,
         generator=torch.Generator() if seeded else None,  # else workers that start would move the global one
     )
     if len(loader) == 0:
@@ -63,8 +70,8 @@ def build_data_loader(
     return loader
 
 
-class Loader(DataLoader):
-    """A DataLoader whose data set decodes what it keeps before the first batch, and before workers are forked."""
+class Loader(WorkerLoader):
+    """A loader whose data set decodes what it keeps before the first batch, and before workers are forked."""
 
     def __iter__(self):
         if isinstance(self.dataset, DatasetWrapper):
@@ -76,19 +83,33 @@ class DataManager:
     """The data set that the config names, with `train_loader_x`, `train_loader_u`, `val_loader` and `test_loader`.
 
     Each of the last three is None if the data set has no such items. `custom_tfm_train` and `custom_tfm_test`
-    replace `build_transform`; `dataset_wrapper` replaces `DatasetWrapper`.
+    replace `build_transform`; `dataset_wrapper` replaces `DatasetWrapper`. For `draws_by_item` see
+    `build_data_loader`.
     """
 
-    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, draws_by_item=False):
         # of several processes the first one reads, divides and draws, and the others get what came of it
         self.dataset = dataset = distributed.from_first(lambda: build_dataset(cfg))
-        tfm_train = build_transform(cfg, is_train=True) if custom_tfm_train is None else custom_tfm_train
-        tfm_test = build_transform(cfg, is_train=False) if custom_tfm_test is None else custom_tfm_test
+        tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
+        if tfm_train is None:
+            tfm_train = build_transform(cfg, is_train=True, draws_by_item=draws_by_item)
+        if tfm_test is None:
+            tfm_test = build_transform(cfg, is_train=False, draws_by_item=draws_by_item)
 
         def loader(data_source, options, tfm, is_train):
-            grouping = (options.N_DOMAIN, options.N_INS) if is_train else (0, 2)
-            size, wrapper = options.BATCH_SIZE, dataset_wrapper
-            return build_data_loader(cfg, options.SAMPLER, data_source, size, *grouping, tfm, is_train, wrapper)
+            n_domain, n_ins = (options.N_DOMAIN, options.N_INS) if is_train else (0, 2)
+            return build_data_loader(
+                cfg,
+                options.SAMPLER,
+                data_source,
+                options.BATCH_SIZE,
+                n_domain,
+                n_ins,
+                tfm,
+                is_train,
+                dataset_wrapper,
+                draws_by_item,
+            )
 
         options_x, options_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
         if options_u.SAME_AS_X:
@@ -154,6 +175,12 @@ class DatasetWrapper(Dataset):
 
     def __len__(self):
         return len(self.data_source)
+
+    @property
+    def item_bytes(self):
+        """About how many bytes the tensors of an item take."""
+        images = len(self.transform) if isinstance(self.transform, (list, tuple)) else 1
+        return 4 * 3 * math.prod(self.cfg.INPUT.SIZE) * (images * self.k_tfm + int(self.return_img0))
 
     def keep_copies(self):
         """Decode what is kept, once: when it is asked for, as an evaluation never asks for the training images."""

@@ -1,176 +1,138 @@
-"""Samplers that compose batches: every `batch_size` consecutive indices are one batch.
+"""Samplers by name, with Dassl's order of draws.
 
-They draw from torch's global generator when iterated, never when constructed, and their length is exact:
-training loops compare it with the number of the batch to find the last one of an epoch.
+Every `batch_size` consecutive indices are one batch. As in Dassl, a sampler draws from Python's and NumPy's global
+generators, and draws one epoch when it is constructed, to know its length. A later epoch may have another number of
+batches. The samplers of this project's trainers are in `item_samplers`.
 """
 
 import random
-from collections import defaultdict
 
 import numpy as np
-import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from dassl.utils import check_availability
 
-
-def _shuffled(items):
-    return [items[i] for i in torch.randperm(len(items)).tolist()]
+from .item_samplers import FullRandomClassSampler, FullRandomDomainSampler, FullSeqDomainSampler, indices_by, per_group
 
 
-def _indices_by(data_source, attribute):
-    """Return {value of the attribute: [index into data_source]}, in order of first appearance."""
-    indices = defaultdict(list)
-    for index, item in enumerate(data_source):
-        indices[getattr(item, attribute)].append(index)
-    return dict(indices)
+class _EpochSampler(Sampler):
+    """A sampler that draws all indices of an epoch at once."""
+
+    def __iter__(self):
+        return iter(self.draw_epoch())
+
+    def __len__(self):
+        return self.length
+
+    def draw_epoch(self):
+        """Return the indices of one epoch, in order."""
+        raise NotImplementedError
 
 
-def _random_groups(indices, size):
-    """Split shuffled indices into len(indices) // size groups of `size`."""
-    indices = _shuffled(indices)
-    return [indices[i : i + size] for i in range(0, len(indices) - size + 1, size)]
+class _DomainSampler(_EpochSampler):
+    """Draws groups of images of one domain each, until a domain has too few images left for another group."""
+
+    def draw_epoch(self):
+        left = {domain: list(indices) for domain, indices in self.indices.items()}
+        epoch = []
+        while all(len(indices) >= self.n_img_per_domain for indices in left.values()):
+            for domain in self.draw_domains():
+                group = random.sample(left[domain], self.n_img_per_domain)
+                epoch.extend(group)
+                drawn = set(group)
+                left[domain] = [index for index in left[domain] if index not in drawn]
+        return epoch
+
+    def draw_domains(self):
+        """Return the domains of the next batch, in order."""
+        raise NotImplementedError
 
 
-def _num_batches(counts, n):
-    """The largest number of batches of n groups of different keys, where key k owns counts[k] groups."""
-    return next(b for b in range(sum(counts) // n, -1, -1) if sum(min(c, b) for c in counts) >= n * b)
-
-
-def _deal(groups, n):
-    """Return `_num_batches` random batches of n groups of different keys. groups: {key: [group]}, used up.
-
-    The keys with the most groups left go first, or fewer batches could be formed; ties and the order of the
-    batches are random.
-    """
-    batches = []
-    for _ in range(_num_batches([len(g) for g in groups.values()], n)):
-        keys = sorted(_shuffled(list(groups)), key=lambda key: len(groups[key]), reverse=True)[:n]
-        batches.append([groups[key].pop() for key in _shuffled(keys)])
-    return _shuffled(batches)
-
-
-def _per_group(batch_size, n, what):
-    if batch_size % n:
-        raise ValueError(f"batch_size={batch_size} is not a multiple of {what}={n}")
-    return batch_size // n
-
-
-class RandomDomainSampler(Sampler):
+class RandomDomainSampler(_DomainSampler):
     """Each batch: `n_domain` random domains (all of them if `n_domain` <= 0) with equally many images each.
 
     Raises ValueError if `batch_size` is not a multiple of `n_domain` or there are fewer domains.
     """
 
     def __init__(self, data_source, batch_size, n_domain):
-        self.indices = _indices_by(data_source, "domain")
-        self.n_domain = n_domain if n_domain > 0 else len(self.indices)
-        if self.n_domain > len(self.indices):
-            raise ValueError(f"n_domain={n_domain}, but the data has only {len(self.indices)} domains")
-        self.n_img_per_domain = _per_group(batch_size, self.n_domain, "n_domain")
-        counts = [len(indices) // self.n_img_per_domain for indices in self.indices.values()]
-        self.length = _num_batches(counts, self.n_domain) * batch_size
+        self.indices = indices_by(data_source, "domain")
+        self.domains = list(self.indices)
+        self.n_domain = len(self.domains) if n_domain is None or n_domain <= 0 else n_domain
+        if self.n_domain > len(self.domains):
+            raise ValueError(f"n_domain={n_domain}, but the data has only {len(self.domains)} domains")
+        self.n_img_per_domain = per_group(batch_size, self.n_domain, "n_domain")
+        self.length = len(self.draw_epoch())
 
-    def __iter__(self):
-        groups = {d: _random_groups(indices, self.n_img_per_domain) for d, indices in self.indices.items()}
-        return iter([i for batch in _deal(groups, self.n_domain) for group in batch for i in group])
-
-    def __len__(self):
-        return self.length
+    def draw_domains(self):
+        return random.sample(self.domains, self.n_domain)
 
 
-class SeqDomainSampler(Sampler):
+class SeqDomainSampler(_DomainSampler):
     """Each batch: all domains in sorted order, with equally many random images each.
 
     Raises ValueError if `batch_size` is not a multiple of the number of domains.
     """
 
     def __init__(self, data_source, batch_size):
-        self.indices = dict(sorted(_indices_by(data_source, "domain").items()))
-        self.n_img_per_domain = _per_group(batch_size, len(self.indices), "the number of domains")
-        fewest = min(len(indices) for indices in self.indices.values())
-        self.length = fewest // self.n_img_per_domain * batch_size
+        self.indices = indices_by(data_source, "domain")
+        self.domains = sorted(self.indices)
+        self.n_img_per_domain = per_group(batch_size, len(self.domains), "the number of domains")
+        self.length = len(self.draw_epoch())
 
-    def __iter__(self):
-        groups = [_random_groups(indices, self.n_img_per_domain) for indices in self.indices.values()]
-        return iter([i for batch in zip(*groups, strict=False) for group in batch for i in group])
-
-    def __len__(self):
-        return self.length
+    def draw_domains(self):
+        return self.domains
 
 
-class RandomClassSampler(Sampler):
-    """Each batch: batch_size / n_ins random classes with `n_ins` images each.
+class RandomClassSampler(_EpochSampler):
+    """Each batch: batch_size // n_ins random classes with `n_ins` images each.
 
-    A class of fewer than `n_ins` images is drawn from with replacement. Raises ValueError if `batch_size`
-    is not a multiple of `n_ins` or there are too few classes.
+    A class of fewer than `n_ins` images is drawn from with replacement. Raises ValueError if `batch_size` is not a
+    multiple of `n_ins` or there are too few classes.
     """
 
     def __init__(self, data_source, batch_size, n_ins):
-        self.indices = _indices_by(data_source, "label")
+        self.indices = indices_by(data_source, "label")
         self.n_ins = n_ins
-        self.ncls_per_batch = _per_group(batch_size, n_ins, "n_ins")
+        self.ncls_per_batch = per_group(batch_size, n_ins, "n_ins")
         if self.ncls_per_batch > len(self.indices):
             needed = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
             raise ValueError(f"{needed}, but the data has only {len(self.indices)}")
-        counts = [max(1, len(indices) // n_ins) for indices in self.indices.values()]
-        self.length = _num_batches(counts, self.ncls_per_batch) * batch_size
+        self.length = len(self.draw_epoch())
 
-    def __iter__(self):
-        groups = {label: self._groups(indices) for label, indices in self.indices.items()}
-        return iter([i for batch in _deal(groups, self.ncls_per_batch) for group in batch for i in group])
+    def draw_epoch(self):
+        groups = {label: self._draw_groups(indices) for label, indices in self.indices.items()}
+        labels, epoch = list(self.indices), []
+        while len(labels) >= self.ncls_per_batch:
+            for label in random.sample(labels, self.ncls_per_batch):
+                epoch.extend(groups[label].pop(0))
+                if not groups[label]:
+                    labels.remove(label)
+        return epoch
 
-    def __len__(self):
-        return self.length
-
-    def _groups(self, indices):
+    def _draw_groups(self, indices):
+        """Split the shuffled images of a class into groups of `n_ins`."""
+        indices = list(indices)
         if len(indices) < self.n_ins:
-            indices = [indices[i] for i in torch.randint(len(indices), (self.n_ins,)).tolist()]
-        return _random_groups(indices, self.n_ins)
+            indices = np.random.choice(indices, size=self.n_ins, replace=True).tolist()
+        random.shuffle(indices)
+        return [indices[i : i + self.n_ins] for i in range(0, len(indices) - self.n_ins + 1, self.n_ins)]
 
 
-class Place(int):
-    """An index into the data, with the seed of what is random in the item: (of the epoch, place in the epoch).
+def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16, draws_by_item=False):
+    """Build the sampler of that name over a list of `Datum`.
 
-    The place, not the index: a sampler may ask twice for an item in an epoch, and gets two augmentations.
+    With `draws_by_item` the samplers of domains and classes are those of `item_samplers`. Raises ValueError for an
+    unknown name.
     """
-
-    seed = (0, 0)
-
-    def seeded(self):
-        """Seed torch (of the CPU), random and numpy, and return the plain index."""
-        words = np.random.SeedSequence(self.seed).generate_state(3).tolist()
-        torch.default_generator.manual_seed(words[0])  # torch.manual_seed costs more, and seeds GPUs
-        random.seed(words[1])
-        np.random.seed(words[2])
-        return int(self)
-
-
-class Seeded(Sampler):
-    """The indices of another sampler, as `Place`s; the epoch's seed is torch's global generator's next number."""
-
-    def __init__(self, sampler):
-        self.sampler = sampler
-
-    def __iter__(self):
-        epoch = int(torch.randint(2**62, ()))
-        for k, index in enumerate(self.sampler):
-            place = Place(index)
-            place.seed = epoch, k
-            yield place
-
-    def __len__(self):
-        return len(self.sampler)
-
-
-def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
-    """Build the sampler of that class name over a list of `Datum`. Raises ValueError for an unknown name."""
+    domains, sequence, classes = RandomDomainSampler, SeqDomainSampler, RandomClassSampler
+    if draws_by_item:
+        domains, sequence, classes = FullRandomDomainSampler, FullSeqDomainSampler, FullRandomClassSampler
     samplers = {
         "RandomSampler": lambda: RandomSampler(data_source),
         "SequentialSampler": lambda: SequentialSampler(data_source),
-        "RandomDomainSampler": lambda: RandomDomainSampler(data_source, batch_size, n_domain),
-        "SeqDomainSampler": lambda: SeqDomainSampler(data_source, batch_size),
-        "RandomClassSampler": lambda: RandomClassSampler(data_source, batch_size, n_ins),
+        "RandomDomainSampler": lambda: domains(data_source, batch_size, n_domain),
+        "SeqDomainSampler": lambda: sequence(data_source, batch_size),
+        "RandomClassSampler": lambda: classes(data_source, batch_size, n_ins),
     }
     check_availability(sampler_type, list(samplers))
     return samplers[sampler_type]()

@@ -1,7 +1,8 @@
 """The registry of trainers."""
 
+from dassl.absent import check_registered
 from dassl.console import say
-from dassl.utils import Registry, check_availability
+from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
@@ -12,7 +13,7 @@ def build_trainer(cfg):
     Raises:
         ValueError: no trainer of that name is registered.
     """
-    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    check_registered(cfg.TRAINER.NAME, TRAINER_REGISTRY, "dassl.engine")
     if cfg.VERBOSE:
         say(f"Loading trainer: {cfg.TRAINER.NAME}")
     return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

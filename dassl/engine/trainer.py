@@ -46,6 +46,19 @@ from .checkpoint import (
 from .simple_net import SimpleNet
 
 
+def __getattr__(name):
+    """Import TensorBoard's SummaryWriter when it is asked for: predict.py would wait for it."""
+    if name == "SummaryWriter":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except AttributeError as error:  # Python would say "cannot import name", and hide the reason
+            raise ImportError(
+                f"SummaryWriter cannot be imported, because of an error in TensorBoard: {error}"
+            ) from error
+        return SummaryWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
@@ -204,8 +217,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir):
         if self._writer is None and distributed.is_first():
-            from torch.utils.tensorboard import SummaryWriter  # not above: predict.py would wait for it
-
+            SummaryWriter = __getattr__("SummaryWriter")
             say(f"TensorBoard files go to {log_dir}")
             self._writer = SummaryWriter(log_dir=log_dir)
 
@@ -315,6 +327,9 @@ class SimpleTrainer(TrainerBase):
     `results` holds the figures of the last `test()`.
     """
 
+    draws_by_item = False  # random crops and the like: see `build_data_loader`; False: as Dassl draws them
+    test_replaces_val = True  # where there is no val split; as in Dassl, also to choose the best model
+
     def __init__(self, cfg):
         super().__init__()
         self.check_cfg(cfg)
@@ -333,7 +348,7 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise if the config does not suit the trainer."""
 
     def build_data_loader(self):
-        self.dm = dm = DataManager(self.cfg)
+        self.dm = dm = DataManager(self.cfg, draws_by_item=self.draws_by_item)
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -414,6 +429,9 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, ["val", "test"])
+        if split == "val" and self.val_loader is None and self.test_replaces_val:
+            say(f"{self.cfg.DATASET.NAME} has no val split: the test set takes its place")
+            split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
         if loader is None and split == "val":
             advice = "set TEST.FINAL_MODEL to last_step and TEST.SPLIT to test"
@@ -498,14 +516,23 @@ class TrainerXU(SimpleTrainer):
         if self.cfg.TRAIN.COUNT_ITER not in lengths:
             raise ValueError(f'TRAIN.COUNT_ITER is "{self.cfg.TRAIN.COUNT_ITER}", but must be one of {list(lengths)}')
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
-        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(next(pairs) for _ in range(self.num_batches))
+        self._run_batches(self._pairs())
+
+    def _pairs(self):
+        """Yield the batches of an epoch, (labelled, unlabelled). A loader that ends early starts again."""
+        loaders = [self.train_loader_x, self.train_loader_u]
+        iterators = [iter(loader) for loader in loaders]  # both start before the first batch is drawn, as in Dassl
+        for _ in range(self.num_batches):
+            pair = []
+            for i, loader in enumerate(loaders):
+                batch = next(iterators[i], None)
+                if batch is None:
+                    iterators[i] = iter(loader)
+                    batch = next(iterators[i])
+                pair.append(batch)
+            yield tuple(pair)
 
     def parse_batch_train(self, batch_x, batch_u):
-        input_x, label_x, domain_x = (batch_x[key].to(self.device) for key in ("img", "label", "domain"))
-        return input_x, label_x, domain_x, batch_u["img"].to(self.device)
-
-
-def _endless(loader):
-    while True:
-        yield from loader
+        """Return (images, labels, unlabelled images), on the trainer's device."""
+        input_x, label_x = batch_x["img"].to(self.device), batch_x["label"].to(self.device)
+        return input_x, label_x, batch_u["img"].to(self.device)

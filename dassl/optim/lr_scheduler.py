@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from dassl.utils import check_availability
 
+AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
+
 
 class _WarmupScheduler(LRScheduler):
     """Follows `warmup_lr` for `warmup_epoch` epochs, then `successor`, a scheduler of the same optimizer."""
@@ -103,7 +105,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
         ValueError: an unknown schedule or kind of warm-up; STEPSIZE is not an integer (single_step) or not a
             list of integers (multi_step).
     """
-    check_availability(optim_cfg.LR_SCHEDULER, ["single_step", "multi_step", "cosine"])
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS)
     stepsize = optim_cfg.STEPSIZE
 
     if optim_cfg.LR_SCHEDULER == "single_step":

@@ -36,6 +36,7 @@ OPTIMIZERS = {
     "radam": lambda params, c: torch.optim.RAdam(params, **_adam_args(c), decoupled_weight_decay=True),
     "adamw": lambda params, c: torch.optim.AdamW(params, **_adam_args(c), **_fused(params)),
 }
+AVAI_OPTIMS = list(OPTIMIZERS)
 
 
 def build_optimizer(model, optim_cfg, param_groups=None):
@@ -56,7 +57,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         ValueError: an unknown name, or nothing to train.
         TypeError: STAGED_LR without an nn.Module.
     """
-    check_availability(optim_cfg.NAME, list(OPTIMIZERS))
+    check_availability(optim_cfg.NAME, AVAI_OPTIMS)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("STAGED_LR is ignored because param_groups are given", stacklevel=2)

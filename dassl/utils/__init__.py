@@ -23,6 +23,7 @@ from .tools import (
 )
 from .torchtools import (
     count_num_param,
+    init_network_weights,
     load_checkpoint,
     load_pretrained_weights,
     name_newest,

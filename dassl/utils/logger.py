@@ -91,7 +91,7 @@ class Logger:
 
 def _no_link(path, flags):
     """Nothing is appended to what a link leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def setup_logger(output=None):

@@ -13,6 +13,7 @@ import torch.nn as nn
 from dassl import archives
 from dassl.console import say
 from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, read_text, seal_zip
+from dassl.names import check_availability
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
@@ -191,6 +192,63 @@ def count_num_param(model=None, params=None):
         group = item["params"] if isinstance(item, dict) else item
         total += sum(p.numel() for p in ([group] if isinstance(group, torch.Tensor) else group))
     return total
+
+
+def adjust_learning_rate(
+    optimizer, base_lr, epoch, stepsize=20, gamma=0.1, linear_decay=False, final_lr=0, max_epoch=100
+):
+    """Set the learning rate of all parameter groups for an epoch, without a scheduler.
+
+    base_lr * gamma ** (epoch // stepsize); with `linear_decay` on the line from `base_lr` to `final_lr` at `max_epoch`.
+    """
+    lr = base_lr * gamma ** (epoch // stepsize)
+    if linear_decay:
+        done = epoch / max_epoch
+        lr = done * final_lr + (1 - done) * base_lr
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def set_bn_to_eval(module):
+    """Put a module into evaluation mode if it is a batch normalisation; for `model.apply(set_bn_to_eval)`."""
+    if "BatchNorm" in type(module).__name__:
+        module.eval()
+
+
+def init_network_weights(model, init_type="normal", gain=0.02):
+    """Initialise the convolutions and linear maps of a model at random, biases with 0, normalisations with 1 and 0.
+
+    Args:
+        model (nn.Module): changed in place.
+        init_type (str): normal (with standard deviation `gain`), xavier, kaiming or orthogonal.
+        gain (float): of normal, xavier and orthogonal.
+
+    Raises:
+        ValueError: another `init_type`.
+    """
+    draws = {
+        "normal": lambda weight: nn.init.normal_(weight, 0.0, gain),
+        "xavier": lambda weight: nn.init.xavier_normal_(weight, gain=gain),
+        "kaiming": lambda weight: nn.init.kaiming_normal_(weight, a=0, mode="fan_in"),
+        "orthogonal": lambda weight: nn.init.orthogonal_(weight, gain=gain),
+    }
+    check_availability(init_type, list(draws))
+
+    def initialise(module):
+        kind = type(module).__name__
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if weight is None:
+            return
+        if "Conv" in kind or "Linear" in kind:
+            draws[init_type](weight)
+        elif "BatchNorm" in kind or "InstanceNorm" in kind:
+            nn.init.ones_(weight)
+        else:
+            return
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+    model.apply(initialise)
 
 
 def open_all_layers(model):

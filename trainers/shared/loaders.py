@@ -4,7 +4,10 @@ from torch.utils.data import DataLoader
 
 try:
     from dassl.data.transforms import is_fixed
-except ImportError:  # beside the original Dassl
+
+    BY_ITEM = {"draws_by_item": True}  # for build_transform and build_data_loader
+except ImportError:  # beside the original Dassl, which knows one way to draw
+    BY_ITEM = {}
 
     def is_fixed(transform) -> bool:
         return False

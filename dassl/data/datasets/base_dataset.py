@@ -64,7 +64,11 @@ class DatasetBase:
 
     def check_input_domains(self, source_domains, target_domains):
         """Raise ValueError, with the nearest valid name, for a domain that the data set does not have."""
-        for domain in [*source_domains, *target_domains]:
+        self.is_input_domain_valid([*source_domains, *target_domains])
+
+    def is_input_domain_valid(self, input_domains):
+        """Raise ValueError, with the nearest valid name, for a domain that the data set does not have."""
+        for domain in input_domains:
             check_availability(domain, self.domains)
 
     @staticmethod

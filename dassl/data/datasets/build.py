@@ -1,5 +1,6 @@
+from dassl.absent import check_registered
 from dassl.console import say
-from dassl.utils import Registry, check_availability
+from dassl.utils import Registry
 
 DATASET_REGISTRY = Registry("DATASET")
 
@@ -9,7 +10,7 @@ def build_dataset(cfg):
 
     Raises ValueError, with the nearest registered name, if there is none of that name.
     """
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_registered(cfg.DATASET.NAME, DATASET_REGISTRY, "dassl.data.datasets")
     if cfg.VERBOSE:
         say(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -1,0 +1,5 @@
+"""Backbones and heads by name, as Dassl has them."""
+
+from .backbone import BACKBONE_REGISTRY, Backbone, build_backbone
+from .head import HEAD_REGISTRY, build_head
+from .network import NETWORK_REGISTRY, build_network
