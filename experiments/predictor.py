@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import os.path as osp
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from types import SimpleNamespace
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dassl.data.data_manager import needed_side
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import check_availability, end_with_parent, on_white, read_photo, reduced
+from dassl.utils import check_availability, end_with_parent, on_white, progress, read_photo, reduced
 from dassl.utils.images import image_problem, images_in
+from trainers.shared.classes import check_different
 
 from .calibrate import temperature_of
 from .config import CLASSES, read_classes, setup_cfg
@@ -76,6 +77,8 @@ class Predictor:
         model_dir = osp.expanduser(str(model_dir))
         if device:
             check_availability(device, ["cpu", "cuda"])
+        if classes is not None:
+            check_different(classes)
         if is_exported(model_dir):
             if strength is not None or epoch is not None:
                 raise ValueError(f"{model_dir} is exported, at one strength and epoch: export again for another")
@@ -89,10 +92,6 @@ class Predictor:
             argv += [] if strength is None else ["--strength", str(strength)]
             argv += ["USE_CUDA", str(device == "cuda")] if device else []
             cfg = setup_cfg(parse(argv), with_data=False)
-            if classes is not None:
-                different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
-                if len(classes) < 2 or len(different) < len(classes):
-                    raise ValueError(f"give two or more different classes, not {', '.join(classes) or 'none'}")
             self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
@@ -125,7 +124,7 @@ class Predictor:
             collate_fn=list,
             worker_init_fn=end_with_parent,
         )
-        with tqdm(total=len(images), desc="predicting", unit="image", leave=False, disable=None) as bar:
+        with progress(total=len(images), desc="predicting", unit="image", leave=False) as bar:
             for batch in loader:
                 yield from self.predict(batch, top, threshold, every)
                 bar.update(len(batch))
@@ -182,7 +181,10 @@ def expand(given: str | Image.Image) -> list[str | Image.Image]:
     given = osp.expanduser(os.fspath(given))
     if not osp.isdir(given):
         return [given]
-    return images_in(given)[0] or [given]  # an empty one is told among the results
+    listing = images_in(given)
+    for line in listing.omissions(given):
+        print(line, file=sys.stderr)
+    return listing.images or [given]  # an empty one is told among the results
 
 
 def names_in(text: str) -> list[str]:
