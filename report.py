@@ -15,11 +15,13 @@ papers.
 import argparse
 import sys
 
+from dassl.streams import open_streams
 from experiments.command import command
 from reports.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="OUT", help="directories with results, at any depth")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, and each is expected; default: those found")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dassl.streams import progress
 from experiments.command import command
 
 from . import flops
@@ -104,7 +105,7 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
     from .measure import random_clip
 
     end, failed = time.time() + limit, []
-    with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(cases), unit="case", disable=None) as bar:
+    with tempfile.TemporaryDirectory() as scratch, progress(total=len(cases), unit="case") as bar:
         for k, case in enumerate(cases):
             begun, skip = time.time(), too_large(case, free_memory(cuda))
             if begun + pace.expected(case, skip) > end:

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.files import read_json, write_json
+from dassl.streams import progress
 from experiments.command import command
 from experiments.run import git_revision
 from trainers import orthcr
@@ -366,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread"
     about = {"device": device, "torch": torch.__version__, "commit": git_revision()}
     names = args.names or list(FIGURES)
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(names), unit="figure", disable=None) as bar:
+    with tempfile.TemporaryDirectory() as folder, progress(total=len(names), unit="figure") as bar:
         for name in names:
             begun = time.perf_counter()
             bench = Bench(Path(folder), lambda text, name=name: bar.set_postfix_str(f"{name}: {text}"))

@@ -5,14 +5,14 @@ import math
 import os
 import os.path as osp
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 from PIL import Image
-from tqdm import tqdm
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.files import SCRATCH, file_hash, scratch_folder, sweep
-from dassl.utils import check_availability, mkdir_if_missing, read_json, write_json
+from dassl.utils import check_availability, mkdir_if_missing, progress, read_json, write_json
 
 from .benchmarks import Size, get
 
@@ -48,6 +48,8 @@ class SplitDataset(DatasetBase):
             train, val = self.few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         check_labels(train, val, test, source=self.source())
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        if not self.test_only:
+            self.tell_fewer(train, cfg.DATASET.NUM_SHOTS)
         if not self.listed:
             check_images(train + val + test, self.source(), self.advice)
         super().__init__(train_x=train, val=val, test=test)
@@ -136,6 +138,16 @@ class SplitDataset(DatasetBase):
         train = self.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
         return train, self.generate_fewshot_dataset(val, num_shots=min(shots, 4), rng=rng)
 
+    def tell_fewer(self, train: list[Datum], shots: int) -> None:
+        """Print which classes have fewer training images than the shots that are asked for."""
+        count = Counter(item.classname for item in train)
+        fewer = sorted((n, name) for name, n in count.items() if n < shots)
+        if fewer:
+            names = [f"{name} ({n})" for n, name in fewer]
+            names = names if len(names) <= 20 else [*names[:20], "..."]
+            asked = f"than DATASET.NUM_SHOTS asks for, {shots}"
+            print(f"{len(fewer)} of {len(count)} classes have fewer training images {asked}: {', '.join(names)}")
+
     def to_rows(self, items: list[Datum]) -> list[list]:
         return to_rows(items, self.image_dir)
 
@@ -168,7 +180,7 @@ class DrawnDataset(SplitDataset):
         mkdir_if_missing(self.root)
         # drawn elsewhere and moved in whole: another run may be drawing at the same time
         with scratch_folder(self.root, name) as scratch:
-            for part, label, classname, image in tqdm(self.pictures(), f"drawing {name}", unit="image", disable=None):
+            for part, label, classname, image in progress(self.pictures(), desc=f"drawing {name}", unit="image"):
                 path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
                 os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
                 image.save(osp.join(scratch, type(self).image_dir, path))
@@ -205,11 +217,24 @@ def save_split(train: list[Datum], val: list[Datum], test: list[Datum], path: st
 
 
 def to_rows(items: list[Datum], image_dir: str) -> list[list]:
-    return [[i.impath.removeprefix(image_dir + os.sep), i.label, i.classname] for i in items]
+    """Return [path, label, class name] of each item, with "/" in paths on every system."""
+    paths = [item.impath.removeprefix(image_dir + os.sep).replace(os.sep, "/") for item in items]
+    return [[path, item.label, item.classname] for path, item in zip(paths, items, strict=True)]
 
 
 def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
-    return [Datum(impath=osp.join(image_dir, path), label=int(label), classname=name) for path, label, name in rows]
+    return [Datum(impath=locate(path, image_dir), label=int(label), classname=name) for path, label, name in rows]
+
+
+def locate(path: str, folder: str) -> str:
+    """Return a path relative to `folder`, which may be written as on Windows, with backslashes, as one of this system.
+
+    A file whose name has a backslash is found, too.
+    """
+    joined = osp.join(folder, path)
+    if "\\" in path and not osp.exists(joined):
+        return osp.join(folder, path.replace("\\", "/"))
+    return joined
 
 
 def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list[Datum]]:

@@ -15,13 +15,13 @@ import sys
 from contextlib import redirect_stdout
 
 import torch
-from tqdm import tqdm
 
 from dassl.engine import build_trainer
 from dassl.engine.checkpoint import find_checkpoint
 from dassl.files import file_hash, read_json, write_json
 from dassl.metrics import confidence, expected_calibration_error, fit_temperature
 from dassl.metrics.calibration import cross_entropy
+from dassl.streams import open_streams, progress
 
 from .command import command
 from .config import setup_cfg
@@ -64,7 +64,7 @@ def scores(trainer, loader) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [n, n_cls] and labels int64 [n] of a loader's images, on the CPU."""
     trainer.set_model_mode("eval")
     logits, labels = [], []
-    for batch in tqdm(loader, desc="calibrating", unit="batch", leave=False, disable=None):
+    for batch in progress(loader, desc="calibrating", unit="batch", leave=False):
         image, label = trainer.parse_batch_test(batch)
         logits.append(trainer.model_inference(image))
         labels.append(label)
@@ -127,6 +127,7 @@ def identity(trainer, folder: str, epoch: int | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", required=True, metavar="OUT", help="output directory of the training")
     parser.add_argument("--root", help="folder of the data sets, if it is not where it was")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from dassl.files import visible
+from dassl.streams import open_streams
 
 GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
@@ -19,6 +20,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
         interrupted: what Ctrl-C prints.
         status: after Ctrl-C.
     """
+    open_streams()
     try:
         failed = list(work() or ())
         sys.stdout.flush()

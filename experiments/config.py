@@ -162,7 +162,7 @@ def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
             if last == since or decides.refused:
                 wrong = f"{key} {shown(now)} {layers[last][0]} has no effect with {deciding} {shown(word)}"
                 raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
-            print(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
+            say(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
             cfg.TRAINER[node][name] = type(word)()
 
 
@@ -334,14 +334,11 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             "INPUT.EXIF_TRANSPOSE": True,
             "TEST.PER_CLASS_RESULT": True,
         }
-        if cfg.MODEL.BACKBONE.NAME == "tiny" and not args.backbone and not args.eval_only:
-            own = sorted((CONFIGS / "trainers" / args.trainer).glob("vit_b16*.yaml"))  # named as the original's are
-            better = f"--config-file configs/trainers/{args.trainer}/{own[0].name}" if own else "--backbone ViT-B/16"
-            why = "The tiny CLIP is used, which knows drawn shapes only"
-            say(f"{why}. For photographs: {better} (ViT-B/16; 335 MB are downloaded once)")
         if args.eval_only and args.model_dir and osp.exists(classes):
             given["DATASET.CLASSES"] = read_classes(classes)
         return given
+    if args.skip_unreadable and cfg.DATASET.NAME != "Images":
+        raise ValueError(f"--skip-unreadable is for own images, and the data set is {cfg.DATASET.NAME}: leave it out")
     if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
         return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
     return {}

@@ -68,8 +68,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
     if args.images == "":
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
-    if args.skip_unreadable and not args.images:
-        raise ValueError("--skip-unreadable goes with --images")
+    if args.skip_unreadable and not args.images and not (args.eval_only and args.model_dir):
+        raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
     if args.val is not None and (not args.images or args.eval_only or args.val < 0):
         raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
     if args.images and args.dataset_config_file:

@@ -13,15 +13,37 @@ import shlex
 from collections.abc import Callable
 
 import torch
-from tqdm import tqdm
+from yacs.config import CfgNode
 
 from dassl.data.workers import read_in_order
-from dassl.utils import atomic_write
+from dassl.utils import atomic_write, progress
 from trainers.base import ClipTrainer
+from trainers.shared.classes import same_to_clip
 from trainers.shared.prompts import template_features, template_for
+
+from .config import CONFIGS
 
 HEADS = "path", "label", "predicted", "probability"
 ContactSheet = Callable[[list[tuple[str, str]], str], None]  # draws images with titles into a PNG file
+
+
+def tell_before_training(cfg: CfgNode, classnames: list[str]) -> None:
+    """Print what the user should know before the training: classes that read alike, and a CLIP that fits no photograph.
+
+    Args:
+        cfg: of the run.
+        classnames: in the order of their labels.
+    """
+    for names in same_to_clip(classnames):
+        told = " and ".join(f'"{name}"' for name in names)
+        print(f"{told} are the same to CLIP, which cannot tell them apart: rename one of these classes")
+    if cfg.MODEL.BACKBONE.NAME == "tiny":
+        files = sorted((CONFIGS / "trainers" / cfg.TRAINER.NAME).glob("vit_b16*.yaml"))  # named as the original's are
+        better = (
+            f"--config-file configs/trainers/{cfg.TRAINER.NAME}/{files[0].name}" if files else "--backbone ViT-B/16"
+        )
+        print("The tiny CLIP is used, which knows drawn shapes only.")
+        print(f"For photographs give {better} and another --output-dir (ViT-B/16; 335 MB are downloaded once).")
 
 
 def tell(trainer, draw: ContactSheet | None = None) -> dict:
@@ -61,7 +83,7 @@ def second_pass(trainer, loader, predicted: torch.Tensor) -> tuple[float | None,
         return None, {}
     text = frozen_text(trainer).t() if compare else None
     batches = read_in_order(loader.dataset, loader.batch_size, loader.num_workers)
-    for batch in tqdm(batches, desc="zero-shot CLIP", unit="batch", leave=False, disable=None):
+    for batch in progress(batches, desc="zero-shot CLIP", unit="batch", leave=False):
         image, label = trainer.parse_batch_test(batch)
         if compare:
             with torch.autocast(**trainer.autocast):

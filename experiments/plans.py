@@ -63,7 +63,10 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
     if model and not model.exists():
         raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
     args = parse(list(planned.argv))
-    with open(os.devnull, "w") as null, silent(null) if quiet else nullcontext():  # log.txt has it all
+    with (
+        open(os.devnull, "w", errors="replace") as null,
+        silent(null) if quiet else nullcontext(),
+    ):  # log.txt has it all
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(args)

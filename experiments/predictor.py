@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import os.path as osp
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
@@ -13,15 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from dassl.console import silence
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.transforms import build_transform
 from dassl.data.workers import read_in_order
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import as_photo, check_availability, read_photo
+from dassl.utils import as_photo, check_availability, progress, read_photo
 from dassl.utils.images import image_problem, images_in, open_image
+from trainers.shared.classes import check_different
 
 from .calibrate import temperature_of
 from .config import CLASSES, read_classes, setup_cfg
@@ -84,6 +85,8 @@ class Predictor:
             check_availability(device, ["cpu", "cuda"])
         if isinstance(classes, str):
             raise ValueError(f'classes is one text, "{classes}": give a list of names, as ["cat", "dog"]')
+        if classes is not None:
+            check_different(classes)
         if is_exported(model_dir):
             if strength is not None or epoch is not None:
                 raise ValueError(f"{model_dir} is exported, at one strength and epoch: export again for another")
@@ -98,10 +101,6 @@ class Predictor:
             argv += [] if strength is None else ["--strength", str(strength)]
             argv += ["USE_CUDA", str(device == "cuda")] if device else []
             cfg = setup_cfg(parse(argv), with_data=False)
-            if classes is not None:
-                different = {name.replace("_", " ").lower() for name in classes}  # as CLIP reads them
-                if len(classes) < 2 or len(different) < len(classes):
-                    raise ValueError(f"give two or more different classes, not {', '.join(classes) or 'none'}")
             self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
             self.trainer.load_model(model_dir, epoch=epoch)
@@ -147,7 +146,7 @@ class Predictor:
             reader = Reader([image for item in images for image in expand(item)], self.transform)
             batches = read_in_order(reader, self.batch_size, self.workers, collate_fn=list)
             total = len(reader)
-        with tqdm(total=total, desc="predicting", unit="image", leave=False, disable=None) as bar:
+        with progress(total=total, desc="predicting", unit="image", leave=False) as bar:
             for batch in batches:
                 yield from self.predict(batch, top, threshold, every)
                 bar.update(len(batch))
@@ -222,7 +221,10 @@ def expand(image) -> list:
     path = osp.expanduser(os.fspath(image))
     if not osp.isdir(path):
         return [path]
-    return images_in(path)[0] or [path]  # an empty folder is among the answers
+    listing = images_in(path)
+    for line in listing.omissions(path):
+        print(line, file=sys.stderr)
+    return listing.images or [path]  # an empty folder is among the answers
 
 
 def from_memory(image) -> Image.Image:

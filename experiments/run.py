@@ -89,6 +89,8 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
     with logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext():
         choice = chosen(cfg, args, check_inside)
         trainer = build(cfg, args)
+        if cfg.DATASET.NAME == "Images" and not args.eval_only:
+            own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
         if args.no_train and not args.eval_only:
             return {}
         start = time.time()

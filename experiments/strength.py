@@ -21,11 +21,10 @@ from statistics import mean, pstdev
 
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import atomic_write
-from dassl.utils import write_json
+from dassl.utils import progress, write_json
 from datasets import benchmarks
 from trainers.orthcr import OrthogonalCLIP
 from trainers.shared.strength import AUTO, TRIED, kept
@@ -84,7 +83,7 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
     pairs = [(test, model) for test in tests for model in models if test in model.tests]
     held = {}
-    with tqdm(total=len(pairs), desc="models x data sets", disable=None) as bar:
+    with progress(total=len(pairs), desc="models x data sets") as bar:
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
                 if model.chosen is None and strength_key(model.trainer):

@@ -86,7 +86,8 @@ def test_classification_by_hand(tmp_path, capsys):
     )
     cmat = torch.load(tmp_path / "cmat.pt", weights_only=True)
     hand = [[0.75, 0, 0.25, 0], [0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]]
-    assert torch.equal(cmat, torch.tensor(hand, dtype=torch.float64))
+    assert torch.equal(cmat["matrix"], torch.tensor(hand, dtype=torch.float64))
+    assert cmat["classnames"] == ["cat", "dog", "emu", "fox"]
 
 
 def test_classification_against_scikit_learn(tmp_path, capsys):
@@ -103,7 +104,9 @@ def test_classification_against_scikit_learn(tmp_path, capsys):
     assert results["macro_f1"] == pytest.approx(f1, rel=1e-10)
     assert results["accuracy"] == pytest.approx(100 * np.mean(true == pred), rel=1e-12)
     cmat = torch.load(tmp_path / "cmat.pt", weights_only=True)
-    np.testing.assert_allclose(cmat.numpy(), confusion_matrix(true, pred, normalize="true"), rtol=1e-12)
+    wanted = confusion_matrix(true, pred, normalize="true", labels=range(30))  # also of those that do not occur
+    np.testing.assert_allclose(cmat["matrix"].numpy(), wanted, rtol=1e-12)
+    assert cmat["classnames"] == [str(label) for label in range(30)]
     assert "* total: 3,000\n" in capsys.readouterr().out
     assert np.array_equal(evaluator.y_true, true) and np.array_equal(evaluator.y_pred, pred)
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import os.path as osp
 import random
+import re
 import shutil
 import struct
 from collections import Counter
@@ -11,16 +13,21 @@ from collections import Counter
 import numpy as np
 import own_photos
 import pytest
+import torch
+from clip import clip
 from own_photos import COLOURS, SMALL, build, draw, make_photos, names_of, said
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from dassl.utils import read_image, read_json, read_photo
+from dassl.utils.images import images_in
+from datasets.base import read_split
 from datasets.shared.image_files import Row, image_problem, unreadable
 from datasets.shared.image_split import divide
 from experiments.config import parse, setup_cfg
 from experiments.run import main
 from predict import Predictor
+from trainers.shared.classes import same_to_clip
 
 photos = own_photos.photos  # the fixture
 
@@ -419,7 +426,7 @@ def test_folders_that_cannot_be_read_are_said(photos, tmp_path, monkeypatch):
     (photos / "猫" / "deep").mkdir()
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError, match="deep"):
+    with pytest.raises(ValueError, match="deep cannot be read .Permission denied.: change its permissions"):
         build(photos, tmp_path / "OUT")
 
 
@@ -435,6 +442,235 @@ def test_split_folders_that_do_not_fit(photos, tmp_path, capsys):
     assert "has train/ with class folders, but also more, test, which" in said(capsys, "--images", root, *out)
 
 
+def test_all_that_is_wrong_with_a_folder_is_told_at_once(photos, tmp_path, capsys):
+    """In one run: what one mends shows no other error."""
+    (photos / "dog").mkdir()
+    (photos / "猫" / "copy.png").symlink_to(photos / "red bus" / "img 01.png")
+    (photos / "red bus" / "text.jpg").write_text("I am a text file")
+    out = ["--output-dir", str(tmp_path / "OUT"), "--val", "1.5"]
+    assert main(["--images", str(photos), *out, "VERBOSE", "False"]) == 1
+    done = capsys.readouterr()
+    assert done.err == f"error: {photos} has 4 problems, see above: mend them and give the command again\n"
+    for words in (
+        "has class folders without images: dog",
+        "has 1 images more than once, first",
+        "1 of 62 images cannot be read, see above",
+        "--val is 1.5: give a share",
+        "text.jpg: cannot identify image file",
+    ):
+        assert sum(words in line for line in done.out.splitlines()) == 1, words
+    assert "Loading CLIP" not in done.out and not (tmp_path / "OUT" / "split.json").exists()
+
+
+def test_all_bad_lines_of_a_list_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("path,label,split\na.jpg,,\n,cat,\na.jpg,cat,tset\na,b,c,d\n")
+    (tmp_path / "list.jsonl").write_text('{"path": "a"}\n{\n5\n["a.jpg", "cat", "tset"]\n')
+    for name in ("list.csv", "list.jsonl"):
+        told = said(capsys, "--images", tmp_path / name, "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
+        assert f"{name} has 4 problems, see above" in told
+
+
+def test_classes_of_fewer_images_than_shots_are_told(tmp_path, capsys):
+    make_photos(tmp_path / "photos", 4, {"a": (1, 2, 3), "b": (9, 200, 9)})
+    draw(tmp_path / "photos" / "c" / "x", (200, 9, 9), "png", np.random.default_rng(0))
+    build(tmp_path / "photos", tmp_path / "OUT", "DATASET.NUM_SHOTS", 2)
+    told = "1 of 3 classes have fewer training images than DATASET.NUM_SHOTS asks for, 2: c (1)\n"
+    assert told in capsys.readouterr().out
+    build(tmp_path / "photos", tmp_path / "b", "DATASET.NUM_SHOTS", 1)
+    assert "DATASET.NUM_SHOTS" not in capsys.readouterr().out
+
+
+def test_a_class_that_is_never_trained_is_told(tmp_path, capsys):
+    """Three images in batches of two: the third is left out. In two runs of one epoch as in one of two."""
+    make_photos(tmp_path / "photos", 1, {"a": (1, 2, 3), "b": (9, 200, 9), "c": (200, 9, 9)})
+    argv = ["--images", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "OUT"), *SMALL]
+    few = [*argv, "DATALOADER.TRAIN_X.BATCH_SIZE", "2", "OPTIM.MAX_EPOCH", "1"]
+    assert main(few) == 0
+    told = re.findall("1 of 3 classes were in no training batch: ([abc])\n.*BATCH_SIZE than 2", capsys.readouterr().out)
+    state = torch.load(tmp_path / "OUT" / "rotations" / "model.pth.tar-1", weights_only=True)["extra_state"]
+    (left_out,) = [name for name, seen in zip("abc", state["trained_classes"].tolist(), strict=True) if not seen]
+    assert told == [left_out]
+    argv[3] += "2"
+    assert main([*argv, "DATALOADER.TRAIN_X.BATCH_SIZE", "3", "OPTIM.MAX_EPOCH", "1"]) == 0
+    assert "in no training batch" not in capsys.readouterr().out
+
+
+def test_the_table_of_class_balance(photos, tmp_path, capsys):
+    for path in sorted((photos / "猫").iterdir())[1:]:
+        path.unlink()
+    build(photos, tmp_path / "OUT")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["images", "a", "class", "train", "val", "test"] in rows and ["猫", "1", "0", "0"] in rows
+    assert ["red", "bus", "6", "2", "4"] in rows and ["all", "5", "classes", "25", "8", "16"] in rows
+    many = make_photos(tmp_path / "many", 2, {f"class {k}": (k, k, k) for k in range(30)})
+    build(many, tmp_path / "M")
+    told = capsys.readouterr().out
+    assert told.count("\nclass ") == 20 and "... 10 more classes" in told
+
+
+# ------------------------------------------------------------------ what is no image of the user
+
+
+SYSTEM = ["@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information",
+          "@Recently-Snapshot", ".Trashes", "FOUND.000"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_system_folders_are_passed_over(name, photos, tmp_path, capsys):
+    """As class folders, within one, and beside train/ and test/."""
+    wanted = names_of(items_of(build(photos, tmp_path / "a")))
+    rng = np.random.default_rng()
+    draw(photos / name / "thumb", (9, 9, 9), "png", rng)
+    draw(photos / name / "deep" / "thumb", (9, 9, 9), "png", rng)
+    draw(photos / "red bus" / name / "img 01.png" / "thumb", (9, 9, 9), "png", rng)
+    capsys.readouterr()
+    assert names_of(items_of(build(photos, tmp_path / "b"))) == wanted
+    hidden = name.startswith(".")
+    assert ("2 system folders are passed over, first" in capsys.readouterr().out) != hidden
+    assert images_in(photos)[0] == sorted(path for _, path in wanted)
+
+    root = tmp_path / "divided"
+    for part in ("train", "test"):
+        for k, label in enumerate("ab"):
+            draw(root / part / label / "x", (k, 99, 199), "png", rng)
+            draw(root / part / label / name / "x", (k, 99, 199), "png", rng)
+    draw(root / name / "x", (9, 99, 199), "png", rng)
+    data = build(root, tmp_path / "c")
+    assert len(data.train_x) == len(data.test) == 2 and data.classnames == ["a", "b"]
+    told = capsys.readouterr().out
+    assert (f"4 system folders are passed over, first {root}" in told or "1 system folder is" in told) != hidden
+
+
+def items_of(data):
+    return data.train_x + data.val + data.test
+
+
+@pytest.mark.parametrize("name", ["recycle", "found", "@cat", "lost and found", "#1"])
+def test_classes_whose_names_look_like_those_of_systems(name, tmp_path):
+    make_photos(tmp_path / "p", 2, {name: (1, 2, 3), "b": (200, 9, 9)})
+    assert name in build(tmp_path / "p", tmp_path / "OUT").classnames
+
+
+def test_files_of_all_kinds(photos, tmp_path, capsys):
+    """Also those without a suffix, by their content; what is left out is told."""
+    red = photos / "red bus"
+    Image.new("L", (9, 9)).save(red / "a.pgm")
+    Image.new("RGB", (9, 9)).save(red / "b.jp2")
+    shutil.copy(red / "img 01.png", red / "no suffix")
+    (red / "README").write_text("no image")
+    (red / "img.jpg.part").write_bytes(b"x")
+    (red / "img 01.png").write_bytes((red / "img 01.png").read_bytes() + b" ")
+    os.mkfifo(red / "pipe")
+    found = {osp.basename(path) for _, path in names_of(items_of(build(photos, tmp_path / "OUT")))}
+    assert {"a.pgm", "b.jp2", "no suffix"} <= found and not {"README", "img.jpg.part", "pipe"} & found
+    assert f"3 files of {red} are no images and are left out, first README\n" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ copies
+
+
+RED = sorted(COLOURS).index("red bus")
+
+
+def copy_some(photos, count):
+    """`count` images of one class, each of them twice more: {name of the copies: name of the first}."""
+    names = {}
+    for path in sorted((photos / "red bus").iterdir())[:count]:
+        for k in range(2):
+            shutil.copy(path, path.with_name(f"copy{k} of {path.name}"))
+            names[f"copy{k} of {path.name}"] = path.name
+    return names
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_copies_share_a_split(seed, photos, tmp_path, capsys):
+    names = copy_some(photos, 4)
+    data = build(photos, tmp_path / "OUT", "--seed", seed)
+    splits = enumerate((data.train_x, data.val, data.test))
+    parts = {osp.basename(item.impath): part for part, items in splits for item in items if item.label == RED}
+    assert len(parts) == 20 and all(parts[copy] == parts[first] for copy, first in names.items())
+    firsts = [part for name, part in parts.items() if not name.startswith("copy")]
+    assert [firsts.count(part) for part in range(3)] == [6, 2, 4], "copies count as one image"
+    told = capsys.readouterr().out
+    assert "12 images are copies of each other, 4 different ones: copies share a split\n" in told
+    some = sorted(names)[0]
+    line = next(line for line in told.splitlines() if some in line)
+    assert f"red bus/{names[some]}" in line and line.count(" = ") == 2
+
+
+def test_what_two_classes_hold_is_not_tested(photos, tmp_path, capsys):
+    held = set()
+    for path in sorted((photos / "red bus").iterdir())[:3]:
+        held |= {str(path), shutil.copy(path, str(photos / "猫" / f"copy of {path.name}"))}
+    data = build(photos, tmp_path / "OUT")
+    assert held <= {item.impath for item in data.train_x} and len(data.train_x) == 6 * 4 + 3 + 4 + 3
+    told = capsys.readouterr().out
+    assert "3 images are in more than one class, which no model can learn; they are for training only" in told
+
+
+def test_copies_in_given_splits_are_told(photos, tmp_path, capsys):
+    """They stay where the user put them; val, which is taken from train, holds none of train."""
+    root = tmp_path / "divided"
+    shutil.copytree(photos, root / "train")
+    for name in COLOURS:
+        (root / "test" / name).mkdir(parents=True)
+        for k, path in enumerate(sorted((root / "train" / name).iterdir())):
+            if k < 3:
+                path.rename(root / "test" / name / path.name)
+            elif k < 5:
+                shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    some = sorted((root / "train" / "猫").iterdir())[-1]
+    shutil.copy(some, root / "test" / "猫" / "leak.png")
+    data = build(root, tmp_path / "OUT", "--val", 4)
+    assert len(data.test) == 16
+    told = capsys.readouterr().out
+    assert "1 images are in more than one split, which flatters the accuracy: remove the copies\n" in told
+    assert f"test/猫/leak.png = train/猫/{some.name}" in told
+    train, val = ({item.impath.replace("copy of ", "") for item in part} for part in (data.train_x, data.val))
+    assert not train & val and len(val) == 20
+
+
+# ------------------------------------------------------------------ flags and paths
+
+
+def test_split_files_of_windows(photos, tmp_path):
+    """Backslashes in a split file and in lists; a file whose name has one is found, too."""
+    odd = photos / "red bus" / "back\\slash.png"
+    (photos / "red bus" / "img 01.png").rename(odd)
+    paths = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.*"))
+    label = {name: k for k, name in enumerate(sorted(COLOURS))}
+    written = [str(path) if "\\" in str(path) else str(path).replace("/", "\\") for path in paths]
+    rows = [[text, label[path.parts[1]], path.parts[1]] for text, path in zip(written, paths, strict=True)]
+    (tmp_path / "split.json").write_text(json.dumps({"train": rows[::2], "val": [], "test": rows[1::2]}))
+    data = build(tmp_path / "split.json", tmp_path / "OUT")
+    wanted = {str(tmp_path / path) for path in paths}
+    assert {item.impath for item in items_of(data)} == wanted and str(odd) in wanted
+    read = read_split(str(tmp_path / "split.json"), str(tmp_path))
+    assert {item.impath for part in read for item in part} == wanted
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps([row[0], row[2]]) for row in rows))
+    assert {item.impath for item in items_of(build(tmp_path / "list.jsonl", tmp_path / "L"))} == wanted
+
+
+def test_unreadable_images_of_a_trained_split_can_be_skipped(photos, tmp_path, capsys):
+    """The flag that the message advises is taken, with --images or without."""
+    argv = ["--images", str(photos), "--output-dir", str(tmp_path / "OUT"), *SMALL, "OPTIM.MAX_EPOCH", "1"]
+    assert main(argv) == 0
+    path = read_json(tmp_path / "OUT" / "split.json")["test"][0][0]
+    with open(path, "wb") as f:
+        f.write(b"torn")
+    flags = ["--eval-only", "--model-dir", str(tmp_path / "OUT")]
+    assert "leave them out with --skip-unreadable" in said(capsys, *flags, "VERBOSE", "False")
+    assert main([*flags, "--skip-unreadable"]) == 0
+    assert "* total: 19\n" in capsys.readouterr().out
+    told = said(capsys, "--eval-only", "--model-dir", tmp_path, "--skip-unreadable")
+    assert "--skip-unreadable is for own images" in told
+
+    for path in (photos / "猫").iterdir():
+        path.write_bytes(b"torn")
+    told = said(capsys, "--images", photos, "--output-dir", tmp_path / "B", "--skip-unreadable", "VERBOSE", "False")
+    assert "no image of 猫 can be read" in told
+
+
 def test_flags_that_say_nothing_are_refused(photos, capsys):
     assert "--images is empty" in said(capsys, "--images", "")
     assert "--skip-unreadable goes with --images" in said(capsys, "--skip-unreadable")
@@ -442,9 +678,34 @@ def test_flags_that_say_nothing_are_refused(photos, capsys):
 
 
 def test_classes_that_read_the_same_are_said(tmp_path, capsys):
-    make_photos(tmp_path / "photos", 2, {"a_b": (1, 2, 3), "A b": (200, 9, 9), "c": (9, 200, 9)})
-    build(tmp_path / "photos", tmp_path / "OUT")
-    assert 'several classes read as "a b" to CLIP' in capsys.readouterr().out
+    make_photos(tmp_path / "photos", 2, {"hot_dog": (1, 2, 3), "Hot  dog": (200, 9, 9), "c": (9, 200, 9)})
+    argv = ["--images", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "OUT"), "--no-train"]
+    assert main([*argv, "VERBOSE", "False"]) == 0
+    assert '"Hot  dog" and "hot_dog" are the same to CLIP, which cannot tell them apart' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("hot dog", "hot  dog"), ("HOT_dog", " hot dog "), ("caf&eacute;", "caf\u00e9")])
+def test_names_of_one_token_sequence_are_one_class(names):
+    """They are compared as CLIP's own tokenizer reads them."""
+    first, second = (clip.tokenize(name.replace("_", " ")) for name in names)
+    assert first.equal(second)
+    assert same_to_clip(["x", names[0], "hotdog", names[1]]) == [list(names)]
+    assert not same_to_clip(["hot dog", "hotdog", "hot-dog"])
+
+
+def test_the_tiny_clip_is_told_before_training(tmp_path, capsys):
+    """However it was chosen, in the log too, behind the config; not where another CLIP is meant."""
+    make_photos(tmp_path / "photos", 2)
+    for k, words in enumerate([["--backbone", "tiny"], ["--trainer", "CoOp"], ["MODEL.BACKBONE.NAME", "tiny"]]):
+        out = tmp_path / str(k)
+        assert main(["--images", str(tmp_path / "photos"), "--output-dir", str(out), "--no-train", *words]) == 0
+        log = (out / "log.txt").read_text()
+        trainer = "CoOp" if "CoOp" in words else "OrthCR"
+        assert log.index("** Config **") < log.index("The tiny CLIP is used, which knows drawn shapes only.")
+        assert f"For photographs give --config-file configs/trainers/{trainer}/vit_b16" in log
+    capsys.readouterr()
+    setup_cfg(parse(["--images", str(tmp_path / "photos"), "MODEL.BACKBONE.NAME", "ViT-B/16"]))
+    assert "tiny CLIP" not in capsys.readouterr().out
 
 
 def test_a_class_without_test_image_is_said(photos, tmp_path, capsys):

@@ -189,6 +189,17 @@ def test_an_empty_folder_among_others(trained, photos, tmp_path):
     assert (none.image, none.top, none.error) == (str(tmp_path / "empty"), [], "it is a folder without images")
 
 
+def test_what_is_left_out_is_told(trained, photos, capsys):
+    """System folders and files that are no images: on the standard error, so that JSON stays JSON."""
+    draw(photos / "@eaDir" / "thumb", (9, 9, 9), "png", np.random.default_rng(0))
+    (photos / "notes.txt").write_text("no image")
+    assert predict.main([str(photos), "--model-dir", str(trained), "--json"]) == 0
+    done = capsys.readouterr()
+    assert len(json.loads(done.out)) == 60
+    assert f"1 files of {photos} are no images and are left out, first notes.txt\n" in done.err
+    assert f"1 system folder is passed over, first {photos}/@eaDir\n" in done.err
+
+
 def test_names_that_no_output_can_take(trained, photos, tmp_path, monkeypatch):
     """In JSON and in the table, with a strict standard output; the sheet takes a formula for a name."""
     odd = os.fsencode(tmp_path) + b"/\xe9.png"
@@ -229,7 +240,8 @@ def test_the_command(trained, photos, tmp_path, capsys):
         ([str(photos / "nowhere.jpg")], "No such file"),
         ([str(tmp_path / "my photos" / "猫"), "--classes", "one"], "two or more different classes"),
         ([str(photos), "--classes", ""], "two or more different classes, not none"),
-        ([str(photos), "--classes", "A_cat,a cat"], "two or more different classes, not A_cat, a cat"),
+        ([str(photos), "--classes", "A_cat,a cat"], 'two or more different classes, not "A_cat" and "a cat"'),
+        ([str(photos), "--classes", "hot dog,hot  dog"], 'not "hot dog" and "hot  dog", which are the same to CLIP'),
         ([str(photos), "--top", "0"], "--top is 0"),
         ([str(photos), "--picture", "sheet.jpg"], "give the name of a .png file"),
         ([str(photos), "--picture", str(tmp_path / "no" / "sheet.png")], "--picture cannot be written"),

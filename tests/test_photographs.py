@@ -223,11 +223,13 @@ def test_heif_asks_for_its_decoder(name, no_heif, tmp_path, monkeypatch, capsys)
     path = tmp_path / "photos" / "cat" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(HEIC + bytes(100))
+    (tmp_path / "photos" / "dog").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / "dog" / "a.png")
     assert image_problem(str(path)).endswith("pip install pillow-heif")
     with pytest.raises(OSError, match=f'"{path}".*: pip install pillow-heif$'):
         read_photo(path)
     told = said(capsys, "--images", tmp_path / "photos", "--output-dir", tmp_path / "OUT", "VERBOSE", "False")
-    assert "1 of 1 images cannot be read" in told and "pip install pillow-heif, or leave them out" in told
+    assert "1 of 2 images cannot be read" in told and "pip install pillow-heif, or leave them out" in told
 
     monkeypatch.setitem(sys.modules, "pillow_heif", PillowHeif)
     assert image_problem(str(path)) == "" and read_photo(path).getpixel((0, 0)) == (255, 0, 0)

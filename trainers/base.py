@@ -117,6 +117,7 @@ class ClipTrainer(TrainerX):
             )
 
         self.model = self.build_classifier(clip_model, self.dm.dataset.classnames).to(self.device)
+        self.trained_classes = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device)
         self.model.text_encoder.at_once = cfg.TRAIN.get("CLASS_CHUNK", 0)
         self.set_precision(self.node.PREC)
         if cfg.TRAIN.get("COMPILE"):
@@ -184,6 +185,7 @@ class ClipTrainer(TrainerX):
 
     def forward_backward(self, batch) -> dict[str, float]:
         image, label = self.parse_batch_train(batch)
+        self.trained_classes.index_fill_(0, label, True)
         if self.max_epoch > 1 and self.images_repeat():
             self.model.know(image, batch["index"], self.encode_training)
         with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
@@ -236,6 +238,20 @@ class ClipTrainer(TrainerX):
     def run_epoch(self):
         if self.optim is not None:
             super().run_epoch()
+            self.trained_classes = add_up([self.trained_classes.float()])[0] > 0  # in any process
+
+    def after_train(self):
+        if self.optim is not None:
+            self.tell_untrained()
+        super().after_train()
+
+    def tell_untrained(self) -> None:
+        """Print which classes were in no training batch, as the last, incomplete batch of an epoch is left out."""
+        names = [self.lab2cname[label] for label, seen in enumerate(self.trained_classes.tolist()) if not seen]
+        if names:
+            size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            say(f"{len(names)} of {self.num_classes} classes were in no training batch: {', '.join(names)}")
+            say(f"Give a smaller DATALOADER.TRAIN_X.BATCH_SIZE than {size}: an incomplete last batch is left out")
 
     def set_model_mode(self, mode="train", names=None):
         super().set_model_mode(mode, names)
@@ -294,12 +310,21 @@ class ClipTrainer(TrainerX):
         return torch.cat(features), torch.cat(labels)
 
     def get_extra_state(self):
-        # amp's loss scale; the classes that the learner is of
-        return {"scaler": self.scaler.state_dict(), "classes": list(self.dm.dataset.classnames)}
+        # amp's loss scale; the classes that the learner is of; those that were in a batch so far
+        return {
+            "scaler": self.scaler.state_dict(),
+            "classes": list(self.dm.dataset.classnames),
+            "trained_classes": self.trained_classes.cpu(),
+        }
 
     def set_extra_state(self, state):
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+        trained = state.get("trained_classes", torch.empty(0))
+        if len(trained) == self.num_classes:
+            self.trained_classes = trained.to(self.device)
+        else:
+            self.trained_classes.fill_(True)  # of an earlier version, or of other classes: not known, so none is named
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         # the original Dassl prints the result as a number when it loads, and could not print None

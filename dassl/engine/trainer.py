@@ -13,7 +13,6 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dassl import distributed
 from dassl.console import say
@@ -28,6 +27,7 @@ from dassl.utils import (
     load_checkpoint,
     load_pretrained_weights,
     name_newest,
+    progress,
     save_checkpoint,
     tolist_if_not,
 )
@@ -278,7 +278,7 @@ class TrainerBase:
     def _advance_bar(self):
         if self._bar is None:
             total = (self.max_epoch - self.epoch) * self.num_batches
-            self._bar = tqdm(total=total, desc="training", unit="batch", leave=False, disable=None)
+            self._bar = progress(total=total, desc="training", unit="batch", leave=False)
         self._bar.update()
 
     def _close_bar(self):
@@ -439,7 +439,8 @@ class SimpleTrainer(TrainerBase):
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         say(f"Evaluate on the *{split}* set")
-        batches = tqdm(distributed.parts(loader), "evaluating", len(loader), unit="batch", leave=False, disable=None)
+        parts, total = distributed.parts(loader), len(loader)
+        batches = progress(parts, desc="evaluating", total=total, unit="batch", leave=False)
         for batch, part in batches:
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(*distributed.gather(part, self.model_inference(input), label))

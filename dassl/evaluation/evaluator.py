@@ -59,6 +59,7 @@ class Classification(EvaluatorBase):
         self._finite = []
         self._sure = []
         self._scores = []
+        self._n_classes = len(self._lab2cname or {})
 
     def process(self, mo, gt):
         """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
@@ -67,6 +68,7 @@ class Classification(EvaluatorBase):
         self._finite.append(mo.amax(1).isfinite())  # NaN is the largest of all; minus infinity may hide a class
         self._sure.append(confidence(mo, self.temperature or 1.0))
         self._scores += [mo] * self.keep_scores
+        self._n_classes = max(self._n_classes, mo.shape[1])
         self._y_true.append(gt)
 
     def evaluate(self):
@@ -74,8 +76,9 @@ class Classification(EvaluatorBase):
 
         The F1 of a class is 2 TP / (2 TP + FP + FN); macro-F1 is its mean over the classes that have samples,
         like scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
-        confusion matrix is saved to OUTPUT_DIR/cmat.pt: a float64 Tensor, rows the true and columns the
-        predicted classes, in the order of the labels that occur; each row sums to 1, or to 0 without samples.
+        confusion matrix is saved to OUTPUT_DIR/cmat.pt, a dict for `torch.load(path, weights_only=True)`:
+        "matrix", float64 [n_cls, n_cls], rows the true and columns the predicted classes, each row sums to 1, or to 0
+        without samples; and "classnames", n_cls strings. Both have all classes, in the order of their labels.
         The labels themselves stay as `y_true` and `y_pred`, int64 [samples], in the order of the batches. The expected
         calibration error is of the probabilities that softmax makes of the scores, whatever a method means by them.
 
@@ -134,15 +137,20 @@ class Classification(EvaluatorBase):
         if self.cfg.TEST.COMPUTE_CMAT and is_first():
             save_path = osp.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             with atomic_write(save_path) as f:
-                torch.save(_confusion_matrix(y_true, y_pred), f)
+                torch.save(self._confusion(), f)
             print(f'Confusion matrix is saved to "{save_path}"')
         return results
 
+    def _confusion(self):
+        n = max(self._n_classes, int(self.y_true.max()) + 1)
+        names = self._lab2cname or {}
+        return {
+            "matrix": confusion_matrix(self.y_true, self.y_pred, n),
+            "classnames": [str(names.get(label, label)) for label in range(n)],
+        }
 
-def _confusion_matrix(y_true, y_pred):
-    """Row-normalised counts, float64 [k, k], over the k labels that occur in either."""
-    labels, index = torch.cat([y_true, y_pred]).unique(return_inverse=True)
-    k = len(labels)
-    true, pred = index.chunk(2)
-    counts = torch.bincount(true * k + pred, minlength=k * k).view(k, k).double()
+
+def confusion_matrix(y_true, y_pred, n):
+    """Return row-normalised counts, float64 [n, n], of true labels (rows) and predicted ones (columns)."""
+    counts = torch.bincount(y_true * n + y_pred, minlength=n * n).view(n, n).double()
     return counts / counts.sum(1, keepdim=True).clamp(min=1)

@@ -1,5 +1,7 @@
 """Files, logs, meters, registries and checkpoints."""
 
+from dassl.streams import progress
+
 from .images import as_photo, decoded_copies, on_white, read_image, read_photo, reduced
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter

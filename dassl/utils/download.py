@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
+from dassl.streams import progress, without_bars
+
 AGENT = "Mozilla/5.0 (compatible; OrthCR)"  # some hosts refuse Python's own
 DRIVE = "https://drive.google.com/file/d/{}/view"
 CHUNK = 1 << 20  # bytes
-BAR = {"unit": "B", "unit_scale": True, "disable": None}  # None: no bar in a log file
+BAR = {"unit": "B", "unit_scale": True}
 
 
 # ------------------------------------------------------------------ downloading
@@ -112,7 +114,7 @@ def _transfer(url, part, timeout):
         if tag:
             tag_file.write_text(tag, encoding="utf-8")
         try:
-            with open(part, "ab") as f, tqdm(total=total, initial=have, desc=osp.basename(part)[:-5], **BAR) as bar:
+            with open(part, "ab") as f, progress(total=total, initial=have, desc=osp.basename(part)[:-5], **BAR) as bar:
                 while chunk := _read_chunk(response):
                     f.write(chunk)
                     bar.update(len(chunk))
@@ -164,7 +166,10 @@ def check_file(path, checksum):
         return
     name = {32: "md5", 64: "sha256"}[len(checksum)]
     digest, title = hashlib.new(name), f"checking {osp.basename(path)}"
-    with open(path, "rb") as f, tqdm.wrapattr(f, "read", _size(path), desc=title, **BAR) as file:
+    with (
+        open(path, "rb") as f,
+        tqdm.wrapattr(f, "read", _size(path), desc=title, disable=without_bars(), **BAR) as file,
+    ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     found = digest.hexdigest()
@@ -219,7 +224,7 @@ def _extract_tar(archive, folder):
     with (
         open(archive, "rb") as f,
         tarfile.open(fileobj=f) as tar,
-        tqdm(total=_size(archive), desc=f"unpacking {osp.basename(archive)}", **BAR) as bar,
+        progress(total=_size(archive), desc=f"unpacking {osp.basename(archive)}", **BAR) as bar,
     ):
 
         def inside(member, path):
@@ -243,7 +248,7 @@ def _extract_zip(archive, folder):
                 raise OSError(f'"{member.filename}" is a link, which is not unpacked from zip files')
         size = sum(member.file_size for member in members)
         check_disk(folder, size)
-        with tqdm(total=size, desc=f"unpacking {osp.basename(archive)}", **BAR) as bar:
+        with progress(total=size, desc=f"unpacking {osp.basename(archive)}", **BAR) as bar:
             for member in members:
                 file.extract(member, folder)
                 bar.update(member.file_size)

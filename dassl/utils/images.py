@@ -8,18 +8,28 @@ import os
 import os.path as osp
 import warnings
 from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
-from tqdm import tqdm
+
+from dassl.streams import progress
 
 # Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
-SUFFIXES = tuple(".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .heic .heif .avif".split())
+SUFFIXES = tuple(
+    ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jpe .jp2 .j2k .jpx .jpf .apng .dib .tga "
+    ".heic .heif .avif".split()
+)
 # Pillow also opens formats that run a program (EPS starts Ghostscript) or read other files: none of these is here
-FORMATS = "JPEG MPO PNG WEBP BMP GIF TIFF PPM JPEG2000 AVIF HEIF".split()
+FORMATS = "JPEG MPO PNG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF HEIF TGA".split()
 PIXELS, JPEG_PIXELS = 2**26, 178_956_970  # an image may have; of a JPEG as many as Pillow decodes without a complaint
+# Folders that file servers and systems keep for themselves, in lower case: thumbnails, bins, snapshots, repairs
+SYSTEM_FOLDERS = frozenset(
+    "@eadir #recycle #snapshot @tmp @recycle @recently-snapshot @transcode @sharebin $recycle.bin __macosx __pycache__ "
+    "lost+found".split()
+) | {"system volume information", "network trash folder", "temporary items"}
 HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx mif1 msf1".split())  # ISO/IEC 23008-12
 
 
@@ -194,7 +204,7 @@ def decoded_copies(paths, decode, most):
             return decode(path)
 
     with in_threads(attempt, paths) as images:
-        bar = tqdm(images, "reading images", len(paths), unit="image", leave=False, disable=None, delay=1)
+        bar = progress(images, desc="reading images", total=len(paths), unit="image", leave=False, delay=1)
         for path, image in zip(paths, bar, strict=False):
             if image is None:
                 continue
@@ -208,22 +218,72 @@ def decoded_copies(paths, decode, most):
 # ------------------------------------------------------------------ files
 
 
+class Listing(NamedTuple):
+    """The files below a folder, each list sorted."""
+
+    images: list[str]
+    others: list[str]  # files that are no images
+    system_folders: list[str]  # passed over, with all that is in them
+
+    def omissions(self, folder):
+        """Return a line for each kind of file below `folder` that is left out."""
+        lines = []
+        if self.others:
+            count = f"{len(self.others):,} files of {folder} are no images and are left out"
+            lines.append(f"{count}, first {osp.relpath(self.others[0], folder)}")
+        return lines + describe_system_folders(self.system_folders)
+
+
 def is_image(name):
     """Return whether a file name ends like that of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
+def is_system_folder(name):
+    """Return whether a folder of that name belongs to a file server or a system, and holds no images of its user."""
+    name = name.lower()
+    return name in SYSTEM_FOLDERS or (name.startswith("found.") and name[6:].isdigit())
+
+
+def describe_system_folders(paths):
+    """Return a list with one line that counts the system folders that were passed over, or an empty list."""
+    if not paths:
+        return []
+    noun = "system folder is" if len(paths) == 1 else "system folders are"
+    return [f"{len(paths):,} {noun} passed over, first {paths[0]}"]
+
+
 def images_in(folder):
-    """Return the paths of the images and of the other files below a folder, sorted; hidden ones are passed over."""
-    paths, seen = [], set()
+    """Return the `Listing` of a folder and of all below it.
+
+    A file without a suffix is an image if Pillow takes its beginning for one. Hidden files and folders are passed over.
+    """
+    images, others, system, seen = [], [], [], set()
     for at, inner, files in os.walk(folder, onerror=_stop, followlinks=True):
         if osp.realpath(at) in seen:  # a link in a circle
             inner.clear()
             continue
         seen.add(osp.realpath(at))
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        paths += [osp.join(at, name) for name in files if not name.startswith(".")]
-    return sorted(filter(is_image, paths)), sorted(path for path in paths if not is_image(path))
+        system += [osp.join(at, name) for name in inner if is_system_folder(name)]
+        inner[:] = [name for name in inner if not name.startswith(".") and not is_system_folder(name)]
+        for name in files:
+            path = osp.join(at, name)
+            if not name.startswith("."):
+                (images if is_image(name) or _is_unnamed_image(path) else others).append(path)
+    return Listing(sorted(images), sorted(others), sorted(system))
+
+
+def _is_unnamed_image(path):
+    """Return whether a file without a suffix, as of a cache or a download, is an image."""
+    if osp.splitext(path)[1] or not osp.isfile(path):
+        return False
+    try:
+        with open_image(path):
+            return True
+    except UnsupportedImage:
+        return True
+    except Exception:  # Pillow raises a dozen types
+        return False
 
 
 def _stop(error):

@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 from dassl.files import naming, visible
+from dassl.streams import write_text
 
 from .tools import mkdir_if_missing
 
@@ -18,11 +19,12 @@ class Logger:
 
     `close()`, or leaving a `with` block, restores the console. All other attributes (`isatty`, `fileno`,
     `encoding`...) are the console's. Progress bars stay out of the file and below the printed lines. Control characters
-    but tab and line ends, as may be in the name of a file or class, are shown as escapes and have no effect.
+    but tab and line ends, as may be in the name of a file or class, are shown as escapes and have no effect. So are
+    characters that the console's encoding lacks; the file is in UTF-8. A program without a console has the file alone.
     """
 
     def __init__(self, fpath=None):
-        self.console = sys.stdout
+        self.console = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
         self.file = None
         self._inside = False
         self._pending = ""
@@ -43,7 +45,8 @@ class Logger:
     def write(self, msg):
         with tqdm.get_lock():  # reentrant: only the bars that this write redraws see `_inside` True
             if self._inside or msg.startswith("\r"):  # a bar that draws on stdout
-                return self.console.write(msg)
+                write_text(self.console, msg)
+                return len(msg)
             # print() writes a line and its end separately: bars are redrawn only after the end
             text = self._pending + msg
             cut = text.rfind("\n") + 1 if tqdm._instances else len(text)
@@ -58,7 +61,7 @@ class Logger:
         try:
             # sys.stdout, not the console: tqdm compares it to find the bars on the same screen
             with tqdm.external_write_mode(file=sys.stdout, nolock=True):
-                self.console.write(text)
+                write_text(self.console, text)
         finally:
             self._inside = False
         if self.file is not None:

@@ -9,12 +9,10 @@ import os.path as osp
 import random
 from collections.abc import Collection, Iterator
 
-from tqdm import tqdm
-
 from dassl.data.datasets import Datum
 from dassl.files import open_regular
-from dassl.utils import read_json
-from dassl.utils.images import is_image
+from dassl.utils import progress, read_json
+from dassl.utils.images import is_image, is_system_folder
 from datasets.base import Splits
 
 SEED = 1  # CoOp's split depends on the seed of the run that comes first; its scripts begin with 1
@@ -24,13 +22,16 @@ SEED = 1  # CoOp's split depends on the seed of the run that comes first; its sc
 
 
 def list_classes(image_dir: str, ignored: Collection[str] = ()) -> dict[str, list[str]]:
-    """{class folder: paths of its images, relative to `image_dir`}; links are followed, other files left out.
+    """Return {class folder: paths of its images, relative to `image_dir`}.
+
+    Links are followed, other files and system folders left out.
 
     Sorted, because the order of `os.listdir`, which CoOp shuffles and samples, is another one on every file system.
     """
     with os.scandir(image_dir) as entries:
-        folders = sorted(e.name for e in entries if e.name[0] != "." and e.name not in ignored and e.is_dir())
-    bar = tqdm(folders, f"listing {image_dir}", unit="folder", disable=None, delay=2)
+        names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    folders = sorted(name for name in names if name not in ignored and not is_system_folder(name))
+    bar = progress(folders, desc=f"listing {image_dir}", unit="folder", delay=2)
     return {folder: list_images(image_dir, folder) for folder in bar}
 
 

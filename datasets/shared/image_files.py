@@ -5,6 +5,7 @@ photos/train/cat/1.jpg               train/, test/ and, if wanted, val/ with suc
 photos.csv, .json, .jsonl            path, label[, split], or their other HEADS; paths are relative to the file
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -12,14 +13,21 @@ import os
 import os.path as osp
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from dassl.utils import read_json
-from dassl.utils.images import SUFFIXES, image_problem, images_in, in_threads, is_image
-from datasets.base import PARTS, read_split
+from dassl.files import file_hash
+from dassl.utils import progress, read_json
+from dassl.utils.images import (
+    SUFFIXES,
+    describe_system_folders,
+    image_problem,
+    images_in,
+    in_threads,
+    is_image,
+    is_system_folder,
+)
+from datasets.base import PARTS, locate, read_split
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HEADS = {  # of lists, the first that is there; where there is a class name, a label is its number
@@ -35,11 +43,19 @@ class Row(NamedTuple):
     split: str  # train, val, test, or "" if none was said
 
 
-def find_images(source: str) -> list[Row]:
-    """The images of a folder, a CSV, JSON or JSON lines file, sorted by class and path."""
-    source = osp.abspath(osp.expanduser(source))
+def find_images(source: str) -> tuple[list[Row], list[str]]:
+    """Find the images of a folder, a CSV, JSON or JSON lines file.
+
+    Returns:
+        The rows, sorted by class and path, and a line for each thing that is wrong with them.
+
+    Raises:
+        FileNotFoundError: nothing is there, or no image in it.
+        ValueError: a list has lines that cannot be read.
+    """
+    source, problems = osp.abspath(osp.expanduser(source)), []
     if osp.isdir(source):
-        rows = from_folders(source)
+        rows = from_folders(source, problems)
     elif not osp.exists(source):
         raise FileNotFoundError(f"there is no {source}: --images takes a folder of class folders, a CSV or a JSON")
     elif source.lower().endswith(".csv"):
@@ -50,45 +66,76 @@ def find_images(source: str) -> list[Row]:
         rows = from_json_lines(source)
     else:
         raise ValueError(f"{source} is neither a folder nor a .csv or .json or .jsonl file of path, label[, split]")
-    if not rows:
+    if not rows and not problems:
         kinds = ", ".join(SUFFIXES[:5])
         raise FileNotFoundError(f"{source} has no images: it should have one folder a class with {kinds}")
-    odd = next((row.path for row in rows if is_undecoded(row.path)), None)
-    if odd:
-        raise ValueError(f"{source} has names that are not in UTF-8, as {ascii(odd)}: rename them (convmv does)")
+    undecoded = [row.path for row in rows if is_undecoded(row.path)]
+    if undecoded:
+        named = f"{len(undecoded):,} names that are not in UTF-8, first {ascii(undecoded[0])}"
+        problems.append(f"{source} has {named}: rename them (convmv does)")
     twice = [path for path, count in Counter(osp.realpath(row.path) for row in rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{source} has {len(twice)} images more than once, first {twice[0]}: name, or link, each once")
-    return sorted(rows, key=lambda row: (row.classname, row.path))
+        named = f"{len(twice)} images more than once, first {twice[0]}"
+        problems.append(f"{source} has {named}: name, or link, each once")
+    return sorted(rows, key=lambda row: (row.classname, row.path)), problems
 
 
-def from_folders(source: str) -> list[Row]:
-    """One folder a class, or such folders within train/, val/ and test/."""
-    folders = {name: osp.join(source, name) for name in visible(source) if osp.isdir(osp.join(source, name))}
-    loose = [name for name in visible(source) if name not in folders and is_image(name)]
+def raise_problems(source: str, problems: list[str]) -> None:
+    """Raise ValueError if there are problems; print them first if there are several, as an error is one line."""
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        print("\n".join(listing(problems)))
+        raise ValueError(f"{source} has {len(problems)} problems, see above: mend them and give the command again")
+
+
+def from_folders(source: str, problems: list[str]) -> list[Row]:
+    """Return the images of one folder a class, or of such folders within train/, val/ and test/.
+
+    Args:
+        source: the folder.
+        problems: gets a line for each thing that is wrong.
+    """
+    names = os.listdir(source)
+    folders = {name: osp.join(source, name) for name in visible(names) if osp.isdir(osp.join(source, name))}
+    system = [osp.join(source, name) for name in sorted(names) if is_system_folder(name)]
+    loose = [name for name in visible(names) if name not in folders and is_image(name)]
     parts = {part_of(name): path for name, path in folders.items() if part_of(name) and holds_folders(path)}
     if "train" in parts or (parts and len(parts) == len(folders)):
+        print_lines(describe_system_folders(system))
         others = sorted(folders.keys() - {osp.basename(path) for path in parts.values()})
         if others:
             odd = f"{', '.join(others)}, which is no val/ or test/ with class folders: move it away"
-            raise ValueError(f"{source} has train/ with class folders, but also {odd}")
-        return [row._replace(split=part) for part, path in parts.items() for row in from_folders(path)]
+            problems.append(f"{source} has train/ with class folders, but also {odd}")
+        return [row._replace(split=part) for part, path in parts.items() for row in from_folders(path, problems)]
     if loose:
         print(f"{len(loose):,} images in {source} are in no class folder and are left out, first {loose[0]}")
     rows, empty = [], []
-    for name, folder in tqdm(folders.items(), "looking for images", unit="folder", disable=None, delay=2):
-        images, others = images_in(folder)
-        if not images:
+    for name, folder in progress(folders.items(), desc="looking for images", unit="folder", delay=2):
+        try:
+            found = images_in(folder)
+        except OSError as error:
+            problems.append(f"{error.filename or folder} cannot be read ({error.strerror}): change its permissions")
+            continue
+        if not found.images:
             empty.append(name)
-        elif others:
-            print(f"{len(others):,} files of {folder} are no images and are left out, first {others[0]}")
-        rows += [Row(path, normal(name), "") for path in images]
+        else:
+            print_lines(found._replace(system_folders=[]).omissions(folder))
+        system += found.system_folders
+        rows += [Row(path, normal(name), "") for path in found.images]
+    print_lines(describe_system_folders(system))
     if empty and rows:
-        raise ValueError(f"{source} has class folders without images: {', '.join(sorted(empty))}: fill or remove them")
+        problems.append(f"{source} has class folders without images: {', '.join(empty)}: fill or remove them")
     return rows
 
 
+def print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 def from_csv(source: str) -> list[Row]:
+    """Return the images of a CSV file. Raises ValueError that tells all its lines that are wrong."""
     try:
         with open(source, encoding="utf-8-sig", newline="") as f:
             text = f.read()
@@ -97,7 +144,7 @@ def from_csv(source: str) -> list[Row]:
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-    path, label, split = heads(reader.fieldnames)
+    (path, label, split), problems = heads(reader.fieldnames), []
     if not path or not label or len(set(reader.fieldnames)) < len(reader.fieldnames):
         wanted = '"path,label", "filename,class" or "path,label,split"'
         raise ValueError(f"{source} has the columns {reader.fieldnames}: its first line should read {wanted}")
@@ -106,15 +153,30 @@ def from_csv(source: str) -> list[Row]:
         for line in reader:
             where = f"line {reader.line_num}"
             if None in line:
-                raise ValueError(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
-            rows.append(make_row(source, where, line[path], line[label], line[split] if split else None))
+                problems.append(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
+                continue
+            with collected(problems):
+                rows.append(make_row(source, where, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
         raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
+    raise_problems(source, problems)
     return rows
 
 
+@contextlib.contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Put the message of a ValueError among the problems, and go on."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
+
+
 def from_json(source: str) -> list[Row]:
-    """[{"path": ..., "label": ..., "split": ...}, ...], [[path, label, split], ...], or CoOp's split file."""
+    """Return the images of a JSON file. Raises ValueError that tells all its entries that are wrong.
+
+    It holds [{"path": ..., "label": ..., "split": ...}, ...], [[path, label, split], ...], or is CoOp's split file.
+    """
     try:
         content = read_json(source)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -124,22 +186,38 @@ def from_json(source: str) -> list[Row]:
         content = [[item.impath, item.classname, part] for part, items in splits for item in items]
     if not isinstance(content, list):
         raise ValueError(f'{source} should read [{{"path": ..., "label": ...}}, ...], with "split": ... if wanted')
-    return [json_row(source, f"entry {k}", entry) for k, entry in enumerate(content, start=1)]
+    rows, problems = [], []
+    for k, entry in enumerate(content, start=1):
+        with collected(problems):
+            rows.append(json_row(source, f"entry {k}", entry))
+    raise_problems(source, problems)
+    return rows
 
 
 def from_json_lines(source: str) -> list[Row]:
-    """{"path": ..., "label": ..., "split": ...} or [path, label, split] in each line."""
-    rows, k = [], 0
+    """Return the images of a JSON lines file. Raises ValueError that tells all its lines that are wrong.
+
+    A line holds {"path": ..., "label": ..., "split": ...} or [path, label, split].
+    """
+    rows, problems = [], []
     try:
         with open(source, encoding="utf-8-sig") as f:
             for k, line in enumerate(f, start=1):
                 if line.strip():
-                    rows.append(json_row(source, f"line {k}", json.loads(line)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {k} is no JSON ({error})") from error
+                    with collected(problems):
+                        rows.append(json_line(source, k, line))
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it so") from error
+    raise_problems(source, problems)
     return rows
+
+
+def json_line(source: str, number: int, line: str) -> Row:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}, line {number} is no JSON ({error})") from error
+    return json_row(source, f"line {number}", entry)
 
 
 def json_row(source: str, where: str, entry: object) -> Row:
@@ -162,10 +240,7 @@ def make_row(source: str, where: str, path: object, label: object, split: object
     part = part_of(split) if split else ""
     if part is None:
         raise ValueError(f'{source}, {where}: the split is "{split}", but should be train, val or test')
-    found = osp.normpath(osp.join(osp.dirname(source), osp.expanduser(path)))
-    if "\\" in path and not osp.exists(found):  # written on Windows
-        found = osp.normpath(osp.join(osp.dirname(source), path.replace("\\", "/")))
-    return Row(found, normal(label), part)
+    return Row(osp.normpath(locate(osp.expanduser(path), osp.dirname(source))), normal(label), part)
 
 
 def part_of(name: str) -> str | None:
@@ -183,15 +258,29 @@ def is_undecoded(path: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in path)
 
 
-def visible(folder: str) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+def visible(names: list[str]) -> list[str]:
+    """Return the names that are neither hidden nor those of system folders, sorted."""
+    return sorted(name for name in names if not name.startswith(".") and not is_system_folder(name))
 
 
 def holds_folders(folder: str) -> bool:
-    return any(osp.isdir(osp.join(folder, name)) for name in visible(folder))
+    return any(osp.isdir(osp.join(folder, name)) for name in visible(os.listdir(folder)))
 
 
 # ------------------------------------------------------------------ reading them
+
+
+def same_content(paths: list[str]) -> dict[str, str]:
+    """Return {path: first path with the same bytes} of the files that have copies; only equal sizes are read."""
+    sizes = {}
+    for path in dict.fromkeys(paths):
+        if osp.isfile(path):
+            sizes.setdefault(osp.getsize(path), []).append(path)
+    candidates = [path for of_size in sizes.values() if len(of_size) > 1 for path in of_size]
+    groups = {}
+    for path, digest in of_all(file_hash, candidates, "looking for copies").items():
+        groups.setdefault(digest, []).append(path)
+    return {path: group[0] for group in groups.values() if len(group) > 1 for path in group}
 
 
 def unreadable(paths: list[str], title: str) -> dict[str, str]:
@@ -202,7 +291,8 @@ def unreadable(paths: list[str], title: str) -> dict[str, str]:
 def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
     """{path: function(path)}, by several threads."""
     with in_threads(function, paths) as results:
-        return dict(zip(paths, tqdm(results, title, len(paths), unit="image", disable=None, delay=1), strict=True))
+        bar = progress(results, desc=title, total=len(paths), unit="image", delay=1)
+        return dict(zip(paths, bar, strict=True))
 
 
 def listing(lines: list[str], most: int = 20) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from dassl.streams import open_streams
 from dassl.utils import atomic_write, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
 from datasets.benchmarks import Benchmark, Item, downloads
@@ -205,6 +206,7 @@ def report(benchmark: Benchmark, folder: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if everything asked for is there, 1 if something is missing, 130 after Ctrl-C."""
+    open_streams()
     args = parse(argv)
     if args.list:
         print(table())

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.streams import open_streams
 from datasets.base import PARTS, SplitDataset
 from datasets.benchmarks import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
@@ -111,6 +112,7 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(
         prog="python -m datasets.tools.verify",
         description=__doc__,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import trainers
+from dassl.streams import open_streams
 from experiments.config import discover
 
 from .recipe import SIZES
@@ -87,6 +88,7 @@ def line(title: str, case) -> tuple[str, bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description="This code against the originals.")
     parser.add_argument("directory", type=Path, help="folder of <method>.json and <method>.npz, and recipe.json")
     parser.add_argument("methods", nargs="*", help="methods to check, as the files are named; default: all")

@@ -1,15 +1,33 @@
-"""Learners of which a part belongs to a class: which of the classes trained on are among those evaluated."""
+"""Classes by their names as CLIP reads them: which are the same, and which of those trained on are evaluated."""
 
 import hashlib
 import os.path as osp
 
 import torch
+from clip import clip
 
 from dassl.utils import read_json
 
 from .prompts import spoken
 
 CLASSES = "classes.json"  # in the directory of a training: its class names, in the order of their labels
+
+
+def same_to_clip(classnames: list[str]) -> list[list[str]]:
+    """Return the groups of class names that CLIP's tokenizer does not tell apart, as "hot dog" and "Hot_ dog"."""
+    groups = {}
+    for classname, words in zip(classnames, spoken(classnames), strict=True):
+        groups.setdefault(tuple(clip._tokenizer.encode(words)), []).append(classname)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def check_different(classnames: list[str]) -> None:
+    """Raise ValueError unless there are two or more class names, all of which CLIP tells apart."""
+    if len(classnames) < 2:
+        raise ValueError(f"give two or more different classes, not {', '.join(classnames) or 'none'}")
+    for names in same_to_clip(classnames):
+        told = " and ".join(f'"{name}"' for name in names)
+        raise ValueError(f"give two or more different classes, not {told}, which are the same to CLIP: leave one")
 
 
 def class_ids(classnames: list[str]) -> torch.Tensor:
