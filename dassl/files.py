@@ -13,6 +13,7 @@ import shutil
 import stat
 import uuid
 import zipfile
+from contextvars import ContextVar
 
 try:
     import fcntl
@@ -33,6 +34,43 @@ def visible(text, keep=""):
     These are control characters, changes of the direction of writing, and bytes that are no text.
     """
     return STEERING.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), str(text))
+
+
+# ------------------------------------------------------------------ folders that are not to be written into
+
+_protected = ContextVar("protected", default=())
+
+
+@contextlib.contextmanager
+def protected(folder, but=()):
+    """Within the context nothing in this thread writes or removes below `folder`: a file of somebody else names it.
+
+    Args:
+        folder (str): the folder.
+        but (iterable of str): folders in it that may be written into.
+    """
+    allowed = [osp.realpath(path) for path in but]
+    token = _protected.set((*_protected.get(), (osp.realpath(folder), allowed)))
+    try:
+        yield
+    finally:
+        _protected.reset(token)
+
+
+def is_protected(path):
+    """Return whether `path` lies in a protected folder, wherever links lead."""
+    real = osp.realpath(path)
+
+    def inside(folder):
+        return osp.commonpath([folder, real]) == folder
+
+    return any(inside(folder) and not any(map(inside, allowed)) for folder, allowed in _protected.get())
+
+
+def check_not_protected(path):
+    """Raise OSError if `path` lies in a protected folder."""
+    if is_protected(path):
+        raise OSError(f"{path} lies in a folder that only the model's config.yaml names: give that folder yourself")
 
 
 # ------------------------------------------------------------------ locks, and what killed processes left
@@ -88,6 +126,8 @@ def _lock(descriptor, wait=False):
 
 def sweep(folder, names=LEFTOVER):
     """Remove what killed processes left in `folder`: files and folders of such names that no living one has locked."""
+    if osp.islink(osp.normpath(folder)) or is_protected(folder):
+        return
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = osp.join(folder, name)
@@ -100,6 +140,7 @@ def sweep(folder, names=LEFTOVER):
 @contextlib.contextmanager
 def scratch_folder(folder, name):
     """A new folder `.<name>-<8 digits>` in `folder`, removed at the end unless it was moved."""
+    check_not_protected(folder)
     with contextlib.ExitStack() as stack:
         while True:
             path = osp.join(folder, f".{name}-{uuid.uuid4().hex[:8]}")
@@ -139,6 +180,7 @@ def atomic_write(fpath):
     Raises:
         OSError: `fpath` is a folder, a device, a pipe or a socket, or a link to one, which no file must replace.
     """
+    check_not_protected(osp.dirname(osp.abspath(fpath)))
     check_replaceable(fpath)
     folder, name = osp.split(osp.abspath(fpath))
     os.makedirs(folder, exist_ok=True)

@@ -127,7 +127,6 @@ class SplitDataset(DatasetBase):
         train, val = self.sample(train, val, shots, random.Random(seed))
         rows = {"split_sha256": digest, "train": self.to_rows(train), "val": self.to_rows(val)}
         try:
-            mkdir_if_missing(osp.dirname(path))
             write_json(rows, path)
         except OSError as error:  # a read-only data folder: the same images are selected again next time
             print(f"The few-shot selection is not kept: {error}")

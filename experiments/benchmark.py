@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     jobs = plan(methods, [NAMES[name] for name in names], args)
     engine = engine_of(args, jobs)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    for planned in (planned for job in jobs for planned in job.runs):
+        check_no_link(planned.folder, args.output_dir)
     runs = sum(len(job.runs) for job in jobs)
     print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
@@ -48,6 +50,12 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
 
         failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
         return failed, outdated([job for job in jobs if job not in finished])
+
+
+def check_no_link(folder: Path, output_dir: Path) -> None:
+    """Raise ValueError if a folder of the output directory lies behind a link, which leads somewhere else."""
+    if folder.resolve() != output_dir.resolve() / folder.relative_to(output_dir):
+        raise ValueError(f"{folder} lies behind a link: remove the link, or give another --output-dir")
 
 
 def outdated(jobs: list[Job]) -> dict[Path, str]:

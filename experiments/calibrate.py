@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        from .run import check_inside  # with all data sets
+        from .run import check_inside, protect_data  # with all data sets
 
         folder = osp.expanduser(args.model_dir)
         if not osp.exists(osp.join(folder, "config.yaml")):
@@ -143,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
         as_evaluation = parse([*words, "VERBOSE", "False", "TEST.SPLIT", "val"])
         cfg = setup_cfg(as_evaluation)
         check_inside(cfg, as_evaluation)
-        with redirect_stdout(io.StringIO()):  # what a training would log
-            trainer = build_trainer(cfg)
-            trainer.load_model(folder)
-        calibrate(trainer, folder)
+        with protect_data(cfg, as_evaluation):
+            with redirect_stdout(io.StringIO()):  # what a training would log
+                trainer = build_trainer(cfg)
+                trainer.load_model(folder)
+            calibrate(trainer, folder)
 
     return command(work)
 

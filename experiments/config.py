@@ -28,7 +28,7 @@ from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of
-from trainers.shared.backbones import from_anywhere, input_keys
+from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
 from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
@@ -357,6 +357,9 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     if not is_foreign(args.trainer):
         suit_clip(cfg)
     cfg.MODEL.BACKBONE.NAME = from_anywhere(cfg.MODEL.BACKBONE.NAME)
+    by_user = args.backbone or "MODEL.BACKBONE.NAME" in args.opts[::2]
+    if args.model_config.get("MODEL.BACKBONE.NAME") == cfg.MODEL.BACKBONE.NAME and not by_user:
+        check_no_download(cfg.MODEL.BACKBONE.NAME, args.model_dir)
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, args)
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)

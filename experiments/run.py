@@ -31,7 +31,7 @@ import dassl
 from dassl import distributed
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
-from dassl.files import sealed_config, sweep, visible
+from dassl.files import protected, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
 from trainers.shared.strength import AUTO
@@ -86,7 +86,8 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
     else:
         check_same_run(cfg)
     check_processes(cfg)
-    with logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext():
+    log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
+    with log, protect_data(cfg, args):
         choice = chosen(cfg, args, check_inside)
         trainer = build(cfg, args)
         if cfg.DATASET.NAME == "Images" and not args.eval_only:
@@ -143,12 +144,26 @@ def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
     below = osp.relpath(out, model)
     if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
         raise ValueError(f"{out} lies behind a link: give another --output-dir")
-    root, given = cfg.DATASET.ROOT, args.root or "DATASET.ROOT" in args.opts[::2]
-    if not given and root != default_cfg(args.trainer).DATASET.ROOT and args.model_config.get("DATASET.ROOT") == root:
-        drawn = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-        if issubclass(drawn, DrawnDataset) and not osp.exists(osp.join(root, drawn.dataset_dir, drawn.split_file)):
-            told = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"
-            raise ValueError(f"{told}: give a --root, and it is drawn there")
+    root, drawn = foreign_root(cfg, args), DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if root and issubclass(drawn, DrawnDataset):
+        if not osp.exists(osp.join(root, drawn.dataset_dir, drawn.split_file)):
+            reason = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"
+            raise ValueError(f"{reason}: give a --root, and it is drawn there")
+
+
+def foreign_root(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Return DATASET.ROOT if only the model's directory names it, which may come from anybody; else ""."""
+    root = cfg.DATASET.ROOT
+    by_user = args.root or "DATASET.ROOT" in args.opts[::2] or root == default_cfg(args.trainer).DATASET.ROOT
+    return "" if by_user or args.model_config.get("DATASET.ROOT") != root else root
+
+
+def protect_data(cfg: CfgNode, args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Return a context in which nothing is written into a `foreign_root`, but for the directories of the runs."""
+    root = foreign_root(cfg, args) if args.eval_only else ""
+    if not root:
+        return contextlib.nullcontext()
+    return protected(root, but=[folder for folder in (cfg.OUTPUT_DIR, args.model_dir) if folder])
 
 
 def check_no_training(cfg: CfgNode) -> None:

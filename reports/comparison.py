@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.files import visible
+from dassl.files import atomic_write, visible
 
 from .methods import by_method
 from .names import AVERAGE
@@ -58,7 +58,8 @@ def compare(
     text = (
         f"{len(methods)} methods: {', '.join(methods)}. {HINT}" if methods else "No result has the settings asked for."
     )
-    (out / "report.html").write_text(page("Comparison of methods", text, sections), encoding="utf-8")
+    with atomic_write(out / "report.html") as f:
+        f.write(page("Comparison of methods", text, sections).encode())
     print(f"\n{out / 'report.html'}; beside it report.md, report.csv and the pictures")
     return tables
 

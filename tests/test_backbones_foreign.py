@@ -137,8 +137,12 @@ def test_by_the_name_of_a_repository(kind, tmp_path, monkeypatch):
     (open_clip_folder if kind == "open_clip" else transformers_folder)("quick", there)
     (there / "pytorch_model.bin").write_text("as large as the other, and not needed")
 
-    def snapshot_download(repository, allow_patterns):
+    def snapshot_download(repository, allow_patterns="*", local_files_only=False):
         assert repository == "org/name"
+        if local_files_only:
+            if not here.exists():
+                raise hub.errors.LocalEntryNotFoundError("not in the cache")
+            return str(here)
         here.mkdir(exist_ok=True)
         for pattern in [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns:
             for path in there.glob(pattern):
@@ -152,6 +156,8 @@ def test_by_the_name_of_a_repository(kind, tmp_path, monkeypatch):
     same = load_clip("hf-hub:org/name").state_dict(), load_clip(str(there)).state_dict()
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in same), strict=True))
     assert not (here / "pytorch_model.bin").exists()
+    monkeypatch.setattr(hub, "list_repo_files", None)  # all is in the cache now: the hub is not asked again
+    assert torch.equal(load_clip("hf-hub:org/name").state_dict()["logit_scale"], same[0]["logit_scale"])
 
 
 def test_a_download_that_fails_says_so(monkeypatch, one_line):

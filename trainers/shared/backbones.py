@@ -10,7 +10,7 @@ a path                                    a file of tensors, or a folder with ei
 import importlib
 import os
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,10 +61,10 @@ def find(name: str) -> Source:
         return beside(os.path.dirname(name) or ".", lambda: name, os.path.basename(name))
     if name not in clip._MODELS and os.path.isdir(name):
         check_hashes(name, read_config(os.path.join(name, EXPORT)).get("files", {}))
-        there = [file for file in WEIGHTS if os.path.exists(os.path.join(name, file))]
-        if not there:
+        file = weights_in(os.listdir(name))
+        if not file:
             raise ValueError(f"{name} has no weights, which would be one of {', '.join(WEIGHTS)}: give another folder")
-        return beside(name, lambda: os.path.join(name, there[0]), there[0])
+        return beside(name, lambda: os.path.join(name, file), file)
     return Source(lambda: download(name))
 
 
@@ -126,20 +126,48 @@ def pretrained(name: str) -> Source:
 
 
 def hub(repository: str) -> Source:
-    """That of a repository of the Hugging Face Hub: its configs now, its weights when they are asked for."""
-    client = library("huggingface_hub", repository)
+    """Return the source of a repository of the Hugging Face Hub: its configs now, its weights when asked for.
+
+    What is in the local cache is taken from there, without asking the hub.
+    """
+    client, cached = library("huggingface_hub", repository), cached_folder(repository)
+    if cached:
+        file = weights_in(os.listdir(cached))
+        return beside(cached, lambda: os.path.join(cached, file), file)
     folder = downloaded(lambda: client.snapshot_download(repository, allow_patterns="*.json"), repository)
-    files = downloaded(lambda: client.list_repo_files(repository), repository)
-    there = [file for file in WEIGHTS if file in files]
-    if not there:
+    file = weights_in(downloaded(lambda: client.list_repo_files(repository), repository))
+    if not file:
         raise ValueError(f"{HUB}{repository} has no weights, which would be one of {', '.join(WEIGHTS)}: give another")
-    wanted = [there[0].replace(".index.json", "").rsplit(".", 1)[0] + "*"]
+    wanted = [file.replace(".index.json", "").rsplit(".", 1)[0] + "*"]
 
     def path() -> str:
         got = downloaded(lambda: client.snapshot_download(repository, allow_patterns=wanted), repository)
-        return os.path.join(got, there[0])
+        return os.path.join(got, file)
 
-    return beside(folder, path, there[0])
+    return beside(folder, path, file)
+
+
+def weights_in(files: Iterable[str]) -> str:
+    """Return which of the files has the weights; "": none."""
+    return next((file for file in WEIGHTS if file in files), "")
+
+
+def cached_folder(repository: str) -> str:
+    """Return the folder of a repository that has been downloaded with its weights; "" if it has not."""
+    client = library("huggingface_hub", repository)
+    try:
+        folder = client.snapshot_download(repository, local_files_only=True)
+    except Exception:  # of several types
+        return ""
+    return folder if weights_in(os.listdir(folder)) else ""
+
+
+def check_no_download(name: str, model_dir: str) -> None:
+    """Raise ValueError if a model that anybody may have made would have this machine download from the hub."""
+    if name.startswith(HUB) and not cached_folder(name.removeprefix(HUB)):
+        repository = name.removeprefix(HUB)
+        advice = f"if you trust it, hf download {repository}, or give --backbone {name} to train.py"
+        raise ValueError(f"the model in {model_dir} needs {name}, which is not on this machine: {advice}")
 
 
 def library(package: str, name: str):
