@@ -1,11 +1,9 @@
 """One run: it trains or evaluates in its output directory, and its `results.json` says how, on what and how well."""
 
 import argparse
-import ast
 import contextlib
 import errno
 import glob
-import importlib.util
 import os
 import os.path as osp
 import platform
@@ -13,9 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterable
 
 try:
     import resource
@@ -30,7 +26,7 @@ from yacs.config import CfgNode
 import dassl
 from dassl import distributed
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import protected, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from datasets.base import DrawnDataset
@@ -307,7 +303,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         "processes": distributed.size(),
         "device": torch.cuda.get_device_name() if cfg.USE_CUDA else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in VERSIONS},
-        "git_revision": git_revision(source_files(sys.modules[__name__], type(trainer), type(trainer.dm.dataset))),
+        "git_revision": git_revision([type(trainer), type(trainer.dm.dataset)]),
         "config": config,
         "model_config": model_config,  # of the model evaluated; empty if it is of another code base
     }
@@ -330,11 +326,14 @@ def peak_memory(cfg: CfgNode) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def git_revision(files: Iterable[str] = ()) -> str | None:
-    """Return the commit of this code, with "+" if files were changed since; None outside a repository.
+def git_revision(classes: Iterable[type] = ()) -> str | None:
+    """Return the commit of this code, with "+" if it is not what ran; None outside a repository.
+
+    So it is if a tracked file was changed since, or if a file that git does not track was imported. All trainers and
+    data sets are imported: of files that register some, only those of `classes` and of what they extend count.
 
     Args:
-        files: paths of source files. One that git does not track is a change, too.
+        classes: of the trainer and of the data set.
     """
 
     def git(*words: str) -> str:
@@ -343,35 +342,11 @@ def git_revision(files: Iterable[str] = ()) -> str | None:
     try:
         commit = git("rev-parse", "HEAD")
         changed = git("--no-optional-locks", "status", "--porcelain", "-uno")
-        tracked = {str(ROOT / name) for name in git("ls-files", "-z").split("\0")}
+        untracked = {str(ROOT / name) for name in git("ls-files", "-z", "-o", "--exclude-standard").split("\0")}
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+" if changed or not tracked.issuperset(files) else commit
-
-
-def source_files(*used: ModuleType | type) -> set[str]:
-    """Return the files of this repository that modules and classes come from, with all that these import.
-
-    Trainers and data sets that are registered, and not used, are none of them.
-    """
-    names = [cls.__module__ for part in used if isinstance(part, type) for cls in part.__mro__]
-    names += [part.__name__ for part in used if isinstance(part, ModuleType)]
-    files = {}
-    while names:
-        name = names.pop()
-        file = Path(getattr(sys.modules.get(name), "__file__", None) or "/").resolve()
-        if name not in files and file.is_relative_to(ROOT):
-            files[name] = str(file)
-            names += imported_by(sys.modules[name], file)
-    return set(files.values())
-
-
-def imported_by(module: ModuleType, file: Path) -> Iterator[str]:
-    """Yield the names of what the source of a module imports: modules, and what may be one."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
-            yield start
-            yield from (f"{start}.{alias.name}" for alias in node.names)
+    used = {base.__module__ for cls in classes for base in cls.__mro__}
+    registries = (TRAINER_REGISTRY, DATASET_REGISTRY)
+    registered = {registry.get(name).__module__ for registry in registries for name in registry.registered_names()}
+    files = {getattr(sys.modules[name], "__file__", None) for name in sys.modules.keys() - (registered - used)}
+    return f"{commit}+" if changed or untracked & files else commit

@@ -336,7 +336,7 @@ def test_images_of_every_epoch_are_decoded_once(files, bare_cfg, monkeypatch):
     monkeypatch.setattr(data_manager, "COPIES", 3 * 36 * 44 * 5)
     wanted = [T.functional.to_tensor(Image.open(item.impath).convert("RGB")) for item in files]
     opened, image_open = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or image_open(path))
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or image_open(path, **options))
     loader = build_data_loader(bare_cfg(), data_source=[Datum(str(broken)), *files], batch_size=1, tfm=T.ToTensor())
     assert not opened and not loader.dataset.copies, "an evaluation never asks for the training images"
     with pytest.raises(OSError, match="broken.png"):

@@ -3,7 +3,6 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -154,10 +153,24 @@ class TunedCLIP(ClipClassifier):
 
     def merged_copy(self, encoder: str) -> nn.Module:
         """Return the encoder with `merged` weights; it shares all other tensors with this one, which stays as it is."""
-        module, weights = self.encoders[encoder], self.merged(encoder)[encoder]
-        tensors = dict(chain(module.named_parameters(), module.named_buffers()))
-        changed = {name: nn.Parameter(weight, requires_grad=False) for name, weight in weights.items()}
-        return copy.deepcopy(module, {id(tensor): changed.get(name, tensor) for name, tensor in tensors.items()})
+        return copy_with(self.encoders[encoder], self.merged(encoder)[encoder])
+
+
+def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Return a copy of a module with other parameters of these names; all that has no other name is shared."""
+    twin = copy.copy(module)
+    own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items() if "." not in name}
+    twin._parameters = {**module._parameters, **own}
+    below = defaultdict(dict)
+    for name, tensor in weights.items():
+        child, _, rest = name.partition(".")
+        if rest:
+            below[child][rest] = tensor
+    children = {
+        name: copy_with(child, below[name]) if name in below else child for name, child in module._modules.items()
+    }
+    twin._modules = children
+    return twin
 
 
 def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:
