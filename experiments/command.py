@@ -1,8 +1,11 @@
 """How every entry point ends: an exit status, and one line for an error that its user can mend."""
 
+import contextlib
 import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 from dassl.files import visible
@@ -10,37 +13,77 @@ from dassl.streams import open_streams
 
 GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
+LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, scratch folders and all."""
 
 
 def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", status: int = 130) -> int:
-    """The exit status of an entry point.
+    """Return the exit status of an entry point.
 
     Args:
         work: does everything; returns a line for each part that failed.
-        interrupted: what Ctrl-C prints.
+        interrupted: what Ctrl-C and SIGTERM print.
         status: after Ctrl-C.
     """
     open_streams()
     try:
-        failed = list(work() or ())
-        sys.stdout.flush()
+        with terminated():
+            failed = list(work() or ())
+            sys.stdout.flush()
     except BrokenPipeError:  # what reads the output, as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
     except USER_ERRORS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        failed = [lines[-1] if lines else type(error).__name__]
-    except RuntimeError as error:
-        failed = [failure_of_worker(error)]
+        failed = [one_line(error)]
+    except (RuntimeError, MemoryError) as error:
+        failed = [lack_of_memory(error) or failure_of_worker(error)]
         if not failed[0]:
             raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if interrupted:
             print(interrupted, file=sys.stderr)
-        return status
+        return 128 + signal.SIGTERM if isinstance(error, Terminated) else status
     for line in failed:
         print(f"error: {visible(line)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def terminated():
+    """Raise Terminated on SIGTERM, in a main thread; in others nothing can be done about signals."""
+
+    def end(*_):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def one_line(error: Exception) -> str:
+    """Return the last line of an error's message, without the system's numbers and Python's words."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: take other names"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return re.sub(r"\[(Errno|WinError) \d+\] ", "", text)
+
+
+def lack_of_memory(error: Exception) -> str:
+    """Return a line for an error that a lack of memory raises, "" for any other."""
+    text = str(error)
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+    if isinstance(error, MemoryError) or any(word in text for word in words):
+        return f"there is not enough memory: {LESS}"
+    return "it is nested too deep" if isinstance(error, RecursionError) else ""
 
 
 def failure_of_worker(error: RuntimeError) -> str:

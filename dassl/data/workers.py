@@ -7,6 +7,7 @@ import errno
 import multiprocessing.queues
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -93,7 +94,8 @@ def tensors_in(batch) -> Iterator[torch.Tensor]:
 
 
 def start_worker(worker_id=0):
-    """Set up a worker: it ends with its parent, and when it cannot hand over a batch."""
+    """Set up a worker: it ends with its parent, on SIGTERM, and when it cannot hand over a batch."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the main process may have a handler
     end_with_parent(worker_id)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
 
@@ -112,8 +114,8 @@ def describe_failure(error: BaseException) -> str:
     if "out of shared memory" in text or "Bus error" in text or no_space:
         reason = f"a worker process that reads images has no shared memory left ({SHARED_MEMORY})"
     elif "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
-        signal = text.partition("killed by signal: ")[2].split(".")[0]
-        how = f"was killed by a signal ({signal})" if signal else "has ended, perhaps for want of memory"
+        name = text.partition("killed by signal: ")[2].split(".")[0]
+        how = f"was killed by a signal ({name})" if name else "has ended, perhaps for want of memory"
         reason = f"a worker process that reads images {how}"
     else:
         return ""

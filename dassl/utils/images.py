@@ -176,6 +176,8 @@ def _opened(path):
             yield img
     except FileNotFoundError:
         raise FileNotFoundError(f'No image at "{path}": check DATASET.ROOT and that the data set is complete') from None
+    except MemoryError:
+        raise OSError(f'Cannot read the image "{path}": there is not enough memory for it, make it smaller') from None
     except UnsupportedImage as e:
         raise UnsupportedImage(f'Cannot read the image "{path}": {e}') from None
     except Exception as e:  # Pillow raises a dozen types

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.streams import open_streams
 from dassl.utils import atomic_write, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
 from datasets.benchmarks import Benchmark, Item, downloads
+from experiments.command import command
 
 SCRATCH = ".prepare"  # in the data set's folder: what is unpacked, before it is moved in place
 
@@ -33,7 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or: all")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
-    parser.add_argument("--list", action="store_true", help="what there is, how large, from where")
+    parser.add_argument("--list", action="store_true", help="only say what there is, how large, from where")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded to be unpacked")
     args = parser.parse_args(argv)
@@ -205,30 +205,28 @@ def report(benchmark: Benchmark, folder: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 if everything asked for is there, 1 if something is missing, 130 after Ctrl-C."""
-    open_streams()
-    args = parse(argv)
-    if args.list:
-        print(table())
-    try:
-        asked = downloads(args.names)
+    """Return 0 if everything asked for is there, 1 if something is missing, 130 after Ctrl-C."""
+
+    def work() -> list[str]:
+        args = parse(argv)
+        if args.list:
+            print(table())
+            return []
         root = osp.expanduser(args.root)
         if osp.exists(root) and not osp.isdir(root):
             raise ValueError(f"{root} is a file: give the folder of the data sets with --root")
-        lacking = []
-        for benchmark in asked:
+        failed = []
+        for benchmark in downloads(args.names):
             try:
-                lacking += prepare(benchmark, root, args.keep_archives, args.dry_run)
+                lacking = prepare(benchmark, root, args.keep_archives, args.dry_run)
             except OSError as error:  # the other data sets are prepared all the same
-                lacking.append(benchmark.name)
-                print(f"error: {benchmark.name}: {error}", file=sys.stderr)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what has come is kept; given again, the same command goes on", file=sys.stderr)
-        return 130
-    return 1 if lacking else 0
+                failed.append(f"{benchmark.name}: {error}")
+                continue
+            if lacking:
+                failed.append(f"{benchmark.name} is not complete, see above")
+        return failed
+
+    return command(work, "interrupted: what has come is kept; given again, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.streams import open_streams
+from dassl.files import visible
 from datasets.base import PARTS, SplitDataset
 from datasets.benchmarks import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
 from datasets.shared.image_files import listing, of_all, unreadable
+from experiments.command import command
 
 HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
 
@@ -112,7 +113,12 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    """Return 0 if all is as it should be, 1 if something is not."""
+    return command(lambda: work(argv))
+
+
+def work(argv: list[str] | None) -> list[str]:
+    """Check the data sets and print what is wrong; return a line if something is."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.tools.verify",
         description=__doc__,
@@ -122,23 +128,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
     parser.add_argument("--fast", action="store_true", help="do not decode the images, only look for their files")
     args = parser.parse_args(argv)
-    try:
-        benchmarks = downloads(args.names or ["all"])
-        if not osp.isdir(osp.expanduser(args.root)):
-            raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    benchmarks = downloads(args.names or ["all"])
+    if not osp.isdir(osp.expanduser(args.root)):
+        raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
     reports = [verify(benchmark, args.root, args.fast) for benchmark in benchmarks]
     shown = [report for report in reports if report.present or args.names]
     if shown:
         print(tabulate([report.row() for report in shown], HEADERS, disable_numparse=True))
     for line in (line for report in shown for line in report.details()):
-        print(line)
+        print(visible(line))
     absent = [report.name for report in reports if report not in shown]
     if absent:
         print(f"not there: {', '.join(absent)}")
-    return 0 if all(report.ok for report in shown) else 1
+    wrong = [report.name for report in shown if not report.ok]
+    return [f"not as they should be: {', '.join(wrong)}"] if wrong else []
 
 
 if __name__ == "__main__":
