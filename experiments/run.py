@@ -34,7 +34,7 @@ from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
 from .chosen import chosen
-from .command import GOES_ON, command
+from .command import GOES_ON, USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
@@ -84,16 +84,24 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
     check_processes(cfg)
     with logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext():
         choice = chosen(cfg, args, check_inside)
-        trainer = build(cfg, args)
+        try:
+            trainer = build(cfg, args)
+        except Exception as error:
+            if not isinstance(error, USER_ERRORS):  # a bug, whose log says of which config
+                tell_config(cfg)
+            raise
         if args.no_train and not args.eval_only:
+            tell_config(cfg)
             return {}
         start = time.time()
         if args.eval_only:
             trainer.chosen = choice
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            tell_config(cfg)
             trainer.evaluator.temperature = calibrate.temperature_of(trainer, args.model_dir, args.load_epoch)
             trainer.test()
         else:
+            tell_config(cfg)
             trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
             trainer.train()
         if not distributed.is_first():
@@ -233,8 +241,6 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     if cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
         torch.cuda.reset_peak_memory_stats()
-    if cfg.VERBOSE:
-        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
     trainer = build_trainer(cfg)
     if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
@@ -250,6 +256,12 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
     return trainer
+
+
+def tell_config(cfg: CfgNode) -> None:
+    """Print config and system, about 100 lines: not before it is known that they can be run."""
+    if cfg.VERBOSE:
+        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
 
 
 def learns(trainer) -> bool:
