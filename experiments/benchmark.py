@@ -14,7 +14,7 @@ from trainers.shared.backbones import fetch
 
 from . import engines
 from .command import USER_ERRORS
-from .config import discover, setup_cfg, strength_key
+from .config import discover, is_foreign, owner_of, setup_cfg, strength_key
 from .flags import NAMES, parse
 from .plans import FINISHED_MAY_DIFFER, Job, execute, tell
 from .protocols import Method, Stages, row_of, source_of, targets, variants
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
     jobs = plan(methods, [NAMES[name] for name in names], args)
     clips = backbones(jobs)
-    tell_backbone(args)
+    tell_settings(args)
     engine = engine_of(args, clips)
     if args.engine == "local":
         for name in clips:  # before any run, each of which would fail, or download it, too
@@ -109,8 +109,11 @@ def learns(trainer: str) -> bool:
     return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
 
 
-def tell_backbone(args: argparse.Namespace) -> None:
-    """Print what a data set of somebody's own is tested with, of which nobody has published settings."""
+def tell_settings(args: argparse.Namespace) -> None:
+    """Print the settings of methods and data sets of somebody's own, of which nobody has published any."""
+    for name in registered(args.trainers):
+        if not args.cfg and not is_foreign(name) and not owner_of("*", name):
+            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and what the options say")
     own = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
     named = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
     if own and not named:

@@ -35,7 +35,7 @@ from trainers.shared.strength import AUTO
 from . import calibrate, own_images
 from .chosen import chosen
 from .command import GOES_ON, USER_ERRORS, command
-from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, read_run, setup_cfg, strength_key
+from .config import CLASSES, CONFIGS, default_cfg, is_foreign, owner_of, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
@@ -81,6 +81,7 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
         check_same_strength(cfg)
     else:
         check_same_run(cfg)
+        tell_defaults(cfg, args)
     check_processes(cfg)
     with logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext():
         choice = chosen(cfg, args, check_inside)
@@ -256,6 +257,14 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
     return trainer
+
+
+def tell_defaults(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Print the training that a method without a YAML file gets."""
+    trainer = cfg.TRAINER.NAME
+    if not (args.config_file or is_foreign(trainer) or owner_of("tiny", trainer)):
+        optim = f"OPTIM.NAME {cfg.OPTIM.NAME}, OPTIM.LR {cfg.OPTIM.LR:g}, OPTIM.MAX_EPOCH {cfg.OPTIM.MAX_EPOCH}"
+        print(f"{trainer} has no configs/trainers/{trainer}/tiny.yaml: it runs with the defaults, {optim}")
 
 
 def tell_config(cfg: CfgNode) -> None:
