@@ -10,10 +10,11 @@ import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, locked
 from trainers.base import ClipTrainer, node_of
+from trainers.shared.backbones import fetch
 
 from . import engines
 from .command import USER_ERRORS
-from .config import discover, setup_cfg, strength_key
+from .config import discover, is_foreign, owner_of, setup_cfg, strength_key
 from .flags import NAMES, parse
 from .plans import FINISHED_MAY_DIFFER, Job, execute, tell
 from .protocols import Method, Stages, row_of, source_of, targets, variants
@@ -35,12 +36,17 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     names = list(NAMES) if "all" in args.protocol else args.protocol
     methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
     jobs = plan(methods, [NAMES[name] for name in names], args)
-    engine = engine_of(args, jobs)
+    clips = backbones(jobs)
+    tell_settings(args)
+    engine = engine_of(args, clips)
+    if args.engine == "local":
+        for name in clips:  # before any run, each of which would fail, or download it, too
+            fetch(name)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for planned in (planned for job in jobs for planned in job.runs):
         check_no_link(planned.folder, args.output_dir)
-    runs = sum(len(job.runs) for job in jobs)
-    print(f"{runs} runs of {len(methods)} methods; logs and results: {args.output_dir}", flush=True)
+    planned = f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods on {', '.join(clips)}"
+    print(f"{planned}; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         finished = set()
 
@@ -111,18 +117,30 @@ def learns(trainer: str) -> bool:
     return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
 
 
-def engine_of(args: argparse.Namespace, jobs: list[Job]):
+def tell_settings(args: argparse.Namespace) -> None:
+    """Print the settings of methods and data sets of somebody's own, of which nobody has published any."""
+    for name in registered(args.trainers):
+        if not args.cfg and not is_foreign(name) and not owner_of("*", name):
+            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and what the options say")
+    own = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
+    named = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
+    if own and not named:
+        settings = f"{', '.join(own)}: each method has its published settings for ViT-B/16"
+        print(f"{settings} (335 MB are downloaded once); for the embedded CLIP give --cfg tiny", flush=True)
+
+
+def engine_of(args: argparse.Namespace, backbones: list[str]):
     if args.engine == "ray":
         return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
-    gib = args.memory or max(map(engines.memory_of, backbones(jobs)))
+    gib = args.memory or max(map(engines.memory_of, backbones))
     return partial(engines.local, slots=engines.slots(gib, args.workers, args.per_gpu))
 
 
-def backbones(jobs: list[Job]) -> set[str]:
-    """Of the trainings, from their configs: what is wrong with one is told before anything runs."""
+def backbones(jobs: list[Job]) -> list[str]:
+    """Return those of the trainings, from their configs: what is wrong with one is told before anything runs."""
     each = {job.runs[0].argv[job.runs[0].argv.index("--dataset-config-file") :]: job.runs[0] for job in jobs}
     kinds = {(run.argv[1], *(word for word in argv if word.endswith("yaml"))): run for argv, run in each.items()}
-    return {setup_cfg(parse(list(run.argv))).MODEL.BACKBONE.NAME for run in kinds.values()}
+    return sorted({setup_cfg(parse(list(run.argv))).MODEL.BACKBONE.NAME for run in kinds.values()})
 
 
 # ------------------------------------------------------------------ the plan
@@ -201,5 +219,8 @@ def half_the_epochs(stages: Stages, source: str) -> tuple[str, ...]:
     row = row_of(source)
     if not (row and row.embedded) or not learns(stages.method.trainer):
         return ()
-    epochs = setup_cfg(parse(list(stages.xd_train(source, 1).argv))).OPTIM.MAX_EPOCH
-    return "OPTIM.MAX_EPOCH", str(-(-epochs // 2))
+    cfg, method = setup_cfg(parse(list(stages.xd_train(source, 1).argv))), TRAINER_REGISTRY.get(stages.method.trainer)
+    decides = getattr(method, "decides", {})
+    if any(cfg.TRAINER[node_of(method)][key] for key, of in decides.items() if "OPTIM.MAX_EPOCH" in of.keys):
+        return ()  # the epochs are of no account
+    return "OPTIM.MAX_EPOCH", str(-(-cfg.OPTIM.MAX_EPOCH // 2))

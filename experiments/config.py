@@ -92,6 +92,7 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
     merge_config(cfg, args.opts, allow_new=new)
     check_pairs(cfg, args)
     if not new:
+        check_own_files(args)
         settle(cfg, args)
     return finish(cfg, args, with_data)
 
@@ -270,10 +271,28 @@ def here_or_in_clone(path: str) -> str:
 
 
 def tiny_file(trainer: str) -> str:
-    """tiny.yaml of the method or of the nearest one that it extends, else that of the backbone; "" for foreign ones."""
-    lineage = [CONFIGS / "trainers" / c.__name__ / "tiny.yaml" for c in TRAINER_REGISTRY.get(trainer).__mro__]
-    paths = lineage + [CONFIGS / "backbones" / "tiny.yaml"] * (not is_foreign(trainer))
-    return next((str(path) for path in paths if path.exists()), "")
+    """Return tiny.yaml of the method or of its nearest parent, else that of the backbone; "" for foreign ones."""
+    owner = owner_of("tiny", trainer)
+    if owner:
+        return str(CONFIGS / "trainers" / owner / "tiny.yaml")
+    return "" if is_foreign(trainer) else str(CONFIGS / "backbones" / "tiny.yaml")
+
+
+def owner_of(stem: str, trainer: str) -> str:
+    """Return the trainer, or its nearest parent, that has STEM.yaml (a pattern) in configs/trainers; "" if none has."""
+    lineage = [cls.__name__ for cls in TRAINER_REGISTRY.get(trainer).__mro__]
+    return next((name for name in lineage if list((CONFIGS / "trainers" / name).glob(f"{stem}.yaml"))), "")
+
+
+def check_own_files(args: argparse.Namespace) -> None:
+    """Raises ValueError if a file of the method's own folder has settings of another method, as a copied one has."""
+    own = f"TRAINER.{node_of(TRAINER_REGISTRY.get(args.trainer))}."
+    for path, keys in (layer for file in files(args) for layer in read_layers(file)):
+        folder = Path(path).absolute().parent
+        others = [key for key in keys if key.startswith("TRAINER.") and not key.startswith((own, "TRAINER.NAME"))]
+        if others and (folder.parent.name, folder.name) == ("trainers", args.trainer):
+            wrong = f'{others[0]} in "{path}" has no effect, as {args.trainer} has {own[:-1]}'
+            raise ValueError(f"{wrong}: rename it, or remove it")
 
 
 def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:

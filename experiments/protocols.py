@@ -14,7 +14,7 @@ from pathlib import Path
 from dassl.utils import check_availability
 from datasets import benchmarks
 
-from .config import CONFIGS
+from .config import CONFIGS, is_foreign, owner_of
 from .flags import PROTOCOLS, SEEDS, SHOTS  # noqa: F401  PROTOCOLS
 from .plans import PlannedRun
 
@@ -28,6 +28,20 @@ class Method:
     trainer: str
     cfg: str = ""  # of configs/trainers/TRAINER; "": that of the published figures, for embedded data tiny
     opts: tuple[str, ...] = ()  # KEY VALUE ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A YAML file of a method, and the folder below the output whose name says which it is."""
+
+    folder: Path
+    file: Path | None  # None: of a trainer written for Dassl, which has its defaults
+
+
+def without_file(trainer: str, backbone: str) -> Settings:
+    """Return the settings of a method without a YAML: its defaults, and the backbone's file."""
+    file = None if is_foreign(trainer) else CONFIGS / "backbones" / f"{backbone}.yaml"
+    return Settings(Path(trainer, f"{backbone}_defaults"), file)
 
 
 @dataclass(frozen=True)
@@ -49,13 +63,13 @@ class Stages:
         return self.planned("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
-        config = self.config(dataset, "fewshot", shots)
-        folder = self.out / "fewshot" / dataset / config / f"shots{shots}" / f"seed{seed}"
-        return self.planned("fewshot", folder, dataset, seed, shots=shots, config=config)
+        settings = self.settings(dataset, "fewshot", shots)
+        folder = self.out / "fewshot" / dataset / settings.folder / f"shots{shots}" / f"seed{seed}"
+        return self.planned("fewshot", folder, dataset, seed, shots=shots, settings=settings)
 
     def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
-        config = self.config(dataset, "xd")
-        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, config=config, opts=opts)
+        settings = self.settings(dataset, "xd")
+        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
@@ -69,20 +83,24 @@ class Stages:
 
     # ---------------------------------------------------------------- where, and how
 
-    def config(self, dataset: str, protocol: str = "base2new", shots: int | None = None) -> Path:
-        """TRAINER/CFG, below configs/trainers and below the output; `shots`: of the few-shot protocol."""
-        row, cfg = row_of(dataset), self.method.cfg
-        if not cfg and row and row.embedded:
-            cfg = "tiny"
-        elif not cfg:
-            cfg = published(self.method.trainer, dataset, protocol, shots)
-        return Path(self.method.trainer, cfg)
+    def settings(self, dataset: str, protocol: str = "base2new", shots: int | None = None) -> Settings:
+        """Return the method's settings for a data set; `shots`: of the few-shot protocol."""
+        trainer, cfg, row = self.method.trainer, self.method.cfg, row_of(dataset)
+        tiny = cfg == "tiny" or bool(not cfg and row and row.embedded)
+        if cfg and not tiny:
+            return Settings(Path(trainer, cfg), CONFIGS / "trainers" / trainer / f"{cfg}.yaml")
+        owner = owner_of("tiny" if tiny else "vit_b16*", trainer)
+        if not owner:
+            return without_file(trainer, "tiny" if tiny else "vit_b16")
+        cfg = "tiny" if tiny else published(owner, dataset, protocol, shots)
+        folder = Path(trainer, cfg if owner == trainer else f"{cfg}_of_{owner}")
+        return Settings(folder, CONFIGS / "trainers" / owner / f"{cfg}.yaml")
 
     def base_dir(self, dataset: str, seed: int) -> Path:
-        return self.out / "base2new" / dataset / "shots16" / self.config(dataset) / f"seed{seed}"
+        return self.out / "base2new" / dataset / "shots16" / self.settings(dataset).folder / f"seed{seed}"
 
     def source_dir(self, dataset: str, seed: int) -> Path:
-        return self.out / "xd" / dataset / "shots16" / self.config(dataset, "xd") / f"seed{seed}"
+        return self.out / "xd" / dataset / "shots16" / self.settings(dataset, "xd").folder / f"seed{seed}"
 
     def planned(
         self,
@@ -92,7 +110,7 @@ class Stages:
         seed: int,
         classes: str = "all",
         shots: int = 16,
-        config: Path | None = None,
+        settings: Settings | None = None,
         model: Path | None = None,
         opts: Iterable[str] = (),
     ) -> PlannedRun:
@@ -100,10 +118,8 @@ class Stages:
         if model:
             how = ("--eval-only", "--model-dir", str(model))
         else:
-            file = CONFIGS / "trainers" / f"{config or self.config(dataset)}.yaml"
-            how = (
-                ("--config-file", str(file)) if file.exists() or file.stem != "tiny" else ()
-            )  # then that of its parent
+            file = (settings or self.settings(dataset)).file
+            how = ("--config-file", str(file)) if file else ()
             opts = ("DATASET.NUM_SHOTS", str(shots), *opts)
         argv = ("--trainer", self.method.trainer, "--root", str(self.data), "--output-dir", str(folder))
         argv += ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed), *how)

@@ -34,8 +34,8 @@ from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
 from .chosen import chosen
-from .command import GOES_ON, command
-from .config import CLASSES, CONFIGS, default_cfg, is_foreign, plain, read_run, setup_cfg, strength_key
+from .command import GOES_ON, USER_ERRORS, command
+from .config import CLASSES, CONFIGS, default_cfg, is_foreign, owner_of, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
@@ -81,22 +81,31 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
         check_same_strength(cfg)
     else:
         check_same_run(cfg)
+        tell_defaults(cfg, args)
     check_processes(cfg)
     log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
     with log, protect_data(cfg, args):
         choice = chosen(cfg, args, check_inside)
-        trainer = build(cfg, args)
+        try:
+            trainer = build(cfg, args)
+        except Exception as error:
+            if not isinstance(error, USER_ERRORS):  # a bug, whose log says of which config
+                tell_config(cfg)
+            raise
         if cfg.DATASET.NAME == "Images" and not args.eval_only:
             own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
         if args.no_train and not args.eval_only:
+            tell_config(cfg)
             return {}
         start = time.time()
         if args.eval_only:
             trainer.chosen = choice
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            tell_config(cfg)
             trainer.evaluator.temperature = calibrate.temperature_of(trainer, args.model_dir, args.load_epoch)
             trainer.test()
         else:
+            tell_config(cfg)
             trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
             trainer.train()
         if not distributed.is_first():
@@ -250,8 +259,6 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     if cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
         torch.cuda.reset_peak_memory_stats()
-    if cfg.VERBOSE:
-        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
     trainer = build_trainer(cfg)
     if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
@@ -267,6 +274,20 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
     return trainer
+
+
+def tell_defaults(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Print the training that a method without a YAML file gets."""
+    trainer = cfg.TRAINER.NAME
+    if not (args.config_file or is_foreign(trainer) or owner_of("tiny", trainer)):
+        optim = f"OPTIM.NAME {cfg.OPTIM.NAME}, OPTIM.LR {cfg.OPTIM.LR:g}, OPTIM.MAX_EPOCH {cfg.OPTIM.MAX_EPOCH}"
+        print(f"{trainer} has no configs/trainers/{trainer}/tiny.yaml: it runs with the defaults, {optim}")
+
+
+def tell_config(cfg: CfgNode) -> None:
+    """Print config and system, about 100 lines: not before it is known that they can be run."""
+    if cfg.VERBOSE:
+        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
 
 
 def learns(trainer) -> bool:

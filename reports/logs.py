@@ -30,7 +30,8 @@ def read_log(path: Path) -> Run:
         raise LeftOut(f"cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise LeftOut(str(error)) from None
-    if TITLES[1] in lines and TITLES[0] not in lines:  # one of ours
+    ours = TITLES[1] in lines or any(line.startswith("Setting fixed seed") for line in lines)
+    if ours and TITLES[0] not in lines:
         raise LeftOut("unfinished: no results.json beside it")
     if not set(TITLES) <= set(lines):
         raise LeftOut("malformed: no log of CoOp's train.py, it has no arguments and config")

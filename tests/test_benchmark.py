@@ -3,6 +3,7 @@
 import html
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import kill_benchmark
 import pytest
 
 import benchmark
+from datasets import benchmarks
 from experiments import plans
 from experiments.benchmark import learns, named, plan, registered, share
 from experiments.config import parse, setup_cfg
@@ -125,6 +127,7 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     words += ["--trainers", "ZeroshotCLIP", "CoOp", "--root", str(data_root), "--output-dir", str(tmp_path)]
 
     monkeypatch.setattr("experiments.engines.local", inline)
+    monkeypatch.setattr("experiments.benchmark.fetch", str)  # as if the weights were there
     assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 1
     done = capsys.readouterr()
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
@@ -140,6 +143,33 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     with locked(str(tmp_path), ""):
         assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1"]) == 1
     assert "another benchmark is at work" in capsys.readouterr().err
+
+
+def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, capsys, root, data_root):
+    """Also which backbone a data set of somebody's own is tested with."""
+    for part in ("datasets", "trainers", "backbones"):
+        shutil.copytree(root / "configs" / part, tmp_path / "configs" / part)
+    (tmp_path / "configs/datasets/mine.yaml").write_text("DATASET:\n  NAME: Patterns\n")
+    stems = {**benchmarks.stems(), "mine": "Mine"}
+    monkeypatch.setattr("datasets.benchmarks.stems", lambda: stems)
+    for module in ("config", "protocols"):
+        monkeypatch.setattr(f"experiments.{module}.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("experiments.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))
+    monkeypatch.setattr("trainers.shared.backbones.CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def refuse(url, folder):
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("trainers.shared.backbones.clip._download", refuse)
+    words = ["--datasets", "mine", "--protocol", "few_shot", "--trainers", "CoOp", "VPT", "ZeroshotCLIP"]
+    words += ["--seeds", "1", "--root", str(data_root), "--output-dir", str(tmp_path / "out")]
+    assert benchmark.main(words) == 1
+    done = capsys.readouterr()
+    assert "mine: each method has its published settings for ViT-B/16" in done.out and "--cfg tiny" in done.out
+    (error,) = done.err.splitlines()
+    assert "ViT-B/16 cannot be downloaded" in error and len(asked) == 1 and not (tmp_path / "out").exists()
 
 
 def test_results_of_other_settings_are_in_no_table(tmp_path, monkeypatch, capsys, data_root):

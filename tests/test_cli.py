@@ -444,6 +444,21 @@ def test_a_loss_that_is_not_finite(pictures, fails, tmp_path, monkeypatch):
     fails(argv, "OPTIM.LR", "epoch 1", tmp_path)
 
 
+def test_an_error_is_not_lost_below_the_config(pictures, tmp_path, capsys):
+    argv = command(pictures, tmp_path / "out", opts=["VERBOSE", "True"])
+    assert main([*argv, "TRAINER.ORTHCR.BLOCK_SIZE", "48"]) == 1
+    done = capsys.readouterr()
+    assert "** Config **" not in done.out and len(done.out.splitlines()) < 40 and "BLOCK_SIZE 48" in done.err
+    assert main([*argv, "TEST.NO_TEST", "True"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("** Config **") < shown.index("epoch [1/2]") and "System info" in shown
+    evaluation = ["--eval-only", "--model-dir", str(tmp_path / "out"), "--load-epoch", "7", *argv]
+    evaluation[evaluation.index("--output-dir") + 1] = str(tmp_path / "eval")
+    assert main(evaluation) == 1
+    done = capsys.readouterr()
+    assert "** Config **" not in done.out and "no checkpoint of epoch 7" in done.err
+
+
 def test_from_the_shell(tmp_path):
     argv = ["--root", "nowhere", "--dataset-config-file", str(CONFIGS / "datasets" / "dtd.yaml")]
     process = shell("--output-dir", str(tmp_path / "out"), *argv)

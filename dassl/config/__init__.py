@@ -170,7 +170,11 @@ def _read_with_bases(path, users=()):
     try:
         content = _read_yaml(path)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f'The "{BASE}" of "{users[-1]}" is missing: {e}' if users else str(e)) from None
+        if not users:
+            raise
+        missing = f'The "{BASE}" of "{users[-1]}" is missing: {e}'
+        advice = "of a copied file copy its bases, too, or give their paths from its new folder"
+        raise FileNotFoundError(f"{missing}: {advice}") from None
     bases = content.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):

@@ -269,6 +269,11 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
     return model.eval().requires_grad_(False).to(device)
 
 
+def fetch(name: str) -> str:
+    """Return the file of a CLIP's weights, downloaded if it is not there. Raises as `load_clip`."""
+    return find(name).path()
+
+
 def input_keys(name: str) -> dict:
     """The keys of cfg.INPUT that a CLIP comes with, {} if it comes with none: size, mean, std, interpolation.
 
