@@ -20,7 +20,9 @@ from .command import command
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TRAINER = '''"""$name: say here what it does, with its equations.
+TRAINER = '''"""$name: say here what it does, and where it comes from.
+
+The equations:
 
     f = f0(image) + v          f0: the frozen CLIP's image feature, of unit length; v [d]: trained, from zero
     L = CE(s f g0^T, y)        g0: the frozen CLIP's class features; s: its logit scale

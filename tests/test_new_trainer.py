@@ -32,25 +32,25 @@ def clone(root, tmp_path_factory):
 
 
 def test_a_new_trainer_works_at_once(clone, pictures, tmp_path):
-    done = clone("-m", "orthcr", "new-trainer", "MyMethod")
+    done = clone("-m", "orthcr", "new-trainer", "Unheard7")
     assert done.returncode == 0, done.stderr
     files = [line for line in done.stdout.splitlines() if (clone.path / line).is_file()]
-    configs = [f"configs/trainers/MyMethod/{name}.yaml" for name in ("base", "tiny", "vit_b16")]
-    assert files == ["trainers/mymethod.py", *configs, "tests/test_mymethod.py"]
+    configs = [f"configs/trainers/Unheard7/{name}.yaml" for name in ("base", "tiny", "vit_b16")]
+    assert files == ["trainers/unheard7.py", *configs, "tests/test_unheard7.py"]
 
-    tested = clone("-m", "pytest", "-q", "tests/test_mymethod.py")
+    tested = clone("-m", "pytest", "-q", "tests/test_unheard7.py")
     assert tested.returncode == 0 and tested.stdout.startswith("... "), tested.stdout
     for command in (["check"], ["format", "--check"]):
-        linted = clone("-m", "ruff", *command, "trainers/mymethod.py", "tests/test_mymethod.py")
+        linted = clone("-m", "ruff", *command, "trainers/unheard7.py", "tests/test_unheard7.py")
         assert linted.returncode == 0, linted.stdout
 
-    flags = ["--trainer", "MyMethod", "--root", pictures, "--output-dir", tmp_path / "out"]
+    flags = ["--trainer", "Unheard7", "--root", pictures, "--output-dir", tmp_path / "out"]
     trained = clone("train.py", *flags, "OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1)
     assert trained.returncode == 0 and "* accuracy: " in trained.stdout, trained.stderr
     assert (tmp_path / "out" / "learner" / "model.pth.tar-1").exists()
 
-    again = clone("-m", "orthcr", "new-trainer", "MyMethod")
-    assert again.returncode == 1 and "MyMethod" in again.stderr and again.stderr.count("\n") == 1
+    again = clone("-m", "orthcr", "new-trainer", "Unheard7")
+    assert again.returncode == 1 and "Unheard7" in again.stderr and again.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_nothing_is_left_of_files_that_cannot_all_be_written(tmp_path, monkeypat
     write = new_trainer.atomic_write
     monkeypatch.setattr(new_trainer, "atomic_write", fail)
     with pytest.raises(OSError, match="disk full"):
-        new_trainer.create("Unheard", tmp_path)
+        new_trainer.create("Unheard8", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
