@@ -37,5 +37,5 @@ $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	@echo "Installing PyTorch and the rest into $(VENV): about 2 minutes and 5.5 GB"
-	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable '.[dev,onnx]'
 	touch $@

@@ -14,11 +14,14 @@ import sys
 
 from experiments.command import command
 from experiments.flags import arguments
+from experiments.packages import check_installed
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> list[str]:
         args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
+        if args.engine == "ray":
+            check_installed(("ray",), "--engine ray", "cluster")
         from experiments.benchmark import run  # not above: with PyTorch, which takes seconds, and --help needs none
 
         failed, outdated = run(args)

@@ -6,7 +6,8 @@
     python export.py --model-dir OUT --to onnx --output DIR            image to logits, for onnxruntime; any method
 
 Each folder has a README.md with the model's figures and how to load it; `predict.py --model-dir DIR` and
-`train.py --backbone DIR` (not ONNX) take it, too. Packages: pip install -e '.[export]'.
+`train.py --backbone DIR` (not ONNX) take it, too. `--to onnx` needs packages that `make demo` installs; elsewhere:
+pip install -e '.[onnx]'.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 
 from experiments.card import FORMATS
 from experiments.command import command
+from experiments.packages import ONNX, check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,6 +31,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = parse(argv)
+        if args.to == "onnx":
+            check_installed(ONNX, "--to onnx", "onnx")
         from experiments.export import export  # not above: with PyTorch, which takes seconds
 
         export(args.model_dir, args.to, args.output, args.load_epoch, args.strength)

@@ -25,6 +25,7 @@ from dataclasses import replace
 
 from dassl.files import atomic_write
 from experiments.command import command
+from experiments.packages import check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -92,6 +93,10 @@ def check_output(flag: str, path: str, images: list[str]) -> None:
 def predict(args: argparse.Namespace) -> list[str]:
     """Prints what the images show; returns a line for each that could not be read."""
     check(args)
+    if args.serve:
+        check_installed(("gradio",), "--serve", "serve")
+    if osp.exists(osp.join(args.model_dir, "model.onnx")):
+        check_installed(("onnxruntime",), args.model_dir, "onnx")
     from experiments.predictor import Predictor, names_in  # not above: with PyTorch, which takes seconds
     from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 

@@ -6,6 +6,8 @@ Editable only, `pip install -e .`: `configs/`, `assets/`, the data sets and trai
 
 from setuptools import find_packages, setup
 
+ONNX = ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"]
+
 setup(
     name="orthcr",
     version="1.4.0",
@@ -35,6 +37,7 @@ setup(
         "dev": ["pytest", "pytest-xdist", "ruff"],
         "cluster": ["ray>=2.9"],  # --engine ray
         "serve": ["gradio>=6"],  # predict.py --serve
-        "export": ["open_clip_torch>=3.0", "transformers>=4.56", "onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
+        "onnx": ONNX,  # export.py --to onnx, and models that it made
+        "export": ["open_clip_torch>=3.0", "transformers>=4.56", *ONNX],
     },
 )

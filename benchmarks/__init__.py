@@ -11,3 +11,5 @@ pictures.py    time and memory against the number of classes
 costs.py       single figures of docs/: `python -m benchmarks.costs`
 steps.py       a trainer in processes of its own, which steps when it is told
 """
+
+import trainers  # before `clip`, whose warning it silences

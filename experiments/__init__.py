@@ -10,3 +10,5 @@ from pathlib import Path
 if sys.argv[0] == "-m" and any(word.startswith("experiments.") for word in sys.orig_argv):
     # `python -m experiments.calibrate` from another folder: there `datasets`, which is not installed, is this clone's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import trainers  # noqa: E402, F401  before `clip`, whose warning it silences

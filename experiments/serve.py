@@ -143,6 +143,7 @@ def page(served: Served, received: Received):
         return {visible(name): q for name, q in p.top}, "; ".join(filter(None, [doubt, SEEN.get(p.seen)]))
 
     with gr.Blocks(title="OrthCR", analytics_enabled=False) as app:
+        gr.Markdown("# OrthCR: classify a picture")
         with gr.Row():
             with gr.Column():
                 # None: the file as it is, not written anew; `read_photo` turns it upright

@@ -16,14 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clip import clip
-from clip.model import CLIP
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import trainers  # noqa: E402, F401  before `clip`, whose warning it silences
+
+# isort: split
+from clip import clip  # noqa: E402
+from clip.model import CLIP  # noqa: E402
+
 from datasets.shared import drawing  # noqa: E402
 
 CAPTIONS = (

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -79,8 +80,6 @@ def test_the_trainer_of_the_readme_is_zero_shot_on_new_classes(tmp_path, monkeyp
 
 def test_the_four_commands_of_the_readme(tmp_path):
     """From images to a deployed file, as they stand there, in a folder with the tracked files alone."""
-    pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
     use = (ROOT / "README.md").read_text().split("\n## Use\n")[1]
     block = re.search(r"```bash\n(.*?)\n\n", use, re.DOTALL)[1].splitlines()
     commands = [words for line in block if (words := shlex.split(line, comments=True)) and words[0] == "python"]

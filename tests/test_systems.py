@@ -78,3 +78,17 @@ from orthcr import Predictor
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "has no attribute 'Image'" in done.stderr.splitlines()[-1], done.stderr
     assert done.stderr.splitlines()[-1].startswith("ImportError: Predictor cannot be imported")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["-c", "import experiments.export"],
+        ["-c", "import benchmarks.measure"],
+        ["-c", "from orthcr import Predictor"],
+        ["scripts/pretrain_tiny.py", "--help"],
+    ],
+)
+def test_clips_warning_about_pkg_resources_is_not_on_the_console(argv, root):
+    done = subprocess.run([sys.executable, *argv], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "pkg_resources" not in done.stderr, done.stderr
