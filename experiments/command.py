@@ -9,6 +9,7 @@ from dassl.files import visible
 from dassl.streams import open_streams
 
 GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
+LINE_END = "\n"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 
 
@@ -16,7 +17,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     """The exit status of an entry point.
 
     Args:
-        work: does everything; returns a line for each part that failed.
+        work: does everything; returns for each part that failed a line, or lines.
         interrupted: what Ctrl-C prints.
         status: after Ctrl-C.
     """
@@ -35,5 +36,5 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
             print(interrupted, file=sys.stderr)
         return status
     for line in failed:
-        print(f"error: {visible(line)}", file=sys.stderr)
+        print(f"error: {visible(line, keep=LINE_END)}", file=sys.stderr)
     return 1 if failed else 0
