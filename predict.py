@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dassl.files import atomic_write
+from dassl.files import atomic_write, visible
 from experiments.command import command
 from experiments.packages import check_installed
 
@@ -126,7 +126,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     if args.picture and read:
         contact_sheet(titled(read), args.picture)
     tell(read, seconds)
-    return [f"{p.image}: {p.error}" for p in predictions if p.error]
+    return [visible(f"{p.image}: {p.error}") for p in predictions if p.error]
 
 
 @contextlib.contextmanager

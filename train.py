@@ -21,9 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = parse(argv, __doc__)
         from experiments.run import run  # not above: with PyTorch, which takes seconds, and --help needs none
-        from reports.predictions import contact_sheet
+        from reports.predictions import confusion_picture, contact_sheet
 
-        run(args, contact_sheet)
+        run(args, contact_sheet, confusion_picture)
 
     return command(work, GOES_ON)
 

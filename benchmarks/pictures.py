@@ -5,13 +5,14 @@ from statistics import median
 
 import numpy as np
 
-from reports.pictures import COLOURS, plt, save
+from dassl.palette import BLUE, GREY
+from reports.pictures import plt, save
 
 from . import flops
 from .cases import FIRST, Case
 from .results import Results
 
-STYLES = {"reference": (COLOURS[0], "o"), "ours": (COLOURS[2], "s")}
+STYLES = {"reference": (GREY, "o"), "ours": (BLUE, "s")}
 CLASSES = np.geomspace(10, 1000, 30)
 
 
@@ -55,7 +56,7 @@ def time(ax, results: Results, cases: list[Case]) -> None:
             predicted = [cases[0]._replace(classes=n).gflop(form) / median(rates) for n in CLASSES]
             ax.plot(CLASSES, predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
     guesses = [results.reference(case)[0] for case in guessed]
-    ax.plot([case.classes for case in guessed], guesses, "o", color=COLOURS[0], mfc="none")
+    ax.plot([case.classes for case in guessed], guesses, "o", color=GREY, mfc="none")
     ax.set_ylabel("s a step")
 
 
@@ -64,5 +65,5 @@ def memory(ax, results: Results, cases: list[Case]) -> None:
         known = {case.classes: results.cases[case][form] for case in cases if form in results.cases[case]}
         ax.plot(list(known), [r["peak_mib"] / 1024 for r in known.values()], marker, color=colour, label=form)
     estimate = [flops.reference_memory(cases[0].trainer, FIRST, n, cases[0].batch) for n in CLASSES]
-    ax.plot(CLASSES, estimate, "--", color=COLOURS[0], lw=1, label="reference, estimated")
+    ax.plot(CLASSES, estimate, "--", color=GREY, lw=1, label="reference, estimated")
     ax.set_ylabel("GiB at the peak of a step")

@@ -17,16 +17,23 @@ def open_streams():
     A character outside the stream's encoding is shown as an escape. A closed stream becomes os.devnull: else the next
     file that is opened would get its descriptor, and what a library prints would go into that file.
     """
+    closed = [_is_closed(getattr(sys, name)) for name, _ in STREAMS]
+    for descriptor in range(len(STREAMS)):  # all three first: a stream below would get the descriptor of the next
+        if closed[descriptor]:
+            _open_descriptor(descriptor)
     for descriptor, (name, mode) in enumerate(STREAMS):
         stream = getattr(sys, name)
-        if stream is None or getattr(stream, "closed", False):
-            _open_descriptor(descriptor)
+        if closed[descriptor]:
             stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")
             setattr(sys, name, stream)
             if getattr(sys, f"__{name}__") is None:
                 setattr(sys, f"__{name}__", stream)
         elif mode == "w" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _is_closed(stream):
+    return stream is None or getattr(stream, "closed", False)
 
 
 def _open_descriptor(descriptor):
@@ -65,5 +72,4 @@ def progress(items=None, **options):
 
 def without_bars():
     """Return tqdm's `disable`: True where standard error is closed, None to show bars on a terminal only."""
-    closed = sys.stderr is None or getattr(sys.stderr, "closed", False)
-    return True if closed else None
+    return True if _is_closed(sys.stderr) else None

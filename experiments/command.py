@@ -12,6 +12,7 @@ from dassl.files import visible
 from dassl.streams import open_streams
 
 GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
+LINE_END = "\n"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
 LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
 
@@ -24,7 +25,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     """Return the exit status of an entry point.
 
     Args:
-        work: does everything; returns a line for each part that failed.
+        work: does everything; returns for each part that failed a line, or lines.
         interrupted: what Ctrl-C and SIGTERM print.
         status: after Ctrl-C.
     """
@@ -47,7 +48,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
             print(interrupted, file=sys.stderr)
         return 128 + signal.SIGTERM if isinstance(error, Terminated) else status
     for line in failed:
-        print(f"error: {visible(line)}", file=sys.stderr)
+        print(f"error: {visible(line, keep=LINE_END)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """What a run on own images tells beyond its accuracy: whether training helped, which images are wrong, what to do next.
 
 OUT/wrong.csv, wrong.png      the wrong ones of the images evaluated, the surest first
+OUT/confusion.png             which classes are taken for which
 "zero_shot_accuracy"          in results.json: that of the frozen CLIP on the same images
 """
 
@@ -12,10 +13,12 @@ import os.path as osp
 import shlex
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from yacs.config import CfgNode
 
 from dassl.data.workers import read_in_order
+from dassl.evaluation.evaluator import confusion_matrix
 from dassl.utils import atomic_write, progress
 from trainers.base import ClipTrainer
 from trainers.shared.classes import same_to_clip
@@ -25,6 +28,7 @@ from .config import CONFIGS
 
 HEADS = "path", "label", "predicted", "probability"
 ContactSheet = Callable[[list[tuple[str, str]], str], None]  # draws images with titles into a PNG file
+ConfusionPicture = Callable[[np.ndarray, list[str], str], None]  # draws a matrix with class names into a PNG file
 
 
 def tell_before_training(cfg: CfgNode, classnames: list[str]) -> None:
@@ -46,8 +50,8 @@ def tell_before_training(cfg: CfgNode, classnames: list[str]) -> None:
         print(f"For photographs give {better} and another --output-dir (ViT-B/16; 335 MB are downloaded once).")
 
 
-def tell(trainer, draw: ContactSheet | None = None) -> dict:
-    """Prints and writes what is said above, after `trainer.test()`; returns what goes into results.json."""
+def tell(trainer, draw: ContactSheet | None = None, draw_confusion: ConfusionPicture | None = None) -> dict:
+    """Print and write what is said above, after `trainer.test()`; return what goes into results.json."""
     cfg = trainer.cfg
     loader = trainer.val_loader if trainer.results.get("split") == "val" else trainer.test_loader
     predicted = getattr(trainer.evaluator, "y_pred", None)
@@ -65,6 +69,12 @@ def tell(trainer, draw: ContactSheet | None = None) -> dict:
         gain = trainer.results["accuracy"] - zero_shot
         print(f"* zero-shot CLIP on the same images: {zero_shot:.1f}%; the training brought {gain:+.1f}")
     write_wrong(sorted(wrong, key=lambda row: -row[-1]), len(items), cfg.OUTPUT_DIR, draw)
+    if draw_confusion:
+        names = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
+        matrix = confusion_matrix(trainer.evaluator.y_true, predicted, len(names)).numpy()
+        path = osp.join(cfg.OUTPUT_DIR, "confusion.png")
+        draw_confusion(matrix, names, path)
+        print(f"Which classes are taken for which: {path}")
     return told
 
 

@@ -52,27 +52,41 @@ MAY_DIFFER = tuple(
 TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
 
 
-def main(argv: list[str] | None = None, draw: own_images.ContactSheet | None = None) -> int:
-    """train.py where PyTorch is imported already; returns its exit status. `draw` as in `run`."""
+def main(
+    argv: list[str] | None = None,
+    draw: own_images.ContactSheet | None = None,
+    draw_confusion: own_images.ConfusionPicture | None = None,
+) -> int:
+    """Do what train.py does where PyTorch is imported already; return its exit status. The pictures as in `run`."""
 
     def work() -> None:
-        run(parse(argv), draw)
+        run(parse(argv), draw, draw_confusion)
 
     return command(work, GOES_ON)
 
 
-def run(args: argparse.Namespace, draw: own_images.ContactSheet | None = None) -> dict:
-    """One training or evaluation; returns what `results.json` holds.
+def run(
+    args: argparse.Namespace,
+    draw: own_images.ContactSheet | None = None,
+    draw_confusion: own_images.ConfusionPicture | None = None,
+) -> dict:
+    """Do one training or evaluation; return what `results.json` holds.
 
-    Everything printed also goes to `log.txt` in the output directory. `draw`: for a picture of those own images that
-    are wrong.
+    Everything printed also goes to `log.txt` in the output directory.
+
+    Args:
+        args: of `parse`.
+        draw: for a picture of those own images that are wrong.
+        draw_confusion: for a picture of the classes of own images that are taken for others.
     """
     with distributed.processes():
-        return run_here(args, draw)
+        return run_here(args, draw, draw_confusion)
 
 
-def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> dict:
-    """`run` in one process; of several only the first one writes, and the others return nothing."""
+def run_here(
+    args: argparse.Namespace, draw: own_images.ContactSheet | None, draw_confusion: own_images.ConfusionPicture | None
+) -> dict:
+    """Do what `run` does in one process; of several only the first one writes, and the others return nothing."""
     cfg = setup_cfg(args)
     if args.eval_only:
         check_model_dir(cfg, args)
@@ -114,7 +128,7 @@ def run_here(args: argparse.Namespace, draw: own_images.ContactSheet | None) -> 
         if cfg.TEST.CALIBRATE and not args.eval_only:
             results |= calibrate.at_the_end(trainer, cfg.OUTPUT_DIR)
         if cfg.DATASET.NAME == "Images":
-            results |= own_images.tell(trainer, draw)
+            results |= own_images.tell(trainer, draw, draw_confusion)
         path = osp.join(cfg.OUTPUT_DIR, "results.json")
         write_json(results, path, seal=True)
         print(f"Results are in {path}")

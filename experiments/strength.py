@@ -22,6 +22,7 @@ from statistics import mean, pstdev
 import torch
 from tabulate import tabulate
 
+from dassl import palette
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import atomic_write
 from dassl.utils import progress, write_json
@@ -34,6 +35,10 @@ from .config import CONFIGS, read_run, setup_cfg, strength_key
 from .flags import parse
 
 HELD = 2**31  # bytes of test images that are kept for all models; of larger data sets they are read for each
+PLACES = (  # of a label beside its point: right, left, above, below, then farther off, in points
+    (5, 4, "left"), (5, -5, "left"), (-5, 4, "right"), (-5, -5, "right"), (0, 8, "center"), (0, -9, "center"),
+    (9, 9, "left"), (-9, 9, "right"), (9, -10, "left"), (-9, -10, "right"), (0, 15, "center"), (0, -16, "center"),
+)  # fmt: skip
 PATHS = ("geodesic", "line")  # Cayley(s Q); W + s (W' - W)
 ZERO = "zero-shot"
 NAMES = {
@@ -289,31 +294,40 @@ def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
     lines = -(-len(panels) // columns)
     size = {"figsize": (5.2 * columns if columns == 1 else 3.6 * columns, 4.6 if lines == 1 else 3.2 * lines)}
     fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", **size)
+    labels = {}
     for ax, (models, rows, home, head) in zip(axes.flat, panels, strict=False):
-        curves(ax, models, rows, strengths, home, head)
+        labels[ax] = curves(ax, models, rows, strengths, home, head)
         ax.set(xlabel=f"{NAMES.get(home, home)}, %", ylabel=f"{NAMES.get(head, head)}, %")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=min(2 * columns, len(labels)), frameon=False)
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    room = int(8 * fig.get_size_inches()[0] / (5 + max(map(len, names))))  # 8 letters an inch
+    fig.legend(handles, names, loc="outside upper center", ncols=max(1, min(room, len(names))), frameon=False)
+    fig.canvas.draw()
+    for ax, of_panel in labels.items():
+        label_points(ax, of_panel)
     with atomic_write(path) as f:
         fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
     return path
 
 
-def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: str, head: str) -> None:
+def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: str, head: str) -> dict:
+    """Draw the curves of one panel; return {point: (its strength, colour)}, for `label_points`."""
+
     def point(name: str) -> tuple[float, float]:
         return tuple(mean(rows[name][of].values()) for of in (home, head))
 
-    colours = iter(("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#882255") * 9)
+    trainers = list(dict.fromkeys(model.trainer for model in models))
+    styles = palette.styles_of(trainers)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     zero = point(ZERO) if ZERO in rows else None
-    for trainer in dict.fromkeys(model.trainer for model in models):
-        colour = next(colours)
+    labels = {}  # {point: (its strength, colour)}
+    for trainer in trainers:
+        colour, marker = styles[trainer]["color"], styles[trainer]["marker"]
         if trainer in rows:
-            ax.plot(*point(trainer), "D", color=colour, label=trainer)
+            ax.plot(*point(trainer), marker, color=colour, label=trainer)
         for path in PATHS:
             names = {s: f"{trainer}, {'line, ' * (path == 'line')}s = {s:g}" for s in strengths if s > 0}
             at = {s: point(name) for s, name in names.items() if name in rows}
@@ -323,10 +337,38 @@ def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: st
             x, y = zip(*([zero] if zero else []), *at.values(), *ends, strict=True)
             style = {"ls": "--", "marker": "", "lw": 1} if path == "line" else {"marker": "o", "ms": 4}
             ax.plot(x, y, color=colour, label=trainer + ", straight line" * (path == "line"), **style)
-            for s, xy in at.items() if path == "geodesic" else ():
-                ax.annotate(f"{s:g}", xy, (3, 3), textcoords="offset points", fontsize=8, color=colour)
+            if path == "geodesic":
+                labels |= {xy: (f"{s:g}", colour) for s, xy in at.items()}
     if zero:
-        ax.plot(*zero, "s", color="#7f7f7f", label=ZERO, zorder=3)
+        ax.plot(*zero, "s", color=palette.GREY, label=ZERO, zorder=3)
+    return labels
+
+
+def label_points(ax, labels: dict[tuple[float, float], tuple[str, str]]) -> None:
+    """Write a text beside each point, where it covers no other text and no point; where there is no room, none.
+
+    The figure is laid out already.
+
+    Args:
+        labels: {point: (text, colour)}.
+    """
+    from matplotlib.transforms import Bbox
+
+    renderer, placed = ax.figure.canvas.get_renderer(), []
+    for xy in labels:
+        x, y = ax.transData.transform(xy)
+        placed.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
+    for xy, (text, colour) in labels.items():
+        for dx, dy, where in PLACES:
+            style = {"fontsize": 8, "color": colour, "ha": where, "va": "center", "textcoords": "offset points"}
+            label = ax.annotate(text, xy, (dx, dy), **style)
+            label.set_in_layout(False)
+            box = label.get_window_extent(renderer)
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 + 12 and ax.bbox.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in placed):
+                placed.append(box)
+                break
+            label.remove()
 
 
 # ------------------------------------------------------------------ the command

@@ -248,6 +248,17 @@ def gain(table: Table, styles: dict[str, dict]):
     return fig
 
 
+def log_ticks(low: float, high: float, most: int = 6) -> dict[float, str]:
+    """Return {tick: label} of a logarithmic axis: at most `most`, powers of ten where there are three of them."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = {10.0**k: f"$10^{{{k}}}$" for k in powers if low <= 10.0**k <= high}
+    if len(ticks) < 3:
+        between = [m * 10.0**k for k in powers for m in (1, 2, 5)]
+        ticks = {x: f"{x:,.0f}" if x >= 1 else f"{x:g}" for x in between if low <= x <= high}
+    step = -(-len(ticks) // most)
+    return dict(list(ticks.items())[:: max(1, step)])
+
+
 def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict]):
     """Accuracy against trained parameters and against the seconds of a training."""
     name, cells = headline(table)
@@ -266,11 +277,14 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
             ax.plot(x, y, style["marker"], color=style["color"], ms=8, mec="w", zorder=3)
         ax.set_xscale("log")
         ax.set_xlabel(label)
+        most = max(*values.values(), least)
+        ticks = log_ticks(least / 3, 1.5 * most)
         if not all(values.values()):
-            ticks = [t for t in ax.get_xticks() if least / 10 < t <= 3 * max(values.values())]
-            ax.set_xlim(none / 2, 3 * max(values.values()))
-            ax.set_xticks([none, *ticks], ["0", *(f"$10^{{{int(round(np.log10(t)))}}}$" for t in ticks)])
+            ax.set_xlim(none / 2, 3 * most)
             ax.axvline(none * 2.2, color="k", lw=0.7, ls=":")
+            ticks = {none: "0"} | {x: text for x, text in ticks.items() if x > none * 4}
+        ax.set_xticks(list(ticks), list(ticks.values()))
+        ax.minorticks_off()  # whose labels would overlap where the axis is shorter than a decade
     axes[0].set_ylabel(f"{name}, %")
     beside(axes[1], points, styles)
     return fig

@@ -8,16 +8,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from dassl import palette  # noqa: E402
 from dassl.files import atomic_write  # noqa: E402
 
 from .names import AVERAGE  # noqa: E402
 from .tables import Cell, Table  # noqa: E402
 
-# told apart by colour-blind readers too (Okabe and Ito, Tol); the first is zero-shot's
-COLOURS = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#882255")
-MARKERS = "osD^vP<>"
 MANY = 8  # methods: with more, bars by data set would be too thin
-HATCHES = (None, "///", "...", "xx")  # when all colours are taken
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("axes", axisbelow=True, grid=True)
 plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})
@@ -45,16 +42,9 @@ def save(fig, path: Path) -> Path:
 
 
 def styles_of(cells: list[Cell]) -> dict[str, dict]:
-    """{method: how it is drawn}, in the order of the cells; zero-shot is grey."""
+    """Return {method: how it is drawn}, in the order of the cells; see `dassl.palette`."""
     trained = {cell.method: cell.shots is not None for cell in cells}
-    turn, styles = {True: 0, False: 0}, {}
-    for k, (method, learned) in enumerate(trained.items()):
-        round_, place = divmod(turn[learned], len(COLOURS) - 1 if learned else 1)  # of colours
-        colour = COLOURS[place + 1] if learned else COLOURS[0]
-        marker = MARKERS[k % len(MARKERS)]  # there is one more than colours: a colour's next method has another
-        styles[method] = {"color": colour, "marker": marker, "hatch": HATCHES[round_ % len(HATCHES)]}
-        turn[learned] += 1
-    return styles
+    return palette.styles_of(trained, untrained=[method for method in trained if not trained[method]])
 
 
 def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:

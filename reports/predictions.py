@@ -7,6 +7,7 @@ import sys
 import warnings
 from dataclasses import asdict
 
+import numpy as np
 from tabulate import tabulate
 
 from dassl.files import visible
@@ -73,6 +74,41 @@ def titled(predictions: list) -> list[tuple[str, str]]:
     """For `contact_sheet`: (path, class, probability and whether the model has seen the image), of each."""
     marks = {seen: f"\n({words})" for seen, words in SEEN.items()}
     return [(p.image, f"{said(p)}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
+
+
+def confusion_picture(matrix: np.ndarray, classnames: list[str], path: str, most: int = 40) -> None:
+    """Draw a confusion matrix into a PNG file; of more than `most` classes those that are confused most.
+
+    Args:
+        matrix: float [n, n], the share of each true class (rows) that is taken for each class (columns).
+        classnames: n, in the order of their labels.
+    """
+    from reports.pictures import plain, plt, save  # with matplotlib, which takes a second
+
+    n = len(classnames)
+    wrong = matrix - np.diag(np.diag(matrix))
+    confused = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most]
+    kept = np.sort(confused)
+    shown, names = 100 * matrix[np.ix_(kept, kept)], plain(visible(classnames[k]) for k in kept)
+    size = 10 if len(kept) <= 20 else 7
+    side = max(3.4, min(0.5, 0.16 + 6 / len(kept)) * len(kept))  # inches, of the matrix
+    room = 0.8 + 0.009 * size * max(map(len, names))  # of the names
+    fig, ax = plt.subplots(figsize=(side + room + 1.2, side + room))
+    image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=100)
+    fig.colorbar(image, ax=ax, label="% of the images of a class", shrink=0.8)
+    for k, row in enumerate(shown) if len(kept) <= 15 else ():
+        for j, value in enumerate(row):
+            if value >= 0.5:
+                ax.text(j, k, f"{value:.0f}", ha="center", va="center", color="w" if value > 60 else "k", fontsize=9)
+    ax.set_xticks(range(len(kept)), names, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(kept)), names, fontsize=size)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    if n > len(kept):
+        ax.set_title(f"the {len(kept)} of {n:,} classes that are confused most", fontsize=11)
+    ax.grid(visible=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's font lacks Chinese, Japanese, ...
+        save(fig, path)
 
 
 def contact_sheet(images: list[tuple[str, str]], path: str) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dassl.files import read_json
+from dassl.palette import styles_of
 
-from .pictures import COLOURS, plt
+from .pictures import plt
 
 
 def curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -26,7 +27,9 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
     Args: folders: of the trainings, by method.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for m, (method, own) in enumerate(folders.items()):
+    styles = styles_of(folders)
+    for method, own in folders.items():
+        colour = styles[method]["color"]
         results = read_json(own[0] / "results.json")
         if not results["trained"]:
             continue
@@ -36,8 +39,8 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
             batches = values.shape[1] // epochs
             values = values[:, batches - 1 :: batches]  # what is written is the mean of the epoch so far
             steps = np.linspace(0, 100, epochs + 1)[1:]
-            ax.plot(steps, values.mean(0), color=COLOURS[m], label=method)
-            ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[m], alpha=0.2, lw=0)
+            ax.plot(steps, values.mean(0), color=colour, label=method)
+            ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
     axes[0].set(xlabel="% of training", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="% of training", ylabel="training accuracy, %", ylim=(0, 100))
     axes[0].legend()

@@ -16,11 +16,12 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from dassl.palette import colour_of  # noqa: E402
 from experiments.command import command  # noqa: E402
 from experiments.config import parse, setup_cfg  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
-from reports.pictures import COLOURS, plt, save  # noqa: E402
+from reports.pictures import plt, save  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402
 from reports.training import curves  # noqa: E402
 
@@ -83,7 +84,8 @@ def table(found: dict, rates: dict[str, float]) -> str:
 def picture(found: dict):
     """H over the rate, and training accuracy over steps: lines are means, bands all seeds (right: and all rates)."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for trainer, colour in zip(TRAINERS, COLOURS, strict=False):
+    for trainer in TRAINERS:
+        colour = colour_of(trainer)
         h = np.array([[found[trainer, factor, seed][0] for seed in SEEDS] for factor in FACTORS])
         left.plot(FACTORS, h.mean(1), "o-", color=colour, label=trainer)
         left.fill_between(FACTORS, h.min(1), h.max(1), color=colour, alpha=0.2, lw=0)

@@ -3,11 +3,14 @@
 import csv
 import json
 import random
+import re
 import shutil
 from collections import Counter
 
+import numpy as np
 import own_photos
 import pytest
+import torch
 from own_photos import COLOURS, SMALL, build, make_photos, said
 from PIL import Image
 
@@ -18,7 +21,9 @@ from datasets.shared.image_split import divide
 from experiments.own_images import next_command, write_wrong
 from experiments.run import main
 from predict import Predictor
-from reports.predictions import contact_sheet
+from reports.pictures import plt
+from reports.predictions import confusion_picture, contact_sheet
+from trainers.base import ClipTrainer
 
 photos = own_photos.photos  # the fixture
 
@@ -207,3 +212,93 @@ def test_val_images_by_which_the_model_is_chosen_are_marked(photos, tmp_path):
     assert train(photos, tmp_path / "OUT", "--val", 2, "TEST.FINAL_MODEL", "best_val") == 0
     seen = Counter(p.seen for p in Predictor(tmp_path / "OUT")(photos))
     assert seen == {"train": 24, "val": 8, "": 16}
+
+
+# ------------------------------------------------------------------ val after each epoch
+
+
+@pytest.mark.parametrize("trainer", ["OrthCR", "CoOp", "PromptSRC", "CLIPLoRA", "TipAdapterF"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_val_after_each_epoch_changes_no_bit(trainer, fixed, photos, tmp_path, monkeypatch, capsys):
+    """Of the trained tensors, random crops or none; what is told is what an evaluation of that epoch tells."""
+    words = ["VERBOSE", "False", "OPTIM.MAX_EPOCH", 3, "OPTIM.WARMUP_EPOCH", -1]
+    words += ["INPUT.TRANSFORMS", '["normalize"]'] if fixed else []
+    pattern = r"epoch \[(\d)/3\] accuracy on val: ([\d.]+)% \(\d+ of (\d+)\)"
+    tensors, told = [], []
+    for cheap in (True, False):
+        if not cheap:
+            monkeypatch.setattr(ClipTrainer, "val_is_cheap", lambda self: False)
+        out = tmp_path / str(cheap)
+        assert main([*map(str, ["--images", photos, "--trainer", trainer, "--output-dir", out, *words])]) == 0
+        (path,) = out.glob("*/model.pth.tar-3")
+        tensors.append(torch.load(path, weights_only=True)["state_dict"])
+        told.append(re.findall(pattern, capsys.readouterr().out))
+    assert [len(lines) for lines in told] == [3, 0] and {n for *_, n in told[0]} == {"10"}
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(tensor.equal(tensors[1][name]) for name, tensor in tensors[0].items())
+    flags = ["--eval-only", "--model-dir", str(tmp_path / "True"), "TEST.SPLIT", "val", "VERBOSE", "False"]
+    assert main(flags) == 0
+    result = read_json(tmp_path / "True" / "eval" / "Images-all-val" / "results.json")
+    if trainer not in ("PromptSRC", "TipAdapterF"):  # whose last weights are made after the last epoch
+        assert f"{result['accuracy']:.1f}" == told[0][-1][1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "opts", "count"),
+    [
+        ([], [], 2),
+        (["--val", "0.4"], [], 0),
+        (["--val", "0"], [], 0),
+        ([], ["TEST.FINAL_MODEL", "best_val"], 0),
+        ([], ["TEST.NO_TEST", "True"], 0),
+    ],
+)
+def test_val_is_told_where_it_is_cheap(flags, opts, count, photos, tmp_path, capsys):
+    argv = ["--images", str(photos), "--output-dir", str(tmp_path / "OUT"), *flags, *SMALL, *opts]
+    assert main([*argv, "OPTIM.MAX_EPOCH", "2"]) == 0
+    assert capsys.readouterr().out.count("accuracy on val:") == count
+
+
+def test_no_benchmark_tells_val(pictures, tmp_path, capsys):
+    argv = ["--root", str(pictures), "--output-dir", str(tmp_path), "--trainer", "CoOp", "VERBOSE", "False"]
+    assert main([*argv, "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "8"]) == 0
+    assert "accuracy on val:" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ the confusion matrix
+
+
+def test_which_classes_are_taken_for_which(photos, tmp_path, monkeypatch):
+    """The picture has every class in the order of the labels, and the shares that the split and the model say."""
+    drawn = []
+    out = tmp_path / "OUT"
+    assert train(photos, out, draw_confusion=lambda *words: drawn.append(words)) == 0
+    (matrix, names, path), split = drawn[0], read_json(out / "split.json")["test"]
+    assert names == sorted(COLOURS) and path == str(out / "confusion.png")
+    wanted = np.zeros((5, 5))
+    for (_, label, _), p in zip(split, Predictor(out)([row[0] for row in split]), strict=True):
+        wanted[label, names.index(p.classname)] += 1 / 4
+    np.testing.assert_allclose(matrix, wanted)
+
+
+@pytest.mark.parametrize("n", [2, 12, 30, 100])
+def test_the_confusion_picture(n, tmp_path, monkeypatch):
+    """Nothing is cut off; of many classes those are shown that are confused most."""
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    matrix = np.eye(n)
+    matrix[1] = 0
+    matrix[1, 0] = 1
+    names = [f"a rather long class name, $ and 猫 {k}" for k in range(n)]
+    confusion_picture(matrix, names, str(tmp_path / "c.png"))
+    monkeypatch.undo()
+    (fig,) = figures
+    ticks = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert len(ticks) == min(n, 40) and ticks[0].startswith("a rather") and (n > 40) == bool(fig.axes[0].get_title())
+    shown = fig.axes[0].images[0].get_array()
+    assert shown[1, 0] == 100 and shown[1, 1] == 0
+    with Image.open(tmp_path / "c.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border > 250).all() and max(pixels.shape) < 2500
+    plt.close(fig)

@@ -14,6 +14,7 @@ import predict
 from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation import Classification
 from dassl.utils import setup_logger
+from experiments.command import command
 from experiments.predictor import Prediction, Predictor
 from experiments.run import main
 from report import main as report
@@ -170,3 +171,18 @@ def test_a_reader_that_has_had_enough(text, root):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_the_end_of_a_log_is_told_in_lines(capsys):
+    """Of a crashed job: no "\\n" in the message; the name of a file begins no line."""
+    assert command(lambda: ["job: killed, 2 times; log.txt ends with\n    a\x1b\n    b"]) == 1
+    assert capsys.readouterr().err == "error: job: killed, 2 times; log.txt ends with\n    a\\x1b\n    b\n"
+
+
+def test_a_line_end_in_the_name_of_a_file_is_an_escape(run, tmp_path, capsys):
+    (tmp_path / "a\nerror: b.png").write_bytes(b"no image")
+    assert run() == 0
+    capsys.readouterr()
+    assert predict.main(["--model-dir", str(tmp_path / "out"), str(tmp_path / "a\nerror: b.png")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/a\\nerror: b.png: cannot identify")

@@ -1,0 +1,78 @@
+"""How methods look in pictures: one colour, marker and hatch for each, the same in every picture."""
+
+import re
+
+GREY = "#7f7f7f"  # of what learns nothing
+# Told apart by colour-blind readers, too (Okabe and Ito, Tol)
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+PINK, SKY, WINE = "#cc79a7", "#56b4e9", "#882255"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, WINE)
+MARKERS = "osD^vP<>"
+HATCHES = (None, "///", "...", "xx", "\\\\\\")
+METHODS = {  # (colour, marker, hatch)
+    "OrthCR": (BLUE, "o", None),
+    "CoOp": (ORANGE, "s", None),
+    "CLIPLoRA": (GREEN, "D", None),
+    "FullFT": (RED, "^", None),
+    "MaPLe": (PINK, "v", None),
+    "OrthSR": (SKY, "P", None),
+    "PromptSRC": (WINE, "<", None),
+    "VPT": (BLUE, "s", "///"),
+    "CoCoOp": (ORANGE, "D", "///"),
+    "KgCoOp": (GREEN, "^", "///"),
+    "IVLP": (RED, "o", "///"),
+    "ProGrad": (PINK, "o", "///"),
+    "MMRL": (SKY, "v", "///"),
+    "TipAdapterF": (WINE, "s", "///"),
+    "LinearProbe": (ORANGE, "v", "..."),
+    "CLIP_Adapter": (GREEN, "<", "..."),
+    "TipAdapter": (WINE, "P", "..."),
+    "ZeroshotCLIP": (GREY, "o", None),
+    "ZeroshotCLIP2": (GREY, "s", "///"),
+}
+
+
+def method_of(label):
+    """Return the method's name at the beginning of a label, as of "OrthCR (s=0.5)"."""
+    return re.match(r"\w*", label)[0]
+
+
+def colour_of(method):
+    """Return the colour of a method; of one that is not in the table always the same of `COLOURS`."""
+    if method in METHODS:
+        return METHODS[method][0]
+    return COLOURS[sum(map(ord, method)) % len(COLOURS)]
+
+
+def styles_of(labels, untrained=()):
+    """Return {label: {"color", "marker", "hatch"}}, no two alike in colour and marker, or in colour and hatch.
+
+    The first label of a method has the method's own style. Its other labels, as of other settings, and methods that
+    are not in the table have styles that are free, with colours that are not in the picture first.
+
+    Args:
+        labels: each begins with the name of its method.
+        untrained: those of `labels` that learn nothing: grey.
+    """
+    styles, owners = {}, {}
+    for label in labels:
+        method = method_of(label)
+        if method in METHODS and method not in owners and (METHODS[method][0] == GREY) == (label in untrained):
+            owners[method] = label
+            styles[label] = METHODS[method]
+    for label in labels:
+        if label not in styles:
+            colours = [GREY] if label in untrained else COLOURS
+            styles[label] = _free_style(colours, list(styles.values()))
+    return {label: dict(zip(("color", "marker", "hatch"), styles[label], strict=True)) for label in labels}
+
+
+def _free_style(colours, taken):
+    """Return the first style of these colours, the rarest first, that no other one is mistaken for."""
+    used = [colour for colour, _, _ in taken]
+    for colour in sorted(colours, key=used.count):
+        markers = [marker for marker in MARKERS if (colour, marker) not in {style[:2] for style in taken}]
+        hatches = [hatch for hatch in HATCHES if (colour, hatch) not in {style[::2] for style in taken}]
+        if markers and hatches:
+            return colour, markers[0], hatches[0]
+    return colours[0], MARKERS[len(taken) % len(MARKERS)], HATCHES[len(taken) % len(HATCHES)]
