@@ -35,7 +35,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff"],
-        "cluster": ["ray>=2.9"],  # --engine ray
+        "cluster": ["ray>=2.52"],  # --engine ray
         "serve": ["gradio>=6"],  # predict.py --serve
         "onnx": ONNX,  # export.py --to onnx, and models that it made
         "export": ["open_clip_torch>=3.0", "transformers>=4.56", *ONNX],

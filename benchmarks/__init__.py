@@ -12,4 +12,8 @@ costs.py       single figures of docs/: `python -m benchmarks.costs`
 steps.py       a trainer in processes of its own, which steps when it is told
 """
 
-import trainers  # before `clip`, whose warning it silences
+from dassl.interrupts import end_quietly
+
+end_quietly()
+
+import trainers  # noqa: E402  before `clip`, whose warning it silences

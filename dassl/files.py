@@ -36,6 +36,11 @@ def visible(text, keep=""):
     return STEERING.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), str(text))
 
 
+def spreadsheet_cell(text):
+    """Return `text` as `visible`, behind a quotation mark where a spreadsheet would take it for a formula."""
+    return f"'{visible(text)}" if str(text).startswith(("=", "+", "-", "@")) else visible(text)
+
+
 # ------------------------------------------------------------------ folders that are not to be written into
 
 _protected = ContextVar("protected", default=())

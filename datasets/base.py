@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from dassl.data.data_manager import own_generators
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.files import SCRATCH, file_hash, scratch_folder, sweep
 from dassl.utils import check_availability, mkdir_if_missing, progress, read_json, write_json
@@ -179,11 +180,12 @@ class DrawnDataset(SplitDataset):
         mkdir_if_missing(self.root)
         # drawn elsewhere and moved in whole: another run may be drawing at the same time
         with scratch_folder(self.root, name) as scratch:
-            for part, label, classname, image in progress(self.pictures(), desc=f"drawing {name}", unit="image"):
-                path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
-                os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
-                image.save(osp.join(scratch, type(self).image_dir, path))
-                split[part].append([path, label, classname])
+            with own_generators():  # else a run that draws would go on from other random numbers than one that need not
+                for part, label, classname, image in progress(self.pictures(), desc=f"drawing {name}", unit="image"):
+                    path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
+                    os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
+                    image.save(osp.join(scratch, type(self).image_dir, path))
+                    split[part].append([path, label, classname])
             write_json(split, osp.join(scratch, self.split_file))
             try:
                 os.rename(scratch, self.dataset_dir)
@@ -203,7 +205,7 @@ def read_split(path: str, image_dir: str) -> Splits:
     try:
         split = read_json(path)
         return tuple(from_rows(split[part], image_dir) for part in PARTS)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"{path} is no split file ({error.__cause__ or error}): it should read "
             f'{{"train": [[path, label, class name], ...], "val": ..., "test": ...}}'
@@ -222,7 +224,14 @@ def to_rows(items: list[Datum], image_dir: str) -> list[list]:
 
 
 def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
-    return [Datum(impath=locate(path, image_dir), label=int(label), classname=name) for path, label, name in rows]
+    """Return the items of [path, label, class name] rows. Raises ValueError for a row that is none."""
+    items = []
+    for row in rows:
+        path, label, name = row
+        if not (isinstance(path, str) and type(label) is int and isinstance(name, str) and path and name):
+            raise ValueError(f"{str(row)[:100]} should be a path, a whole number and a class name")
+        items.append(Datum(impath=locate(path, image_dir), label=label, classname=name))
+    return items
 
 
 def locate(path: str, folder: str) -> str:
@@ -249,6 +258,11 @@ def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list
     labels = sorted({item.label for item in splits[0]})
     half = math.ceil(len(labels) / 2)
     chosen = labels[:half] if subsample == "base" else labels[half:]
+    if len(chosen) < 2:
+        advice = "a classifier needs two or more, so take all classes"
+        raise ValueError(
+            f"DATASET.SUBSAMPLE_CLASSES {subsample} leaves {len(chosen)} of {len(labels)} classes: {advice}"
+        )
     relabel = {label: k for k, label in enumerate(chosen)}
     return [
         [Datum(impath=i.impath, label=relabel[i.label], classname=i.classname) for i in items if i.label in relabel]

@@ -7,6 +7,9 @@ fewshot, xd and dg, whose stages are runs, and a plan the runs to be made.
 import sys
 from pathlib import Path
 
+from dassl.interrupts import end_quietly
+
+end_quietly()
 if sys.argv[0] == "-m" and any(word.startswith("experiments.") for word in sys.orig_argv):
     # `python -m experiments.calibrate` from another folder: there `datasets`, which is not installed, is this clone's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -95,7 +95,7 @@ def read_temperature(folder: str) -> dict | None:
     try:
         kept = read_json(path)
         kept["temperature"] = float(kept["temperature"])
-        if not 0 < kept["temperature"] < float("inf") or not isinstance(kept["of"], dict):
+        if not 1e-4 < kept["temperature"] < 1e4 or not isinstance(kept["of"], dict):
             raise ValueError(f"a temperature of {kept['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from dassl.utils import end_with_parent, free_memory
+from trainers.shared.privacy import report_nothing
 
 TRIES = 2
+RAY = (2, 52)  # the first version that lets nobody run code in a cluster who has not its token
 GIB = {"tiny": 1.0, "RN50": 6.0, "ViT-B/32": 6.0, "ViT-B/16": 8.0}  # of a run, by backbone; guesses, not measured
 LARGE = 24.0  # any other backbone
 Outcome = tuple[Any, Any] | None
@@ -134,12 +136,20 @@ def on_ray(work: Callable, jobs: Sequence, address: str = "", per_gpu: int = 1) 
         address: of the cluster, as `ray.init` takes it; "": this machine alone.
         per_gpu: jobs that share a GPU, in a cluster that has any.
     """
+    report_nothing()
+    options = {}
+    if not address:  # Ray listens on all interfaces, and cannot be told otherwise: whoever connects needs a token
+        os.environ["RAY_AUTH_MODE"] = "token"
+        options["include_dashboard"] = False
     try:
         import ray
     except ImportError:
         raise ValueError("--engine ray needs Ray: pip install '.[cluster]'") from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < RAY:
+        needed = f"--engine ray needs Ray {RAY[0]}.{RAY[1]} or newer, which asks for a token"
+        raise ValueError(f"{needed} (got {ray.__version__}): pip install --upgrade ray")
     try:  # Ray puts the folder of benchmark.py into the path of its workers, and gives each task one thread a core
-        ray.init(address or None, log_to_driver=False, logging_level="WARNING")
+        ray.init(address or None, log_to_driver=False, logging_level="WARNING", **options)
     except ConnectionError as error:
         raise OSError(f"no Ray cluster answers at {address}: {error}") from error
     try:

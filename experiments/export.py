@@ -22,7 +22,7 @@ from torch import nn
 
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY
-from dassl.files import atomic_write, file_hash, read_json, scratch_folder, write_json
+from dassl.files import SCRATCH, atomic_write, file_hash, read_json, scratch_folder, sweep, write_json
 from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import is_vit, library, load_clip
@@ -66,9 +66,10 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     image = torch.randn(3, 3, *trainer.cfg.INPUT.SIZE)
     with torch.no_grad():
         wanted = trainer.model(image) / facts["temperature"]  # and what does not depend on the image is computed
-    parent, name = osp.split(output)
+    parent = osp.dirname(output)
     os.makedirs(parent, exist_ok=True)
-    with scratch_folder(parent, name) as folder:
+    sweep(parent, SCRATCH.format("orthcr-export"))  # of exports that were killed
+    with scratch_folder(parent, "orthcr-export") as folder:
         if to == "onnx":
             facts |= write_onnx(trainer, folder, facts)
             got = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)

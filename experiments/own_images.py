@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 
 from dassl.data.workers import read_in_order
 from dassl.evaluation.evaluator import confusion_matrix
+from dassl.files import spreadsheet_cell
 from dassl.utils import atomic_write, progress
 from trainers.base import ClipTrainer
 from trainers.shared.classes import same_to_clip
@@ -122,7 +123,8 @@ def write_wrong(rows: list[tuple], total: int, folder: str, draw: ContactSheet |
     """OUT/wrong.csv and, if there are some and there is a `draw`, OUT/wrong.png."""
     table, picture = (osp.join(folder, f"wrong.{kind}") for kind in ("csv", "png"))
     text = io.StringIO()
-    csv.writer(text).writerows([HEADS, *((*names, f"{p:.3f}") for *names, p in rows)])
+    cells = [[*map(spreadsheet_cell, names), f"{p:.3f}"] for *names, p in rows]
+    csv.writer(text).writerows([HEADS, *cells])
     with atomic_write(table) as f:
         f.write(text.getvalue().encode())
     with contextlib.suppress(FileNotFoundError):

@@ -146,6 +146,8 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy. A model of
     another code base, which has no config.yaml, is checked when its checkpoint is loaded.
     """
+    if args.model_dir and not osp.isdir(args.model_dir):
+        raise FileNotFoundError(f"there is no {args.model_dir}: give the --output-dir of a training as --model-dir")
     different = []
     for key, now in plain(cfg).items():
         was = args.model_config.get(key, now)

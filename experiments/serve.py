@@ -18,7 +18,7 @@ from threading import Lock
 from PIL import Image
 
 from dassl.data.data_manager import first_resize
-from dassl.files import visible
+from dassl.files import SCRATCH, scratch_folder, sweep, visible
 from dassl.utils.images import known_formats
 from trainers.shared.privacy import report_nothing
 
@@ -305,7 +305,8 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
         raise ValueError(f"--port is {port}: give a number from 1 to 65535")
     report_nothing()
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy", os.environ.get("NO_PROXY")), HOST]))
-    with tempfile.TemporaryDirectory(prefix="orthcr-") as folder:
+    sweep(tempfile.gettempdir(), SCRATCH.format("orthcr-page"))  # of pages that were killed
+    with scratch_folder(tempfile.gettempdir(), "orthcr-page") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             import gradio  # noqa: F401

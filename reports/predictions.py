@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from tabulate import tabulate
 
-from dassl.files import visible
+from dassl.files import spreadsheet_cell, visible
 
 SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen, for people
 
@@ -36,16 +36,16 @@ def as_json(predictions: list) -> str:
 
 def csv_head(classnames: list[str]) -> str:
     """The first line of the CSV: that of the image, then a probability of each class, in the order of their labels."""
-    return csv_line(["image", "class", "probability", "unsure", "seen", "error", *map(harmless, classnames)])
+    return csv_line(["image", "class", "probability", "unsure", "seen", "error", *map(spreadsheet_cell, classnames)])
 
 
 def csv_row(p) -> str:
     """The line of a prediction with the probabilities of every class; of an unreadable image with its error."""
     image = visible(p.image)
-    image = f"./{image}" if harmless(image) != image else image  # the same file
+    image = f"./{image}" if spreadsheet_cell(image) != image else image  # the same file
     if p.error:
         return csv_line([image, "", "", "", "", visible(p.error)])
-    told = [harmless(p.classname), f"{p.probability:.6g}", "unsure" * p.unsure, p.seen, ""]
+    told = [spreadsheet_cell(p.classname), f"{p.probability:.6g}", "unsure" * p.unsure, p.seen, ""]
     return csv_line([image, *told, *(f"{q:.6g}" for q in p.every)])
 
 
@@ -53,11 +53,6 @@ def csv_line(cells: list[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
-
-
-def harmless(name: str) -> str:
-    """A name that no spreadsheet takes for a formula, and no terminal for a command."""
-    return f"'{visible(name)}" if name.startswith(("=", "+", "-", "@")) else visible(name)
 
 
 def said(p) -> str:

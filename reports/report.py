@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.files import atomic_write
+from dassl.files import atomic_write, spreadsheet_cell
 
 from .runs import Run
 from .tables import Table, of_seeds, section, tables
@@ -37,8 +37,10 @@ def write_report(
     """
     left_out = []
     runs = of_seeds(collect(paths, left_out, outdated), seeds)
-    made = tables(runs, seeds)
-    left_out += without_table(runs, made)
+    every = tables(runs, seeds)
+    made = [table for table in every if table.cells]
+    left_out += [note for table in every if not table.cells for note in table.notes]  # results that disagree
+    left_out += without_table(runs, every)
     if not made and not outdated:
         raise ValueError(left_out[0] if left_out else f"no run has one of the seeds {', '.join(map(str, seeds))}")
     print(as_text(made, left_out), end="")
@@ -73,6 +75,6 @@ def as_csv(made: list[Table]) -> str:
     for c in (cell for table in made for cell in (*table.cells, *table.ece.values())):
         figures = [f"{c.mean:.4f}", f"{c.std:.4f}"] if c.values else ["", ""]
         seeds = [" ".join(str(seed) for seed in some if seed is not None) for some in (c.values, c.missing)]
-        what = [c.protocol, c.method, c.source, c.target, c.classes, c.shots or 0, c.metric]
-        writer.writerow([*what, *figures, len(c.values), *seeds])
+        names = [spreadsheet_cell(name) for name in (c.protocol, c.method, c.source, c.target, c.classes)]
+        writer.writerow([*names, c.shots or 0, c.metric, *figures, len(c.values), *seeds])
     return out.getvalue()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dassl.files import file_hash
+from dassl.files import file_hash, read_text
 from dassl.utils import progress, read_json
 from dassl.utils.images import (
     SUFFIXES,
@@ -136,11 +136,7 @@ def print_lines(lines: list[str]) -> None:
 
 def from_csv(source: str) -> list[Row]:
     """Return the images of a CSV file. Raises ValueError that tells all its lines that are wrong."""
-    try:
-        with open(source, encoding="utf-8-sig", newline="") as f:
-            text = f.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it as CSV UTF-8") from error
+    text = read_text(source)
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
@@ -200,14 +196,10 @@ def from_json_lines(source: str) -> list[Row]:
     A line holds {"path": ..., "label": ..., "split": ...} or [path, label, split].
     """
     rows, problems = [], []
-    try:
-        with open(source, encoding="utf-8-sig") as f:
-            for k, line in enumerate(f, start=1):
-                if line.strip():
-                    with collected(problems):
-                        rows.append(json_line(source, k, line))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not in UTF-8 ({error.reason}): save it so") from error
+    for k, line in enumerate(read_text(source).split("\n"), start=1):
+        if line.strip():
+            with collected(problems):
+                rows.append(json_line(source, k, line))
     raise_problems(source, problems)
     return rows
 
@@ -215,7 +207,7 @@ def from_json_lines(source: str) -> list[Row]:
 def json_line(source: str, number: int, line: str) -> Row:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source}, line {number} is no JSON ({error})") from error
     return json_row(source, f"line {number}", entry)
 

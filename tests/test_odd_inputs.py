@@ -1,0 +1,205 @@
+"""What an unlucky world does to commands: signals, memory, names, odd values. One line each, nothing left."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import own_photos
+import pytest
+import torch
+
+from dassl.files import spreadsheet_cell, write_json
+from datasets.base import DrawnDataset, read_split
+from datasets.shared.image_files import find_images
+from datasets.tools import prepare
+from experiments.calibrate import TEMPERATURE, read_temperature
+from experiments.command import Terminated, command
+from experiments.own_images import write_wrong
+from experiments.run import main
+
+trained = own_photos.trained  # the fixture
+
+
+# ------------------------------------------------------------------ how a command ends
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deep"),
+        (FileExistsError(17, "File exists", "a name"), "error: File exists: 'a name'\n"),
+        (ValueError("something\n\nwrong"), "error: wrong\n"),
+        ("\ud800".encode, "cannot write: take other names"),
+    ],
+)
+def test_errors_in_a_line(error, words, capsys):
+    def work():
+        if callable(error):
+            error("utf-8")
+        raise error
+
+    assert command(work) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and words in err and "Errno" not in err
+
+
+def test_other_errors_show_their_trace():
+    for error in (RuntimeError("a bug"), TypeError("a bug")):
+
+        def work(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            command(work)
+
+
+def test_sigterm_ends_as_ctrl_c_does(capsys):
+    steps = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            steps.append("cleaned up")
+
+    assert command(work, "the same command goes on") == 143
+    assert steps == ["cleaned up"] and capsys.readouterr().err == "the same command goes on\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and issubclass(Terminated, KeyboardInterrupt)
+
+
+def test_ctrl_c_while_a_module_is_imported(root):
+    """At a random moment: a line or nothing, never a trace."""
+    for seconds in np.random.default_rng().uniform(0.4, 2.5, 3):
+        words = [sys.executable, "-m", "experiments.calibrate", "--model-dir", "nowhere"]
+        child = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+        assert "Traceback" not in err or "experiments" not in err, "but in Python's own start"
+
+
+def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
+    """A folder of an export that was killed goes with the next one; that of one at work stays."""
+    from dassl.files import scratch_folder
+    from experiments.export import export
+
+    (tmp_path / ".orthcr-export-0123abcd").mkdir()
+    with scratch_folder(str(tmp_path), "orthcr-export") as at_work:
+        export(str(trained), "openai", str(tmp_path / "out"))
+        assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(at_work), "out"])
+
+
+# ------------------------------------------------------------------ values
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    rows = [("=1+1.png", "@cmd", "-x", 0.5), ("a.png", "+y", "b", 0.25)]
+    write_wrong(rows, 2, str(tmp_path), None)
+    cells = [cell for row in csv.reader((tmp_path / "wrong.csv").read_text().splitlines()) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@", "+", "-"))] and "'=1+1.png" in cells
+    assert spreadsheet_cell("a=b") == "a=b" and spreadsheet_cell("=\x1b[2J") == "'=\\x1b[2J"
+
+
+ROWS = [
+    ["a.png", 1e999, "cat"],
+    ["a.png", 5.0, "cat"],
+    ["a.png", None, "cat"],
+    ["a.png", {}, "cat"],
+    ["a.png", True, "cat"],
+]
+ROWS += [[5, 0, "cat"], ["", 0, "cat"], ["a.png", 0, None], ["a.png", 0, {}], ["a.png", 0], "abc", None, 7]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_rows_of_a_split_file_that_are_none(tmp_path, row, one_line):
+    text = json.dumps({"train": [["a.png", 0, "cat"], row], "val": [], "test": []}).replace("Infinity", "1e999")
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(ValueError, match="split.json is no split file") as error:
+        read_split(str(tmp_path / "split.json"), "")
+    one_line(error)
+
+
+@pytest.mark.parametrize("t", [1e-40, 0, -1, 1e30, "nan", None, {}])
+def test_temperatures_that_are_none(tmp_path, t, one_line):
+    write_json({"temperature": t, "of": {}}, tmp_path / TEMPERATURE)
+    with pytest.raises(ValueError, match="damaged") as error:
+        read_temperature(str(tmp_path))
+    one_line(error)
+
+
+def test_lists_that_are_no_files_or_nested(tmp_path, one_line):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1 is no JSON") as error:
+        find_images(str(tmp_path / "deep.jsonl"))
+    one_line(error)
+    for suffix in ("csv", "json", "jsonl"):
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+            find_images(str(tmp_path / f"pipe.{suffix}"))
+
+
+def test_settings_without_an_effect_are_errors(tmp_path, pictures, capsys):
+    words = ["--trainer", "ZeroshotCLIP", "--root", str(pictures), "--output-dir", str(tmp_path / "OUT")]
+    for more, told in (
+        (["--source-domains", "nope"], "Shapes has no domains (got nope)"),
+        (["--target-domains", "nope"], "leave out DATASET.TARGET_DOMAINS"),
+        (["--eval-only", "--model-dir", str(tmp_path / "nowhere")], "there is no"),
+    ):
+        assert main([*words, *more, "VERBOSE", "False"]) == 1
+        err = capsys.readouterr().err
+        assert told in err and err.count("\n") == 1
+
+
+def test_one_class_is_no_task(tmp_path, capsys):
+    names = dict(list(own_photos.COLOURS.items())[:2])
+    folder = own_photos.make_photos(tmp_path / "photos", n=4, classes=names)
+    words = ["--images", str(folder), "--output-dir", str(tmp_path / "OUT"), "DATASET.SUBSAMPLE_CLASSES", "new"]
+    assert main([*words, "VERBOSE", "False"]) == 1
+    assert "leaves 1 of 2 classes" in capsys.readouterr().err
+
+
+def test_an_output_path_that_is_too_long(capsys, pictures):
+    path = "/".join(["x" * 20] * 210)
+    words = ["--trainer", "ZeroshotCLIP", "--root", str(pictures), "--output-dir", path, "VERBOSE", "False"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_list_downloads_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "prepare", None)
+    assert prepare.main(["--list", "all"]) == 0 and "Caltech101" in capsys.readouterr().out
+
+
+def test_drawing_leaves_the_random_numbers_alone(tmp_path):
+    """A run that draws its data set goes on from the same numbers as one that finds it drawn."""
+
+    class Drawn(DrawnDataset):
+        dataset_dir = "drawn"
+
+        def pictures(self):
+            from PIL import Image
+
+            random.random(), np.random.rand(), torch.rand(1)
+            for part in ("train", "val", "test"):
+                yield part, 0, "a", Image.new("RGB", (4, 4))
+
+    torch.manual_seed(1)
+    random.seed(1)
+    wanted = torch.rand(1).item(), random.random()
+    torch.manual_seed(1)
+    random.seed(1)
+    data = Drawn.__new__(Drawn)
+    data.set_paths(str(tmp_path))
+    data.draw()
+    assert (torch.rand(1).item(), random.random()) == wanted and (tmp_path / "drawn" / "split.json").exists()
