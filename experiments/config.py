@@ -46,6 +46,7 @@ OWN = {  # keys that are not Dassl's, or with another default
     },
     "SEED": Key(1, below=2**32),
 }
+LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # told apart from what is asked for
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
@@ -382,6 +383,9 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     if args.model_config.get("MODEL.BACKBONE.NAME") == cfg.MODEL.BACKBONE.NAME and not by_user:
         check_no_download(cfg.MODEL.BACKBONE.NAME, args.model_dir)
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, args)
+    length = len(osp.abspath(cfg.OUTPUT_DIR))
+    if length > LONGEST_PATH:
+        raise ValueError(f"OUTPUT_DIR has {length:,} characters, with the folders above: give at most {LONGEST_PATH:,}")
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)
         say(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")

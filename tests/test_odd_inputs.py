@@ -168,12 +168,13 @@ def test_one_class_is_no_task(tmp_path, capsys):
     assert "leaves 1 of 2 classes" in capsys.readouterr().err
 
 
-def test_an_output_path_that_is_too_long(capsys, pictures):
+def test_an_output_path_that_is_too_long(capsys, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = "/".join(["x" * 20] * 210)
     words = ["--trainer", "ZeroshotCLIP", "--root", str(pictures), "--output-dir", path, "VERBOSE", "False"]
     assert main(words) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
+    assert err.startswith("error: OUTPUT_DIR has") and err.count("\n") == 1 and not os.listdir(tmp_path)
 
 
 def test_list_downloads_nothing(monkeypatch, capsys):
