@@ -1,7 +1,7 @@
 """Many methods on many data sets, by any of the four protocols, as one plan."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +37,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
     jobs = plan(methods, [NAMES[name] for name in names], args)
     clips = backbones(jobs)
-    tell_settings(args)
     engine = engine_of(args, clips)
-    if args.engine == "local":
-        for name in clips:  # before any run, each of which would fail, or download it, too
-            fetch(name)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for planned in (planned for job in jobs for planned in job.runs):
         check_no_link(planned.folder, args.output_dir)
@@ -129,7 +125,12 @@ def tell_settings(args: argparse.Namespace) -> None:
         print(f"{settings} (335 MB are downloaded once); for the embedded CLIP give --cfg tiny", flush=True)
 
 
-def engine_of(args: argparse.Namespace, backbones: list[str]):
+def engine_of(args: argparse.Namespace, backbones: list[str]) -> Callable:
+    """Return the engine of the runs, when what they need is there. Raises ValueError or OSError if it is not."""
+    tell_settings(args)
+    if args.engine == "local":
+        for name in backbones:  # before any run, each of which would fail, or download it, too
+            fetch(name)
     if args.engine == "ray":
         return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
     gib = args.memory or max(map(engines.memory_of, backbones))

@@ -106,8 +106,11 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     parser.add_argument("--workers", type=count, help="runs at a time; default: what cores, GPUs and memory allow")
     parser.add_argument("--memory", type=float, metavar="GIB", help="that a run needs; default: a guess by backbone")
     parser.add_argument("--per-gpu", type=count, help="runs that share a GPU; default: as memory allows; on Ray 1")
+    swept = "values of a key, chosen on val"
+    parser.add_argument("--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help=swept)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
-    first = next((k for k, word in enumerate(argv) if KEY.fullmatch(word)), len(argv))
+    pairs = list(enumerate(zip(argv, ["", *argv], strict=False)))  # each word with the one before it
+    first = next((k for k, (word, before) in pairs if KEY.fullmatch(word) and before != "--sweep"), len(argv))
     args = parser.parse_args(argv[:first])
     if args.opts:
         parser.error(f"{args.opts[0]} is no config key: these look like OPTIM.LR, and come last")
@@ -117,7 +120,30 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
     if taken:
         parser.error(f"{taken} is what the flags say")
+    if args.sweep:
+        wrong = wrong_sweep(args)
+        if wrong:
+            parser.error(wrong)
     return args
+
+
+def wrong_sweep(args: argparse.Namespace) -> str:
+    """Return what contradicts --sweep, and what to do; "" if nothing does."""
+    key, *values = args.sweep
+    if not KEY.fullmatch(key) or key in (*BY_FLAGS, "TEST.SPLIT"):
+        return f"--sweep {key} is no key to sweep: give one of the method or of its training, as OPTIM.LR"
+    if len(set(values)) < max(2, len(values)):
+        return f"--sweep {key} needs two or more different values (got {' '.join(values) or 'none'})"
+    for other in ("TEST.SPLIT", key):
+        if other in args.opts[::2]:
+            return f"{other} is what --sweep decides: leave it out of the options"
+    if args.protocol not in (["all"], ["few_shot"], ["base2new"]):
+        return "--sweep takes one of --protocol few_shot, which is its default, and base2new"
+    if args.strength:
+        return "--strength is no part of a sweep: leave it out"
+    if args.shots != list(SHOTS) and len(args.shots) > 1:
+        return f"--sweep takes one number of shots (got {' '.join(map(str, args.shots))})"
+    return ""
 
 
 def count(word: str) -> int:

@@ -279,6 +279,8 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
 
+    if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", True) is None and not cfg.TEST.NO_TEST:
+        raise ValueError(f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no val images here: set TEST.SPLIT test")
     if not distributed.is_first():
         return trainer
     # only now: a run that could not be built leaves nothing that a later one would be compared with

@@ -1,0 +1,135 @@
+"""A sweep: trainings that differ in one key, compared on val; the best of each method and data set is then tested."""
+
+import argparse
+import re
+from dataclasses import dataclass
+from statistics import fmean
+
+from dassl.utils import locked
+
+from .benchmark import backbones, engine_of, learns, named, registered, share
+from .config import setup_cfg
+from .flags import NAMES, SHOTS, parse
+from .plans import Job, PlannedRun, execute, tell
+from .protocols import Method, Stages
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of the key that one method has on one data set."""
+
+    trainer: str
+    dataset: str  # its file in configs/datasets
+    value: str
+
+
+@dataclass
+class Measured:
+    """The accuracies of a point, in percent: on val, and of a chosen one on the test images of some classes."""
+
+    point: Point
+    val: dict[int, float]  # by seed
+    test: dict[str, dict[int, float]]  # by classes, then by seed
+    chosen: bool = False
+
+
+def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
+    """Make all runs of `--sweep KEY VALUE ...`.
+
+    Returns:
+        A line for each training that failed; and the accuracies of each point that has any.
+
+    Raises:
+        ValueError: something cannot be planned.
+    """
+    key, *values = args.sweep
+    if len(set(map(file_name, values))) < len(values):
+        raise ValueError(
+            f"--sweep {key}: two of {' '.join(values)} have the same name for a folder: write one otherwise"
+        )
+    methods = share((key, values[0]), [name for name in registered(args.trainers) if learns(name)])
+    methods = [name for name, opts in methods.items() if opts]
+    if not methods:
+        raise ValueError(f"--sweep {key} needs a method that is trained: give --trainers OrthCR or another")
+    opts = share(args.opts, methods)
+    protocol = "base2new" if args.protocol == ["base2new"] else "few_shot"
+    datasets = named(NAMES[protocol], args.datasets)
+    if not datasets:
+        raise ValueError(f"{' '.join(args.datasets)} has no part in {protocol}: see docs/protocols.md")
+    sweep = Sweep(key, protocol, 16 if args.shots == list(SHOTS) else args.shots[0], args, opts)
+    points = [Point(method, dataset, value) for method in methods for dataset in datasets for value in values]
+    trainings = {Job((sweep.training(point, seed),)): (point, seed) for point in points for seed in args.seeds}
+    for job in trainings:  # what is wrong with a value is told before anything runs
+        setup_cfg(parse(list(job.runs[0].argv)))
+    engine = engine_of(args, backbones(list(trainings)))
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    measured = {point: Measured(point, {}, {}) for point in points}
+
+    def keep(job: Job, results: list[dict]) -> str:
+        point, seed = trainings[job]
+        measured[point].val[seed] = results[0]["accuracy"]
+        return tell(job, results)
+
+    tests = {}
+
+    def keep_test(job: Job, results: list[dict]) -> str:
+        point, seed = tests[job]
+        for result in results:
+            measured[point].test.setdefault(result["classes"], {})[seed] = result["accuracy"]
+        return tell(job, results)
+
+    with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
+        print(f"{len(trainings)} trainings of {len(points)} settings: {args.output_dir}", flush=True)
+        failed = execute(list(trainings), title="sweep", done=keep, engine=engine)
+        for point in chosen(list(measured.values()), args.seeds):
+            measured[point].chosen = True
+            tests |= {Job(sweep.tests(point, seed)): (point, seed) for seed in args.seeds}
+        failed += execute(list(tests), title="tests of the chosen", done=keep_test, engine=engine)
+    return failed, [each for each in measured.values() if each.val]
+
+
+def chosen(measured: list[Measured], seeds: list[int]) -> list[Point]:
+    """Return the best point on val of each method and data set, of those that have all seeds; the first of equals."""
+    best = {}
+    for each in measured:
+        group = each.point.trainer, each.point.dataset
+        if set(seeds) <= set(each.val) and (group not in best or fmean(each.val.values()) > best[group][0]):
+            best[group] = fmean(each.val.values()), each.point
+    return [point for _, point in best.values()]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, each value in a folder of its own."""
+
+    key: str
+    protocol: str  # few_shot: all classes; base2new: training on the base classes
+    shots: int
+    args: argparse.Namespace
+    opts: dict[str, tuple[str, ...]]  # KEY VALUE ... of each method
+
+    def stages(self, point: Point, split: str) -> Stages:
+        opts = (*self.opts[point.trainer], self.key, point.value, "TEST.SPLIT", split)
+        folder = self.args.output_dir / f"sweep_{self.key}" / file_name(point.value)
+        return Stages(Method(point.trainer, self.args.cfg, opts), self.args.root, folder)
+
+    def training(self, point: Point, seed: int) -> PlannedRun:
+        """Return the training, which is evaluated on val."""
+        stages, protocol = self.stages(point, "val"), NAMES[self.protocol]
+        settings = stages.settings(point.dataset, protocol, self.shots)
+        folder = stages.out / protocol / point.dataset / settings.folder / f"shots{self.shots}" / f"seed{seed}"
+        classes = "base" if self.protocol == "base2new" else "all"
+        name = f"{self.key} {point.value}"
+        return stages.planned(name, folder, point.dataset, seed, classes, self.shots, settings)
+
+    def tests(self, point: Point, seed: int) -> tuple[PlannedRun, ...]:
+        """Return the tests of its model: of base2new on base and new classes."""
+        model, stages = self.training(point, seed).folder, self.stages(point, "test")
+        kinds = ("base", "new") if self.protocol == "base2new" else ("all",)
+        runs = [(kind, model / f"test_{kind}") for kind in kinds]
+        return tuple(stages.planned("test", folder, point.dataset, seed, k, model=model) for k, folder in runs)
+
+
+def file_name(value: str) -> str:
+    """Return a value as the name of a folder."""
+    return re.sub(r"[^\w.+-]+", "_", value).strip("_") or "empty"
