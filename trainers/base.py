@@ -251,8 +251,9 @@ class ClipTrainer(TrainerX):
         A training step costs about three forward passes an image, so val has at most half as many images as train.
         Where the best epoch on val is looked for, it is evaluated anyway.
         """
-        test = self.cfg.TEST
-        if self.cfg.DATASET.NAME != "Images" or self.optim is None or test.NO_TEST or test.FINAL_MODEL == "best_val":
+        if self.cfg.DATASET.NAME != "Images" or self.optim is None:
+            return False
+        if self.cfg.TEST.NO_TEST or self.cfg.TEST.FINAL_MODEL == "best_val":
             return False
         return 0 < 2 * len(self.dm.dataset.val) <= len(self.dm.dataset.train_x)
 
