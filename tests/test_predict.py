@@ -176,3 +176,9 @@ def test_all_probabilities_of_pictures_in_memory(trained):
     for p in (first, second):
         assert len(p.every) == 3 and len(p.top) == 1 and math.isclose(sum(p.every), 1, abs_tol=1e-6)
         assert p.classname == "abc"[int(np.argmax(p.every))] and p.unsure == (p.probability < 0.99)
+
+
+def test_images_may_stand_before_and_behind_flags(say, folder):
+    first, second = sorted(folder.glob("[01]*.png"))
+    status, out, _ = say(first, "--threshold", 0.0, second, "--top", 1, "--json")
+    assert status == 0 and [row["image"] for row in json.loads(out)] == [str(first), str(second)]

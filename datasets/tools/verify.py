@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, default: all that are there")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
     parser.add_argument("--fast", action="store_true", help="do not decode the images, only look for their files")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         benchmarks = downloads(args.names or ["all"])
         if not osp.isdir(osp.expanduser(args.root)):
