@@ -45,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--picture", help="PNG file for a contact sheet of at most 24 images with their classes")
     parser.add_argument("--serve", action="store_true", help="a web page on this machine, for this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="of the page, default: 7860")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not args.images and not args.serve:
         parser.error("give images, or folders with images; or --serve")
     return args

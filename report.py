@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="OUT", help="directories with results, at any depth")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, and each is expected; default: those found")
     parser.add_argument("--output-dir", metavar="DIR", help="for report.md, report.csv and a picture of each table")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
         write_report(args.paths, args.seeds, args.output_dir)

@@ -354,7 +354,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.costs", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
     parser.add_argument("--output-dir", default="output/bench")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if unknown := [name for name in args.names if name not in FIGURES]:
         parser.error(f"{', '.join(unknown)}: no such figure; there are {', '.join(FIGURES)}")
     return args

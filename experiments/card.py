@@ -190,6 +190,7 @@ def table(rows: list[dict]) -> str:
     if not rows:
         return ""
     heads = ("dataset", "classes", "shots", "seed", "split", "accuracy")
+    rows = [row | {"shots": "all" if row["shots"] == -1 else row["shots"]} for row in rows]
     cells = [["" if row[head] is None else str(row[head]) for head in heads] for row in rows]
     for row, given in zip(cells, rows, strict=True):
         row[-1] = "" if given["accuracy"] is None else f"{given['accuracy']:.1f} %"

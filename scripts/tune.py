@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     """Returns a line for each setting and seed that failed."""
     arguments = parser(__doc__, "tune")
     arguments.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
-    args = arguments.parse_args(argv)
+    args = arguments.parse_intermixed_args(argv)
     unknown = [heading for heading in args.methods if heading not in GRIDS]
     if unknown:
         arguments.error(f"there is no {unknown[0]}, only {', '.join(GRIDS)}")

@@ -13,6 +13,7 @@ from PIL import Image
 import export as entry
 from dassl.files import read_json, write_json
 from dassl.utils import set_random_seed
+from experiments.card import table
 from experiments.export import export, load_trained, plain_clip
 from experiments.predictor import Predictor
 from trainers.shared.backbones import input_keys, load_clip
@@ -261,3 +262,8 @@ def test_figures_are_those_of_the_run(make_run, tmp_path):
     export(run, "openai", str(tmp_path / "x"))
     assert read_json(tmp_path / "x" / "export.json")["figures"] == [row]
     assert "| Digits | base | 16 | 1 | test | 87.5 % |" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_the_card_says_all_where_nothing_limits_the_shots():
+    row = {"dataset": "Images", "classes": "all", "shots": -1, "seed": 1, "split": "test", "accuracy": 87.5}
+    assert table([row]).splitlines()[-1] == "| Images | all | all | 1 | test | 87.5 % |"

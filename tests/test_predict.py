@@ -213,3 +213,9 @@ def test_no_output_replaces_an_image(say, folder, tmp_path, monkeypatch):
         status, out, err = say(*words)
         assert status == 1 and out == "" and err.startswith("error: --") and err.count("\n") == 1, words
     assert image.read_bytes() == table.read_bytes() == content and not (tmp_path / "other.PNG").exists()
+
+
+def test_images_may_stand_before_and_behind_flags(say, folder):
+    first, second = sorted(folder.glob("[01]*.png"))
+    status, out, _ = say(first, "--threshold", 0.0, second, "--top", 1, "--json")
+    assert status == 0 and [row["image"] for row in json.loads(out)] == [str(first), str(second)]

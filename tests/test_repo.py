@@ -37,6 +37,14 @@ def test_the_readme_is_finished_and_short():
     assert len(text.splitlines()) < 150
 
 
+def test_the_path_of_one_step_names_what_is_in_its_files():
+    steps = re.findall(r"^\d+\. \[(\S+)\]\(\S+\) (.*)$", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE)
+    assert len(steps) == 10
+    for file, sentence in steps:
+        for name in re.findall(r"`(\w+)`", sentence):
+            assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), (file, name)
+
+
 WITH_CODE = (ROOT / "README.md").read_text() + (ROOT / "docs" / "design.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", WITH_CODE, re.DOTALL)
 TRAINERS = {name: code for code in CODE for name in re.findall(r"register\(\)\nclass (\w+)", code)}

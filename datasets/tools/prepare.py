@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="only say what there is, how large, from where")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded to be unpacked")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not args.names and not args.list:
         parser.error("which data set? Give names, all, or --list")
     return args

@@ -127,7 +127,7 @@ def work(argv: list[str] | None) -> list[str]:
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, default: all that are there")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
     parser.add_argument("--fast", action="store_true", help="do not decode the images, only look for their files")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     benchmarks = downloads(args.names or ["all"])
     if not osp.isdir(osp.expanduser(args.root)):
         raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
