@@ -298,3 +298,46 @@ def test_a_prompt_that_is_too_long_for_it(make_trainer, tmp_path, one_line):
     with pytest.raises(ValueError, match="of at most 30") as error:
         make_trainer("MODEL.BACKBONE.NAME", tmp_path / "clip", *own, trainer="CoOp", dataset="Digits")
     one_line(error)
+
+
+WRONG = [
+    ("open_clip", "quick_gelu", "false"),
+    ("open_clip", "vision_cfg.head_width", 0),
+    ("open_clip", "vision_cfg.head_width", "64"),
+    ("open_clip", "vision_cfg.norm_kwargs", {"eps": 1e999}),
+    ("open_clip", "text_cfg.norm_kwargs", {"eps": -1}),
+    ("open_clip", "text_cfg.heads", True),
+    ("open_clip", "vision_cfg.image_size", 10**9),
+    ("transformers", "vision_config.layer_norm_eps", 1e999),
+    ("transformers", "text_config.num_attention_heads", 0),
+    ("transformers", "text_config.num_attention_heads", "8"),
+    ("transformers", "vision_config.image_size", 0),
+    ("transformers", "vision_config", "abc"),
+]
+
+
+@pytest.mark.parametrize("kind, key, value", WRONG)
+def test_numbers_that_no_clip_has(kind, key, value, tmp_path, one_line):
+    """In the config files of others: one line that says where, before the weights are read."""
+    (open_clip_folder if kind == "open_clip" else transformers_folder)("quick", tmp_path)
+    file = tmp_path / ("open_clip_config.json" if kind == "open_clip" else "config.json")
+    config = json.loads(file.read_text())
+    node = config.get("model_cfg", config)
+    *sections, leaf = key.split(".")
+    for section in sections:
+        node = node[section]
+    node[leaf] = value
+    file.write_text(json.dumps(config).replace("Infinity", "1e999"))
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        backbones.input_keys(str(tmp_path))
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("mean", [[1], [1, 2, 3], "abc", [0.5, 0.5, None], 5])
+def test_pixels_that_no_clip_has(mean, tmp_path, one_line):
+    transformers_folder("quick", tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": mean}))
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        backbones.input_keys(str(tmp_path))
+    assert one_line(error)

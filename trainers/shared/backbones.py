@@ -77,6 +77,7 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             given = open_clips.get("model_cfg", open_clips)
             architecture = layouts.open_clip_architecture(given)
             keys = layouts.open_clip_input(architecture.side, open_clips.get("preprocess_cfg") or {})
+            layouts.check_description(architecture, keys)
             return Source(path, architecture, layouts.from_open_clip, keys)
         if "model_type" in config:
             processor = processor or read_config(os.path.join(folder, "processor_config.json")).get(
@@ -84,8 +85,9 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             )
             architecture = layouts.transformers_architecture(config)
             keys = layouts.transformers_input(architecture.side, processor)
+            layouts.check_description(architecture, keys)
             return Source(path, architecture, layouts.from_transformers, keys)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder} has a damaged config ({type(error).__name__}: {error}): put it back") from error
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, file)} does not fit: {error}") from None

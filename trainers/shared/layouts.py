@@ -38,6 +38,33 @@ class Architecture(NamedTuple):
     side: int  # of the images, in pixels
 
 
+def check_description(architecture: Architecture, keys: dict) -> None:
+    """Raise ValueError for a value that no CLIP has, in what config files of others say of one.
+
+    Args:
+        architecture: its numbers.
+        keys: of cfg.INPUT.
+    """
+    for name, tower in (("image", architecture.image), ("text", architecture.text)):
+        if type(tower.heads) is not int or not 1 <= tower.heads <= 1024:
+            raise ValueError(f"its {name} encoder has {tower.heads!r} heads")
+        if not is_number(tower.eps, 0, 1) or tower.eps == 0:
+            raise ValueError(f"the epsilon of its {name} encoder is {tower.eps!r}")
+    if type(architecture.side) is not int or not 1 <= architecture.side <= 4096:
+        raise ValueError(f"its images have {architecture.side!r} pixels")
+    for key, low, high in (("PIXEL_MEAN", 0, 1), ("PIXEL_STD", 0.001, 100)):
+        numbers = keys[key]
+        if not isinstance(numbers, (list, tuple)) or len(numbers) != 3:
+            raise ValueError(f"{key} of its images is {numbers!r}, not three numbers")
+        if not all(is_number(number, low, high) for number in numbers):
+            raise ValueError(f"{key} of its images is {numbers!r}")
+
+
+def is_number(value, low: float, high: float) -> bool:
+    """Return whether a value is a number, no truth value, from `low` to `high`."""
+    return type(value) in (int, float) and low <= value <= high
+
+
 def build_clip(state: Mapping[str, torch.Tensor], architecture: Architecture) -> CLIP:
     """OpenAI's class in fp32 with these tensors, which are in OpenAI's layout.
 
@@ -211,6 +238,8 @@ def open_clip_architecture(config: dict) -> Architecture:
             raise ValueError(reason.strip())
     side = vision.get("image_size", 224)
     quick = config.get("quick_gelu", False)
+    if type(quick) is not bool:
+        raise ValueError(f"quick_gelu is {quick!r}, neither true nor false")
     return Architecture(
         open_clip_tower(vision, vision.get("width", 768) // vision.get("head_width", 64), quick),
         open_clip_tower(text, text.get("heads", 8), quick),
