@@ -1,7 +1,6 @@
-"""The runner of the golden figures, and the figures themselves where they are at hand."""
+"""Every method against figures that its authors' code gave, and the command that checks such figures."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,9 @@ import torch
 import trainers
 from experiments.config import discover
 from tests.golden import coop, recipe
-from tests.golden.__main__ import check, main
+from tests.golden.__main__ import FIGURES, check, main
 
-DIRECTORY = Path(__file__).resolve().parents[2] / "shared" / "reference" / "golden"
-METHODS = sorted(p.stem for p in DIRECTORY.glob("*.json") if p.with_suffix(".npz").is_file())
+METHODS = sorted(path.stem for path in FIGURES.glob("*.npz"))
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +24,16 @@ def float64():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(not METHODS, reason="wants the golden figures, which are not part of the repository")
-@pytest.mark.parametrize("method", METHODS or [""])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_golden_figures_of_the_originals(method):
-    results = list(check(DIRECTORY, [method]))
+    results = list(check(FIGURES, [method]))
     assert results and all(agrees for _, agrees in results), "\n".join(line for line, _ in results)
+
+
+def test_there_are_figures_of_every_case():
+    """One file for each module of this package that computes some."""
+    modules = {path.stem for path in FIGURES.parent.glob("*.py")} - {"__init__", "__main__", "case", "recipe"}
+    assert set(METHODS) == modules and len(METHODS) == 13
 
 
 def test_the_tiny_clip_is_the_recipes():

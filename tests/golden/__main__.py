@@ -17,6 +17,7 @@ from experiments.config import discover
 
 from .recipe import SIZES
 
+FIGURES = Path(__file__).parent / "figures"  # of the originals: see its README.md
 TENSORS = ("grad", "after/", "change/", "init/", "f/grad", "f/keys", "keys", "values")  # stored as float32
 TOLERANCE = {True: 1e-6, False: 1e-9}  # of tensors, of logits and losses
 
@@ -90,7 +91,9 @@ def line(title: str, case) -> tuple[str, bool]:
 def main(argv: list[str] | None = None) -> int:
     open_streams()
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description="This code against the originals.")
-    parser.add_argument("directory", type=Path, help="folder of <method>.json and <method>.npz, and recipe.json")
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=FIGURES, help="folder of <method>.json and <method>.npz"
+    )
     parser.add_argument("methods", nargs="*", help="methods to check, as the files are named; default: all")
     args = parser.parse_args(argv)
     discover(trainers)
