@@ -90,9 +90,11 @@ def registered(monkeypatch):
 
 
 def settings_of(cfg, parent, name):
-    """The node of `parent` as KEY VALUE pairs for that of `name`."""
+    """The node of `parent` as KEY VALUE pairs for that of `name`, without keys in place of which another decides."""
     old, new = (node_of(TRAINER_REGISTRY.get(trainer)) for trainer in (parent, name))
-    return [word for key, value in cfg.TRAINER[old].items() for word in (f"TRAINER.{new}.{key}", value)]
+    node, decides = cfg.TRAINER[old], TRAINER_REGISTRY.get(parent).decides
+    decided = {key for name, of in decides.items() if node[name] for key in of.keys}
+    return [word for key, value in node.items() if key not in decided for word in (f"TRAINER.{new}.{key}", value)]
 
 
 @pytest.mark.parametrize("parent", [name for name in METHODS if TRAINER_REGISTRY.get(name).learner])
