@@ -14,7 +14,7 @@ on, and the exit status is 1. Tables, pictures and report.html are in the output
 import argparse
 import sys
 
-from experiments.command import command
+from dassl.command import command
 from experiments.flags import arguments
 from experiments.packages import check_installed
 

@@ -13,8 +13,8 @@ pip install -e '.[onnx]'.
 import argparse
 import sys
 
+from dassl.command import command
 from experiments.card import FORMATS
-from experiments.command import command
 from experiments.packages import ONNX, check_installed
 
 

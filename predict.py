@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from dassl.command import command
 from dassl.files import atomic_write, visible
-from experiments.command import command
 from experiments.packages import check_installed
 
 

@@ -15,8 +15,8 @@ papers.
 import argparse
 import sys
 
+from dassl.command import command
 from dassl.streams import open_streams
-from experiments.command import command
 from reports.report import write_report
 
 

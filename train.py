@@ -13,7 +13,7 @@ An interrupted run goes on where it was when the same command is given again.
 
 import sys
 
-from experiments.command import GOES_ON, command
+from dassl.command import GOES_ON, command
 from experiments.flags import parse
 
 

@@ -31,11 +31,11 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from dassl.command import command
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.files import read_json, write_json
 from dassl.streams import progress
-from experiments.command import command
 from experiments.run import git_revision
 from trainers import orthcr
 from trainers.shared.rotations import Rotations

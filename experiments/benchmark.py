@@ -7,13 +7,13 @@ from pathlib import Path
 
 import datasets
 import trainers
+from dassl.command import USER_ERRORS
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, locked
 from trainers.base import ClipTrainer, node_of
 from trainers.shared.backbones import fetch
 
 from . import engines
-from .command import USER_ERRORS
 from .config import discover, is_foreign, owner_of, setup_cfg, strength_key
 from .flags import NAMES, parse
 from .plans import FINISHED_MAY_DIFFER, Job, execute, tell

@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 
 import torch
 
+from dassl.command import command
 from dassl.engine import build_trainer
 from dassl.engine.checkpoint import find_checkpoint
 from dassl.files import file_hash, read_json, write_json
@@ -23,7 +24,6 @@ from dassl.metrics import confidence, expected_calibration_error, fit_temperatur
 from dassl.metrics.calibration import cross_entropy
 from dassl.streams import open_streams, progress
 
-from .command import command
 from .config import setup_cfg
 from .flags import parse
 

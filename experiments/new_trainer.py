@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from string import Template
 
+from dassl.command import command
 from dassl.files import atomic_write
-
-from .command import command
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from dassl.command import USER_ERRORS
 from dassl.utils import locked, read_json
 
-from .command import USER_ERRORS
 from .config import setup_cfg
 from .display import Display, newest_log
 from .engines import TRIES, local

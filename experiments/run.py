@@ -25,6 +25,7 @@ from yacs.config import CfgNode
 
 import dassl
 from dassl import distributed
+from dassl.command import GOES_ON, USER_ERRORS, command
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import protected, sealed_config, sweep, visible
@@ -34,7 +35,6 @@ from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
 from .chosen import chosen
-from .command import GOES_ON, USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, is_foreign, owner_of, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen

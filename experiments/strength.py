@@ -23,6 +23,7 @@ import torch
 from tabulate import tabulate
 
 from dassl import palette
+from dassl.command import command
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.files import atomic_write
 from dassl.utils import progress, write_json
@@ -30,7 +31,6 @@ from datasets import benchmarks
 from trainers.orthcr import OrthogonalCLIP
 from trainers.shared.strength import AUTO, TRIED, kept
 
-from .command import command
 from .config import CONFIGS, read_run, setup_cfg, strength_key
 from .flags import parse
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from experiments.command import command  # noqa: E402
+from dassl.command import command  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402

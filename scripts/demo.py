@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from dassl.command import command  # noqa: E402
 from dassl.utils import write_json  # noqa: E402
-from experiments.command import command  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.comparison import costs_of, grids  # noqa: E402

@@ -22,10 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import datasets  # noqa: E402
 import trainers  # noqa: E402
+from dassl.command import command  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import check_availability  # noqa: E402
 from datasets.benchmarks import stems  # noqa: E402
-from experiments.command import command  # noqa: E402
 from experiments.config import discover  # noqa: E402
 from experiments.plans import Job, execute, told  # noqa: E402
 from experiments.protocols import STAGES, Method, Stages, arguments  # noqa: E402

@@ -16,8 +16,8 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from dassl.command import command  # noqa: E402
 from dassl.palette import colour_of  # noqa: E402
-from experiments.command import command  # noqa: E402
 from experiments.config import parse, setup_cfg  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import SEEDS, Method, Stages  # noqa: E402

@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from dassl.command import command  # noqa: E402
 from experiments.benchmark import plan, registered  # noqa: E402
-from experiments.command import command  # noqa: E402
 from experiments.flags import NAMES, arguments  # noqa: E402
 from experiments.plans import Job, execute, parser  # noqa: E402
 from experiments.protocols import Method  # noqa: E402

@@ -14,12 +14,12 @@ import own_photos
 import pytest
 import torch
 
+from dassl.command import Terminated, command
 from dassl.files import spreadsheet_cell, write_json
 from datasets.base import DrawnDataset, read_split
 from datasets.shared.image_files import find_images
 from datasets.tools import prepare
 from experiments.calibrate import TEMPERATURE, read_temperature
-from experiments.command import Terminated, command
 from experiments.own_images import write_wrong
 from experiments.run import main
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dassl.command import command
 from experiments import plans
-from experiments.command import command
 from experiments.plans import Job, execute
 from experiments.protocols import Method, Stages
 from reports.pictures import save

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dassl.command import command
 from dassl.data.datasets import build_dataset
 from dassl.utils import read_json
 from datasets import benchmarks
 from datasets.shapes import Shapes
 from datasets.shared import drawing
 from experiments import plans
-from experiments.command import command
 from experiments.config import setup_cfg
 from experiments.plans import make_run, told
 from experiments.protocols import SHOTS, STAGES, Method, Stages, arguments, variants

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from dassl.command import command
 from dassl.data import workers
 from dassl.data.workers import SharedCollate, WorkerFailed, WorkerLoader, read_in_order, tensors_in, workers_that_fit
-from experiments.command import command
 
 
 class Numbers(Dataset):

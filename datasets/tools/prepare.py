@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from dassl.command import command
 from dassl.utils import atomic_write, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
 from datasets.benchmarks import Benchmark, Item, downloads
-from experiments.command import command
 
 SCRATCH = ".prepare"  # in the data set's folder: what is unpacked, before it is moved in place
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+from dassl.command import command
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.files import visible
 from datasets.base import PARTS, SplitDataset
 from datasets.benchmarks import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
 from datasets.shared.image_files import listing, of_all, unreadable
-from experiments.command import command
 
 HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
 
