@@ -5,7 +5,3 @@ benchmarks.py   the facts of each, a row: names, folder, size, where its files c
 shared/         what several of them need
 tools/          the commands: prepare (download) and verify
 """
-
-from dassl.interrupts import end_quietly
-
-end_quietly()

@@ -258,11 +258,6 @@ def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list
     labels = sorted({item.label for item in splits[0]})
     half = math.ceil(len(labels) / 2)
     chosen = labels[:half] if subsample == "base" else labels[half:]
-    if len(chosen) < 2:
-        advice = "a classifier needs two or more, so take all classes"
-        raise ValueError(
-            f"DATASET.SUBSAMPLE_CLASSES {subsample} leaves {len(chosen)} of {len(labels)} classes: {advice}"
-        )
     relabel = {label: k for k, label in enumerate(chosen)}
     return [
         [Datum(impath=i.impath, label=relabel[i.label], classname=i.classname) for i in items if i.label in relabel]

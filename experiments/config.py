@@ -372,8 +372,6 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
-    if with_data:
-        check_domains(cfg)
     if not args.eval_only:
         check_training(cfg)
     if not is_foreign(args.trainer):
@@ -394,17 +392,6 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
     check_resume(cfg)
     cfg.freeze()
     return cfg
-
-
-def check_domains(cfg: CfgNode) -> None:
-    """Raise ValueError for domains of a data set of this project, none of which has any."""
-    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    if not dataset.__module__.startswith("datasets.") or dataset.domains:
-        return
-    for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
-        if cfg.DATASET[key]:
-            advice = f"leave out DATASET.{key} (--{key.lower().replace('_', '-')})"
-            raise ValueError(f"{cfg.DATASET.NAME} has no domains (got {', '.join(cfg.DATASET[key])}): {advice}")
 
 
 def suit_clip(cfg: CfgNode) -> None:

@@ -88,6 +88,7 @@ def run_here(
 ) -> dict:
     """Do what `run` does in one process; of several only the first one writes, and the others return nothing."""
     cfg = setup_cfg(args)
+    check_domains(cfg)
     if args.eval_only:
         check_model_dir(cfg, args)
         check_inside(cfg, args)
@@ -106,11 +107,12 @@ def run_here(
             if not isinstance(error, USER_ERRORS):  # a bug, whose log says of which config
                 tell_config(cfg)
             raise
-        if cfg.DATASET.NAME == "Images" and not args.eval_only:
-            own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
-        if args.no_train and not args.eval_only:
+        if not args.eval_only:
             tell_config(cfg)
-            return {}
+            if cfg.DATASET.NAME == "Images":
+                own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
+            if args.no_train:
+                return {}
         start = time.time()
         if args.eval_only:
             trainer.chosen = choice
@@ -119,7 +121,6 @@ def run_here(
             trainer.evaluator.temperature = calibrate.temperature_of(trainer, args.model_dir, args.load_epoch)
             trainer.test()
         else:
-            tell_config(cfg)
             trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
             trainer.train()
         if not distributed.is_first():
@@ -157,6 +158,17 @@ def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
     if different:
         wrong = f"the model in {args.model_dir} was trained with {', '.join(different)}"
         raise ValueError(f"{wrong}: give the same here, or another --model-dir")
+
+
+def check_domains(cfg: CfgNode) -> None:
+    """Raise ValueError for domains of a data set of this project, none of which has any."""
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if not dataset.__module__.startswith("datasets.") or dataset.domains:
+        return
+    for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+        if cfg.DATASET[key]:
+            advice = f"leave out DATASET.{key} (--{key.lower().replace('_', '-')})"
+            raise ValueError(f"{cfg.DATASET.NAME} has no domains (got {', '.join(cfg.DATASET[key])}): {advice}")
 
 
 def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -9,8 +9,9 @@ from statistics import mean, pstdev
 from tabulate import tabulate
 
 from dassl.files import atomic_write
+from dassl.palette import COLOURS, MARKERS
 
-from .pictures import COLOURS, MARKERS, legend, plain, plt, save
+from .pictures import legend, plain, plt, save
 from .tables import in_markdown, section, spread
 
 NOTES = (

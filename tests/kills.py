@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
                     break
                 killed += 1
                 counts.update([how.split()[0], moment(folder)])
-                if status not in (-signal.SIGKILL, -signal.SIGTERM, 130, -signal.SIGINT):
+                if status not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, 130, -signal.SIGINT):
                     history.append(f"exit status {status}, {Path(f'{folder}.txt').read_text()[-2500:]}")
                     wrong.append(f"trial {trial}, {case}, {'; '.join(history)}")
             status, *_ = count_changes(*start(command(case, folder), folder))

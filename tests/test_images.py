@@ -346,8 +346,8 @@ def test_bad_lists_get_one_line(content, told, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("path,label\na.jpg,cat\nb.jpg,d\xf6g\n".encode("latin-1"), "save it as CSV UTF-8"),
-        ("path,label\na.jpg,cat\n".encode("utf-16"), "save it as CSV UTF-8"),
+        ("path,label\na.jpg,cat\nb.jpg,d\xf6g\n".encode("latin-1"), "no UTF-8: save it as UTF-8"),
+        ("path,label\na.jpg,cat\n".encode("utf-16"), "no UTF-8: save it as UTF-8"),
         (b"path,label\na.jpg,cat, black\n", "line 2 has more fields than the first line"),
         (b"path,label,label\na.jpg,cat,dog\n", "its first line should read"),
         (b"path,label\na.jpg,  \n", "line 2: the label is missing"),
@@ -384,7 +384,7 @@ def test_bad_json_gets_one_line(content, tmp_path, capsys):
         ('{"photo": "a.jpg", "label": "cat"}\n', "list.jsonl, line 1: the path is missing"),
         ("5\n", 'list.jsonl, line 1 should be {"path"'),
         ("", "has no images"),
-        ("\xe9", "list.jsonl is not in UTF-8"),
+        ("\xe9", "list.jsonl, line 1: byte 0xe9 is no UTF-8"),
     ],
 )
 def test_bad_json_lines_get_one_line(content, told, tmp_path, capsys):

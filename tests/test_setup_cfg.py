@@ -10,6 +10,7 @@ from dassl.config import flatten
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from experiments.config import default_cfg, parse, plain, setup_cfg
+from experiments.own_images import tell_before_training
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -248,6 +249,6 @@ def test_pairs_come_after_flags_for_the_output_directory_too(tmp_path):
 
 @pytest.mark.parametrize("trainer", ["OrthCR", "CoCoOp", "MaPLe", "PromptSRC"])
 def test_the_file_that_is_named_for_photographs_is_there(trainer, root, tmp_path, capsys):
-    setup_cfg(parse(["--images", str(tmp_path), "--trainer", trainer]))
-    told = capsys.readouterr().out.partition("For photographs: --config-file ")[2].split(" (")[0]
+    tell_before_training(setup_cfg(parse(["--images", str(tmp_path), "--trainer", trainer])), ["cat", "dog"])
+    told = capsys.readouterr().out.partition("For photographs give --config-file ")[2].split(" and ")[0]
     assert f"/{trainer}/vit_b16" in told and (root / told).is_file()

@@ -107,6 +107,9 @@ class ClipTrainer(TrainerX):
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
+        if self.num_classes < 2:
+            part = f"DATASET.SUBSAMPLE_CLASSES {cfg.DATASET.SUBSAMPLE_CLASSES} of {cfg.DATASET.NAME}"
+            raise ValueError(f"{part} has one class: a classifier needs two or more, so take all classes")
         say(f"Loading CLIP (backbone: {name})")
         clip_model = load_clip(name, self.device)
         if tuple(cfg.INPUT.SIZE) != (clip_model.visual.input_resolution,) * 2:

@@ -24,7 +24,7 @@ SUFFIXES = tuple(
 )
 # Pillow also opens formats that run a program (EPS starts Ghostscript) or read other files: none of these is here
 FORMATS = "JPEG MPO PNG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF HEIF TGA".split()
-PIXELS, JPEG_PIXELS = 2**26, 178_956_970  # an image may have; of a JPEG as many as Pillow decodes without a complaint
+TRANSPARENT_PIXELS = 2**26  # that an image may have if it is transparent, of which three copies are needed
 # Folders that file servers and systems keep for themselves, in lower case: thumbnails, bins, snapshots, repairs
 SYSTEM_FOLDERS = frozenset(
     "@eadir #recycle #snapshot @tmp @recycle @recently-snapshot @transcode @sharebin $recycle.bin __macosx __pycache__ "
@@ -88,10 +88,9 @@ def pixel_problem(img):
     """Return why the pixels of an opened `PIL.Image` cannot be used, "" if they can."""
     if max(img.size) > 100 * min(img.size):
         return f"it is {img.width} x {img.height} pixels: more than 100 times as long as wide"
-    is_jpeg = img.format in ("JPEG", "MPO") and not img.has_transparency_data
-    most = JPEG_PIXELS if is_jpeg else PIXELS
-    if img.width * img.height > most:
-        return f"it is {img.width} x {img.height} pixels, more than {most / 1e6:.0f} million: make it smaller"
+    if img.has_transparency_data and img.width * img.height > TRANSPARENT_PIXELS:
+        most = f"{TRANSPARENT_PIXELS / 1e6:.0f} million of a transparent image"
+        return f"it is {img.width} x {img.height} pixels, more than {most}: make it smaller"
     if img.mode.startswith(("I", "F")):
         return f"its pixels are of mode {img.mode}, not 8 bits, and would be read as white: convert it"
     return ""
