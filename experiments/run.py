@@ -33,7 +33,7 @@ from datasets.base import DrawnDataset
 from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
-from .chosen import chosen
+from .chosen import choose_strength
 from .command import GOES_ON, USER_ERRORS, command
 from .config import CLASSES, CONFIGS, default_cfg, is_foreign, owner_of, plain, read_run, setup_cfg, strength_key
 from .flags import parse
@@ -99,7 +99,7 @@ def run_here(
     check_processes(cfg)
     log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
     with log, protect_data(cfg, args):
-        choice = chosen(cfg, args, check_inside)
+        choice = choose_strength(cfg, args, check_inside)
         try:
             trainer = build(cfg, args)
         except Exception as error:
