@@ -48,7 +48,7 @@ def test_the_command_line():
     ("words", "said"),
     [
         (["--protocol", "xd"], "invalid choice"),
-        (["SEED.X", "1", "DATASET.NUM_SHOTS", "2"], "DATASET.NUM_SHOTS is what the flags say"),
+        (["SEED.X", "1", "DATASET.NUM_SHOTS", "2"], "DATASET.NUM_SHOTS is set by a flag"),
         (["optim.lr", "0.1"], "no config key"),
         (["--workers", "0"], "1 or more"),
     ],
