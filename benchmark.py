@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             compare([args.output_dir], args.output_dir, args.seeds, outdated)
         return failed
 
-    return command(work, "interrupted: given again, the same command goes on where it was")
+    return command(work, "interrupted: give the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]
     key_nodes = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
     for key, node in key_nodes.items():
         if node not in trainer_nodes.values():
-            raise ValueError(f"{key} is of none of these trainers: {', '.join(names)}")
+            raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
     shares = {}
     for name, node in trainer_nodes.items():
         words = [word for pair in pairs if key_nodes.get(pair[0], node) == node for word in pair]
@@ -125,7 +125,7 @@ def tell_settings(args: argparse.Namespace) -> None:
     """Print the settings of the user's own methods and data sets, which have no published ones."""
     for name in registered(args.trainers):
         if not args.cfg and not is_foreign(name) and not owner_of("*", name):
-            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and what the options say")
+            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and the options")
     own_datasets = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
     names_settings = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
     if own_datasets and not names_settings:

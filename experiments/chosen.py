@@ -66,5 +66,5 @@ def as_trained(cfg: CfgNode, args: argparse.Namespace, check: Callable):
             raise ValueError(f"{trainer.cfg.DATASET.NAME} has none")
     except (ValueError, OSError) as error:
         images = f'the val images of the training in {args.model_dir}, by which the strength "auto" is chosen'
-        raise ValueError(f"{images}, cannot be had ({error}): give a number, for example --strength 0.5") from error
+        raise ValueError(f"{images}, are not available ({error}): give a number, as --strength 0.5") from error
     return trainer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dassl.files import visible
 from dassl.streams import open_streams
 
-GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
+GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
 LINE_END = "\n"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # shown in one line; anything else is a bug and shows its trace
 LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
@@ -72,7 +72,7 @@ def terminated():
 def one_line(error: Exception) -> str:
     """Return the last line of an error's message, without the system's numbers and Python's words."""
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: take other names"
+        return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: give other names"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"\[(Errno|WinError) \d+\] ", "", text)
@@ -84,7 +84,9 @@ def lack_of_memory(error: Exception) -> str:
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
     if isinstance(error, MemoryError) or any(word in text for word in words):
         return f"there is not enough memory: {LESS}"
-    return "it is nested too deep" if isinstance(error, RecursionError) else ""
+    if isinstance(error, RecursionError):
+        return "the file or value is nested too deep: make it flatter"
+    return ""
 
 
 def failure_of_worker(error: RuntimeError) -> str:

@@ -32,7 +32,7 @@ from trainers.base import extend_cfg, node_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
-from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
+from .flags import parse  # noqa: F401  other modules import it from here, beside `setup_cfg`
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OWN = {  # keys that are not Dassl's, or with another default
@@ -43,7 +43,7 @@ OWN = {  # keys that are not Dassl's, or with another default
         "SKIP_UNREADABLE": False,  # leave out its images that cannot be read; False: refuse them
         "VAL": Key(-1.0, low=-1),  # its images for val: a share below 1, or a number of each class; negative: a fifth
         "ALL_TEST": False,  # evaluate all its images of TEST.SPLIT; images without a split count as test
-        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to tell apart; those of the images are among them
+        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, the images' among them
     },
     "SEED": Key(1, below=2**32),
 }
@@ -428,7 +428,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
         raise ValueError(f"OUTPUT_DIR has {length:,} characters, with the folders above: give at most {LONGEST_PATH:,}")
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)
-        say(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
+        say(f"The results go to {cfg.OUTPUT_DIR}: the results of the training stay")
     if not is_foreign(args.trainer):
         clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
     check_resume(cfg)
@@ -473,7 +473,7 @@ def check_resume(cfg: CfgNode) -> None:
     done = last_epochs(cfg.RESUME)
     if done and not last_epochs(cfg.OUTPUT_DIR) and min(done) >= cfg.OPTIM.MAX_EPOCH:
         state = f"{cfg.RESUME} was trained for {min(done)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
-        raise ValueError(f"nothing is left to train: {state}; give more, or --eval-only --model-dir")
+        raise ValueError(f"nothing is left to train: {state}; give more epochs, or --eval-only --model-dir")
 
 
 def last_epochs(run: str) -> list[int]:

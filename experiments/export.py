@@ -59,7 +59,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     """
     output = osp.abspath(osp.expanduser(output))
     if osp.exists(output) and (not osp.isdir(output) or os.listdir(output)):
-        raise ValueError(f"--output {output} is there already, and not empty: give another, or remove it")
+        raise ValueError(f"--output {output} exists and is not empty: give another folder, or remove it")
     model_dir = osp.expanduser(model_dir)
     with contextlib.redirect_stdout(io.StringIO()):  # hides the log of a training
         trainer = load_trained(model_dir, epoch, strength)

@@ -77,13 +77,15 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.skip_unreadable and not args.images and not (args.eval_only and args.model_dir):
         raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
     if args.val is not None and (not args.images or args.eval_only or args.val < 0):
-        raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
+        if args.val < 0:
+            raise ValueError(f"--val must be at least 0 (got {args.val:g}): give a share or a number of images")
+        raise ValueError(f"--val {args.val:g} needs a training with --images: leave it out, or give --images")
     if args.images and args.dataset_config_file:
-        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+        raise ValueError("--images and --dataset-config-file both name a data set: give one of them")
     if args.model_dir and not args.eval_only:
         raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
     if args.load_epoch is not None and not args.model_dir:
-        raise ValueError("--load-epoch goes with --eval-only --model-dir")
+        raise ValueError("--load-epoch is for evaluation: give --eval-only --model-dir with it, or leave it out")
     if args.resume and args.eval_only:
         raise ValueError("--resume is for training: to evaluate give --model-dir")
 
@@ -141,12 +143,12 @@ def wrong_sweep(args: argparse.Namespace) -> str:
     """Return a message for a setting that contradicts --sweep; "" for none."""
     key, *values = args.sweep
     if not KEY.fullmatch(key) or key in (*BY_FLAGS, "TEST.SPLIT"):
-        return f"--sweep {key} is no key to sweep: give one of the method or of its training, as OPTIM.LR"
+        return f"--sweep {key} is no key to sweep: give a key of the method or of its training, for example OPTIM.LR"
     if len(set(values)) < max(2, len(values)):
         return f"--sweep {key} needs two or more different values (got {' '.join(values) or 'none'})"
     for other in ("TEST.SPLIT", key):
         if other in args.opts[::2]:
-            return f"{other} is what --sweep decides: leave it out of the options"
+            return f"{other} is set by --sweep: leave it out of the KEY VALUE pairs"
     if args.protocol not in (["all"], ["few_shot"], ["base2new"]):
         return "--sweep takes one of --protocol few_shot, which is its default, and base2new"
     if args.strength:
@@ -159,12 +161,12 @@ def wrong_sweep(args: argparse.Namespace) -> str:
 def count(word: str) -> int:
     """Return a word of the command line as a number of at least 1."""
     if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"1 or more, not {word}")
+        raise argparse.ArgumentTypeError(f"must be 1 or more (got {word})")
     return int(word)
 
 
 def strength(word: str) -> str:
     """Return a word of the command line if it is a strength."""
     if word != "auto" and not re.fullmatch(r"0|1|[01]?\.\d+|1\.0*", word) or word != "auto" and float(word) > 1:
-        raise argparse.ArgumentTypeError(f"a number from 0 to 1, or auto, not {word}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, or auto (got {word})")
     return word

@@ -10,7 +10,7 @@ from dassl.utils import read_photo
 from dassl.utils.images import image_problem
 
 SECONDS = 20.0  # for one picture
-MEMORY = 4 * 2**30  # bytes of address space beyond what the process begins with
+MEMORY = 4 * 2**30  # bytes of address space that the process may add
 AT_ONCE = 2
 
 

@@ -20,7 +20,7 @@ from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402
 
 KEY = "TRAINER.ORTHCR."
-CASES = {  # the settings of the regularizers are those in bold in docs/tuning.md
+CASES = {  # regularizers have the settings in bold in docs/tuning.md
     "OrthCR": (),
     "REG none": (KEY + "REG", "none", "OPTIM.LR", "0.0005"),
     "REG self_kl": (KEY + "REG", "self_kl", KEY + "LAMBDA", "1.0"),
@@ -71,4 +71,4 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

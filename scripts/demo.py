@@ -68,12 +68,15 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
     pictures = {out / f"{table.slug}.png": "Accuracy of each method on base and new classes, and the harmonic mean."}
-    for name, draw, source in (
-        ("training", loss_and_accuracy, trainings),
-        ("orthogonality", orthogonality, trainings["OrthCR"]),
-        ("shapes", examples, ROOT / "data" / "shapes"),
-    ):
-        pictures[save(draw(source), out / f"{name}.png")] = draw.__doc__.split("\n")[0]
+    pictures[save(loss_and_accuracy(trainings), out / "training.png")] = (
+        "Loss and training accuracy of each epoch, mean over seeds with the range between them."
+    )
+    pictures[save(orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
+        "Distance of R from an orthogonal matrix, and relative change of the hyperspherical energy of the weights."
+    )
+    pictures[save(examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
+        "Some images of the base and of the new classes, as the methods get them."
+    )
     text = TEXT.format(seeds=seeds, **device)
     figures = [figure(path, caption) for path, caption in pictures.items()]
     body = [section(table.title, [*grids(table, costs_of(table)), *figures], table.notes)]
@@ -83,4 +86,4 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: make demo goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: make demo resumes the runs", 1))

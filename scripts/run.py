@@ -1,11 +1,11 @@
-"""The stages of the protocols for any trainer; what scripts/<method>/*.sh call.
+"""The stages of the protocols for any trainer. The scripts scripts/<method>/*.sh call this one.
 
     python scripts/run.py TRAINER base2new_train DATASET [SEED] [KEY VALUE ...]   16 shots of the base classes
-    python scripts/run.py TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    that model on the new classes
+    python scripts/run.py TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    the same model on the new classes
     python scripts/run.py TRAINER fewshot DATASET [SEED [SHOTS]] [KEY VALUE ...]  1, 2, 4, 8, 16 shots, all classes
     python scripts/run.py TRAINER xd_train [DATASET [SEED]] [KEY VALUE ...]       16 shots, all classes of the source
-    python scripts/run.py TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        that model on another data set
-    python scripts/run.py TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        that model on a variant of the source
+    python scripts/run.py TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        the same model on another data set
+    python scripts/run.py TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        the same model on its variants
 
 DATASET is a name in configs/datasets; "all" is the whole benchmark: its 11 data sets, 10 targets or 4 variants.
 SEED and SHOTS may be "all", which is their default: 1 2 3 and 1 2 4 8 16.
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     try:
         failed = execute(plan, done=done)
     except KeyboardInterrupt:
-        failed = ["interrupted: the same command goes on where it was"]
+        failed = ["interrupted: give the same command again to resume"]
     print("\n".join(["", *lines]))
     if any("--root" in line or "--output-dir" in line for line in failed):
         failed[-1] += "\n(here DATA in the environment stands for --root, OUTPUT for --output-dir)"

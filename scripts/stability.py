@@ -114,4 +114,4 @@ def picture(measured: dict):
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))
