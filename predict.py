@@ -72,9 +72,9 @@ def check(args: argparse.Namespace) -> None:
     for flag, path in outputs(args).items():
         folder = osp.dirname(osp.abspath(path))
         if not os.access(folder, os.W_OK):
-            raise OSError(f"{flag} cannot be written: there is no {folder}, or nothing may be written there")
+            raise OSError(f"{flag} cannot be written: there is no {folder}, or it is read-only: give another path")
         if osp.isdir(path) or not path:
-            raise OSError(f'{flag} cannot be written: "{path}" is no name of a file')
+            raise OSError(f'{flag} cannot be written: "{path}" is no name of a file: give another')
 
 
 def outputs(args: argparse.Namespace) -> dict[str, str]:

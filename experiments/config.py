@@ -212,7 +212,9 @@ def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
     node = node_of(TRAINER_REGISTRY.get(args.trainer))
     for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
         if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", node):
-            raise ValueError(f"{key} is of another trainer than {args.trainer}, which has TRAINER.{node}")
+            raise ValueError(
+                f"{key} is no key of {args.trainer}, which has TRAINER.{node}: leave it out, or give --trainer"
+            )
 
 
 def discover(package) -> None:
@@ -345,12 +347,12 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
     }
     if args.strength is not None:
         if not strength_key(args.trainer):
-            raise ValueError(f"{args.trainer} takes no --strength: it changes no weights")
+            raise ValueError(f"{args.trainer} takes no --strength, as it changes no weights: leave it out")
         values[strength_key(args.trainer)] = args.strength
     if args.template is not None:
         node = node_of(TRAINER_REGISTRY.get(args.trainer))
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
-            raise ValueError(f"{args.trainer} takes no --template: its prompts are not hand-crafted")
+            raise ValueError(f"{args.trainer} takes no --template, as its prompts are not hand-crafted: leave it out")
         values[f"TRAINER.{node}.TEMPLATE"] = args.template
     return [word for key, value in values.items() if value is not None for word in (key, value)]
 

@@ -63,7 +63,7 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
             return future.result()
         except BrokenExecutor:
             thread.pool = None
-            raise ChildProcessError("its process was killed or crashed, perhaps for want of memory") from None
+            raise ChildProcessError("its process was killed or crashed, perhaps for lack of memory") from None
 
     def persist(job) -> Any:
         for _ in range(TRIES):

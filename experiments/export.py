@@ -116,7 +116,7 @@ def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> C
     if strength is not None:
         node = next(key for key in cfg.TRAINER if key != "NAME")
         if "STRENGTH" not in cfg.TRAINER[node]:
-            raise ValueError(f"{cfg.TRAINER.NAME} has no --strength: it changes no weights of CLIP")
+            raise ValueError(f"{cfg.TRAINER.NAME} has no --strength, as it changes no weights of CLIP: leave it out")
         cfg = setup_cfg(parse([*words, f"TRAINER.{node}.STRENGTH", str(strength)]), with_data=False)
     trainer = without_data(method, known_classes(model_dir))(cfg)
     trainer.load_model(model_dir, epoch=epoch)

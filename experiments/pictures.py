@@ -48,7 +48,7 @@ class PictureReader:
                     raise OSError(f"reading it takes more than {self.seconds:g} seconds: make it smaller")
                 answer = receiver.recv()
             except EOFError:
-                raise OSError("its decoder failed, perhaps for want of memory: make it smaller") from None
+                raise OSError("its decoder failed, perhaps for lack of memory: make it smaller") from None
             finally:
                 process.kill()
                 process.join()

@@ -279,7 +279,7 @@ def logged(folder: str):
                     log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console may show one line alone
                     log.file.flush()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(f"{error}: make room, and the same command goes on") from error
+                raise OSError(f"{error}: make room and give the same command again") from error
             raise
 
 
@@ -321,7 +321,7 @@ def tell_defaults(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def tell_config(cfg: CfgNode) -> None:
-    """Print config and system, about 100 lines. Call this when the run can start: an error stays readable."""
+    """Print config and system. Call this when the run can start: these 100 lines would bury an error."""
     if cfg.VERBOSE:
         print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
 

@@ -57,20 +57,20 @@ class Served:
     def __init__(self, model_dir: str, classes: list[str] | None, threshold: float, **options):
         self.model_dir, self.options, self.threshold, self.lock = model_dir, options, threshold, Lock()
         self.classes = classes
-        self.own = self.last = Predictor(model_dir, classes, **options)
-        self.strength: float | None = strength_of(self.own)
-        self.any_classes = hasattr(self.own.trainer, "model")  # an ONNX file has its class features inside
+        self.first = self.last = Predictor(model_dir, classes, **options)
+        self.strength: float | None = strength_of(self.first)
+        self.any_classes = hasattr(self.first.trainer, "model")  # an ONNX file has its class features inside
         self.calibration = read_temperature(model_dir) if self.strength is not None else None
-        self.identity = identity(self.own.trainer, model_dir, options.get("epoch")) if self.calibration else {}
-        self.read = PictureReader(first_resize(self.own.transform))
+        self.identity = identity(self.first.trainer, model_dir, options.get("epoch")) if self.calibration else {}
+        self.read = PictureReader(first_resize(self.first.transform))
 
     def predictor(self, names: str) -> Predictor:
         """Return the predictor for class names with commas between them; "": the classes of the first model."""
         if len(names) > MOST_NAMES:
             raise ValueError(f"the class names have {len(names):,} characters: give at most {MOST_NAMES:,}")
         classes = names_in(names) or self.classes
-        if classes in (None, self.own.classnames):
-            return self.own
+        if classes in (None, self.first.classnames):
+            return self.first
         if classes != self.last.classnames:
             self.last = Predictor(self.model_dir, classes, **self.options)
         return self.last
@@ -166,7 +166,7 @@ def page(served: Served, received: Received):
                 take_received_only(image, received)
                 names = gr.Textbox(
                     label="classes, separated by commas",
-                    placeholder=visible(", ".join(served.own.classnames))[:300],
+                    placeholder=visible(", ".join(served.first.classnames))[:300],
                     elem_id="classes",
                     interactive=served.any_classes,
                 )

@@ -501,7 +501,7 @@ def curve(
     strengths = sorted({0.0, *strengths, 1.0})
     wrong = [s for s in strengths if not 0 <= s <= 1]
     if wrong:
-        raise ValueError(f"--strengths has {wrong[0]:g}: a strength is from 0 to 1")
+        raise ValueError(f"--strengths must be from 0 to 1 (got {wrong[0]:g})")
     models = []
     for folder in dict.fromkeys(map(str, folders)):
         if not osp.exists(osp.join(folder, "config.yaml")):
