@@ -1,4 +1,4 @@
-"""All methods, all data sets, one command; ends in their comparison.
+"""The benchmark of all methods on all data sets, in one command. It ends in a comparison.
 
     python benchmark.py                                      every method on the embedded data, all four protocols
     python benchmark.py --protocol base2new --trainers all --datasets caltech101 dtd --seeds 1 2 3 --root DATA
@@ -6,9 +6,9 @@
     python benchmark.py --sweep OPTIM.LR 1e-4 1e-3 --trainers OrthCR CoOp --datasets digits     values of a key, on val
     python benchmark.py --engine ray --address auto ...      the same plan on a Ray cluster
 
-Runs go side by side, as cores, GPUs and memory allow. Given again, the same command skips what is finished and goes on
-with what is not. A run that crashes or is killed is begun once more; if that fails, too, it is reported, the others go
-on, and the exit status is 1. Tables, pictures and report.html are in the output directory.
+Runs go side by side, as cores, GPUs and memory allow. The same command given again skips finished runs and resumes the
+others. A run that crashes or is killed is started once more. If it fails again, it is reported, the others go on, and
+the exit status is 1. Tables, pictures and report.html are in the output directory.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from experiments.packages import check_installed
 
 
 def sweep(args: argparse.Namespace) -> list[str]:
-    from experiments.sweep import run  # with PyTorch
+    """Run `--sweep` and write its table; return a line for each training that failed."""
+    from experiments.sweep import run  # not above: it imports PyTorch
 
     failed, measured = run(args)
     from reports.sweep import write_sweep
@@ -37,16 +38,16 @@ def main(argv: list[str] | None = None) -> int:
             check_installed(("ray",), "--engine ray", "cluster")
         if args.sweep:
             return sweep(args)
-        from experiments.benchmark import run  # not above: with PyTorch, which takes seconds, and --help needs none
+        from experiments.benchmark import run  # not above: it imports PyTorch, which takes seconds
 
         failed, outdated = run(args)
-        from reports.comparison import compare  # with matplotlib
+        from reports.comparison import compare  # not above: it imports matplotlib
 
         if any(args.output_dir.rglob("results.json")):
             compare([args.output_dir], args.output_dir, args.seeds, outdated)
         return failed
 
-    return command(work, "interrupted: given again, the same command goes on where it was")
+    return command(work, "interrupted: give the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Classifies images with a trained model, from its output directory alone: no data set is needed.
+"""Classification of images with a trained model. It needs the output directory of the training and no data set.
 
     python predict.py --model-dir OUT image1.jpg folder/ ...           class, probability and the five likeliest
     python predict.py --model-dir OUT photos/ --json > out.json
     python predict.py --model-dir OUT photos/ --csv out.csv            the probabilities of all classes
-    python predict.py --model-dir OUT photos/ --threshold 0.7          "unsure" where the model is less sure
+    python predict.py --model-dir OUT photos/ --threshold 0.7          "unsure" below this probability
     python predict.py --model-dir OUT photos/ --classes "a cat,a dog"   other classes, seen in training or not
     python predict.py --model-dir OUT --serve                          a local web page: drop a picture
 
@@ -29,14 +29,15 @@ from experiments.packages import check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", help="images, or folders with images")
     parser.add_argument("--model-dir", required=True, help="output directory of the training")
-    parser.add_argument("--load-epoch", type=int, help="of the checkpoint; default: the best on val, else the last")
+    parser.add_argument("--load-epoch", type=int, help="checkpoint's epoch; default: the best on val, else the last")
     parser.add_argument("--classes", help='other class names, separated by commas: "a,b,c"')
     parser.add_argument("--template", default="", help='prompt of the classes, e.g. "a photo of a {}."')
-    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, or "auto"; default: the training\'s')
-    parser.add_argument("--top", type=int, default=5, help="how many classes to name, default: 5")
+    parser.add_argument("--strength", help='fraction of the update, 0 to 1, or "auto"; default: as in the training')
+    parser.add_argument("--top", type=int, default=5, help="number of classes to name, default: 5")
     parser.add_argument("--threshold", type=float, default=0.0, help='"unsure" below this probability, default: 0')
     parser.add_argument("--json", action="store_true", help="one JSON list on the standard output")
     parser.add_argument(
@@ -52,7 +53,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises ValueError or OSError for what would be noticed only when all images have been classified."""
+    """Check the flags before long work: without this, some errors would come after all images are classified.
+
+    Raises:
+        ValueError: a flag is wrong, or contradicts another.
+        OSError: an output file cannot be written.
+    """
     if args.top < 1:
         raise ValueError(f"--top is {args.top}: name at least one class")
     if not 0 <= args.threshold <= 1:
@@ -66,20 +72,26 @@ def check(args: argparse.Namespace) -> None:
     for flag, path in outputs(args).items():
         folder = osp.dirname(osp.abspath(path))
         if not os.access(folder, os.W_OK):
-            raise OSError(f"{flag} cannot be written: there is no {folder}, or nothing may be written there")
+            raise OSError(f"{flag} cannot be written: there is no {folder}, or it is read-only: give another path")
         if osp.isdir(path) or not path:
-            raise OSError(f'{flag} cannot be written: "{path}" is no name of a file')
+            raise OSError(f'{flag} cannot be written: "{path}" is no name of a file: give another')
 
 
 def outputs(args: argparse.Namespace) -> dict[str, str]:
-    """Return the files that are to be written, by their flags."""
+    """Return the output files by their flags."""
     paths = {"--picture": args.picture, "--csv": args.csv}
     return {flag: path for flag, path in paths.items() if path is not None and path != "-"}
 
 
 def check_output(flag: str, path: str, images: list[str]) -> None:
-    """Raise ValueError if an output file would replace an image."""
-    from dassl.utils.images import is_image  # with PyTorch
+    """Raise ValueError if an output file would replace an image.
+
+    Args:
+        flag: of the output file.
+        path: of the output file.
+        images: images and folders on the command line.
+    """
+    from dassl.utils.images import is_image  # not above: it imports PyTorch
 
     if flag == "--csv" and is_image(path):
         raise ValueError(f"--csv must name a table, not an image (got {path}): give the name of a .csv file")
@@ -91,26 +103,26 @@ def check_output(flag: str, path: str, images: list[str]) -> None:
 
 
 def predict(args: argparse.Namespace) -> list[str]:
-    """Prints what the images show; returns a line for each that could not be read."""
+    """Print the predictions; return a line for each image that cannot be read."""
     check(args)
     if args.serve:
         check_installed(("gradio",), "--serve", "serve")
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
-    from experiments.predictor import Predictor, names_in  # not above: with PyTorch, which takes seconds
+    from experiments.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
     from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
     classes = None if args.classes is None else names_in(args.classes)
-    how = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
+    options = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
         from experiments.serve import serve
 
-        serve(args.model_dir, classes, args.threshold, args.port, **how)
+        serve(args.model_dir, classes, args.threshold, args.port, **options)
         return []
-    with contextlib.redirect_stdout(sys.stderr):  # what a trainer of somebody's own prints is no answer
-        predictor = Predictor(args.model_dir, classes, **how)
+    with contextlib.redirect_stdout(sys.stderr):  # a user's own trainer may print: the standard output has answers only
+        predictor = Predictor(args.model_dir, classes, **options)
     predictions, start = [], time.perf_counter()
     with table_file(args.csv, predictor.classnames) as write:
         for p in predictor(args.images, args.top, args.threshold, every=bool(args.csv)):
@@ -118,25 +130,32 @@ def predict(args: argparse.Namespace) -> list[str]:
                 write(csv_row(p))
             predictions.append(replace(p, every=()))
     seconds = time.perf_counter() - start
-    read = [p for p in predictions if not p.error]
+    answers = [p for p in predictions if not p.error]
     if args.json:
         print(as_json(predictions))
-    elif read and args.csv != "-":
-        print(as_table(read))
-    if args.picture and read:
-        contact_sheet(titled(read), args.picture)
-    tell(read, seconds)
+    elif answers and args.csv != "-":
+        print(as_table(answers))
+    if args.picture and answers:
+        contact_sheet(titled(answers), args.picture)
+    tell(answers, seconds)
     return [visible(f"{p.image}: {p.error}") for p in predictions if p.error]
 
 
 @contextlib.contextmanager
 def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[str], None]]:
-    """A function that writes lines into a CSV file, which is there when all are written; "-": prints them."""
+    """Yield a function that writes lines into a CSV file, or prints them for "-".
+
+    The file appears when all lines are written.
+
+    Args:
+        path: of the file; None: the function is not called.
+        classnames: for the head.
+    """
     from reports.predictions import csv_head, printable
 
     if path and path != "-":
-        stream = osp.exists(path) and not osp.isfile(path)  # /dev/null, /dev/stdout, a named pipe
-        with open(path, "wb") if stream else atomic_write(path) as f:
+        is_stream = osp.exists(path) and not osp.isfile(path)  # /dev/null, /dev/stdout, a named pipe
+        with open(path, "wb") if is_stream else atomic_write(path) as f:
             f.write(csv_head(classnames).encode())
             yield lambda line: f.write(line.encode())
         return
@@ -145,15 +164,16 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
     yield lambda line: print(printable(line), end="")
 
 
-def tell(read: list, seconds: float) -> None:
-    """On the standard error: how fast it was, and how many of the images the model has seen."""
-    if len(read) > 1:
-        told = f"{len(read):,} images in {seconds:.1f} s: {len(read) / seconds:,.1f} images/s, reading and classifying"
-        print(told, file=sys.stderr)
-    seen = sum(bool(p.seen) for p in read)
+def tell(answers: list, seconds: float) -> None:
+    """Print the speed and the number of images that the model has seen in training, on the standard error."""
+    n = len(answers)
+    if n > 1:
+        speed = f"{n:,} images in {seconds:.1f} s: {n / seconds:,.1f} images/s, reading and classifying"
+        print(speed, file=sys.stderr)
+    seen = sum(bool(p.seen) for p in answers)
     if seen:
-        told = f"the model has seen {seen:,} of these {len(read):,} images in training: they say nothing of new ones"
-        print(told, file=sys.stderr)
+        warning = f"the model has seen {seen:,} of these {n:,} images in training: they say nothing of new ones"
+        print(warning, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def __getattr__(name: str):
-    """`from predict import Predictor`, as it was before there was `orthcr`."""
+    """Return a name of `orthcr`: older programs have `from predict import Predictor`."""
     import orthcr
 
     return getattr(orthcr, name)

@@ -2,14 +2,14 @@
 
     python report.py OUT [OUT ...] [--seeds 1 2 3] [--output-dir DIR]
 
-Reads the `results.json` of this code base and the `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and their like on the
-original Dassl. What a model was trained and evaluated on is read from what the runs wrote. Directory names count only
-where a log names a model that is not there, and only if they are those of CoOp's scripts. A run of which it cannot be
-told is named and left out. Validation results never enter.
+It reads the `results.json` of this code base, and the `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and other code on the
+original Dassl. The files of a run say on which data the model was trained and evaluated. Directory names count in one
+case alone: a log names a model that is not there, and the names are those of CoOp's scripts. A run without this
+information is named and left out. Validation results never enter.
 
-Mean ± population standard deviation over the seeds, as CoOp's parse_test_res.py; accuracies in percent. H is the
-harmonic mean of base and new accuracy, seed by seed; in the average over data sets it is that of the averages, as in
-papers.
+Accuracies are in percent, mean ± population standard deviation over the seeds, as in CoOp's parse_test_res.py. H is the
+harmonic mean of base and new accuracy of each seed. In the average over data sets, H is the harmonic mean of the
+averages, as in papers.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="OUT", help="directories with results, at any depth")
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these, and each is expected; default: those found")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these, and each is expected; default: all")
     parser.add_argument("--output-dir", metavar="DIR", help="for report.md, report.csv and a picture of each table")
     args = parser.parse_intermixed_args(argv)
 

@@ -1,14 +1,14 @@
-"""Trains or evaluates one method on one data set; CoOp's command line.
+r"""Training or evaluation of one method on one data set, with CoOp's command line.
 
     python train.py                                            OrthCR on the embedded Shapes
-    python train.py --trainer OrthCR --root DATA --seed 1 --dataset-config-file configs/datasets/caltech101.yaml \\
-        --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT \\
+    python train.py --trainer OrthCR --root DATA --seed 1 --dataset-config-file configs/datasets/caltech101.yaml \
+        --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT \
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
     python train.py --eval-only --model-dir OUT --load-epoch 20 --trainer ... DATASET.SUBSAMPLE_CLASSES new
     python train.py --trainer OrthCR --images photos/ --output-dir OUT       a folder of images for each class
 
 Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
-An interrupted run goes on where it was when the same command is given again.
+An interrupted run resumes from its last checkpoint when the same command is given again.
 """
 
 import sys
@@ -20,7 +20,7 @@ from experiments.flags import parse
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = parse(argv, __doc__)
-        from experiments.run import run  # not above: with PyTorch, which takes seconds, and --help needs none
+        from experiments.run import run  # not above: it imports PyTorch, which takes seconds, and --help needs none
         from reports.predictions import confusion_picture, contact_sheet
 
         run(args, contact_sheet, confusion_picture)

@@ -1,4 +1,4 @@
-"""How every entry point ends: an exit status, and one line for an error that its user can mend."""
+"""The frame of every entry point: it ends with an exit status, and with one line for an error that a user can mend."""
 
 import contextlib
 import os
@@ -11,32 +11,32 @@ from collections.abc import Callable, Iterable
 from dassl.files import visible
 from dassl.streams import open_streams
 
-GOES_ON = "interrupted: given again, the same command goes on from the last checkpoint, if there is one"
+GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
 LINE_END = "\n"
-USER_ERRORS = (ValueError, OSError, FloatingPointError)  # told in one line; anything else is a bug and shows its trace
+USER_ERRORS = (ValueError, OSError, FloatingPointError)  # shown in one line; anything else is a bug and shows its trace
 LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does, scratch folders and all."""
+    """The exception of SIGTERM, which ends a command as Ctrl-C does: scratch folders are removed."""
 
 
 def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", status: int = 130) -> int:
-    """Return the exit status of an entry point.
+    """Do the work of an entry point and return its exit status.
 
     Args:
-        work: does everything; returns for each part that failed a line, or lines.
-        interrupted: what Ctrl-C and SIGTERM print.
-        status: after Ctrl-C.
+        work: does everything and returns a line, or lines, for each part that failed.
+        interrupted: printed on Ctrl-C and SIGTERM.
+        status: exit status after Ctrl-C.
     """
     open_streams()
     try:
         with terminated():
             failed = list(work() or ())
             sys.stdout.flush()
-    except BrokenPipeError:  # what reads the output, as `head`, has had enough
+    except BrokenPipeError:  # the reader of the output, e.g. `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-        return 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has no SIGPIPE
     except USER_ERRORS as error:
         failed = [one_line(error)]
     except (RuntimeError, MemoryError) as error:
@@ -54,7 +54,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
 
 @contextlib.contextmanager
 def terminated():
-    """Raise Terminated on SIGTERM, in a main thread; in others nothing can be done about signals."""
+    """Raise Terminated on SIGTERM. Python handles signals in the main thread alone: in others, do nothing."""
 
     def end(*_):
         raise Terminated
@@ -72,7 +72,7 @@ def terminated():
 def one_line(error: Exception) -> str:
     """Return the last line of an error's message, without the system's numbers and Python's words."""
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: take other names"
+        return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: give other names"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return re.sub(r"\[(Errno|WinError) \d+\] ", "", text)
@@ -84,7 +84,9 @@ def lack_of_memory(error: Exception) -> str:
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
     if isinstance(error, MemoryError) or any(word in text for word in words):
         return f"there is not enough memory: {LESS}"
-    return "it is nested too deep" if isinstance(error, RecursionError) else ""
+    if isinstance(error, RecursionError):
+        return "the file or value is nested too deep: make it flatter"
+    return ""
 
 
 def failure_of_worker(error: RuntimeError) -> str:

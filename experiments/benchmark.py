@@ -1,4 +1,4 @@
-"""Many methods on many data sets, by any of the four protocols, as one plan."""
+"""One plan for many methods on many data sets, by any of the four protocols."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     """Make all runs.
 
     Returns:
-        A line for each model that failed; and of the directories that hold results of other settings why.
+        A line for each model that failed, and the reason for each directory that holds results of other settings.
 
     Raises:
         ValueError: something cannot be planned.
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for planned in (planned for job in jobs for planned in job.runs):
         check_no_link(planned.folder, args.output_dir)
-    planned = f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods on {', '.join(clips)}"
-    print(f"{planned}; logs and results: {args.output_dir}", flush=True)
+    summary = f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods on {', '.join(clips)}"
+    print(f"{summary}; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         finished = set()
 
@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
 
 
 def check_no_link(folder: Path, output_dir: Path) -> None:
-    """Raise ValueError if a folder of the output directory lies behind a link, which leads somewhere else."""
+    """Raise ValueError if a folder of the output directory lies behind a link: results would land elsewhere."""
     if folder.resolve() != output_dir.resolve() / folder.relative_to(output_dir):
         raise ValueError(f"{folder} lies behind a link: remove the link, or give another --output-dir")
 
 
 def outdated(jobs: list[Job]) -> dict[Path, str]:
-    """Return the folders of runs whose results are not those of their settings now, with the reason."""
+    """Return the reason for each folder of a run whose results do not belong to its present settings."""
     reasons = {}
     for planned in (planned for job in jobs for planned in job.runs):
         result = planned.folder / "results.json"
@@ -83,30 +83,38 @@ def outdated(jobs: list[Job]) -> dict[Path, str]:
 
 
 def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
-    """The KEY VALUE pairs of each trainer: those of a method's node are for it alone.
+    """Return the KEY VALUE pairs of each trainer. A key of a method's node goes to that method alone.
+
+    Args:
+        opts: KEY VALUE ...
+        names: of the trainers.
 
     Raises:
-        ValueError: a pair that none of them takes.
+        ValueError: no trainer takes one of the pairs.
     """
-    pairs, node = list(zip(opts[::2], opts[1::2], strict=False)), {n: node_of(TRAINER_REGISTRY.get(n)) for n in names}
-    of = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
-    nobodys = next((key for key, name in of.items() if name not in node.values()), None)
-    if nobodys:
-        raise ValueError(f"{nobodys} is of none of these trainers: {', '.join(names)}")
-    mine = {n: [pair for pair in pairs if of.get(pair[0], node[n]) == node[n]] for n in names}
-    return {n: tuple(word for pair in taken for word in pair) for n, taken in mine.items()}
+    pairs = list(zip(opts[::2], opts[1::2], strict=False))
+    trainer_nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in names}
+    key_nodes = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
+    for key, node in key_nodes.items():
+        if node not in trainer_nodes.values():
+            raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
+    shares = {}
+    for name, node in trainer_nodes.items():
+        words = [word for pair in pairs if key_nodes.get(pair[0], node) == node for word in pair]
+        shares[name] = tuple(words)
+    return shares
 
 
 def registered(words: list[str]) -> list[str]:
-    """The trainers that they name, each once, zero-shot first; "all" is every ClipTrainer."""
+    """Return the trainers with these names, each once, zero-shot first; "all" is every ClipTrainer."""
     for package in (trainers, datasets):
         discover(package)
-    known = TRAINER_REGISTRY.registered_names()
+    available = TRAINER_REGISTRY.registered_names()
     for word in words:
-        check_availability(word, [*known, "all"])
-    every = [name for name in known if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
-    named = [name for word in words for name in (every if word == "all" else [word])]
-    return sorted(dict.fromkeys(named), key=learns)
+        check_availability(word, [*available, "all"])
+    every = [name for name in available if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
+    names = [name for word in words for name in (every if word == "all" else [word])]
+    return sorted(dict.fromkeys(names), key=learns)
 
 
 def learns(trainer: str) -> bool:
@@ -114,22 +122,30 @@ def learns(trainer: str) -> bool:
 
 
 def tell_settings(args: argparse.Namespace) -> None:
-    """Print the settings of methods and data sets of somebody's own, of which nobody has published any."""
+    """Print the settings of the user's own methods and data sets, which have no published ones."""
     for name in registered(args.trainers):
         if not args.cfg and not is_foreign(name) and not owner_of("*", name):
-            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and what the options say")
-    own = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
-    named = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
-    if own and not named:
-        settings = f"{', '.join(own)}: each method has its published settings for ViT-B/16"
+            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and the options")
+    own_datasets = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
+    names_settings = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
+    if own_datasets and not names_settings:
+        settings = f"{', '.join(own_datasets)}: each method has its published settings for ViT-B/16"
         print(f"{settings} (335 MB are downloaded once); for the embedded CLIP give --cfg tiny", flush=True)
 
 
 def engine_of(args: argparse.Namespace, backbones: list[str]) -> Callable:
-    """Return the engine of the runs, when what they need is there. Raises ValueError or OSError if it is not."""
+    """Return the engine of the runs, after the backbones are fetched.
+
+    Args:
+        args: of `flags.arguments`.
+        backbones: names of the CLIPs that the runs load.
+
+    Raises:
+        ValueError, OSError: the runs lack something.
+    """
     tell_settings(args)
     if args.engine == "local":
-        for name in backbones:  # before any run, each of which would fail, or download it, too
+        for name in backbones:  # before any run: each would fail for the same reason, or download it again
             fetch(name)
     if args.engine == "ray":
         return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
@@ -138,9 +154,12 @@ def engine_of(args: argparse.Namespace, backbones: list[str]) -> Callable:
 
 
 def backbones(jobs: list[Job]) -> list[str]:
-    """Return those of the trainings, from their configs: what is wrong with one is told before anything runs."""
-    each = {job.runs[0].argv[job.runs[0].argv.index("--dataset-config-file") :]: job.runs[0] for job in jobs}
-    kinds = {(run.argv[1], *(word for word in argv if word.endswith("yaml"))): run for argv, run in each.items()}
+    """Return the backbones of the trainings, sorted.
+
+    This reads one config of each trainer and set of files, so that a wrong one is an error before anything runs.
+    """
+    trainings = {job.runs[0].argv[job.runs[0].argv.index("--dataset-config-file") :]: job.runs[0] for job in jobs}
+    kinds = {(run.argv[1], *(word for word in argv if word.endswith("yaml"))): run for argv, run in trainings.items()}
     return sorted({setup_cfg(parse(list(run.argv))).MODEL.BACKBONE.NAME for run in kinds.values()})
 
 
@@ -148,26 +167,37 @@ def backbones(jobs: list[Job]) -> list[str]:
 
 
 def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespace) -> list[Job]:
-    """A job for each model: its training and all its tests. Raises ValueError if a data set is in none of them."""
+    """Return a job for each model: its training and all its tests.
+
+    Args:
+        methods: to be compared.
+        protocols: of `flags.PROTOCOLS`.
+        args: of `flags.arguments`.
+
+    Raises:
+        ValueError: a data set has no part in any of the protocols.
+    """
     used, jobs = set(), []
     for protocol in protocols:
         used.update(named(protocol, args.datasets))
-    lost = [word for word in args.datasets if word not in ("all", "embedded") and word not in used | sources(used)]
-    if lost:
-        raise ValueError(f"{lost[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
+    unused = [word for word in args.datasets if word not in ("all", "embedded") and word not in used | sources(used)]
+    if unused:
+        raise ValueError(f"{unused[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
     for method in methods:
         stages, trained = Stages(method, args.root, args.output_dir), learns(method.trainer)
         for seed in args.seeds if trained else args.seeds[:1]:
             for runs, images in models(stages, protocols, args, seed, trained):
                 strengths = args.strength if strength_key(method.trainer) else []
                 runs += [run.at_strength(s) for s in strengths for run in list(runs)]
-                seconds = images * trained + 20 * len(runs)
+                seconds = 20 * len(runs)
+                if trained:
+                    seconds += images
                 jobs.append(Job(tuple(runs), seconds, method.trainer))
     return jobs
 
 
 def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed: int, trained: bool) -> Iterator[tuple]:
-    """The runs of each model of one method and seed, and how many images it is trained on."""
+    """Yield the runs of each model of one method and seed, and the number of its training images."""
     if "base2new" in protocols:
         for name in named("base2new", args.datasets):
             yield [stages.base2new_train(name, seed), stages.base2new_test(name, seed)], 16 * classes(name) / 2
@@ -175,32 +205,34 @@ def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed:
         for name in named("fewshot", args.datasets):
             for shots in args.shots if trained else [max(args.shots)]:
                 yield [stages.fewshot(name, seed, shots)], shots * classes(name)
-    away = {p: named(p, args.datasets) if p in protocols else [] for p in ("xd", "dg")}
-    for source in dict.fromkeys(map(source_of, away["xd"] + away["dg"])):
+    tested = {p: named(p, args.datasets) if p in protocols else [] for p in ("xd", "dg")}
+    for source in dict.fromkeys(map(source_of, tested["xd"] + tested["dg"])):
         runs = [stages.xd_train(source, seed, half_the_epochs(stages, source))]
-        runs += [stages.xd_test(name, seed) for name in away["xd"] if source_of(name) == source]
-        runs += [stages.dg_test(name, seed) for name in away["dg"] if source_of(name) == source]
+        runs += [stages.xd_test(name, seed) for name in tested["xd"] if source_of(name) == source]
+        runs += [stages.dg_test(name, seed) for name in tested["dg"] if source_of(name) == source]
         yield runs, 16 * classes(source) / 2
 
 
 def named(protocol: str, words: list[str]) -> list[str]:
-    """The data sets of a protocol that are named: trained on in base2new and fewshot, tested on in xd and dg.
+    """Return the data sets that the words name: of trainings in base2new and fewshot, of tests in xd and dg.
 
-    There, a source stands for all its targets or variants.
+    In xd and dg, a source stands for all its targets or variants.
     """
-    found = []
+    names = []
     for word in words:
-        every = word if word in ("all", "embedded") else ""
         source = "imagenet" if word == "all" else word
-        if every == "embedded":
-            found += EMBEDDED[protocol]
+        if word == "embedded":
+            names += EMBEDDED[protocol]
         elif protocol in ("base2new", "fewshot"):
-            found += [source, *targets(source)] if every else [word] * (word not in variants(source_of(word)))
+            if word == "all":
+                names += [source, *targets(source)]
+            elif word not in variants(source_of(word)):
+                names.append(word)
         elif source_of(source) == source:
-            found += targets(source) if protocol == "xd" else variants(source)
+            names += targets(source) if protocol == "xd" else variants(source)
         elif (word in variants(source_of(word))) == (protocol == "dg"):
-            found.append(word)
-    return list(dict.fromkeys(found))
+            names.append(word)
+    return list(dict.fromkeys(names))
 
 
 def sources(names: Iterable[str]) -> set[str]:
@@ -213,8 +245,9 @@ def classes(name: str) -> int:
 
 
 def half_the_epochs(stages: Stages, source: str) -> tuple[str, ...]:
-    """tiny.yaml is for half the classes of an embedded source: then half the epochs are as many steps.
+    """Return the KEY VALUE pair that halves the epochs of an embedded source, or ().
 
+    tiny.yaml is for half the classes of an embedded source. With all classes, half the epochs are as many steps.
     Papers train a source for fewer epochs, too; published settings have files of their own for it.
     """
     row = row_of(source)
@@ -222,6 +255,6 @@ def half_the_epochs(stages: Stages, source: str) -> tuple[str, ...]:
         return ()
     cfg, method = setup_cfg(parse(list(stages.xd_train(source, 1).argv))), TRAINER_REGISTRY.get(stages.method.trainer)
     decides = getattr(method, "decides", {})
-    if any(cfg.TRAINER[node_of(method)][key] for key, of in decides.items() if "OPTIM.MAX_EPOCH" in of.keys):
-        return ()  # the epochs are of no account
+    if any(cfg.TRAINER[node_of(method)][key] for key, rule in decides.items() if "OPTIM.MAX_EPOCH" in rule.keys):
+        return ()  # another key decides the number of steps in place of the epochs
     return "OPTIM.MAX_EPOCH", str(-(-cfg.OPTIM.MAX_EPOCH // 2))

@@ -1,11 +1,12 @@
-"""How sure a model may be: one temperature, found on val, kept beside the model.
+"""Calibration of a model's probabilities: one temperature, fitted on val, saved beside the model.
 
-    python -m experiments.calibrate --model-dir OUT [--root DATA]       of a finished training, without training
+    python -m experiments.calibrate --model-dir OUT [--root DATA]       for a finished training
     python train.py ... TEST.CALIBRATE True                             at the end of the training
 
 The probabilities are softmax(logits / T), with the T > 0 that minimises the cross-entropy on the val split of the
 training's own data (Guo et al., ICML 2017). No test image is looked at, and no accuracy changes. OUT/temperature.json
-has T; predict.py and the evaluations of that model use it, with the checkpoint and the strength that it was found with.
+has T, and the checkpoint and strength that it was fitted for. predict.py and the evaluations of that model use it if
+they load the same checkpoint at the same strength.
 """
 
 import argparse
@@ -31,10 +32,11 @@ TEMPERATURE = "temperature.json"  # in the output directory of the training
 
 
 def calibrate(trainer, folder: str) -> dict:
-    """Finds the temperature of a trained model and writes it; returns what the file holds.
+    """Fit the temperature of a trained model, write it into its folder and return the content of the file.
 
     Args:
         trainer: with the weights of `folder`'s default checkpoint, and the val split of its training.
+        folder: output directory of the training.
 
     Raises:
         ValueError: there is no val split, or no temperature has the least cross-entropy on it.
@@ -44,7 +46,7 @@ def calibrate(trainer, folder: str) -> dict:
     logits, labels = scores(trainer, trainer.val_loader)
     t, right = fit_temperature(logits, labels), logits.argmax(1) == labels
     both = {"before": 1.0, "after": t}
-    found = {
+    content = {
         "temperature": t,
         "split": "val",
         "images": len(labels),
@@ -52,16 +54,16 @@ def calibrate(trainer, folder: str) -> dict:
         "ece": {when: expected_calibration_error(confidence(logits, at), right) for when, at in both.items()},
         "of": identity(trainer, folder),
     }
-    write_json(found, osp.join(folder, TEMPERATURE), seal=True)
-    ce, ece = (tuple(found[name].values()) for name in ("cross_entropy", "ece"))
-    told = f"cross-entropy {ce[0]:.3f} -> {ce[1]:.3f}, ece {ece[0]:.1f}% -> {ece[1]:.1f}%"
-    print(f"Temperature {t:.3f}, by {len(labels):,} val images ({told}): {osp.join(folder, TEMPERATURE)}")
-    return found
+    write_json(content, osp.join(folder, TEMPERATURE), seal=True)
+    ce, ece = content["cross_entropy"], content["ece"]
+    change = f"cross-entropy {ce['before']:.3f} -> {ce['after']:.3f}, ece {ece['before']:.1f}% -> {ece['after']:.1f}%"
+    print(f"Temperature {t:.3f}, by {len(labels):,} val images ({change}): {osp.join(folder, TEMPERATURE)}")
+    return content
 
 
 @torch.no_grad()
 def scores(trainer, loader) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [n, n_cls] and labels int64 [n] of a loader's images, on the CPU."""
+    """Return logits [n, n_cls] and labels int64 [n] of a loader's images, on the CPU."""
     trainer.set_model_mode("eval")
     logits, labels = [], []
     for batch in progress(loader, desc="calibrating", unit="batch", leave=False):
@@ -72,15 +74,22 @@ def scores(trainer, loader) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def at_the_end(trainer, folder: str) -> dict:
-    """`calibrate` after a training and its test; what that adds to its results. If val cannot tell a T, says so."""
-    trainer.load_model(folder)  # the one that will be used: not the last, where the best on val was kept
+    """Calibrate after a training and its test; return the entries that this adds to the results.
+
+    Without a temperature, which `calibrate` may not find on val, print the reason and return nothing.
+
+    Args:
+        trainer: after `train()`.
+        folder: its output directory.
+    """
+    trainer.load_model(folder)  # predictions load the best checkpoint on val, which may not be the last
     try:
         t = calibrate(trainer, folder)["temperature"]
     except ValueError as error:
         print(f"TEST.CALIBRATE: {error}")
         return {}
     evaluator = trainer.evaluator
-    if not hasattr(evaluator, "scores"):  # no test, or an evaluator of somebody's own
+    if not hasattr(evaluator, "scores"):  # there was no test, or the evaluator is the user's own
         return {"temperature": t}
     ece = expected_calibration_error(confidence(evaluator.scores, t), evaluator.y_pred == evaluator.y_true)
     print(f"* ece: {ece:.1f}%\n* temperature: {t:.3f}")
@@ -88,40 +97,51 @@ def at_the_end(trainer, folder: str) -> dict:
 
 
 def read_temperature(folder: str) -> dict | None:
-    """What is kept in an output directory; None: nothing. Raises ValueError if it is damaged."""
+    """Return the content of a folder's temperature.json; None without one. Raises ValueError if it is damaged."""
     path = osp.join(folder, TEMPERATURE)
     if not folder or not osp.exists(path):
         return None
     try:
-        kept = read_json(path)
-        kept["temperature"] = float(kept["temperature"])
-        if not 1e-4 < kept["temperature"] < 1e4 or not isinstance(kept["of"], dict):
-            raise ValueError(f"a temperature of {kept['temperature']}")
+        content = read_json(path)
+        content["temperature"] = float(content["temperature"])
+        if not 1e-4 < content["temperature"] < 1e4 or not isinstance(content["of"], dict):
+            raise ValueError(f"a temperature of {content['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error
-    return kept
+    return content
 
 
 def temperature_of(trainer, folder: str, epoch: int | None = None) -> float | None:
-    """The T kept beside the model of `folder` that `trainer` has loaded; None: there is none for it. Raises as that."""
-    kept = read_temperature(folder)
-    if kept and kept["of"] != identity(trainer, folder, epoch):
-        told = "is of another checkpoint or strength: probabilities are as the model gives them"
-        print(f"{osp.join(folder, TEMPERATURE)} {told}", file=sys.stderr)
+    """Return the temperature of the model that `trainer` has loaded from `folder`; None without one.
+
+    Args:
+        trainer: after `load_model`.
+        folder: output directory of the training.
+        epoch: of the checkpoint; None: the default one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = read_temperature(folder)
+    if content is None:
         return None
-    return kept and kept["temperature"]
+    if content["of"] != identity(trainer, folder, epoch):
+        problem = "is of another checkpoint or strength: probabilities are as the model gives them"
+        print(f"{osp.join(folder, TEMPERATURE)} {problem}", file=sys.stderr)
+        return None
+    return content["temperature"]
 
 
 def identity(trainer, folder: str, epoch: int | None = None) -> dict:
-    """What a temperature belongs to: the checksum of each checkpoint that is loaded, and the strength if there is one.
+    """Return the identity of a loaded model: the checksum of each checkpoint, and the strength.
 
-    Weights alone would not do: of some methods they depend on the classes that they are loaded for.
+    A checksum of the weights in memory would not do: in some methods they depend on the classes.
     """
     files = {}
     for name in trainer.get_model_names() if osp.isdir(folder) else []:
         try:
             files[name] = file_hash(find_checkpoint(folder, name, epoch))
-        except FileNotFoundError:  # as the original of the method published it
+        except FileNotFoundError:  # a checkpoint in the layout of the method's original code
             files[name] = ""
     return {"checkpoints": files, "strength": getattr(getattr(trainer, "model", None), "strength", 1.0)}
 
@@ -134,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        from .run import check_inside, protect_data  # with all data sets
+        from .run import check_inside, protect_data  # not above: it imports all data sets
 
         folder = osp.expanduser(args.model_dir)
         if not osp.exists(osp.join(folder, "config.yaml")):
@@ -144,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         cfg = setup_cfg(as_evaluation)
         check_inside(cfg, as_evaluation)
         with protect_data(cfg, as_evaluation):
-            with redirect_stdout(io.StringIO()):  # what a training would log
+            with redirect_stdout(io.StringIO()):  # hides the log of a training
                 trainer = build_trainer(cfg)
                 trainer.load_model(folder)
             calibrate(trainer, folder)

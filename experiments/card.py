@@ -1,11 +1,11 @@
-"""README.md of an exported folder: the model card, with code that runs in that folder."""
+"""The README.md of an exported folder: a model card, with code that runs in that folder."""
 
 import json
 import os.path as osp
 
 from dassl.files import atomic_write, visible
 
-CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # that every Pillow has; of others EPS runs a program
+CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # every Pillow has these; EPS would run a program
 # Pictures as predict.py reads them: `dassl.utils.as_photo`, then the test transform up to the crop
 OPEN_IMAGE = """import json
 from PIL import Image, ImageOps
@@ -27,7 +27,7 @@ def open_image(path):
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.convert("RGB").resize((width, height), resample).crop((left, top, left + side, top + side))
 """
-# What follows for one prompt a class, and for several, whose features are averaged
+# The card's program is a part of LOADS, then of ONE_PROMPT; with several prompts a class, SEVERAL_PROMPTS and AVERAGE
 LOADS = {
     "openai": """import clip, torch
 from torchvision.transforms.functional import normalize, to_tensor
@@ -98,34 +98,39 @@ logits = model.logit_scale.exp().detach() * image @ features.T
 SHOW = """print(classes[probabilities[0].argmax()], f"{float(probabilities[0].max()):.1%}")"""
 LIBRARIES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
 FORMATS = tuple(LIBRARIES)
-
-
 MOST_PROMPTS = 8  # of a class, in the card
 
 
 def write_card(facts: dict, folder: str) -> None:
-    """Args: facts: see `export.describe`."""
+    """Write README.md into a folder.
+
+    Args:
+        facts: see `export.describe`.
+        folder: of the export.
+    """
     with atomic_write(osp.join(folder, "README.md")) as f:
         f.write(card(facts).encode())
 
 
 def card(facts: dict) -> str:
-    to, given = facts["format"], facts["input"]
+    """Return the model card in Markdown."""
+    to, image_input = facts["format"], facts["input"]
     strength = "" if facts["strength"] is None else f" at strength {facts['strength']:g}"
     tag = "image-classification" if to == "onnx" else "zero-shot-image-classification"
+    kind = "images to logits of its classes, the class features inside." if to == "onnx" else "a plain CLIP."
     lines = [
         f"---\nlicense: other\nlibrary_name: {LIBRARIES[to]}\npipeline_tag: {tag}\ntags: [clip]\n---",
         f"# CLIP tuned by {facts['trainer']} on {facts['dataset']}",
-        f"CLIP `{visible(facts['backbone'])}`, adapted by {facts['trainer']}{strength} on {facts['dataset']}: "
-        + ("images to logits of its classes, the class features inside." if to == "onnx" else "a plain CLIP."),
+        f"CLIP `{visible(facts['backbone'])}`, adapted by {facts['trainer']}{strength} on {facts['dataset']}: {kind}",
         "## Figures",
         table(facts["figures"]) or "None: it was not evaluated as it is here.",
         "## How to load it",
         *loading(facts),
         "## Images",
         "Upright as their EXIF says, on white where they are transparent; "
-        f"shorter side to {max(given['SIZE'])} pixels ({given['INTERPOLATION']}), the central {given['SIZE'][0]} x "
-        f"{given['SIZE'][1]}, values in [0, 1], mean {given['PIXEL_MEAN']}, standard deviation {given['PIXEL_STD']}.",
+        f"shorter side to {max(image_input['SIZE'])} pixels ({image_input['INTERPOLATION']}), "
+        f"the central {image_input['SIZE'][0]} x {image_input['SIZE'][1]}, values in [0, 1], "
+        f"mean {image_input['PIXEL_MEAN']}, standard deviation {image_input['PIXEL_STD']}.",
         "## Classes",
         class_list(facts),
         "## Licence",
@@ -136,7 +141,7 @@ def card(facts: dict) -> str:
 
 
 def loading(facts: dict) -> list[str]:
-    """Return the paragraphs on how to run the model, the first with code that says what predict.py says."""
+    """Return the paragraphs on how to run the model; the code of the first one answers as predict.py does."""
     to = facts["format"]
     parts = [f"In this folder:\n\n```python\n{code(facts)}\n```"]
     if facts["temperature"] != 1:
@@ -152,7 +157,7 @@ def loading(facts: dict) -> list[str]:
         )
     if to == "open_clip":
         name, add = facts["open_clip_name"], ""
-        if not name:
+        if not name:  # open_clip has no architecture like this one
             name, add = "tuned_clip", 'open_clip.add_model_config("tuned_clip.json")\n'
         call = f'open_clip.create_model_and_transforms("{name}", pretrained="open_clip_model.safetensors")'
         parts.append(f"Or by the architecture's name:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
@@ -172,7 +177,7 @@ def code(facts: dict) -> str:
 
 
 def class_list(facts: dict) -> str:
-    """Return the classes, with the prompts that a plain CLIP needs for them."""
+    """Return the classes, with their prompts unless the file is an ONNX, whose class features are fixed."""
     names = [f"`{visible(name)}`" for name in facts["classes"]]
     if facts["format"] == "onnx":
         return f"{len(names)}: " + ", ".join(names)
@@ -187,11 +192,14 @@ def class_list(facts: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
+    """Return results as a Markdown table, "" for none."""
     if not rows:
         return ""
     heads = ("dataset", "classes", "shots", "seed", "split", "accuracy")
-    rows = [row | {"shots": "all" if row["shots"] == -1 else row["shots"]} for row in rows]
-    cells = [["" if row[head] is None else str(row[head]) for head in heads] for row in rows]
-    for row, given in zip(cells, rows, strict=True):
-        row[-1] = "" if given["accuracy"] is None else f"{given['accuracy']:.1f} %"
+    cells = []
+    for row in rows:
+        shots = "all" if row["shots"] == -1 else row["shots"]
+        accuracy = None if row["accuracy"] is None else f"{row['accuracy']:.1f} %"
+        values = row | {"shots": shots, "accuracy": accuracy}
+        cells.append(["" if values[head] is None else str(values[head]) for head in heads])
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *cells])

@@ -1,8 +1,9 @@
-"""The config of a run: what the command line, the files and the defaults give together.
+"""The config of a run, merged from the defaults, the files and the command line.
 
-Later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs. In an evaluation the
-config of the model stands before all files, so that what is not given is as it was in training; unless both files are
-given, as CoOp's commands do: then they say everything.
+Precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
+
+In an evaluation the config of the model comes before all files, so that every key without a new value is as in
+training. CoOp's commands give both files in an evaluation: then the config of the model is not read.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from trainers.base import extend_cfg, node_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
-from .flags import parse  # noqa: F401  what it returns, `setup_cfg` takes
+from .flags import parse  # noqa: F401  other modules import it from here, beside `setup_cfg`
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OWN = {  # keys that are not Dassl's, or with another default
@@ -39,15 +40,15 @@ OWN = {  # keys that are not Dassl's, or with another default
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
         "ROOT": "data",
         "IMAGES": "",  # of the data set Images: folder, CSV or JSON
-        "SKIP_UNREADABLE": False,  # its images that cannot be read are left out, not refused
-        "VAL": Key(-1.0, low=-1),  # of its images: a share below 1 or a number of each class for val; negative: a fifth
-        "ALL_TEST": False,  # its images are all evaluated: those for TEST.SPLIT, those without a split for test
-        "CLASSES": Key([], of=str),  # then: the classes to tell apart, if those of the images are among them
+        "SKIP_UNREADABLE": False,  # leave out its images that cannot be read; False: refuse them
+        "VAL": Key(-1.0, low=-1),  # its images for val: a share below 1, or a number of each class; negative: a fifth
+        "ALL_TEST": False,  # evaluate all its images of TEST.SPLIT; images without a split count as test
+        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, the images' among them
     },
     "SEED": Key(1, below=2**32),
 }
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
-UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # told apart from what is asked for
+UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # values that no user gives: `finish` fills them in
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
@@ -55,37 +56,40 @@ COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written fo
 
 
 def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
-    """The merged, frozen config; `args` gets its trainer, and as `model_config` the config of the model evaluated.
+    """Return the merged, frozen config.
+
+    `args` gets its trainer and, as `model_config`, the config of the model that is evaluated.
 
     Args:
         args: of `parse`.
-        with_data: False where no data set is built: then the package `datasets` is not imported, as in a program of
-            somebody's own, where that name is Hugging Face's.
+        with_data: False where no data set is built. The package `datasets` is not imported then: in a user's program
+            this may be the name of Hugging Face's.
 
     Raises:
-        FileNotFoundError, ValueError: a config file that is not there; an unknown key or name, with the nearest.
+        FileNotFoundError: a config file is not there.
+        ValueError: a key, a name or a value is wrong; the message has the nearest name.
     """
     discover(trainers)
     if with_data:
         discover(importlib.import_module("datasets"))
     args.model_config = read_run(model_file(args)) if model_file(args) else {}
-    named = args.trainer
-    args.trainer = named or args.model_config.get("TRAINER.NAME") or "OrthCR"
+    by_user = args.trainer
+    args.trainer = by_user or args.model_config.get("TRAINER.NAME") or "OrthCR"
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
 
     cfg = default_cfg(args.trainer)
     cfg.update(UNSET)
-    if args.eval_only and strength_key(args.trainer):  # the model's, unless something says otherwise
+    if args.eval_only and strength_key(args.trainer):  # the default of an evaluation is the strength of the model
         cfg.TRAINER[node_of(TRAINER_REGISTRY.get(args.trainer))].STRENGTH = strength_of(args)
-    new = ("TRAINER",) if is_foreign(args.trainer) else ()  # what its config says there is taken as it is
+    new = ("TRAINER",) if is_foreign(args.trainer) else ()  # a foreign trainer declares no keys: allow any
     for node in COOPS_OWN if new else ():
         cfg.TRAINER.setdefault(node, CfgNode(COOPS_OWN[node]))
     for file in files(args):
         merge_config(cfg, file, allow_new=new)
         inherit(cfg, file, args.trainer)
-        if file == model_file(args):  # where and on what the training ran is its own affair
+        if file == model_file(args):  # device and folders of the training are not those of the evaluation
             cfg.update(UNSET)
-    if not named:
+    if not by_user:
         check_meant(cfg, args)
     merge_config(cfg, overrides(args, cfg))
     if not new:
@@ -99,53 +103,55 @@ def setup_cfg(args: argparse.Namespace, with_data: bool = True) -> CfgNode:
 
 
 def read_run(path: str) -> dict:
-    """The dotted config of a run; a model from before there was a strength has all of it."""
+    """Return the dotted config of a run; the strength is 1.0 where the run is older than that key."""
     config = read_config(path)
     key = strength_key(config["TRAINER.NAME"])
     return {key: 1.0} | config if key else config
 
 
 def strength_key(trainer: str) -> str:
-    """TRAINER.<NODE>.STRENGTH of a method that has one, else ""."""
+    """Return TRAINER.<NODE>.STRENGTH for a method that has a strength, else ""."""
     method = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
     return f"TRAINER.{node_of(method)}.STRENGTH" if "STRENGTH" in getattr(method, "defaults", {}) else ""
 
 
 def strength_of(args: argparse.Namespace):
-    """That with which the model to be evaluated was trained; of another code base all."""
+    """Return the strength the model was trained with; 1.0 for checkpoints of other code bases."""
     return args.model_config.get(strength_key(args.trainer), 1.0)
 
 
 def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
-    """From the file of a method that this one extends, its node's settings are taken, too."""
+    """Copy the settings that a file of the parent method sets into the node of this method."""
     method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
     parent = parent_of(file, method)
     if parent and node_of(parent) in default and node_of(parent) != node_of(method):
-        theirs, mine = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
-        for key in theirs.keys() & mine.keys():
-            if theirs[key] != default[node_of(parent)][key]:
-                mine[key] = theirs[key]
+        parent_node, method_node = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
+        for key in parent_node.keys() & method_node.keys():
+            if parent_node[key] != default[node_of(parent)][key]:
+                method_node[key] = parent_node[key]
 
 
 def check_meant(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raises ValueError if a config file is of another trainer than the one that nobody asked for."""
+    """Raise ValueError if a config file is for another trainer, and no --trainer is given."""
     method, default = TRAINER_REGISTRY.get(args.trainer), default_cfg(args.trainer).TRAINER
     family = [cls.__name__ for cls in method.__mro__]
     nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
     *_, above, folder, _ = ("", "", *Path(args.config_file).absolute().parts)
-    meant = [cfg.TRAINER.NAME, folder if above == "trainers" and folder in nodes else ""]
-    if not args.model_config:  # that of a trainer for Dassl has the defaults of all methods, as they were then
-        meant += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
-    other = next((name for name in meant if name and name not in family and nodes.get(name) != node_of(method)), "")
-    if other:
-        raise ValueError(f"the config files are for {other}, not for {args.trainer}: give --trainer {other}")
+    names = [cfg.TRAINER.NAME]
+    if above == "trainers" and folder in nodes:
+        names.append(folder)
+    if not args.model_config:  # the config of a model of a Dassl trainer has the defaults of all methods at its time
+        names += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
+    for name in names:
+        if name and name not in family and nodes.get(name) != node_of(method):
+            raise ValueError(f"the config files are for {name}, not for {args.trainer}: give --trainer {name}")
 
 
 def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Let the last word win where one key decides in place of others: see `Decides`.
+    """Let the later layer win where one key decides in place of others: see `Decides`.
 
     Raises:
-        ValueError: one file, or the command line, sets both.
+        ValueError: one layer, a file or the command line, sets both.
     """
     method = TRAINER_REGISTRY.get(args.trainer)
     node, layers = node_of(method), layers_of(args)
@@ -157,21 +163,24 @@ def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
         for short in decides.keys:
             key = short if "." in short else f"TRAINER.{node}.{short}"
             last = max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
-            now, word = flatten(cfg)[key], cfg.TRAINER[node][name]
-            if last < max(since, 0) or not word or decides.agrees(short, now, word):
+            value, deciding_value = flatten(cfg)[key], cfg.TRAINER[node][name]
+            if last < max(since, 0) or not deciding_value or decides.agrees(short, value, deciding_value):
                 continue
-            off = shown(type(word)())
+            off = shown(type(deciding_value)())
             if last == since or decides.refused:
-                wrong = f"{key} {shown(now)} {layers[last][0]} has no effect with {deciding} {shown(word)}"
+                wrong = f"{key} {shown(value)} {layers[last][0]} has no effect with {deciding} {shown(deciding_value)}"
                 raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
-            say(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
-            cfg.TRAINER[node][name] = type(word)()
+            say(f"{deciding} is {off} instead of {shown(deciding_value)}: {key} {layers[last][0]} comes later")
+            cfg.TRAINER[node][name] = type(deciding_value)()
 
 
 def layers_of(args: argparse.Namespace) -> list[tuple[str, dict]]:
-    """Return where keys are set, later over earlier: [("in FILE", {key: value}), ..., ("on the command line", ...)].
+    """Return the layers that set keys, later over earlier.
 
-    In the config.yaml of a run, which has every key, a key that another decides in place of is not set.
+    The config.yaml of a run has every key. It counts as setting the deciding keys alone, not the others.
+
+    Returns:
+        [("in FILE", {key: value}), ..., ("on the command line", {key: value})].
     """
     method, layers = TRAINER_REGISTRY.get(args.trainer), []
     for path, keys in (layer for file in files(args) for layer in read_layers(file)):
@@ -184,18 +193,18 @@ def layers_of(args: argparse.Namespace) -> list[tuple[str, dict]]:
 
 def inherited(keys: dict, path: str, method: type) -> dict:
     """Return the keys that a parent's file sets for the method, by `inherit`."""
-    parent, mine = parent_of(path, method), f"TRAINER.{node_of(method)}."
-    theirs = f"TRAINER.{node_of(parent)}." if parent else mine
-    return {key.replace(theirs, mine, 1): value for key, value in keys.items() if key.startswith(theirs)}
+    parent, prefix = parent_of(path, method), f"TRAINER.{node_of(method)}."
+    parent_prefix = f"TRAINER.{node_of(parent)}." if parent else prefix
+    return {key.replace(parent_prefix, prefix, 1): keys[key] for key in keys if key.startswith(parent_prefix)}
 
 
 def parent_of(file: str, method: type) -> type | None:
-    """Return the class that the method extends and that the folder of a config file is named after."""
+    """Return the parent class of the method whose name is that of the config file's folder, or None."""
     return next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
 
 
 def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raises ValueError for KEY VALUE pairs that are of another trainer."""
+    """Raise ValueError for KEY VALUE pairs of another trainer."""
     if cfg.TRAINER.NAME != args.trainer:
         raise ValueError(
             f"TRAINER.NAME is {shown(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
@@ -203,27 +212,38 @@ def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
     node = node_of(TRAINER_REGISTRY.get(args.trainer))
     for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
         if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", node):
-            raise ValueError(f"{key} is of another trainer than {args.trainer}, which has TRAINER.{node}")
+            raise ValueError(
+                f"{key} is no key of {args.trainer}, which has TRAINER.{node}: leave it out, or give --trainer"
+            )
 
 
 def discover(package) -> None:
-    """Imports every module of `trainers` or `datasets`, so that it registers itself; one that fails is named."""
+    """Import every module of `trainers` or `datasets`, so that it registers itself; print a line for one that fails."""
     for module in pkgutil.iter_modules(package.__path__):
         try:
             importlib.import_module(f"{package.__name__}.{module.name}")
-        except Exception as error:  # somebody's file with a missing dependency must not stop all the others
+        except Exception as error:  # one user's file with a missing dependency must not stop all the others
             print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def default_cfg(trainer: str) -> CfgNode:
-    """Dassl's defaults, those of this project and those of every registered method; `trainer`: the one that runs."""
+    """Return the defaults of Dassl, of this project and of every registered method.
+
+    Args:
+        trainer: name of the one that runs.
+    """
     cfg = CfgNode(values(joined(KEYS, OWN)))
     extend_cfg(cfg, trainer)
     return cfg
 
 
 def declared(trainer: str, with_data: bool = True) -> dict:
-    """The default of each key of `default_cfg(trainer)`, and what the key may be; of no other method's keys."""
+    """Return the declaration of each key of `default_cfg(trainer)`: its default and its allowed values.
+
+    Args:
+        trainer: the one method whose keys are included.
+        with_data: False: the names of data sets are not checked.
+    """
     registered = {
         "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())} if with_data else {},
         "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
@@ -235,44 +255,44 @@ def declared(trainer: str, with_data: bool = True) -> dict:
 
 
 def joined(first: dict, second: dict) -> dict:
-    """Two nested dicts as one; where both have a key, it is the second's."""
+    """Return two nested dicts as one; where both have a key, the second wins."""
     both = {**first, **second}
     nested = [key for key in first.keys() & second.keys() if isinstance(first[key], dict)]
     return both | {key: joined(first[key], second[key]) for key in nested}
 
 
 def is_foreign(trainer: str) -> bool:
-    """Whether it is written for the original Dassl: such a trainer declares no defaults."""
+    """Return whether a trainer is written for the original Dassl. Such a trainer declares no defaults."""
     return not hasattr(TRAINER_REGISTRY.get(trainer), "defaults")
 
 
-# ------------------------------------------------------------------ what is merged
+# ------------------------------------------------------------------ the layers
 
 
 def model_file(args: argparse.Namespace) -> str:
-    """The config of the model to be evaluated; "" if there is none, as in the directories of other code bases."""
+    """Return the config file of the model to be evaluated; "" without one, as in directories of other code bases."""
     path = osp.join(args.model_dir, "config.yaml")
     return path if args.eval_only and args.model_dir and osp.exists(path) else ""
 
 
 def files(args: argparse.Namespace) -> list[str]:
-    """The config files, later over earlier."""
+    """Return the config files, later over earlier."""
     data, method = here_or_in_clone(args.dataset_config_file), here_or_in_clone(args.config_file)
     if model_file(args) and not (method and data):
-        given = [model_file(args), data, method]
+        paths = [model_file(args), data, method]
     else:
-        given = [data or str(CONFIGS / "datasets" / "shapes.yaml"), method or tiny_file(args.trainer)]
-    return [file for file in given if file]
+        paths = [data or str(CONFIGS / "datasets" / "shapes.yaml"), method or tiny_file(args.trainer)]
+    return [path for path in paths if path]
 
 
 def here_or_in_clone(path: str) -> str:
-    """`configs/...` is found from any folder."""
-    there = CONFIGS.parent / path
-    return str(there) if path and not osp.exists(path) and there.exists() else path
+    """Return a path as it is, or below this clone if it exists only there: `configs/...` works in any folder."""
+    in_clone = CONFIGS.parent / path
+    return str(in_clone) if path and not osp.exists(path) and in_clone.exists() else path
 
 
 def tiny_file(trainer: str) -> str:
-    """Return tiny.yaml of the method or of its nearest parent, else that of the backbone; "" for foreign ones."""
+    """Return tiny.yaml of the method or of its nearest parent, else that of the backbone; "" for foreign trainers."""
     owner = owner_of("tiny", trainer)
     if owner:
         return str(CONFIGS / "trainers" / owner / "tiny.yaml")
@@ -280,25 +300,38 @@ def tiny_file(trainer: str) -> str:
 
 
 def owner_of(stem: str, trainer: str) -> str:
-    """Return the trainer, or its nearest parent, that has STEM.yaml (a pattern) in configs/trainers; "" if none has."""
+    """Return the trainer, or its nearest parent, that has STEM.yaml in configs/trainers; "" if none has.
+
+    Args:
+        stem: name of the file without its ending; a glob pattern.
+        trainer: name of the method.
+    """
     lineage = [cls.__name__ for cls in TRAINER_REGISTRY.get(trainer).__mro__]
     return next((name for name in lineage if list((CONFIGS / "trainers" / name).glob(f"{stem}.yaml"))), "")
 
 
 def check_own_files(args: argparse.Namespace) -> None:
-    """Raises ValueError if a file of the method's own folder has settings of another method, as a copied one has."""
-    own = f"TRAINER.{node_of(TRAINER_REGISTRY.get(args.trainer))}."
+    """Raise ValueError if a file in the method's own folder sets keys of another method, as a copied file may."""
+    prefix = f"TRAINER.{node_of(TRAINER_REGISTRY.get(args.trainer))}."
     for path, keys in (layer for file in files(args) for layer in read_layers(file)):
         folder = Path(path).absolute().parent
-        others = [key for key in keys if key.startswith("TRAINER.") and not key.startswith((own, "TRAINER.NAME"))]
+        others = [key for key in keys if key.startswith("TRAINER.") and not key.startswith((prefix, "TRAINER.NAME"))]
         if others and (folder.parent.name, folder.name) == ("trainers", args.trainer):
-            wrong = f'{others[0]} in "{path}" has no effect, as {args.trainer} has {own[:-1]}'
+            wrong = f'{others[0]} in "{path}" has no effect, as {args.trainer} has {prefix[:-1]}'
             raise ValueError(f"{wrong}: rename it, or remove it")
 
 
 def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
-    """What the flags say, as KEY VALUE pairs; `cfg`: what the files say."""
-    given = {
+    """Return the flags as KEY VALUE pairs.
+
+    Args:
+        args: of `parse`.
+        cfg: merged from the files.
+
+    Raises:
+        ValueError: a flag has no effect on this trainer.
+    """
+    values = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir or None,
         "RESUME": args.resume or None,
@@ -314,38 +347,47 @@ def overrides(args: argparse.Namespace, cfg: CfgNode) -> list:
     }
     if args.strength is not None:
         if not strength_key(args.trainer):
-            raise ValueError(f"{args.trainer} takes no --strength: it changes no weights")
-        given[strength_key(args.trainer)] = args.strength
+            raise ValueError(f"{args.trainer} takes no --strength, as it changes no weights: leave it out")
+        values[strength_key(args.trainer)] = args.strength
     if args.template is not None:
         node = node_of(TRAINER_REGISTRY.get(args.trainer))
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
-            raise ValueError(f"{args.trainer} takes no --template: its prompts are not hand-crafted")
-        given[f"TRAINER.{node}.TEMPLATE"] = args.template
-    return [word for key, value in given.items() if value is not None for word in (key, value)]
+            raise ValueError(f"{args.trainer} takes no --template, as its prompts are not hand-crafted: leave it out")
+        values[f"TRAINER.{node}.TEMPLATE"] = args.template
+    return [word for key, value in values.items() if value is not None for word in (key, value)]
 
 
 def preprocessing(cfg: CfgNode, args: argparse.Namespace) -> list:
-    """What the backbone's own files say of its images, as KEY VALUE pairs; those of the command line come behind them.
+    """Return the image settings in the backbone's own files as KEY VALUE pairs.
 
-    Of the config files, those that are for any backbone say OpenAI's values; what says others is meant. A model that is
-    evaluated keeps what it was trained with.
+    The command line overrides them. So does a config file that has other values than the defaults and OpenAI's, which
+    stand in the files for any backbone. A model that is evaluated keeps the settings of its training.
     """
-    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    name = str(pairs.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    name = str(opts.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
     if name == args.model_config.get("MODEL.BACKBONE.NAME"):
         return []
-    usual, files = [default_cfg(args.trainer) for _ in range(2)], flatten(cfg)
-    merge_config(usual[1], CONFIGS / "backbones" / "clip.yaml")
-    given = {f"INPUT.{key}": value for key, value in input_keys(name).items()}
-    meant = {key for key in given if files[key] not in [flatten(had)[key] for had in usual]} - {"INPUT.SIZE"}
-    return [word for key, value in given.items() if key not in meant for word in (key, value)]
+    current = flatten(cfg)
+    defaults, openai = default_cfg(args.trainer), default_cfg(args.trainer)
+    merge_config(openai, CONFIGS / "backbones" / "clip.yaml")
+    defaults, openai = flatten(defaults), flatten(openai)
+    pairs = []
+    for short, value in input_keys(name).items():
+        key = f"INPUT.{short}"
+        is_usual = current[key] in (defaults[key], openai[key])
+        if is_usual or key == "INPUT.SIZE":  # the weights fit one size alone
+            pairs += [key, value]
+    return pairs
 
 
 def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
-    """What --images says; without it, an evaluation of a model of own images takes the split kept beside the model."""
-    kept, classes = (osp.join(args.model_dir, name) for name in ("split.json", CLASSES))
+    """Return the settings for --images.
+
+    Without that flag, the evaluation of a model of own images reads the split saved beside the model.
+    """
+    split, classes = (osp.join(args.model_dir, name) for name in ("split.json", CLASSES))
     if args.images:
-        given = {
+        settings = {
             "DATASET.NAME": "Images",
             "DATASET.IMAGES": osp.abspath(osp.expanduser(args.images)),
             "DATASET.NUM_SHOTS": -1,
@@ -355,17 +397,17 @@ def own_images(args: argparse.Namespace, cfg: CfgNode) -> dict:
             "TEST.PER_CLASS_RESULT": True,
         }
         if args.eval_only and args.model_dir and osp.exists(classes):
-            given["DATASET.CLASSES"] = read_classes(classes)
-        return given
+            settings["DATASET.CLASSES"] = read_classes(classes)
+        return settings
     if args.skip_unreadable and cfg.DATASET.NAME != "Images":
         raise ValueError(f"--skip-unreadable is for own images, and the data set is {cfg.DATASET.NAME}: leave it out")
-    if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(kept):
-        return {"DATASET.IMAGES": osp.abspath(kept), "DATASET.ALL_TEST": True}
+    if args.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(split):
+        return {"DATASET.IMAGES": osp.abspath(split), "DATASET.ALL_TEST": True}
     return {}
 
 
 def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
-    """What nobody asked for is found, every value is checked, what plays no part goes; frozen."""
+    """Fill in defaults, check every value, drop unused nodes, freeze the config."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     keys = declared(args.trainer, with_data)
     resolve_aliases(cfg, keys)
@@ -386,7 +428,7 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
         raise ValueError(f"OUTPUT_DIR has {length:,} characters, with the folders above: give at most {LONGEST_PATH:,}")
     if args.eval_only and args.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(args.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, args)
-        say(f"The results go to {cfg.OUTPUT_DIR}: those of the training stay")
+        say(f"The results go to {cfg.OUTPUT_DIR}: the results of the training stay")
     if not is_foreign(args.trainer):
         clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
     check_resume(cfg)
@@ -395,47 +437,53 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
 
 
 def suit_clip(cfg: CfgNode) -> None:
-    """CLIP's images are always normalized. Raises ValueError for settings of Dassl's that CLIP has no use for."""
+    """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that CLIP has no use for."""
     for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
-            why = f"{shown(flatten(cfg)[key])} is for other trainers"
-            raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {why}")
+            reason = f"{shown(flatten(cfg)[key])} is for other trainers"
+            raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {reason}")
     if "normalize" not in cfg.INPUT.TRANSFORMS:
         cfg.INPUT.TRANSFORMS = (*cfg.INPUT.TRANSFORMS, "normalize")
         say('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')
 
 
 def check_training(cfg: CfgNode) -> None:
-    """Raises ValueError for settings with which nothing can be learned; models of such trainings are still tested."""
+    """Raise ValueError for settings that learn nothing. A model trained with them may still be tested."""
     if cfg.OPTIM.LR == 0:
         raise ValueError("OPTIM.LR is 0, but must be above 0 in training: to test without training give --eval-only")
 
 
 def check_resume(cfg: CfgNode) -> None:
-    """Raises ValueError if RESUME is a finished training: nothing would be trained, and the results would claim it."""
+    """Raise ValueError if RESUME is a finished training: the results would claim a training that did not happen."""
     if not cfg.RESUME:
         return
     if cfg.MODEL.INIT_WEIGHTS:
         raise ValueError("MODEL.INIT_WEIGHTS has no effect with --resume, whose weights replace it: give one of them")
-    own, other = (
-        [epochs(folder)[-1] for folder in glob.glob(osp.join(glob.escape(run), "*", "")) if epochs(folder)]
-        for run in (cfg.OUTPUT_DIR, cfg.RESUME)
-    )
-    if other and not own and min(other) >= cfg.OPTIM.MAX_EPOCH:
-        told = f"{cfg.RESUME} was trained for {min(other)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
-        raise ValueError(f"nothing is left to train: {told}; give more, or --eval-only --model-dir")
+    done = last_epochs(cfg.RESUME)
+    if done and not last_epochs(cfg.OUTPUT_DIR) and min(done) >= cfg.OPTIM.MAX_EPOCH:
+        state = f"{cfg.RESUME} was trained for {min(done)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
+        raise ValueError(f"nothing is left to train: {state}; give more epochs, or --eval-only --model-dir")
+
+
+def last_epochs(run: str) -> list[int]:
+    """Return the last epoch of each model that has checkpoints in the directory of a run."""
+    folders = glob.glob(osp.join(glob.escape(run), "*", ""))
+    return [epochs(folder)[-1] for folder in folders if epochs(folder)]
 
 
 def default_output(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Return the output directory of a run without --output-dir."""
     name = osp.splitext(osp.basename(cfg.DATASET.IMAGES))[0] if args.images else cfg.DATASET.NAME
     run = [name, cfg.DATASET.SUBSAMPLE_CLASSES, f"shots{cfg.DATASET.NUM_SHOTS}", f"seed{cfg.SEED}"]
     if args.eval_only and args.model_dir:  # beside the model, never over its own results
+        words = [*run[:2], cfg.TEST.SPLIT]
         s = flatten(cfg).get(strength_key(args.trainer), 1.0)
-        other = [f"s{s}"] * (s != strength_of(args))
-        return osp.join(args.model_dir, "eval", "-".join([*run[:2], cfg.TEST.SPLIT, *other]))
+        if s != strength_of(args):
+            words.append(f"s{s}")
+        return osp.join(args.model_dir, "eval", "-".join(words))
     return osp.join("output", cfg.TRAINER.NAME, *run)
 
 
 def plain(cfg: CfgNode) -> dict:
-    """Dotted keys of a config with the values that its `config.yaml` has."""
+    """Return the dotted keys of a config with the values that its `config.yaml` has."""
     return flatten(yaml.safe_load(cfg.dump()))

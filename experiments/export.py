@@ -1,7 +1,7 @@
-"""A trained model in the files of others: OpenAI's, open_clip's, transformers', ONNX.
+"""The export of a trained model into other formats: OpenAI's, open_clip's, transformers', ONNX.
 
-A method that changes weights is merged into a plain CLIP. What runs beside CLIP (prompts, adapters, caches) has no
-place in one; its classifier, with the class features inside, is a file of ONNX.
+A method that changes weights is merged into a plain CLIP. Prompts, adapters and caches run beside CLIP, and a plain
+CLIP has no place for them. An ONNX file has: it holds the whole classifier, with the class features.
 """
 
 import contextlib
@@ -38,49 +38,50 @@ from .flags import parse
 from .predictor import known_classes, without_data
 
 OPSET = 20
-LIMIT = 1e-3  # largest difference of logits with which an export counts as the same model
+LIMIT = 1e-3  # largest difference of logits between an export and its model
 PLAIN = "openai, open_clip and transformers are plain CLIPs; --to onnx holds it"
 
 
 def export(model_dir: str, to: str, output: str, epoch: int | None = None, strength: float | None = None) -> None:
-    """Writes the folder `output`, as a whole, and prints what is in it.
+    """Write a model into a folder, all of it or nothing, and print a summary.
 
     Args:
         model_dir: output directory of a training, or of a zero-shot run.
         to: openai, open_clip, transformers or onnx.
+        output: folder to be made.
         epoch: of the checkpoint; None: the best on val if kept, else the last.
-        strength: of what was trained; None: that of the model.
+        strength: fraction of the update, from 0 to 1; None: the strength of the model.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: the format cannot hold it, with the reason; or `output` is not empty.
-        FloatingPointError: what was written gives other logits.
+        ValueError: the format cannot hold the model, or `output` is not empty.
+        FloatingPointError: the written files give other logits than the model.
     """
     output = osp.abspath(osp.expanduser(output))
     if osp.exists(output) and (not osp.isdir(output) or os.listdir(output)):
-        raise ValueError(f"--output {output} is there already, and not empty: give another, or remove it")
+        raise ValueError(f"--output {output} exists and is not empty: give another folder, or remove it")
     model_dir = osp.expanduser(model_dir)
-    with contextlib.redirect_stdout(io.StringIO()):  # what a training would log
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the log of a training
         trainer = load_trained(model_dir, epoch, strength)
     facts = describe(trainer, to, model_dir, temperature_of(trainer, model_dir, epoch))
     image = torch.randn(3, 3, *trainer.cfg.INPUT.SIZE)
     with torch.no_grad():
-        wanted = trainer.model(image) / facts["temperature"]  # and what does not depend on the image is computed
+        expected = trainer.model(image) / facts["temperature"]  # also fills the model's cache of class features
     parent = osp.dirname(output)
     os.makedirs(parent, exist_ok=True)
     sweep(parent, SCRATCH.format("orthcr-export"))  # of exports that were killed
     with scratch_folder(parent, "orthcr-export") as folder:
         if to == "onnx":
             facts |= write_onnx(trainer, folder, facts)
-            got = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)
+            logits = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)
         else:
             model = plain_clip(trainer, facts["temperature"])
             facts |= WRITERS[to](model, folder, facts)
             with torch.no_grad():
-                got = ClipClassifier(load_clip(folder), facts["classes"], facts["templates"]).eval()(image)
-        off = (got - wanted).abs().max().item()
-        if not off < LIMIT * max(1, wanted.abs().max().item() / 10):
-            raise FloatingPointError(f"what was written gives logits that are off by {off:.2g}: nothing is kept")
+                logits = ClipClassifier(load_clip(folder), facts["classes"], facts["templates"]).eval()(image)
+        difference = (logits - expected).abs().max().item()
+        if not difference < LIMIT * max(1, expected.abs().max().item() / 10):
+            raise FloatingPointError(f"the files give logits that are off by {difference:.2g}: nothing is kept")
         facts["files"] = {name: file_hash(osp.join(folder, name)) for name in sorted(os.listdir(folder))}
         write_json(facts, osp.join(folder, EXPORT), seal=True)
         write_card(facts, folder)
@@ -89,19 +90,20 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
     size = sum(file.stat().st_size for file in Path(output).iterdir())
     opset = f", opset {facts['opset']}" if to == "onnx" else ""
     print(f"{output}: {facts['trainer']} on {facts['dataset']} for {to}, float32{opset}, {size / 2**20:.1f} MiB")
-    print(f"Its logits are off the trained model's by at most {off:.1e}; its README.md says how to load it")
+    print(f"Its logits are off the trained model's by at most {difference:.1e}; its README.md says how to load it")
     if facts["temperature"] != 1:
         print(f"They are divided by the calibrated temperature {facts['temperature']:.3f}, as predict.py divides them")
 
 
 def umask() -> int:
+    """Return the umask of this process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> ClipTrainer:
-    """The trainer of a run with its model loaded, on the CPU, in eval mode."""
+    """Return the trainer of a run with its model loaded, on the CPU, in eval mode."""
     if not osp.exists(osp.join(model_dir, "config.yaml")):
         raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
     words = ["--eval-only", "--model-dir", model_dir, "USE_CUDA", "False"]
@@ -114,7 +116,7 @@ def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> C
     if strength is not None:
         node = next(key for key in cfg.TRAINER if key != "NAME")
         if "STRENGTH" not in cfg.TRAINER[node]:
-            raise ValueError(f"{cfg.TRAINER.NAME} has no --strength: it changes no weights of CLIP")
+            raise ValueError(f"{cfg.TRAINER.NAME} has no --strength, as it changes no weights of CLIP: leave it out")
         cfg = setup_cfg(parse([*words, f"TRAINER.{node}.STRENGTH", str(strength)]), with_data=False)
     trainer = without_data(method, known_classes(model_dir))(cfg)
     trainer.load_model(model_dir, epoch=epoch)
@@ -124,10 +126,21 @@ def load_trained(model_dir: str, epoch: int | None, strength: float | None) -> C
 
 
 def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float | None) -> dict:
-    """Return the facts of an export, for `export.json` and the model card."""
+    """Return the facts of an export, for `export.json` and the model card.
+
+    Args:
+        trainer: with its model loaded.
+        to: format.
+        model_dir: output directory of the run.
+        temperature: of the probabilities; None: they are not calibrated.
+    """
     cfg, model = trainer.cfg, trainer.model
     strength = getattr(model, "strength", None)
     classes, templates = list(trainer.dm.dataset.classnames), list(model.templates)
+    image_input = {}
+    for key in INPUT_KEYS:
+        value = cfg.INPUT[key]
+        image_input[key] = list(value) if isinstance(value, list | tuple) else value
     return {
         "format": to,
         "trainer": cfg.TRAINER.NAME,
@@ -139,42 +152,42 @@ def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float |
         "classes": classes,
         "templates": templates,
         "prompts": [[fill_template(template, [name])[0] for template in templates] for name in classes],
-        "input": {key: list(v) if isinstance(v := cfg.INPUT[key], list | tuple) else v for key in INPUT_KEYS},
+        "input": image_input,
         "dtype": "float32",
     }
 
 
 def figures(model_dir: str, strength: float | None) -> list[dict]:
-    """The results in and below a run's directory that are of this strength."""
+    """Return the results at this strength in and below a run's directory."""
     rows = []
-    for path in [
-        osp.join(model_dir, "results.json"),
-        *glob.glob(osp.join(glob.escape(model_dir), "eval", "*", "*.json")),
-    ]:
+    paths = [osp.join(model_dir, "results.json")]
+    paths += glob.glob(osp.join(glob.escape(model_dir), "eval", "*", "*.json"))
+    for path in paths:
         if osp.basename(path) != "results.json" or not osp.exists(path):
             continue
         results = read_json(path)
         config = flatten(results.get("config") or {})
-        had = next((value for key, value in config.items() if key.endswith(".STRENGTH")), strength)
-        if strength is None or results.get("strength", had) == strength:
+        configured = next((value for key, value in config.items() if key.endswith(".STRENGTH")), strength)
+        if strength is None or results.get("strength", configured) == strength:
             keys = ("dataset", "classes", "shots", "seed", "split", "accuracy")
             rows.append({key: results.get(key) for key in keys})
-    return [row for k, row in enumerate(rows) if row not in rows[:k]]  # an evaluation may repeat that of the training
+    return [row for k, row in enumerate(rows) if row not in rows[:k]]  # an evaluation may repeat the training's test
 
 
 # ------------------------------------------------------------------ a plain CLIP
 
 
 def holds_plain(trainer: ClipTrainer) -> bool:
-    """Whether the model is a CLIP with other weights, or with its own."""
+    """Return whether the model is a plain CLIP, with tuned weights or with the pretrained ones."""
     return isinstance(trainer.model, TunedCLIP) or type(trainer.model) is ClipClassifier
 
 
 def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
-    """Return a CLIP with what was trained in its weights.
+    """Return a CLIP with the update merged into its weights.
 
     Args:
-        temperature: by which the logit scale is divided.
+        trainer: with its model loaded.
+        temperature: divides the logit scale.
 
     Raises:
         ValueError: the method has parts that a CLIP has no place for.
@@ -189,11 +202,12 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
         for prefix, encoder in (("visual.", "image"), ("", "text")):
             for name, tensor in parts[encoder].items():
                 state[prefix + name].copy_(tensor)
-    state["logit_scale"].copy_((model.logit_scale / temperature).log())  # CLIPLoRA has one of its own
+    state["logit_scale"].copy_((model.logit_scale / temperature).log())  # from the model: CLIPLoRA has its own scale
     return result
 
 
 def tensors(model: CLIP) -> dict[str, torch.Tensor]:
+    """Return a model's tensors by name, contiguous and without shared memory, as safetensors needs them."""
     return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -203,14 +217,15 @@ def save_tensors(state: dict[str, torch.Tensor], path: str) -> None:
 
 
 def needs_vit(model: CLIP, to: str) -> None:
+    """Raise ValueError if the image encoder is a ResNet."""
     if not is_vit(model):
         raise ValueError(
-            f"the image encoder is a ResNet, which {to} has otherwise or not at all: take --to openai or onnx"
+            f"the image encoder is a ResNet, which {to} has in another form or not at all: take --to openai or onnx"
         )
 
 
 def write_openai(model: CLIP, folder: str, facts: dict) -> dict:
-    """model.pt, a state dict, as `clip.load` reads no safetensors.
+    """Write model.pt, a state dict: `clip.load` reads no safetensors.
 
     Raises:
         ValueError: clip.load would build another model from it.
@@ -222,9 +237,9 @@ def write_openai(model: CLIP, folder: str, facts: dict) -> dict:
             c_fc = module.transformer.resblocks[0].mlp.c_fc
             usual = layouts.Tower(c_fc.in_features // 64)
             if tower != usual or c_fc.out_features != 4 * c_fc.in_features:
-                told = f"{tower.heads} heads, {tower.activation}, an MLP of {c_fc.out_features}, epsilon {tower.eps:g}"
+                shape = f"{tower.heads} heads, {tower.activation}, an MLP of {c_fc.out_features}, epsilon {tower.eps:g}"
                 raise ValueError(
-                    f"clip.load cannot build the {name} encoder ({told}), only heads of width 64, QuickGELU, an MLP "
+                    f"clip.load cannot build the {name} encoder ({shape}), only heads of width 64, QuickGELU, an MLP "
                     f"of {4 * c_fc.in_features} and epsilon 1e-05: take --to open_clip or transformers"
                 )
     with atomic_write(osp.join(folder, "model.pt")) as f:
@@ -234,36 +249,45 @@ def write_openai(model: CLIP, folder: str, facts: dict) -> dict:
 
 
 def write_open_clip(model: CLIP, folder: str, facts: dict) -> dict:
-    """As a hub repository of open_clip, and the architecture by itself, for `add_model_config`."""
+    """Write a hub repository of open_clip, and the architecture in a file of its own for `add_model_config`."""
     needs_vit(model, "open_clip")
-    config, given = layouts.open_clip_config(model), facts["input"]
-    preprocess = {"mean": given["PIXEL_MEAN"], "std": given["PIXEL_STD"], "interpolation": given["INTERPOLATION"]}
+    config, image_input = layouts.open_clip_config(model), facts["input"]
+    preprocess = {
+        "mean": image_input["PIXEL_MEAN"],
+        "std": image_input["PIXEL_STD"],
+        "interpolation": image_input["INTERPOLATION"],
+        "resize_mode": "shortest",
+    }
     save_tensors(tensors(model), osp.join(folder, "open_clip_model.safetensors"))
-    hub = {"model_cfg": config, "preprocess_cfg": preprocess | {"resize_mode": "shortest"}}
+    hub = {"model_cfg": config, "preprocess_cfg": preprocess}
     write_json(hub, osp.join(folder, "open_clip_config.json"))
-    name = known_name(config)
+    name = name_in_open_clip(config)
     if not name:
         write_json(config, osp.join(folder, "tuned_clip.json"))
     return {"open_clip_name": name}
 
 
-def known_name(config: dict) -> str:
-    """open_clip's own name for an architecture; "" if it has none, or is not installed."""
+def name_in_open_clip(config: dict) -> str:
+    """Return open_clip's name for an architecture; "" if it has none, or is not installed."""
     try:
         import open_clip
     except ImportError:
         return ""
-    plain = {"head_width": 64, "quick_gelu": False}
 
-    def filled(cfg: dict) -> dict:
-        return plain | flatten(cfg) | {"vision_cfg.head_width": cfg["vision_cfg"].get("head_width", 64)}
+    def with_defaults(cfg: dict) -> dict:
+        values = {"head_width": 64, "quick_gelu": False}
+        values.update(flatten(cfg))
+        values["vision_cfg.head_width"] = cfg["vision_cfg"].get("head_width", 64)
+        return values
 
-    names = sorted(open_clip.list_models(), key=len)
-    return next((name for name in names if filled(open_clip.get_model_config(name)) == filled(config)), "")
+    for name in sorted(open_clip.list_models(), key=len):
+        if with_defaults(open_clip.get_model_config(name)) == with_defaults(config):
+            return name
+    return ""
 
 
 def write_transformers(model: CLIP, folder: str, facts: dict) -> dict:
-    """CLIPModel, CLIPProcessor and the tokenizer's files."""
+    """Write the files of CLIPModel, of CLIPProcessor and of the tokenizer."""
     needs_vit(model, "transformers")
     save_tensors(layouts.to_transformers(model.state_dict()), osp.join(folder, "model.safetensors"))
     write_json(layouts.transformers_config(model), osp.join(folder, "config.json"))
@@ -288,7 +312,7 @@ WRITERS = {"openai": write_openai, "open_clip": write_open_clip, "transformers":
 
 
 class Classifier(nn.Module):
-    """A model with its logits divided by a temperature: float [B, 3, H, W] -> logits float32 [B, n_cls]."""
+    """A model whose logits are divided by a temperature: float [B, 3, H, W] -> logits float32 [B, n_cls]."""
 
     def __init__(self, model: ClipClassifier, temperature: float):
         super().__init__()
@@ -299,16 +323,16 @@ class Classifier(nn.Module):
 
 
 def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
-    """model.onnx: input "image" float32 [batch, 3, H, W], output "logits" float32 [batch, n_cls]."""
+    """Write model.onnx: input "image" float32 [batch, 3, H, W], output "logits" float32 [batch, n_cls]."""
     for package in ("onnxscript", "onnx", "onnxruntime"):
         library(package, "--to onnx")
     model = trainer.model
-    if holds_plain(trainer):  # without the frozen weights beside the merged ones
+    if holds_plain(trainer):  # the tuned model has the frozen weights, too, which the file need not hold
         model = ClipClassifier(plain_clip(trainer), facts["classes"], facts["templates"]).eval()
     example = torch.randn(2, 3, *facts["input"]["SIZE"])
     classifier = Classifier(model, facts["temperature"]).eval()
     with torch.no_grad(), quiet():
-        classifier(example)  # what does not depend on the image is kept, and is a constant now
+        classifier(example)  # caches the class features, which become constants of the program
         program = traced(classifier, example)
     if program is None or isinstance(program.model.graph.inputs[0].shape[0], int):
         name = facts["trainer"]
@@ -320,7 +344,10 @@ def write_onnx(trainer: ClipTrainer, folder: str, facts: dict) -> dict:
 
 
 def traced(classifier: Classifier, example: torch.Tensor):
-    """The ONNX program for any number of images; None: prompts are encoded in it, which the exporter cannot follow."""
+    """Return the ONNX program for any number of images.
+
+    None if the program would encode prompts: the exporter cannot follow their packing.
+    """
     try:
         return torch.onnx.export(
             classifier,
@@ -339,13 +366,13 @@ def traced(classifier: Classifier, example: torch.Tensor):
 
 
 def dumps(value) -> str:
-    """Text as it is, all else as JSON."""
+    """Return a text as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 @contextlib.contextmanager
 def quiet():
-    """Without the exporter's words on its own work."""
+    """Hide the log messages and warnings of the exporter."""
     levels = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx")}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

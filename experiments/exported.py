@@ -1,4 +1,4 @@
-"""An exported folder as a classifier again: what the Predictor runs in place of a trainer."""
+"""The classifier of an exported folder, which the Predictor runs in place of a trainer."""
 
 import os.path as osp
 
@@ -15,15 +15,19 @@ from trainers.shared.classifier import ClipClassifier
 from .card import FORMATS
 from .seen import Seen
 
-EXPORT = "export.json"  # what the folder is, beside the files of its format
-INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: all that a test image goes through
+EXPORT = "export.json"  # the facts of an export, beside the files of its format
+INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: the transform of a test image
 
 
 class OnnxClassifier:
-    """`model.onnx`, run by onnxruntime on the CPU.
+    """The model of `model.onnx`, run by onnxruntime on the CPU.
+
+    Args:
+        folder: with the file.
+        classes: number of classes.
 
     Raises:
-        ValueError: onnxruntime is not installed, or the file is no such model, or has another number of classes.
+        ValueError: onnxruntime is not installed, or it cannot run the file, or the number of classes differs.
     """
 
     device = torch.device("cpu")
@@ -33,11 +37,11 @@ class OnnxClassifier:
         if not osp.isfile(self.path):
             raise ValueError(f"{self.path} is missing: export again")
         options = runtime.SessionOptions()
-        options.log_severity_level = 4  # its errors come as exceptions, too
+        options.log_severity_level = 4  # no log: errors are raised as exceptions
         try:
             self.session = runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
             outputs = [output.shape[-1] for output in self.session.get_outputs()]
-        except Exception as error:  # of a dozen types of its own
+        except Exception as error:  # onnxruntime raises a dozen types
             raise ValueError(
                 f"{self.path} is no model that onnxruntime can run ({brief(error)}): export again"
             ) from error
@@ -54,12 +58,19 @@ class OnnxClassifier:
 
 
 def brief(error: Exception) -> str:
-    """Return the message of somebody else's exception in one line of at most 300 characters."""
+    """Return the message of a library's exception in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 class ClipOfFolder:
-    """A plain CLIP of any layout, by the one forward pass here."""
+    """A plain CLIP, loaded from a folder of any layout.
+
+    Args:
+        folder: with the weights.
+        classes: names of the classes.
+        templates: prompts with {} for the class name.
+        device: of the model.
+    """
 
     def __init__(self, folder: str, classes: list[str], templates: list[str], device: torch.device):
         self.device = device
@@ -67,18 +78,20 @@ class ClipOfFolder:
 
     @torch.no_grad()
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits float32 [B, n_cls] of images float32 [B, 3, H, W]."""
         return self.model(image)
 
 
 def is_exported(folder: str) -> bool:
+    """Return whether a folder is an export."""
     return osp.exists(osp.join(folder, EXPORT))
 
 
 def read_facts(folder: str) -> dict:
-    """Return what `export.json` says of a folder, every value checked, and so is each file that it lists.
+    """Return the facts in a folder's `export.json`, after a check of every value and of every file in its list.
 
     Raises:
-        ValueError: a value is not what export.py writes, or a file is not as it was written.
+        ValueError: export.py would not write such a value, or a file has changed since the export.
     """
     path = osp.join(folder, EXPORT)
     facts = read_json(path)
@@ -120,17 +133,24 @@ def input_cfg(facts: dict):
 
 
 def open_exported(folder: str, classes: list[str] | None, template: str, device: str | None) -> dict:
-    """Return the attributes of a Predictor of an exported folder; arguments are the Predictor's.
+    """Return the attributes of a Predictor of an exported folder.
+
+    Args:
+        folder: of the export.
+        classes: as in `Predictor`.
+        template: as in `Predictor`.
+        device: as in `Predictor`.
 
     Raises:
-        ValueError: other classes for an ONNX file, whose class features are fixed; or as `read_facts`.
+        ValueError: other classes are given for an ONNX file, whose class features are fixed; or as `read_facts`.
     """
     facts = read_facts(folder)
     cfg = input_cfg(facts)
     classnames = list(facts["classes"]) if classes is None else list(classes)
     if facts["format"] != "onnx":
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = ClipOfFolder(folder, classnames, [template] if template else facts["templates"], torch.device(where))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        templates = [template] if template else facts["templates"]
+        model = ClipOfFolder(folder, classnames, templates, torch.device(device))
     elif classes is not None or template:
         raise ValueError(f"the class features are inside {folder}/model.onnx: export again for other classes")
     else:
@@ -138,7 +158,7 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
     return {
         "trainer": model,
         "classnames": classnames,
-        "temperature": None,  # it is in the logits
+        "temperature": None,  # the logits are divided by it already
         "transform": build_transform(cfg, is_train=False),
         "seen": Seen(folder),
         "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,

@@ -1,6 +1,6 @@
 """The command lines of train.py and benchmark.py.
 
-Nothing here imports PyTorch, which takes seconds: --help and wrong flags answer at once.
+Nothing here imports PyTorch, which takes seconds: --help and errors of flags appear at once.
 """
 
 import argparse
@@ -17,7 +17,11 @@ BY_FLAGS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.
 
 
 def parse(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
-    """The command line of train.py, which are CoOp's flags and a few more.
+    """Parse the command line of train.py: CoOp's flags and a few more.
+
+    Args:
+        argv: words of the command line; None: of this process.
+        description: for --help.
 
     Raises:
         ValueError: flags that contradict each other.
@@ -25,10 +29,12 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
     parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
-    parser.add_argument("--val", type=float, help="with --images: share or number of each class for val; default: 0.2")
+    parser.add_argument(
+        "--val", type=float, help="with --images: share, or number of each class, for val; default: 0.2"
+    )
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
-    parser.add_argument("--strength", help='of the change of weights, from 0 to 1, in evaluation; or "auto": by val')
+    parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": chosen on val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
     parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
@@ -42,11 +48,11 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
     parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
     parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="its epoch; default: the best on val if kept, else the last")
+    parser.add_argument("--load-epoch", type=int, help="checkpoint's epoch; default: best on val if kept, else last")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
     args, pairs = parser.parse_args(argv), []
-    for name in ("source_domains", "target_domains", "transforms"):  # which take all words up to the next flag
+    for name in ("source_domains", "target_domains", "transforms"):  # argparse gives them all words up to the next flag
         words = getattr(args, name) or []
         end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
         setattr(args, name, words[:end] or None)
@@ -57,27 +63,29 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> argp
 
 
 def is_key(word: str) -> bool:
-    """Whether a word is meant as a config key rather than as the name of a domain or of a transform."""
+    """Return whether a word is a config key, and not the name of a domain or of a transform."""
     return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises ValueError for flags that contradict each other."""
-    late = next((word for word in args.opts[::2] if word.startswith("--")), None)
-    if late:
-        raise ValueError(f"{late} stands behind a KEY VALUE pair: give all flags before the first KEY")
+    """Raise ValueError for flags that contradict each other."""
+    for word in args.opts[::2]:
+        if word.startswith("--"):
+            raise ValueError(f"{word} stands behind a KEY VALUE pair: give all flags before the first KEY")
     if args.images == "":
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
     if args.skip_unreadable and not args.images and not (args.eval_only and args.model_dir):
         raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
     if args.val is not None and (not args.images or args.eval_only or args.val < 0):
-        raise ValueError(f"--val {args.val:g} is a share or a number of images, for training with --images")
+        if args.val < 0:
+            raise ValueError(f"--val must be at least 0 (got {args.val:g}): give a share or a number of images")
+        raise ValueError(f"--val {args.val:g} needs a training with --images: leave it out, or give --images")
     if args.images and args.dataset_config_file:
-        raise ValueError("--images is a data set of its own: give it or --dataset-config-file, not both")
+        raise ValueError("--images and --dataset-config-file both name a data set: give one of them")
     if args.model_dir and not args.eval_only:
         raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
     if args.load_epoch is not None and not args.model_dir:
-        raise ValueError("--load-epoch goes with --eval-only --model-dir")
+        raise ValueError("--load-epoch is for evaluation: give --eval-only --model-dir with it, or leave it out")
     if args.resume and args.eval_only:
         raise ValueError("--resume is for training: to evaluate give --model-dir")
 
@@ -86,28 +94,32 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def arguments(argv: list[str], description: str | None = None) -> argparse.Namespace:
-    """The command line of benchmark.py."""
+    """Parse the command line of benchmark.py.
+
+    Args:
+        argv: words of the command line.
+        description: for --help.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "all"], help="default: all")
     parser.add_argument("--trainers", nargs="+", default=["all"], help="names, or all; default: all")
-    of = 'of configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
-    parser.add_argument("--datasets", nargs="+", default=["embedded"], help=of)
+    names = 'names in configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
+    parser.add_argument("--datasets", nargs="+", default=["embedded"], help=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 1 2 3")
     parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
-    strengths = "of weight methods: their models are tested at these, too; from 0 to 1, or auto"
+    strengths = "further strengths at which models of weight methods are tested: from 0 to 1, or auto"
     parser.add_argument("--strength", nargs="+", type=strength, default=[], metavar="S", help=strengths)
-    parser.add_argument(
-        "--cfg", default="", help="file of configs/trainers/TRAINER; default: that of published figures"
-    )
+    cfg = "name of a file in configs/trainers/TRAINER; default: the one of the published figures"
+    parser.add_argument("--cfg", default="", help=cfg)
     parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
     parser.add_argument("--output-dir", type=Path, default=Path("output", "bench"))
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="processes here, or a Ray cluster")
     parser.add_argument("--address", default="", help="of the Ray cluster; default: this machine alone")
     parser.add_argument("--workers", type=count, help="runs at a time; default: what cores, GPUs and memory allow")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="that a run needs; default: a guess by backbone")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a run; default: a guess by backbone")
     parser.add_argument("--per-gpu", type=count, help="runs that share a GPU; default: as memory allows; on Ray 1")
-    swept = "values of a key, chosen on val"
-    parser.add_argument("--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help=swept)
+    sweep = "train with each value of a key; the best on val is tested"
+    parser.add_argument("--sweep", nargs="+", default=[], metavar=("KEY", "VALUE"), help=sweep)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
     pairs = list(enumerate(zip(argv, ["", *argv], strict=False)))  # each word with the one before it
     first = next((k for k, (word, before) in pairs if KEY.fullmatch(word) and before != "--sweep"), len(argv))
@@ -117,9 +129,9 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     args.opts = tuple(argv[first:])
     if len(args.opts) % 2:
         parser.error(f"options come as KEY VALUE pairs, but these are {len(args.opts)} words: {' '.join(args.opts)}")
-    taken = next((key for key in args.opts[::2] if key in BY_FLAGS), None)
-    if taken:
-        parser.error(f"{taken} is what the flags say")
+    for key in args.opts[::2]:
+        if key in BY_FLAGS:
+            parser.error(f"{key} is set by a flag: leave it out of the KEY VALUE pairs")
     if args.sweep:
         wrong = wrong_sweep(args)
         if wrong:
@@ -128,15 +140,15 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
 
 
 def wrong_sweep(args: argparse.Namespace) -> str:
-    """Return what contradicts --sweep, and what to do; "" if nothing does."""
+    """Return a message for a setting that contradicts --sweep; "" for none."""
     key, *values = args.sweep
     if not KEY.fullmatch(key) or key in (*BY_FLAGS, "TEST.SPLIT"):
-        return f"--sweep {key} is no key to sweep: give one of the method or of its training, as OPTIM.LR"
+        return f"--sweep {key} is no key to sweep: give a key of the method or of its training, for example OPTIM.LR"
     if len(set(values)) < max(2, len(values)):
         return f"--sweep {key} needs two or more different values (got {' '.join(values) or 'none'})"
     for other in ("TEST.SPLIT", key):
         if other in args.opts[::2]:
-            return f"{other} is what --sweep decides: leave it out of the options"
+            return f"{other} is set by --sweep: leave it out of the KEY VALUE pairs"
     if args.protocol not in (["all"], ["few_shot"], ["base2new"]):
         return "--sweep takes one of --protocol few_shot, which is its default, and base2new"
     if args.strength:
@@ -147,12 +159,14 @@ def wrong_sweep(args: argparse.Namespace) -> str:
 
 
 def count(word: str) -> int:
+    """Return a word of the command line as a number of at least 1."""
     if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"1 or more, not {word}")
+        raise argparse.ArgumentTypeError(f"must be 1 or more (got {word})")
     return int(word)
 
 
 def strength(word: str) -> str:
+    """Return a word of the command line if it is a strength."""
     if word != "auto" and not re.fullmatch(r"0|1|[01]?\.\d+|1\.0*", word) or word != "auto" and float(word) > 1:
-        raise argparse.ArgumentTypeError(f"a number from 0 to 1, or auto, not {word}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, or auto (got {word})")
     return word

@@ -1,10 +1,10 @@
-"""Starts a method of your own: its file, its settings and its test.
+"""The files of a new method: its trainer, its settings and its test.
 
     orthcr new-trainer MyMethod
 
-writes trainers/mymethod.py, configs/trainers/MyMethod/{base,tiny,vit_b16}.yaml and tests/test_mymethod.py into the
-clone. All of them work at once: the method adds one trained vector to CLIP's image feature. Change it from there;
-docs/design.md tells what a method may override.
+The command writes trainers/mymethod.py, configs/trainers/MyMethod/{base,tiny,vit_b16}.yaml and tests/test_mymethod.py
+into the clone. They work at once: the method adds one trained vector to CLIP's image feature. Change it from there.
+docs/design.md lists what a method may override.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def test_it_learns(make_trainer):
 
 
 def new_files(name: str, root: Path) -> dict[Path, str]:
-    """Return the content of each file that the method `name` starts with, by path."""
+    """Return the content of each file of the new method `name`, by path."""
     module, words = name.lower(), {"name": name, "node": name.upper()}
     settings = root / "configs" / "trainers" / name
     templates = {
@@ -149,16 +149,20 @@ def new_files(name: str, root: Path) -> dict[Path, str]:
 
 
 def check_name(name: str, root: Path) -> None:
-    """Check that a method may be called so.
+    """Check the name of a new method.
+
+    Args:
+        name: of the trainer's class.
+        root: of the clone.
 
     Raises:
-        ValueError: it is no name of a Python class, or something else has it.
+        ValueError: it is no name of a Python class, or another trainer or file has it.
     """
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
         raise ValueError(f'"{name}" is no name of a trainer: give letters and digits, beginning with a letter')
     if keyword.iskeyword(name.lower()):
         raise ValueError(f'"{name}" would be trainers/{name.lower()}.py, which Python cannot import: give another name')
-    import trainers  # with PyTorch
+    import trainers  # not above: it imports PyTorch, which takes seconds
     from dassl.engine import TRAINER_REGISTRY
     from trainers.base import node_of
 
@@ -176,9 +180,13 @@ def check_name(name: str, root: Path) -> None:
 def create(name: str, root: Path = ROOT) -> list[Path]:
     """Write the files of a new method and return their paths.
 
+    Args:
+        name: of the trainer's class.
+        root: of the clone.
+
     Raises:
         ValueError: see `check_name`.
-        OSError: one cannot be written; none is left behind.
+        OSError: a file cannot be written. The files before it are removed.
     """
     check_name(name, root)
     written = []

@@ -1,8 +1,8 @@
-"""What a run on own images tells beyond its accuracy: whether training helped, which images are wrong, what to do next.
+"""Results of a run on own images beyond its accuracy: the gain over zero-shot CLIP, the wrong images, the next command.
 
-OUT/wrong.csv, wrong.png      the wrong ones of the images evaluated, the surest first
-OUT/confusion.png             which classes are taken for which
-"zero_shot_accuracy"          in results.json: that of the frozen CLIP on the same images
+OUT/wrong.csv, wrong.png      the misclassified images, the highest probability first
+OUT/confusion.png             the confusion matrix
+"zero_shot_accuracy"          in results.json: the accuracy of the frozen CLIP on the same images
 """
 
 import contextlib
@@ -33,40 +33,47 @@ ConfusionPicture = Callable[[np.ndarray, list[str], str], None]  # draws a matri
 
 
 def tell_before_training(cfg: CfgNode, classnames: list[str]) -> None:
-    """Print what the user should know before the training: classes that read alike, and a CLIP that fits no photograph.
+    """Print warnings before the training: on class names that are the same to CLIP, and on the tiny CLIP.
 
     Args:
         cfg: of the run.
         classnames: in the order of their labels.
     """
     for names in same_to_clip(classnames):
-        told = " and ".join(f'"{name}"' for name in names)
-        print(f"{told} are the same to CLIP, which cannot tell them apart: rename one of these classes")
+        quoted = " and ".join(f'"{name}"' for name in names)
+        print(f"{quoted} are the same to CLIP, which cannot tell them apart: rename one of these classes")
     if cfg.MODEL.BACKBONE.NAME == "tiny":
-        files = sorted((CONFIGS / "trainers" / cfg.TRAINER.NAME).glob("vit_b16*.yaml"))  # named as the original's are
-        better = (
-            f"--config-file configs/trainers/{cfg.TRAINER.NAME}/{files[0].name}" if files else "--backbone ViT-B/16"
-        )
+        files = sorted((CONFIGS / "trainers" / cfg.TRAINER.NAME).glob("vit_b16*.yaml"))  # names as in original code
+        better = "--backbone ViT-B/16"
+        if files:
+            better = f"--config-file configs/trainers/{cfg.TRAINER.NAME}/{files[0].name}"
         print("The tiny CLIP is used, which knows drawn shapes only.")
         print(f"For photographs give {better} and another --output-dir (ViT-B/16; 335 MB are downloaded once).")
 
 
 def tell(trainer, draw: ContactSheet | None = None, draw_confusion: ConfusionPicture | None = None) -> dict:
-    """Print and write what is said above, after `trainer.test()`; return what goes into results.json."""
+    """Print and write the results above, after `trainer.test()`; return the entries for results.json.
+
+    Args:
+        trainer: after `test()`.
+        draw: draws the wrong images; None: no picture.
+        draw_confusion: draws the confusion matrix; None: no picture.
+    """
     cfg = trainer.cfg
     loader = trainer.val_loader if trainer.results.get("split") == "val" else trainer.test_loader
     predicted = getattr(trainer.evaluator, "y_pred", None)
     items = loader.dataset.data_source if loader else []
     if predicted is None or trainer.evaluator.y_true.tolist() != [item.label for item in items]:
-        return {}  # nothing was evaluated, or with an evaluator or in an order of somebody's own
+        return {}  # nothing was evaluated, or the user's own evaluator or data set has another order
     zero_shot, probabilities = second_pass(trainer, loader, predicted)
     wrong = [
         (item.impath, item.classname, trainer.lab2cname[int(predicted[k])], probabilities[k])
         for k, item in enumerate(items)
         if k in probabilities
     ]
-    told = {} if zero_shot is None else {"zero_shot_accuracy": zero_shot}
-    if told:
+    entries = {}
+    if zero_shot is not None:
+        entries["zero_shot_accuracy"] = zero_shot
         gain = trainer.results["accuracy"] - zero_shot
         print(f"* zero-shot CLIP on the same images: {zero_shot:.1f}%; the training brought {gain:+.1f}")
     write_wrong(sorted(wrong, key=lambda row: -row[-1]), len(items), cfg.OUTPUT_DIR, draw)
@@ -76,41 +83,44 @@ def tell(trainer, draw: ContactSheet | None = None, draw_confusion: ConfusionPic
         path = osp.join(cfg.OUTPUT_DIR, "confusion.png")
         draw_confusion(matrix, names, path)
         print(f"Which classes are taken for which: {path}")
-    return told
+    return entries
 
 
 @torch.no_grad()
 def second_pass(trainer, loader, predicted: torch.Tensor) -> tuple[float | None, dict[int, float]]:
-    """The frozen CLIP's accuracy in percent, and {index: probability} of the images that are wrong.
+    """Return the frozen CLIP's accuracy in percent, and {index: probability} of the wrong images.
 
-    Only these go through the trained model again. None for the accuracy if no CLIP was trained.
+    The wrong images alone go through the trained model again. The accuracy is None if no CLIP was trained.
 
     Args:
-        predicted: labels that the trained model gave, int64 [n].
+        trainer: after `test()`.
+        loader: of the images.
+        predicted: labels by the trained model, int64 [n].
     """
-    compare = isinstance(trainer, ClipTrainer) and bool(trainer.learner)
+    has_zero_shot = isinstance(trainer, ClipTrainer) and bool(trainer.learner)
     wrong, right, probabilities = predicted != trainer.evaluator.y_true, 0, {}
-    if not compare and not wrong.any():
+    if not has_zero_shot and not wrong.any():
         return None, {}
-    text = frozen_text(trainer).t() if compare else None
+    text = frozen_text(trainer).t() if has_zero_shot else None
     batches = read_in_order(loader.dataset, loader.batch_size, loader.num_workers)
     for batch in progress(batches, desc="zero-shot CLIP", unit="batch", leave=False):
         image, label = trainer.parse_batch_test(batch)
-        if compare:
+        if has_zero_shot:
             with torch.autocast(**trainer.autocast):
                 features = trainer.model.frozen_image(image)
             right += int((features.float() @ text).argmax(1).eq(label).sum())
         index = batch["index"]
-        again = wrong[index]
-        if again.any():
-            p = trainer.model_inference(image[again.to(image.device)]).float().softmax(1).cpu()
-            of_label = p.gather(1, predicted[index[again]].unsqueeze(1)).squeeze(1)
-            probabilities.update(zip(index[again].tolist(), of_label.tolist(), strict=True))
-    return 100 * right / len(predicted) if compare else None, probabilities
+        is_wrong = wrong[index]
+        if is_wrong.any():
+            p = trainer.model_inference(image[is_wrong.to(image.device)]).float().softmax(1).cpu()
+            of_label = p.gather(1, predicted[index[is_wrong]].unsqueeze(1)).squeeze(1)
+            probabilities.update(zip(index[is_wrong].tolist(), of_label.tolist(), strict=True))
+    accuracy = 100 * right / len(predicted) if has_zero_shot else None
+    return accuracy, probabilities
 
 
 def frozen_text(trainer) -> torch.Tensor:
-    """g0 float32 [n_cls, d]: the frozen CLIP's, of the method's own prompts or else of the data set's."""
+    """Return g0 float32 [n_cls, d], the frozen CLIP's class features, from prompts of the method or the data set."""
     model = trainer.model
     if model.templates:
         return model.frozen_text
@@ -120,7 +130,14 @@ def frozen_text(trainer) -> torch.Tensor:
 
 
 def write_wrong(rows: list[tuple], total: int, folder: str, draw: ContactSheet | None) -> None:
-    """OUT/wrong.csv and, if there are some and there is a `draw`, OUT/wrong.png."""
+    """Write OUT/wrong.csv and, with wrong images and a `draw`, OUT/wrong.png.
+
+    Args:
+        rows: (path, label, predicted class, probability) of each wrong image.
+        total: number of images evaluated.
+        folder: OUT.
+        draw: draws the picture.
+    """
     table, picture = (osp.join(folder, f"wrong.{kind}") for kind in ("csv", "png"))
     text = io.StringIO()
     cells = [[*map(spreadsheet_cell, names), f"{p:.3f}"] for *names, p in rows]
@@ -129,12 +146,14 @@ def write_wrong(rows: list[tuple], total: int, folder: str, draw: ContactSheet |
         f.write(text.getvalue().encode())
     with contextlib.suppress(FileNotFoundError):
         os.remove(picture)  # of an earlier evaluation
+    files = table
     if draw and rows:
-        draw([(path, f"{said}, {100 * p:.0f} %\nis {label}") for path, label, said, p in rows[:24]], picture)
-    also = f", the surest also in {picture}" if draw and rows else ""
-    print(f"{len(rows):,} of {total:,} images are wrong: {table}{also}")
+        draw([(path, f"{guess}, {100 * p:.0f} %\nis {label}") for path, label, guess, p in rows[:24]], picture)
+        files = f"{table}, the surest also in {picture}"
+    print(f"{len(rows):,} of {total:,} images are wrong: {files}")
 
 
 def next_command(folder: str) -> str:
+    """Return a line with the command that classifies other images with this model."""
     predict = "python predict.py" if osp.exists("predict.py") else "orthcr predict"
     return f"Classify other images with: {predict} --model-dir {shlex.quote(folder)} IMAGES_OR_FOLDERS"

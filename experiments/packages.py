@@ -1,4 +1,4 @@
-"""Optional packages, looked for before anything is loaded. Nothing but Python is needed."""
+"""Optional packages. The check comes before anything else is imported and needs nothing but Python."""
 
 from importlib.util import find_spec
 
@@ -9,6 +9,7 @@ def check_installed(packages: tuple[str, ...], purpose: str, extra: str) -> None
     """Check that packages are installed, without importing them.
 
     Args:
+        packages: their import names.
         purpose: the flag or file that needs them, for the message.
         extra: the extra of setup.py that brings them.
 

@@ -1,4 +1,4 @@
-"""Reading pictures of strangers: each in a process of its own, which is bounded in time and memory."""
+"""A reader of untrusted pictures: each is read in a process of its own, with limits of time and memory."""
 
 import contextlib
 import multiprocessing
@@ -10,15 +10,15 @@ from dassl.utils import read_photo
 from dassl.utils.images import image_problem
 
 SECONDS = 20.0  # for one picture
-MEMORY = 4 * 2**30  # bytes of address space beyond what the process begins with
+MEMORY = 4 * 2**30  # bytes of address space that the process may add
 AT_ONCE = 2
 
 
 class PictureReader:
-    """Reads pictures for many threads. One that takes too long, or too much, fails alone.
+    """A reader of pictures for many threads. A picture beyond the limits fails alone.
 
     Args:
-        resize: from a `PIL.Image` to one that is small enough to be handed over, e.g. torchvision's `Resize`.
+        resize: makes a `PIL.Image` small before it leaves the process, e.g. torchvision's `Resize`.
         seconds: limit of time for one picture.
     """
 
@@ -26,7 +26,7 @@ class PictureReader:
         self.resize, self.seconds, self.free = resize, seconds, BoundedSemaphore(AT_ONCE)
         methods = multiprocessing.get_all_start_methods()
         self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:  # it imports once, beginning now, and not for each picture
+        if "forkserver" in methods:  # the server imports everything once, from now on, and not for each picture
             from multiprocessing import forkserver  # not above: Windows has none
 
             self.context.set_forkserver_preload([__name__])
@@ -48,7 +48,7 @@ class PictureReader:
                     raise OSError(f"reading it takes more than {self.seconds:g} seconds: make it smaller")
                 answer = receiver.recv()
             except EOFError:
-                raise OSError("its decoder failed, perhaps for want of memory: make it smaller") from None
+                raise OSError("its decoder failed, perhaps for lack of memory: make it smaller") from None
             finally:
                 process.kill()
                 process.join()

@@ -1,6 +1,7 @@
-"""A plan is a list of jobs, a job the runs of one model in order; `execute` makes all of them, side by side or not.
+"""Plans and their execution. A plan is a list of jobs, a job the runs of one model in order.
 
-Given again, the same plan goes on where it was: finished runs are read, not made again.
+`execute` makes all runs, one after the other or side by side. The same plan executed again resumes: finished runs are
+read, not made again.
 """
 
 import argparse
@@ -31,42 +32,52 @@ FINISHED_MAY_DIFFER = tuple(key for key in MAY_DIFFER if not key.startswith("TES
 
 @dataclass(frozen=True)
 class PlannedRun:
-    name: str  # as it is told
+    """A run to be made."""
+
+    name: str  # in messages
     folder: Path
     argv: tuple[str, ...]  # of train.py
     model: Path | None = None  # folder of the training whose model it evaluates
 
     def at_strength(self, s: str) -> "PlannedRun":
-        """The same model tested on the same at another strength."""
+        """Return the evaluation of the same model on the same test at another strength."""
         model = self.model or self.folder
         folder = model / f"s{s}" / (self.folder.relative_to(model) if self.model else "own")
         argv = ["--strength", s, *self.argv]
         argv[argv.index("--output-dir") + 1] = str(folder)
-        argv[:0] = () if self.model else ("--eval-only", "--model-dir", str(model))
+        if not self.model:
+            argv = ["--eval-only", "--model-dir", str(model), *argv]
         return PlannedRun(f"{self.name} s={s}", folder, tuple(argv), model)
 
 
 @dataclass(frozen=True)
 class Job:
+    """A job: the runs of one model, in order."""
+
     runs: tuple[PlannedRun, ...]
-    seconds: float = 1.0  # expected, in any unit: the longest begins first
-    kind: str = ""  # jobs of one kind take as long as their `seconds` say; what remains is estimated from it
+    seconds: float = 1.0  # expected duration, in any unit: the longest job begins first
+    kind: str = ""  # within a kind, durations are proportional to `seconds`: the display estimates the time left by it
 
 
 def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
-    """What its `results.json` holds: made now unless it is finished, with these settings, and newer than its model.
+    """Make a run, unless it is finished; return the content of its `results.json`.
 
-    Raises ValueError or OSError as `run`; FileNotFoundError if the model to be evaluated is not there.
+    A finished evaluation that is older than its model is made again.
+
+    Args:
+        planned: the run.
+        quiet: print nothing; log.txt has all lines.
+
+    Raises:
+        FileNotFoundError: the model to be evaluated is not there.
+        ValueError, OSError: as `run`, or a finished run has other settings.
     """
     done = planned.folder / "results.json"
     model = planned.model and planned.model / "results.json"
     if model and not model.exists():
         raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
     args = parse(list(planned.argv))
-    with (
-        open(os.devnull, "w", errors="replace") as null,
-        silent(null) if quiet else nullcontext(),
-    ):  # log.txt has it all
+    with silent() if quiet else nullcontext():
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(args)
@@ -78,14 +89,19 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
 
 
 @contextmanager
-def silent(null) -> Iterator[None]:
-    """Not even a bar is shown, which would stand in the way of the plan's display."""
-    with redirect_stdout(null), redirect_stderr(null):
+def silent() -> Iterator[None]:
+    """Hide all that is printed, also progress bars, which would disturb the plan's display."""
+    with open(os.devnull, "w", errors="replace") as null, redirect_stdout(null), redirect_stderr(null):
         yield
 
 
 def wait_for(folder: Path, seconds: float = 20.0) -> None:
-    """Until nobody is at work in `folder`: what a plan that was killed had begun may be about to end."""
+    """Wait until no process works in a folder: a run of a killed plan may be about to end.
+
+    Args:
+        folder: output directory of the run.
+        seconds: longest time to wait.
+    """
     until = time.time() + seconds
     while folder.exists() and time.time() < until:
         try:
@@ -95,12 +111,14 @@ def wait_for(folder: Path, seconds: float = 20.0) -> None:
             time.sleep(0.1)
 
 
-def told(results: dict) -> str:
+def format_accuracy(results: dict) -> str:
+    """Return the accuracy of a run for a message."""
     return f"{results['accuracy']:.1f}" if "accuracy" in results else "trained, not tested"
 
 
 def tell(job: Job, results: list[dict]) -> str:
-    return "\n".join(f"{planned.name}: {told(r)}" for planned, r in zip(job.runs, results, strict=True))
+    """Return a line with the accuracy of each run of a job."""
+    return "\n".join(f"{planned.name}: {format_accuracy(r)}" for planned, r in zip(job.runs, results, strict=True))
 
 
 def execute(
@@ -110,16 +128,17 @@ def execute(
     done: Callable[[Job, list[dict]], str | None] = tell,
     engine: Callable | None = None,
 ) -> list[str]:
-    """Makes all runs of a plan; returns a line for each job that failed, which the others do not wait for.
+    """Make all runs of a plan; return a line for each job that failed.
+
+    A failed job does not stop the others. Ctrl-C and SIGTERM end all workers.
 
     Args:
-        workers: processes of one thread each; 0: this process, with all that the runs print.
-        title: of what the terminal shows.
-        done: called in this process with each finished job and what the `results.json` of its runs hold; returns what
-            is to be told of it.
+        plan: the jobs.
+        workers: processes of one thread each; 0: this process, which shows the output of the runs.
+        title: of the display on the terminal.
+        done: called in this process with each finished job and the contents of its runs' `results.json`; returns the
+            text to print.
         engine: of `engines`, instead of these workers; called with the work and the jobs.
-
-    Ctrl-C and SIGTERM end all workers.
     """
     failed = []
     plan = sorted(plan, key=lambda job: -job.seconds)
@@ -128,7 +147,9 @@ def execute(
             results, failure = make_job(job, quiet=False)
             if failure:
                 failed.append(failure)
-            elif text := done(job, results):
+                continue
+            text = done(job, results)
+            if text:
                 print(text)
         return failed
     engine = engine or partial(local, slots=[""] * workers)
@@ -140,15 +161,17 @@ def execute(
                 display.ended(job, failed=bool(failure))
                 if failure:
                     failed.append(failure)
-                    display.line(f"failed: {failure}")
-                elif text := done(job, results):
+                    text = f"failed: {failure}"
+                else:
+                    text = done(job, results)
+                if text:
                     display.line(text)
             display.refresh()
     return failed
 
 
 def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
-    """The results of its runs up to the first that fails, and a line on that one, or ""."""
+    """Make the runs of a job up to the first that fails; return their results and a line for the failure, or ""."""
     results = []
     for planned in job.runs:
         try:
@@ -161,19 +184,21 @@ def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
 
 
 def crash(job: Job, error: Exception) -> str:
-    """What was killed or raised what no user can mend: the run, where its log is, and how that ends."""
-    at = next((run for run in job.runs if not (run.folder / "results.json").exists()), job.runs[-1])
-    said = (str(error).strip().splitlines() or [""])[-1]
-    what = said if isinstance(error, ChildProcessError) else f"{type(error).__name__}: {said}"
-    log = newest_log(at.folder, 0)
+    """Describe a crashed job: its run, the cause, and the end of its log."""
+    crashed_run = next((run for run in job.runs if not (run.folder / "results.json").exists()), job.runs[-1])
+    cause = (str(error).strip().splitlines() or [""])[-1]
+    if not isinstance(error, ChildProcessError):
+        cause = f"{type(error).__name__}: {cause}"
+    log = newest_log(crashed_run.folder, 0)
     if not log:
-        return f"{at.name}: {what}, {TRIES} times; it left no log in {at.folder}"
+        return f"{crashed_run.name}: {cause}, {TRIES} times; it left no log in {crashed_run.folder}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-    return "\n    ".join([f"{at.name}: {what}, {TRIES} times; {log} ends with", *lines])
+    return "\n    ".join([f"{crashed_run.name}: {cause}, {TRIES} times; {log} ends with", *lines])
 
 
 @contextmanager
 def sigterm_ends_it() -> Iterator[None]:
+    """Let SIGTERM end this process as an exit, so that the engine is closed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
@@ -182,9 +207,14 @@ def sigterm_ends_it() -> Iterator[None]:
 
 
 def parser(description: str, folder: str) -> argparse.ArgumentParser:
-    """What the scripts that execute a plan take."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--output-dir", type=Path, default=ROOT / "output" / folder)
+    """Return the parser of the flags that all scripts with a plan have.
+
+    Args:
+        description: for --help.
+        folder: below output/, the default of --output-dir.
+    """
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--output-dir", type=Path, default=ROOT / "output" / folder)
     cores = min(os.cpu_count() or 1, 8)
-    made.add_argument("--workers", type=count, default=cores, help="processes, default: one a core, at most 8")
-    return made
+    result.add_argument("--workers", type=count, default=cores, help="processes, default: one a core, at most 8")
+    return result

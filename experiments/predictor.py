@@ -1,4 +1,4 @@
-"""A trained model as a classifier of images, from its output directory alone: no data set is needed."""
+"""A classifier of images from the output directory of a training. It needs no data set."""
 
 import csv
 import io
@@ -35,15 +35,15 @@ IN_MEMORY = "uint8 arrays [H, W], [H, W, 3] or [H, W, 4], uint8 tensors [3, H, W
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image."""
+    """The prediction for one image."""
 
-    image: str  # path; of an image from memory "image <number>", counted from 1
-    classname: str  # the likeliest; "" if the image could not be read
-    probability: float  # its softmax probability among the classes, calibrated where the model is: see `calibrate`
+    image: str  # path; for an image from memory "image <number>", counted from 1
+    classname: str  # the likeliest class; "" if the image cannot be read
+    probability: float  # softmax probability of that class, calibrated if the model is: see `calibrate`
     top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
-    error: str = ""  # why the image could not be read
-    seen: str = ""  # "train", "val": the model was trained on this image, or chosen by it; see `Seen`
-    unsure: bool = False  # the probability is below the threshold that was asked for
+    error: str = ""  # the reason if the image cannot be read
+    seen: str = ""  # "train" or "val": the model was trained on this image, or chosen by it; see `Seen`
+    unsure: bool = False  # the probability is below the threshold
     every: tuple[float, ...] = ()  # probabilities of all classes, in the order of `Predictor.classnames`, on request
 
 
@@ -52,16 +52,16 @@ class Predictor:
 
     Attributes:
         classnames: in the order of their labels.
-        temperature: T of the probabilities softmax(logits / T), found on val by `calibrate`; None: none was found, or
-            the model was exported and has T in its logits.
+        temperature: T of the probabilities softmax(logits / T), fitted on val by `calibrate`. None without
+            calibration, and for an exported model, whose logits are divided by T already.
 
     Args:
         model_dir: output directory of a training, or of a zero-shot run; or a folder that export.py made.
-        classes: names to choose between; None: those of the training.
+        classes: names to choose between; None: the classes of the training.
         epoch: of the checkpoint; None: the best on val if kept, else the last.
-        template: prompt with {} for the class name; "": that of the training.
+        template: prompt with {} for the class name; "": the template of the training.
         device: "cpu" or "cuda"; None: a GPU if there is one.
-        strength: of the change of weights, from 0 to 1, or "auto"; None: that of the training.
+        strength: fraction of the update, from 0 to 1, or "auto"; None: the strength of the training.
 
     Raises:
         FileNotFoundError: no run or no checkpoint in `model_dir`.
@@ -80,7 +80,7 @@ class Predictor:
         strength: float | str | None = None,
     ):
         model_dir = osp.expanduser(str(model_dir))
-        self._lock = Lock()  # a model keeps what it has computed, and may change while it computes
+        self._lock = Lock()  # a model caches features: threads must not compute at the same time
         if device:
             check_availability(device, ["cpu", "cuda"])
         if isinstance(classes, str):
@@ -95,11 +95,14 @@ class Predictor:
             return
         if not osp.exists(osp.join(model_dir, "config.yaml")):
             raise FileNotFoundError(f"{model_dir} has no config.yaml: give the --output-dir of a training")
-        with silence():  # what a training would log
+        with silence():  # hides the log of a training
             argv = ["--eval-only", "--model-dir", model_dir]
-            argv += ["--template", template] if template else []
-            argv += [] if strength is None else ["--strength", str(strength)]
-            argv += ["USE_CUDA", str(device == "cuda")] if device else []
+            if template:
+                argv += ["--template", template]
+            if strength is not None:
+                argv += ["--strength", str(strength)]
+            if device:
+                argv += ["USE_CUDA", str(device == "cuda")]
             cfg = setup_cfg(parse(argv), with_data=False)
             self.classnames = known_classes(model_dir) if classes is None else list(classes)
             self.trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), self.classnames)(cfg)
@@ -113,17 +116,16 @@ class Predictor:
     def __call__(self, images, top: int = 5, threshold: float = 0.0, every: bool = False) -> Iterator[Prediction]:
         """Return an iterator over a `Prediction` for each image, in order.
 
-        An image that cannot be read costs no other its answer: its `Prediction` has an `error`.
+        An image that cannot be read stops no other: its `Prediction` has an `error`.
 
         Args:
-            images: one image, a list of them, which is read in batches, or an iterator, of which each image is answered
-                before the next one is asked for. An image is the path of a file, or of a folder with images below it;
-                a PIL image; a NumPy array, uint8 [H, W, 3], [H, W, 4] or [H, W]; a tensor, uint8 [3, H, W]; the bytes
-                of a file; or an open binary file. All are turned upright as their EXIF says, with white where they are
-                transparent.
-            top: how many classes to name.
-            threshold: probability below which a prediction is marked as unsure.
-            every: whether to give the probabilities of all classes.
+            images: one image, a list or an iterator. A list is read in batches. Of an iterator, each image is answered
+                before the next one is read. An image is the path of a file, or of a folder with images below it; a PIL
+                image; a NumPy array, uint8 [H, W, 3], [H, W, 4] or [H, W]; a tensor, uint8 [3, H, W]; the bytes of a
+                file; or an open binary file. Every image is turned upright by its EXIF, with white for transparency.
+            top: number of classes to name.
+            threshold: a prediction with a lower probability is marked as unsure.
+            every: add the probabilities of all classes.
 
         Raises:
             ValueError: `top` or `threshold` is out of range.
@@ -152,7 +154,7 @@ class Predictor:
                 bar.update(len(batch))
 
     def readers(self, images: Iterator) -> Iterator["Reader"]:
-        """Yield a reader for each item of an iterator: of one image, or of those below a folder."""
+        """Yield a reader for each item of an iterator, which is an image or a folder of images."""
         number = 1
         for item in images:
             reader = Reader(expand(item), self.transform, number)
@@ -163,16 +165,17 @@ class Predictor:
     def predict(
         self, batch: list[tuple[str, torch.Tensor | None, str]], top: int, threshold: float, every: bool
     ) -> Iterator[Prediction]:
-        read = [tensor for _, tensor, _ in batch if tensor is not None]
-        if read:
+        """Yield the predictions for a batch of `Reader`."""
+        tensors = [tensor for _, tensor, _ in batch if tensor is not None]
+        if tensors:
             with self._lock, silence():
-                logits = self.trainer.model_inference(torch.stack(read).to(self.trainer.device))
+                logits = self.trainer.model_inference(torch.stack(tensors).to(self.trainer.device))
             if not logits.amax(1).isfinite().all():
                 raise FloatingPointError("the model gives infinite or NaN scores: it is no use, train it again")
-            shares = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
-            best = shares.topk(min(top, len(self.classnames)))
-            all_of = shares.tolist() if every else [()] * len(read)
-            rows = iter(zip(best.indices.tolist(), best.values.tolist(), all_of, strict=True))
+            probabilities = (logits.float() / (self.temperature or 1.0)).softmax(dim=-1)
+            best = probabilities.topk(min(top, len(self.classnames)))
+            all_classes = probabilities.tolist() if every else [()] * len(tensors)
+            rows = iter(zip(best.indices.tolist(), best.values.tolist(), all_classes, strict=True))
         for name, tensor, error in batch:
             if tensor is None:
                 yield Prediction(name, "", 0.0, [], error)
@@ -184,7 +187,13 @@ class Predictor:
 
 
 class Reader(Dataset):
-    """Images as (name, float [3, H, W] or None, why it could not be read); `first` is the number of the first one."""
+    """A data set of images: (name, float [3, H, W] or None, the reason if it cannot be read).
+
+    Args:
+        images: paths and images from memory.
+        transform: from a PIL image to a tensor.
+        first: number of the first image.
+    """
 
     def __init__(self, images: list, transform, first: int = 1):
         self.images, self.transform, self.first = images, transform, first
@@ -208,14 +217,14 @@ class Reader(Dataset):
 
 
 def is_one_image(images) -> bool:
-    """Return whether this is a single image, though it may have a length or be iterable."""
+    """Return whether this is a single image. It may be iterable, too, as an array is."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return images.ndim < 4
     return isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(images, "read")
 
 
 def expand(image) -> list:
-    """Return the paths of the images below a folder, sorted; anything else in a list, a path as a string."""
+    """Return the sorted paths of the images below a folder. Any other image is returned in a list of one."""
     if not isinstance(image, (str, os.PathLike)):
         return [image]
     path = osp.expanduser(os.fspath(image))
@@ -224,14 +233,14 @@ def expand(image) -> list:
     listing = images_in(path)
     for line in listing.omissions(path):
         print(line, file=sys.stderr)
-    return listing.images or [path]  # an empty folder is among the answers
+    return listing.images or [path]  # an empty folder gets an answer, too: an error
 
 
 def from_memory(image) -> Image.Image:
-    """Return an image that is no path as `as_photo` makes it.
+    """Return an image from memory as a PIL image, after `as_photo`.
 
     Raises:
-        OSError: it is nothing that can be shown, in a line that says why.
+        OSError: it is no image; the message is one line.
     """
     try:
         if isinstance(image, Image.Image):
@@ -250,28 +259,29 @@ def from_pixels(pixels) -> Image.Image:
     """Return an array or a tensor as a PIL image.
 
     Raises:
-        OSError: the type, the dtype or the shape is another than `IN_MEMORY` says.
+        OSError: type, dtype or shape is not in `IN_MEMORY`.
     """
     if isinstance(pixels, torch.Tensor):
-        what = f"a tensor, {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+        description = f"a tensor, {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
         if pixels.dtype == torch.uint8 and pixels.ndim == 3 and len(pixels) == 3 and pixels.numel():
             return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
     elif isinstance(pixels, np.ndarray):
-        what = f"an array, {pixels.dtype} {list(pixels.shape)}"
+        description = f"an array, {pixels.dtype} {list(pixels.shape)}"
         fits = pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (3, 4)
         if pixels.dtype == np.uint8 and fits and pixels.size:
             return Image.fromarray(np.ascontiguousarray(pixels))
     else:
-        what = f"of type {type(pixels).__name__}"
-    raise OSError(f"it is {what}: images may be paths, {IN_MEMORY}")
+        description = f"of type {type(pixels).__name__}"
+    raise OSError(f"it is {description}: images may be paths, {IN_MEMORY}")
 
 
 def names_in(text: str) -> list[str]:
-    """Class names with commas between them; one with a comma stands in double quotes."""
+    """Return class names from a text with commas between them; a name with a comma stands in double quotes."""
     return [name.strip() for row in csv.reader([text]) for name in row if name.strip()]
 
 
 def known_classes(model_dir: str) -> list[str]:
+    """Return the classes of a training from its output directory."""
     path = osp.join(model_dir, CLASSES)
     if not osp.exists(path):
         raise FileNotFoundError(f'{model_dir} has no {CLASSES}: give the classes with --classes "a,b,c"')
@@ -279,7 +289,7 @@ def known_classes(model_dir: str) -> list[str]:
 
 
 def without_data(trainer: type, classnames: list[str]) -> type:
-    """The trainer with class names in place of a data set."""
+    """Return the trainer class with class names in place of a data set."""
 
     def build_data_loader(self):
         dataset = DatasetBase(train_x=[Datum(label=k, classname=name) for k, name in enumerate(classnames)])

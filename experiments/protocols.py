@@ -1,4 +1,4 @@
-"""The protocols of CoOp, CoCoOp and MaPLe: their stages as runs to be made, and where each run lies.
+"""The protocols of CoOp, CoCoOp and MaPLe: their stages as runs to be made, each with its folder.
 
 base2new: 16 shots of the base classes; then that model on the new classes.
 fewshot: 1, 2, 4, 8, 16 shots of all classes.
@@ -26,29 +26,30 @@ class Method:
     """A trainer with its settings."""
 
     trainer: str
-    cfg: str = ""  # of configs/trainers/TRAINER; "": that of the published figures, for embedded data tiny
+    cfg: str = ""  # name of a file in configs/trainers/TRAINER; "": the published settings, for embedded data tiny
     opts: tuple[str, ...] = ()  # KEY VALUE ...
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A YAML file of a method, and the folder below the output whose name says which it is."""
+    """A YAML file of a method, and the output folder that is named after it."""
 
-    folder: Path
-    file: Path | None  # None: of a trainer written for Dassl, which has its defaults
+    folder: Path  # relative to the folder of the protocol
+    file: Path | None  # None: the defaults of a trainer written for Dassl
 
 
 def without_file(trainer: str, backbone: str) -> Settings:
-    """Return the settings of a method without a YAML: its defaults, and the backbone's file."""
+    """Return the settings of a method without a YAML file: its defaults, and the backbone's file."""
     file = None if is_foreign(trainer) else CONFIGS / "backbones" / f"{backbone}.yaml"
     return Settings(Path(trainer, f"{backbone}_defaults"), file)
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Every stage of the protocols for one method; data sets are called by their files in configs/datasets.
+    """The stages of the protocols for one method.
 
-    Raises ValueError for a data set that is not there or not of that protocol.
+    A data set has the name of its file in configs/datasets. The methods raise ValueError for a data set that does not
+    exist or has no part in the protocol.
     """
 
     method: Method
@@ -81,10 +82,16 @@ class Stages:
             raise ValueError(f"{dataset} is no variant of {source}, as {', '.join(variants(source))} are: use xd_test")
         return self.xd_test(dataset, seed, "dg_test")
 
-    # ---------------------------------------------------------------- where, and how
+    # ---------------------------------------------------------------- folders and settings
 
     def settings(self, dataset: str, protocol: str = "base2new", shots: int | None = None) -> Settings:
-        """Return the method's settings for a data set; `shots`: of the few-shot protocol."""
+        """Return the method's settings for a data set.
+
+        Args:
+            dataset: its file in configs/datasets.
+            protocol: of `PROTOCOLS`.
+            shots: of the few-shot protocol.
+        """
         trainer, cfg, row = self.method.trainer, self.method.cfg, row_of(dataset)
         tiny = cfg == "tiny" or bool(not cfg and row and row.embedded)
         if cfg and not tiny:
@@ -114,70 +121,115 @@ class Stages:
         model: Path | None = None,
         opts: Iterable[str] = (),
     ) -> PlannedRun:
-        """A training in `folder`; with `model`, the folder of one, its evaluation with the settings that it had."""
+        """Return a training, or the evaluation of a model with the settings of its training.
+
+        Args:
+            stage: for the name of the run.
+            folder: output directory.
+            dataset: its file in configs/datasets.
+            seed: of the training.
+            classes: all, base or new.
+            shots: of a training.
+            settings: of a training; None: those of base2new.
+            model: folder of the training to evaluate; None: train.
+            opts: KEY VALUE ...
+        """
         if model:
-            how = ("--eval-only", "--model-dir", str(model))
+            flags = ("--eval-only", "--model-dir", str(model))
         else:
             file = (settings or self.settings(dataset)).file
-            how = ("--config-file", str(file)) if file else ()
+            flags = ("--config-file", str(file)) if file else ()
             opts = ("DATASET.NUM_SHOTS", str(shots), *opts)
         argv = ("--trainer", self.method.trainer, "--root", str(self.data), "--output-dir", str(folder))
-        argv += ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed), *how)
+        argv += ("--dataset-config-file", str(CONFIGS / "datasets" / f"{dataset}.yaml"), "--seed", str(seed), *flags)
         argv += ("DATASET.SUBSAMPLE_CLASSES", classes, *opts, *self.method.opts)
-        name = f"{self.method.trainer} {stage} {dataset} {seed}" + f" {shots}" * (stage == "fewshot")
+        name = f"{self.method.trainer} {stage} {dataset} {seed}"
+        if stage == "fewshot":
+            name += f" {shots}"
         return PlannedRun(name, folder, argv, model)
 
 
 def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
-    """The file of configs/trainers/TRAINER that its published figures were made with on ViT-B/16.
+    """Return the file of configs/trainers/TRAINER with the published settings for ViT-B/16.
 
-    Of several the one that is named after the protocol or the data set, as MaPLe's, PromptSRC's and MMRL's are, else
-    vit_b16, else one from the words "a photo of a" (_ctxv1), as CoCoOp's, else the first.
-    CoOp's few-shot has its paper's epochs, everything else of it the start "a photo of a" of CoCoOp's paper.
+    If there are several files, the precedence is:
+
+    1. the name of the protocol or of the data set (MaPLe, PromptSRC, MMRL);
+    2. vit_b16;
+    3. a context from the words "a photo of a", _ctxv1 (CoCoOp);
+    4. the first.
+
+    CoOp's few-shot protocol has the epochs of its paper. In the other protocols CoOp starts from "a photo of a", as in
+    CoCoOp's paper.
     """
     if trainer == "CoOp":
-        epochs = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots in (2, 4) else ""
-        return f"vit_b16{epochs}" + "_ctxv1" * (protocol != "fewshot")
+        name = "vit_b16"
+        if dataset == "imagenet" or shots == 1:
+            name += "_ep50"
+        elif shots in (2, 4):
+            name += "_ep100"
+        return name if protocol == "fewshot" else f"{name}_ctxv1"
     files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
     files = [file for file in files if protocol == "fewshot" or "_few_shot" not in file]
     ends = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
-    own = [file for end in ends.get(protocol, [f"_{dataset}"]) for file in files if file.endswith(end)]
+    for end in ends.get(protocol, [f"_{dataset}"]):
+        for file in files:
+            if file.endswith(end):
+                return file
     common = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
-    words = [file for file in common if file.endswith("_ctxv1")]
-    return next(iter([*own, *["vit_b16"] * ("vit_b16" in common), *words, *common]), "vit_b16")
+    if "vit_b16" in common or not common:
+        return "vit_b16"
+    from_words = [file for file in common if file.endswith("_ctxv1")]
+    return from_words[0] if from_words else common[0]
 
 
-# ------------------------------------------------------------------ what is all of a benchmark
+# ------------------------------------------------------------------ the data sets of a benchmark
 
 
 def row_of(dataset: str) -> benchmarks.Benchmark | None:
-    """Its facts; None: a user's own. Raises ValueError, with the nearest, if there is no such file."""
+    """Return the facts of a data set; None for a user's own. Raises ValueError, with the nearest, if it has no file."""
     check_availability(dataset, list(benchmarks.stems()))
     return benchmarks.get(benchmarks.stems()[dataset])
 
 
 def source_of(dataset: str) -> str:
-    """On what the models that are tested on `dataset` are trained."""
+    """Return the data set on which models are trained that are tested on `dataset`."""
     row = row_of(dataset)
     return benchmarks.find(benchmarks.source_of(row) if row else "ImageNet").stem
 
 
 def variants(source: str) -> list[str]:
+    """Return the variants of a source, on which dg tests."""
     return [row.stem for row in benchmarks.variants(benchmarks.stems()[source])]
 
 
 def targets(source: str) -> list[str]:
+    """Return the other data sets of a source's benchmark, on which xd tests."""
     return [row.stem for row in benchmarks.targets(benchmarks.stems()[source])]
 
 
 def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
-    """Those of each run where any may be "all"; without training each seed and number of shots gives the same."""
-    of = {"xd_train": ["imagenet"], "xd_test": targets("imagenet"), "dg_test": variants("imagenet")}
-    names = of.get(stage, ["imagenet", *targets("imagenet")]) if dataset == "all" else [dataset]
-    seeds = (SEEDS if trained else SEEDS[:1]) if seed == "all" else [int(seed)]
+    """Yield the arguments of each run of a stage: data set, seed and, in the few-shot protocol, shots.
+
+    Args:
+        stage: of `STAGES`.
+        dataset: its file in configs/datasets, or "all".
+        seed: a number, or "all".
+        shots: a number, or "all".
+        trained: False: the method learns nothing, so that one seed and one number of shots are enough.
+    """
+    all_names = {"xd_train": ["imagenet"], "xd_test": targets("imagenet"), "dg_test": variants("imagenet")}
+    names, seeds, numbers = [dataset], [seed], [shots]
+    if dataset == "all":
+        names = all_names.get(stage, ["imagenet", *targets("imagenet")])
+    if seed == "all":
+        seeds = SEEDS if trained else SEEDS[:1]
+    if shots == "all":
+        numbers = SHOTS if trained else [16]
     for name in names:
-        for s in seeds:
+        for s in map(int, seeds):
             if stage == "fewshot":
-                yield from ((name, s, k) for k in ((SHOTS if trained else [16]) if shots == "all" else [int(shots)]))
+                for number in map(int, numbers):
+                    yield name, s, number
             else:
                 yield name, s

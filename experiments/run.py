@@ -1,4 +1,4 @@
-"""One run: it trains or evaluates in its output directory, and its `results.json` says how, on what and how well."""
+"""A run: a training or an evaluation in its output directory. Its `results.json` has the settings and the accuracy."""
 
 import argparse
 import contextlib
@@ -34,14 +34,14 @@ from datasets.base import DrawnDataset
 from trainers.shared.strength import AUTO
 
 from . import calibrate, own_images
-from .chosen import chosen
+from .chosen import choose_strength
 from .config import CLASSES, CONFIGS, default_cfg, is_foreign, owner_of, plain, read_run, setup_cfg, strength_key
 from .flags import parse
 from .seen import SEEN, keep_seen
 
 ROOT = CONFIGS.parent
 VERSIONS = (torch, np, torchvision, dassl)
-# Settings that may differ between a run and its continuation: they do not change what is trained
+# Settings that may differ between a run and its continuation: they do not change the trained model
 MAY_DIFFER = tuple(
     "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
     "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
@@ -57,7 +57,13 @@ def main(
     draw: own_images.ContactSheet | None = None,
     draw_confusion: own_images.ConfusionPicture | None = None,
 ) -> int:
-    """Do what train.py does where PyTorch is imported already; return its exit status. The pictures as in `run`."""
+    """Do what train.py does where PyTorch is imported already; return its exit status.
+
+    Args:
+        argv: words of the command line; None: of this process.
+        draw: as in `run`.
+        draw_confusion: as in `run`.
+    """
 
     def work() -> None:
         run(parse(argv), draw, draw_confusion)
@@ -70,14 +76,14 @@ def run(
     draw: own_images.ContactSheet | None = None,
     draw_confusion: own_images.ConfusionPicture | None = None,
 ) -> dict:
-    """Do one training or evaluation; return what `results.json` holds.
+    """Do one training or evaluation; return the content of `results.json`.
 
     Everything printed also goes to `log.txt` in the output directory.
 
     Args:
         args: of `parse`.
-        draw: for a picture of those own images that are wrong.
-        draw_confusion: for a picture of the classes of own images that are taken for others.
+        draw: draws own images that are misclassified.
+        draw_confusion: draws the confusion matrix of own images.
     """
     with distributed.processes():
         return run_here(args, draw, draw_confusion)
@@ -86,7 +92,13 @@ def run(
 def run_here(
     args: argparse.Namespace, draw: own_images.ContactSheet | None, draw_confusion: own_images.ConfusionPicture | None
 ) -> dict:
-    """Do what `run` does in one process; of several only the first one writes, and the others return nothing."""
+    """Do one training or evaluation in this process. Of several processes, the first alone writes and returns results.
+
+    Args:
+        args: of `parse`.
+        draw: as in `run`.
+        draw_confusion: as in `run`.
+    """
     cfg = setup_cfg(args)
     check_domains(cfg)
     if args.eval_only:
@@ -100,11 +112,11 @@ def run_here(
     check_processes(cfg)
     log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
     with log, protect_data(cfg, args):
-        choice = chosen(cfg, args, check_inside)
+        choice = choose_strength(cfg, args, check_inside)
         try:
             trainer = build(cfg, args)
         except Exception as error:
-            if not isinstance(error, USER_ERRORS):  # a bug, whose log says of which config
+            if not isinstance(error, USER_ERRORS):  # a bug: the log needs the config
                 tell_config(cfg)
             raise
         if not args.eval_only:
@@ -138,23 +150,23 @@ def run_here(
     return results
 
 
-# ------------------------------------------------------------------ what it must not mix up
+# ------------------------------------------------------------------ checks of settings and directories
 
 
 def check_model_dir(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raises ValueError if the model is of another trainer, backbone or method setting.
+    """Raise ValueError if the model has another trainer, backbone or method setting.
 
-    A template or a class-token position that differs would fit the checkpoint and give a wrong accuracy. A model of
-    another code base, which has no config.yaml, is checked when its checkpoint is loaded.
+    Another template or class-token position would fit the checkpoint and give a wrong accuracy. A model of another code
+    base has no config.yaml. It is checked when its checkpoint is loaded.
     """
     if args.model_dir and not osp.isdir(args.model_dir):
         raise FileNotFoundError(f"there is no {args.model_dir}: give the --output-dir of a training as --model-dir")
     different = []
-    for key, now in plain(cfg).items():
-        was = args.model_config.get(key, now)
+    for key, value in plain(cfg).items():
+        model_value = args.model_config.get(key, value)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith(TRAINING_ONLY) and was != now:
-            different.append(f'{key} "{was}", not "{now}"')
+        if matters and not key.endswith(TRAINING_ONLY) and model_value != value:
+            different.append(f'{key} "{model_value}", not "{value}"')
     if different:
         wrong = f"the model in {args.model_dir} was trained with {', '.join(different)}"
         raise ValueError(f"{wrong}: give the same here, or another --model-dir")
@@ -172,7 +184,7 @@ def check_domains(cfg: CfgNode) -> None:
 
 
 def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raises ValueError if the model's directory, which may come from anybody, would have this run write elsewhere."""
+    """Raise ValueError if the model's directory, which may be untrusted, would make this run write elsewhere."""
     out, model = cfg.OUTPUT_DIR, args.model_dir or osp.join(cfg.OUTPUT_DIR, "none")
     below = osp.relpath(out, model)
     if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
@@ -185,14 +197,14 @@ def check_inside(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def foreign_root(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """Return DATASET.ROOT if only the model's directory names it, which may come from anybody; else ""."""
+    """Return DATASET.ROOT if it comes from the model's directory alone, which may be untrusted; else ""."""
     root = cfg.DATASET.ROOT
     by_user = args.root or "DATASET.ROOT" in args.opts[::2] or root == default_cfg(args.trainer).DATASET.ROOT
     return "" if by_user or args.model_config.get("DATASET.ROOT") != root else root
 
 
 def protect_data(cfg: CfgNode, args: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """Return a context in which nothing is written into a `foreign_root`, but for the directories of the runs."""
+    """Return a context that forbids writing into a `foreign_root`, except into the directories of the runs."""
     root = foreign_root(cfg, args) if args.eval_only else ""
     if not root:
         return contextlib.nullcontext()
@@ -200,25 +212,25 @@ def protect_data(cfg: CfgNode, args: argparse.Namespace) -> contextlib.AbstractC
 
 
 def check_no_training(cfg: CfgNode) -> None:
-    """Raises ValueError if the output directory holds a training."""
+    """Raise ValueError if the output directory holds a training."""
     if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
         raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run and its results: choose another --output-dir")
 
 
 def check_same_strength(cfg: CfgNode) -> None:
-    """Raises ValueError if the output directory holds results of the same method at another strength."""
+    """Raise ValueError if the output directory holds results of the same method at another strength."""
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path) or not osp.exists(osp.join(cfg.OUTPUT_DIR, "results.json")):
         return
     old, new = read_run(path), plain(cfg)
-    for key in (key for key in old.keys() & new.keys() if key.endswith(".STRENGTH")):
-        if old[key] != new[key]:
+    for key in old.keys() & new.keys():
+        if key.endswith(".STRENGTH") and old[key] != new[key]:
             wrong = f"{cfg.OUTPUT_DIR} holds results with {key} {old[key]}, not {new[key]}"
             raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
 
 
 def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
-    """Raises ValueError if the output directory holds a run with other settings, which it would be mixed up with."""
+    """Raise ValueError if the output directory holds a run with other settings."""
     different = differences(cfg, may_differ)
     if different:
         wrong = f"{cfg.OUTPUT_DIR} holds a run with {', '.join(different)}"
@@ -226,25 +238,32 @@ def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> No
 
 
 def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
-    """Return "KEY value, not value" for each setting of the run in the output directory that is another in `cfg`."""
+    """Return "KEY old value, not new value" for each setting that differs from the run in the output directory.
+
+    Args:
+        cfg: of the new run.
+        may_differ: beginnings of keys that are not compared.
+    """
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return []
-    old, new, default = (read_run(path), plain(cfg), plain(default_cfg(cfg.TRAINER.NAME)))  # older runs lack newer keys
+    old, new = read_run(path), plain(cfg)
+    default = plain(default_cfg(cfg.TRAINER.NAME))  # older runs lack newer keys
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        was, now = (config.get(key, default.get(key)) for config in (old, new))
-        if not key.startswith(may_differ) and was != now:
-            lines.append(f"{key} {worded(was)}, not {worded(now)}")
+        old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))
+        if not key.startswith(may_differ) and old_value != new_value:
+            lines.append(f"{key} {format_value(old_value)}, not {format_value(new_value)}")
     return lines
 
 
-def worded(value: object) -> str:
+def format_value(value: object) -> str:
+    """Return a value for a message."""
     return '""' if value == "" else str(value)
 
 
 def check_processes(cfg: CfgNode) -> None:
-    """Raises ValueError if there are more processes than GPUs, or the trainer would not share batches between them."""
+    """Raise ValueError if there are more processes than GPUs, or the trainer cannot share batches between processes."""
     distributed.check_devices(cfg.USE_CUDA)
     if distributed.size() > 1 and is_foreign(cfg.TRAINER.NAME):
         raise ValueError(f"{cfg.TRAINER.NAME} is written for one process: start it without torchrun")
@@ -252,7 +271,7 @@ def check_processes(cfg: CfgNode) -> None:
 
 @contextlib.contextmanager
 def logged(folder: str):
-    """Keeps other runs out of `folder` and copies what is printed to its log.txt, where an error leaves its trace."""
+    """Lock a folder for one run, and copy all output and the trace of an error to its log.txt."""
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(folder, exist_ok=True)
@@ -269,18 +288,18 @@ def logged(folder: str):
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk
                 if log.file:
-                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console may get one line only
+                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console may show one line alone
                     log.file.flush()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(f"{error}: make room, and the same command goes on") from error
+                raise OSError(f"{error}: make room and give the same command again") from error
             raise
 
 
-# ------------------------------------------------------------------ its trainer, its description
+# ------------------------------------------------------------------ the trainer and the results
 
 
 def build(cfg: CfgNode, args: argparse.Namespace):
-    """The trainer, after seeding; leaves `config.yaml` and the class names in the output directory."""
+    """Return the trainer, after seeding; write `config.yaml` and the class names into the output directory."""
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -290,12 +309,11 @@ def build(cfg: CfgNode, args: argparse.Namespace):
     trainer = build_trainer(cfg)
     if not args.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
-
     if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", True) is None and not cfg.TEST.NO_TEST:
         raise ValueError(f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no val images here: set TEST.SPLIT test")
     if not distributed.is_first():
         return trainer
-    # only now: a run that could not be built leaves nothing that a later one would be compared with
+    # not earlier: a run that fails to build must leave no settings that a later run is compared with
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not args.eval_only and learns(trainer):
         by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
@@ -307,7 +325,7 @@ def build(cfg: CfgNode, args: argparse.Namespace):
 
 
 def tell_defaults(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Print the training that a method without a YAML file gets."""
+    """Print the optimizer settings that a method without a YAML file gets."""
     trainer = cfg.TRAINER.NAME
     if not (args.config_file or is_foreign(trainer) or owner_of("tiny", trainer)):
         optim = f"OPTIM.NAME {cfg.OPTIM.NAME}, OPTIM.LR {cfg.OPTIM.LR:g}, OPTIM.MAX_EPOCH {cfg.OPTIM.MAX_EPOCH}"
@@ -315,21 +333,32 @@ def tell_defaults(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def tell_config(cfg: CfgNode) -> None:
-    """Print config and system, about 100 lines: not before it is known that they can be run."""
+    """Print config and system. Call this when the run can start: these 100 lines would bury an error."""
     if cfg.VERBOSE:
         print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")
 
 
 def learns(trainer) -> bool:
-    """Whether it has a learner, be it one without parameters; a trainer written for Dassl: a registered model."""
+    """Return whether a trainer has a learner, with or without parameters; for a foreign one, a registered model."""
     learner = getattr(trainer, "learner", None)
     return bool(trainer._models) if learner is None else bool(learner)
 
 
 def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) -> dict:
-    """What `results.json` holds: all that tells what this figure is of, without any other file."""
-    config, model_config = plain(cfg), args.model_config if args.eval_only else None
-    trained_config = (model_config if args.eval_only else config) if learns(trainer) else None
+    """Return the content of `results.json`. It needs no other file to identify the accuracy.
+
+    Args:
+        trainer: after training or test.
+        cfg: of the run.
+        args: of `parse`, after `setup_cfg`.
+        seconds: duration of the run.
+    """
+    config, model_config = plain(cfg), None
+    if args.eval_only:
+        model_config = args.model_config
+    trained_config = None
+    if learns(trainer):
+        trained_config = model_config if args.eval_only else config
 
     def data_of(config: dict) -> dict:
         names = "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "SEED", "DATASET.NUM_SHOTS"
@@ -343,10 +372,10 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
         "eval_only": args.eval_only,
         "model_dir": osp.abspath(args.model_dir) if args.model_dir else None,
         "trained": learns(trainer),  # False: zero-shot
-        # an evaluation on other classes or data is never mistaken for a training there
+        # with this, an evaluation on other classes or data is not mistaken for a training on them
         "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
-        **getattr(trainer, "facts", dict)(),  # of the method's own
+        **getattr(trainer, "facts", dict)(),  # entries of the method itself
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "learning_rate": None if args.eval_only else learning_rate(trainer),  # the highest of the schedule
         "seconds": seconds if args.eval_only else getattr(trainer, "train_seconds", seconds),
@@ -361,7 +390,7 @@ def describe(trainer, cfg: CfgNode, args: argparse.Namespace, seconds: float) ->
 
 
 def learning_rate(trainer) -> float | None:
-    """Return the rate that a training had, without warm-up and decay: of several optimizers the first one's."""
+    """Return the rate of a training without warm-up and decay. With several optimizers, return that of the first."""
     schedules = [schedule for schedule in trainer._scheds.values() if schedule is not None]
     return schedules[0].base_lrs[0] if schedules else None
 
@@ -372,16 +401,16 @@ def peak_memory(cfg: CfgNode) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20
     if resource is None:
         return None
-    # the highest of the process so far: of several runs in one process the later ones report at least the earlier's
+    # the peak of the whole process: a later run in it reports at least the peak of an earlier one
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB here
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def git_revision(classes: Iterable[type] = ()) -> str | None:
-    """Return the commit of this code, with "+" if it is not what ran; None outside a repository.
+    """Return the commit of this code, with "+" if other code ran; None outside a repository.
 
-    So it is if a tracked file was changed since, or if a file that git does not track was imported. All trainers and
-    data sets are imported: of files that register some, only those of `classes` and of what they extend count.
+    Other code ran if a tracked file has changed, or if an untracked file was imported. All trainers and data sets are
+    imported. Of the files that register them, those of `classes` and of their parents alone count.
 
     Args:
         classes: of the trainer and of the data set.

@@ -1,4 +1,4 @@
-"""Which images a model has seen: kept beside it, so that predictions of them are not taken for those of new images."""
+"""The list of images that a model has seen. Predictions of them say nothing about new images."""
 
 import os.path as osp
 
@@ -9,14 +9,25 @@ SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 
 
 def keep_seen(folder: str, train: list[Datum], val: list[Datum]) -> None:
-    """Writes the images into `folder`; `val`: by which the model is chosen."""
-    paths = {part: dict.fromkeys(item.impath for item in items) for part, items in (("train", train), ("val", val))}
-    rows = {part: [[path, osp.getsize(path), file_hash(path)] for path in some] for part, some in paths.items()}
+    """Write the list of images into the folder of a model.
+
+    Args:
+        folder: output directory of the training.
+        train: training images.
+        val: images on which the model is chosen.
+    """
+    rows = {}
+    for part, items in (("train", train), ("val", val)):
+        paths = dict.fromkeys(item.impath for item in items)
+        rows[part] = [[path, osp.getsize(path), file_hash(path)] for path in paths]
     write_json(rows, osp.join(folder, SEEN))
 
 
 class Seen:
-    """The images that the model of an output directory has seen: recognized by their content, wherever they are now.
+    """The images that the model of an output directory has seen. They are recognized by their content, not their path.
+
+    Args:
+        folder: output directory of the training.
 
     Raises:
         ValueError: the list of them is damaged.
@@ -26,9 +37,9 @@ class Seen:
         path = osp.join(folder, SEEN)
         self.parts, self.sizes = {}, set()
         try:
-            kept = read_json(path) if osp.exists(path) else {}
+            images = read_json(path) if osp.exists(path) else {}
             for part in ("val", "train"):  # if it is in both, train counts
-                for _, size, digest in kept.get(part, []):
+                for _, size, digest in images.get(part, []):
                     self.parts[digest] = part
                     self.sizes.add(size)
         except (ValueError, TypeError, AttributeError) as error:
@@ -36,7 +47,7 @@ class Seen:
             raise ValueError(f"{wrong}: put it back, or remove it to do without") from error
 
     def part_of(self, path: str) -> str:
-        """ "train", "val" if the model was chosen by it, or "" for an image that it has not seen."""
-        if not osp.isfile(path) or osp.getsize(path) not in self.sizes:  # few files need reading
+        """Return the part of an image: "train", "val" if the model was chosen on it, or "" for a new image."""
+        if not osp.isfile(path) or osp.getsize(path) not in self.sizes:  # the size saves hashing most new images
             return ""
         return self.parts.get(file_hash(path), "")

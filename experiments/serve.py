@@ -2,9 +2,9 @@
 
     python predict.py --serve --model-dir OUT [--port 7860]
 
-Bound to 127.0.0.1, and answers only pages that came from there. Nothing is sent anywhere: no telemetry, no share link,
-and the browser is told to load nothing from elsewhere. Pictures that are dropped go to a temporary folder of bounded
-size, which goes with the process. Only pictures of that folder are classified.
+The server is bound to 127.0.0.1 and answers its own page alone. It sends nothing anywhere: it has no telemetry and no
+share link, and its headers forbid the browser to load anything from elsewhere. Dropped pictures go to a temporary
+folder of limited size, which is removed when the process ends. Pictures of that folder alone are classified.
 """
 
 import os
@@ -27,54 +27,66 @@ from .pictures import PictureReader
 from .predictor import Prediction, Predictor, names_in
 
 HOST = "127.0.0.1"
-# `inline`: gradio writes its settings into the page; `blob` and `data`: the picture that was dropped
+# `inline`: gradio writes its settings into the page; `blob` and `data`: the dropped picture
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'; "
     "base-uri 'self'"
 )
-SHOWN = 10  # classes
+SHOWN = 10  # classes on the page
 SEEN = {"train": "the model was trained on this image", "val": "the model was chosen by this image"}
 MOST_NAMES = 20_000  # characters of class names that a visitor may type
-MOST_FILE, MOST_FILES = 100 * 2**20, 500 * 2**20  # bytes of a picture, and of all that are kept
-KEPT = 600.0  # seconds that a picture is kept
-VISITORS = 32  # whose pictures are read and classified side by side
+MOST_FILE, MOST_FILES = 100 * 2**20, 500 * 2**20  # bytes of a picture, and of all pictures in the folder
+KEPT = 600.0  # seconds until a picture is removed
+VISITORS = 32  # requests that are answered side by side
 
 
 class Served:
-    """One model and, if other classes were asked for, a second for these; asked from several threads.
+    """The models behind the page: the first one, and one for other classes if a visitor types some. Thread-safe.
 
     Args:
-        model_dir, classes, options: of `Predictor`; `options` by name.
-        threshold: below which the page says "unsure".
+        model_dir: as in `Predictor`.
+        classes: as in `Predictor`.
+        threshold: the page says "unsure" below this probability.
+        **options: other arguments of `Predictor`.
 
     Attributes:
-        strength: of the model as it was loaded; None: the method has none, as it changes no weights.
-        any_classes: whether other classes can be asked for.
+        strength: of the loaded model; None: the method has none, as it changes no weights.
+        any_classes: True if a visitor may type other classes.
     """
 
     def __init__(self, model_dir: str, classes: list[str] | None, threshold: float, **options):
         self.model_dir, self.options, self.threshold, self.lock = model_dir, options, threshold, Lock()
         self.classes = classes
-        self.own = self.last = Predictor(model_dir, classes, **options)
-        self.strength: float | None = strength_of(self.own)
-        self.any_classes = hasattr(self.own.trainer, "model")  # an ONNX file has its class features inside
+        self.first = self.last = Predictor(model_dir, classes, **options)
+        self.strength: float | None = strength_of(self.first)
+        self.any_classes = hasattr(self.first.trainer, "model")  # an ONNX file has its class features inside
         self.calibration = read_temperature(model_dir) if self.strength is not None else None
-        self.identity = identity(self.own.trainer, model_dir, options.get("epoch")) if self.calibration else {}
-        self.read = PictureReader(first_resize(self.own.transform))
+        self.identity = identity(self.first.trainer, model_dir, options.get("epoch")) if self.calibration else {}
+        self.read = PictureReader(first_resize(self.first.transform))
 
     def predictor(self, names: str) -> Predictor:
-        """Return the one for class names with commas between them; "": for those that the page was started with."""
+        """Return the predictor for class names with commas between them; "": the classes of the first model."""
         if len(names) > MOST_NAMES:
             raise ValueError(f"the class names have {len(names):,} characters: give at most {MOST_NAMES:,}")
         classes = names_in(names) or self.classes
-        if classes in (None, self.own.classnames):
-            return self.own
+        if classes in (None, self.first.classnames):
+            return self.first
         if classes != self.last.classnames:
             self.last = Predictor(self.model_dir, classes, **self.options)
         return self.last
 
     def classify(self, image: str, names: str, strength: float | None) -> Prediction:
-        """Return what the model says of the picture at a path. Raises what `Predictor` and `PictureReader` raise."""
+        """Return the prediction for a picture.
+
+        Args:
+            image: its path.
+            names: of the classes, with commas between them; "": the classes of the first model.
+            strength: on the slider; None: there is no slider.
+
+        Raises:
+            ValueError: the picture cannot be read; or as `Predictor`.
+            OSError: as `PictureReader`.
+        """
         pixels = self.read(image)
         with self.lock:
             predictor = self.predictor(names)
@@ -97,14 +109,14 @@ class Received:
     """The folder of the pictures that the page has received.
 
     Args:
-        folder: where gradio writes them.
+        folder: gradio writes the pictures into it.
     """
 
     def __init__(self, folder: str):
         self.folder, self.lock = osp.realpath(folder), Lock()
 
     def check(self, path: str | None) -> str:
-        """Return a path that a visitor names, if it is that of a picture received.
+        """Return a visitor's path if a received picture has it.
 
         Raises:
             ValueError: it is another file, or none.
@@ -114,10 +126,11 @@ class Received:
         return path
 
     def holds(self, path: str) -> bool:
+        """Return whether a path lies in the folder."""
         return osp.commonpath([self.folder, osp.abspath(path)]) == self.folder
 
     def sweep(self, room: int = 0) -> None:
-        """Remove pictures that are old, and the oldest ones until `room` bytes more fit under the limit."""
+        """Remove old pictures, then the oldest ones until `room` more bytes fit under the limit."""
         with self.lock:
             files = [(file, file.stat()) for file in Path(self.folder).rglob("*") if file.is_file()]
             total, old = sum(facts.st_size for _, facts in files), time.time() - KEPT
@@ -146,14 +159,14 @@ def page(served: Served, received: Received):
         gr.Markdown("# OrthCR: classify a picture")
         with gr.Row():
             with gr.Column():
-                # None: the file as it is, not written anew; `read_photo` turns it upright
+                # None: gradio keeps the file unchanged; `read_photo` turns it upright
                 image = gr.Image(
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300
                 )
                 take_received_only(image, received)
                 names = gr.Textbox(
                     label="classes, separated by commas",
-                    placeholder=visible(", ".join(served.own.classnames))[:300],
+                    placeholder=visible(", ".join(served.first.classnames))[:300],
                     elem_id="classes",
                     interactive=served.any_classes,
                 )
@@ -185,7 +198,7 @@ def page(served: Served, received: Received):
 
 
 def take_received_only(image, received: Received) -> None:
-    """Make a `gradio.Image` hand over paths of pictures received, and open, copy or download nothing by itself."""
+    """Restrict a `gradio.Image` to paths of received pictures: gradio itself opens, copies and downloads nothing."""
 
     async def unmoved(path):
         return str(path)
@@ -196,7 +209,7 @@ def take_received_only(image, received: Received) -> None:
 
 
 def received_path(payload, received: Received) -> str:
-    """Return the path of gradio's `ImageData`. Raises gradio's error, which the page shows, for any other file."""
+    """Return the path of gradio's `ImageData`. Raise gradio's error, which the page shows, for a file not received."""
     import gradio as gr
 
     try:
@@ -206,7 +219,7 @@ def received_path(payload, received: Received) -> str:
 
 
 def launch(served: Served, port: int):
-    """Return the running app.
+    """Start the app and return it.
 
     Raises:
         OSError: the port is taken.
@@ -236,16 +249,16 @@ def launch(served: Served, port: int):
 
 
 def only_known_formats() -> None:
-    """Take all other decoders from this process's Pillow, so that no library opens a picture with them."""
+    """Remove all other decoders from this process's Pillow, so that no library opens a picture with them."""
     formats = known_formats()
     Image.ID[:] = [name for name in Image.ID if name in formats]
 
 
 class Gate:
-    """ASGI middleware: answers this machine's own page alone, makes room for what comes, and adds `POLICY`.
+    """The ASGI middleware: it answers its own page alone, makes room for pictures, and adds `POLICY`.
 
-    A page of another site could have its name lead to this machine (DNS rebinding), or send pictures here: the headers
-    Host and Origin tell them from ours.
+    The name of another site could resolve to this machine (DNS rebinding), or its page could send pictures here. The
+    headers Host and Origin show this.
     """
 
     def __init__(self, app, port: int, received: Received):
@@ -269,7 +282,7 @@ class Gate:
         await self.app(scope, receive, answer)
 
     def refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Return status and reason for a request that is not answered, None for one that is."""
+        """Return status and reason to refuse a request; None to answer it."""
         if headers.get("host") not in self.hosts:
             return 421, "this page answers to its own address only"
         origin = headers.get("origin")
@@ -281,12 +294,13 @@ class Gate:
 
 
 def content_length(headers: dict[str, str]) -> int:
-    """Return the number of bytes that a request announces, 0 if it announces none."""
+    """Return the number of bytes in a request by its headers, 0 without such a header."""
     length = headers.get("content-length", "")
     return int(length) if length.isdigit() and len(length) < 20 else 0
 
 
 async def refuse(scope, send, status: int, reason: str) -> None:
+    """Send a refusal."""
     if scope["type"] == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
     body, head = reason.encode(), [(b"content-type", b"text/plain; charset=utf-8")]
@@ -295,10 +309,17 @@ async def refuse(scope, send, status: int, reason: str) -> None:
 
 
 def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int, **options) -> None:
-    """Serve until Ctrl-C; `options` are those of `Predictor`.
+    """Serve until Ctrl-C.
+
+    Args:
+        model_dir: as in `Predictor`.
+        classes: as in `Predictor`.
+        threshold: the page says "unsure" below this probability.
+        port: from 1 to 65535.
+        **options: other arguments of `Predictor`.
 
     Raises:
-        ValueError: gradio is not installed, or there can be no such port; or as `Predictor`.
+        ValueError: gradio is not installed, or `port` is out of range; or as `Predictor`.
         OSError: the port is taken.
     """
     if not 0 < port < 2**16:

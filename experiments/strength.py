@@ -1,11 +1,16 @@
-"""What a strength does: accuracy along s from the pretrained CLIP to the trained one, on all that a model is tested on.
+"""The accuracy of models at each strength s, from the pretrained CLIP (s = 0) to the trained one (s = 1).
 
     python -m experiments.strength --model-dir OUT [OUT ...] [--output-dir DIR] [--root DATA]
 
-A model trained on the base classes is tested on base and new classes, one of a source on its variants and on the other
-data sets, any other on what it was trained on. Of OrthCR there is a second path, the straight line between the same
-weights (WiSE-FT, Wortsman et al. 2022). Models of methods that have no strength are points. Writes curve.md, curve.json
-and pictures. Test images are read once for all models, and nothing is chosen by them.
+The tests of a model depend on its training:
+
+- base classes: the base and the new classes;
+- a source of xd and dg: the source, its variants and its targets;
+- any other: the data set of the training.
+
+OrthCR has a second path, the straight line between the same weights (WiSE-FT, Wortsman et al. 2022). A method without a
+strength is a point. Writes curve.md, curve.json and pictures. Test images are read once for all models, and nothing is
+chosen by them.
 """
 
 import argparse
@@ -34,7 +39,7 @@ from trainers.shared.strength import AUTO, TRIED, kept
 from .config import CONFIGS, read_run, setup_cfg, strength_key
 from .flags import parse
 
-HELD = 2**31  # bytes of test images that are kept for all models; of larger data sets they are read for each
+HELD = 2**31  # bytes of test images in memory, shared by all models; a larger data set is read again for each model
 PLACES = (  # of a label beside its point: right, left, above, below, then farther off, in points
     (5, 4, "left"), (5, -5, "left"), (-5, 4, "right"), (-5, -5, "right"), (0, 8, "center"), (0, -9, "center"),
     (9, 9, "left"), (-9, 9, "right"), (9, -10, "left"), (-9, -10, "right"), (0, 15, "center"), (0, -16, "center"),
@@ -51,109 +56,141 @@ NAMES = {
 
 @dataclass
 class Model:
-    """A training, and what is measured of it."""
+    """A training, and its accuracies."""
 
     folder: str
     config: dict = field(repr=False)
-    chosen: float | None = None  # "auto"
+    chosen: float | None = None  # the strength that "auto" chooses
     right: dict[tuple, float] = field(default_factory=dict)  # {(path, s, data set, classes): percent}
 
     @property
     def trainer(self) -> str:
+        """The name of the method."""
         return self.config["TRAINER.NAME"]
 
     @property
     def trained(self) -> tuple[str, str, int]:
+        """The data of the training: (data set, classes, shots)."""
         return tuple(self.config[f"DATASET.{key}"] for key in ("NAME", "SUBSAMPLE_CLASSES", "NUM_SHOTS"))
 
     @property
     def seed(self) -> int:
+        """The seed of the training."""
         return self.config["SEED"]
 
     @property
     def tests(self) -> list[tuple[str, str]]:
-        """(data set, classes)."""
+        """The tests of the model: [(data set, classes), ...]."""
         name, classes, _ = self.trained
         if classes == "base":
             return [(name, "base"), (name, "new")]
-        away = [row.name for row in (*benchmarks.variants(name), *benchmarks.targets(name))]
-        return [(target, classes) for target in (name, *away)]
+        shifted = [row.name for row in (*benchmarks.variants(name), *benchmarks.targets(name))]
+        return [(dataset, classes) for dataset in (name, *shifted)]
 
 
 # ------------------------------------------------------------------ measuring
 
 
 def measure(models: list[Model], strengths: Iterable[float], root: str | None, split: str) -> None:
-    """Fills in what was chosen, and the accuracy of each model at each strength on all its tests that have images."""
+    """Fill in the chosen strength of each model, and its accuracy at each strength on all its tests with images.
+
+    Args:
+        models: get `chosen` and `right`.
+        strengths: from 0 to 1.
+        root: folder of the data sets; None: as in the trainings.
+        split: test or val.
+    """
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
     pairs = [(test, model) for test in tests for model in models if test in model.tests]
-    held = {}
+    cache = {}
     with progress(total=len(pairs), desc="models x data sets") as bar:
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
                 if model.chosen is None and strength_key(model.trainer):
-                    model.chosen = (kept(model.folder) or built(model, model.tests[0], root).choose(None))["strength"]
-                trainer = built(model, test, root, split)
-            batches = images_of(trainer, test, held, split)
+                    choice = kept(model.folder) or load_trainer(model, model.tests[0], root).choose(None)
+                    model.chosen = choice["strength"]
+                trainer = load_trainer(model, test, root, split)
+            batches = images_of(trainer, test, cache, split)
             if batches:
-                along(trainer, model, test, batches, sorted({*strengths, model.chosen or 0.0}))
+                measure_test(trainer, model, test, batches, sorted({*strengths, model.chosen or 0.0}))
             bar.update()
 
 
-def built(model: Model, test: tuple[str, str], root: str | None, split: str = "test"):
-    """The trained model on a test's classes and images; with the split val on all that there are."""
+def load_trainer(model: Model, test: tuple[str, str], root: str | None, split: str = "test"):
+    """Return a trainer with the trained model and the classes and images of a test.
+
+    Args:
+        model: the training.
+        test: (data set, classes).
+        root: folder of the data sets; None: as in the training.
+        split: test or val; all val images are loaded, not a few-shot sample.
+    """
     dataset, classes = test
     argv = ["--eval-only", "--model-dir", model.folder, "--trainer", model.trainer]
-    argv += ["--strength", "1"] if strength_key(model.trainer) else []
-    argv += ["--root", root] if root else []
+    if strength_key(model.trainer):
+        argv += ["--strength", "1"]
+    if root:
+        argv += ["--root", root]
     if dataset != model.trained[0]:
         argv += ["--dataset-config-file", str(CONFIGS / "datasets" / f"{benchmarks.find(dataset).stem}.yaml")]
     pairs = ["VERBOSE", "False", "DATASET.SUBSAMPLE_CLASSES", classes, "TEST.SPLIT", split]
-    pairs += ["DATASET.NUM_SHOTS", "-1"] * (split == "val")
+    if split == "val":
+        pairs += ["DATASET.NUM_SHOTS", "-1"]
     trainer = build_trainer(setup_cfg(parse([*argv, *pairs])))
     trainer.load_model(model.folder)
     return trainer
 
 
-def images_of(trainer, test: tuple[str, str], held: dict, split: str):
-    """The batches as tensors, of the last test alone; the loader itself if they are too large; None: no images."""
+def images_of(trainer, test: tuple[str, str], cache: dict, split: str):
+    """Return the batches of a test, from memory if they fit; None without images.
+
+    Args:
+        trainer: with the loaders of the test.
+        test: (data set, classes).
+        cache: of the batches of one test; this replaces its content.
+        split: test or val.
+    """
     loader = trainer.val_loader if split == "val" else trainer.test_loader
     size = tuple(trainer.cfg.INPUT.SIZE)
     if loader is None or 12 * size[0] * size[1] * len(loader.dataset) > HELD:
         return loader
     key = (test, size, trainer.cfg.INPUT.INTERPOLATION)
-    if key not in held:
-        held.clear()
-        held[key] = list(loader)
-    return held[key]
+    if key not in cache:
+        cache.clear()
+        cache[key] = list(loader)
+    return cache[key]
 
 
-def along(trainer, model: Model, test: tuple[str, str], batches, strengths: list[float]) -> None:
+def measure_test(trainer, model: Model, test: tuple[str, str], batches, strengths: list[float]) -> None:
+    """Fill in the accuracies of a model on one test, at each strength of each path."""
     if not strength_key(model.trainer):
         trainer.set_model_mode("eval")
         pairs = list(map(trainer.parse_batch_test, batches))
         right = sum(int((trainer.model_inference(image).argmax(1) == label).sum()) for image, label in pairs)
         model.right[("geodesic", 1.0, *test)] = 100 * right / sum(len(label) for _, label in pairs)
         return
-    for path in PATHS[: 1 + isinstance(trainer.model, OrthogonalCLIP)]:
+    for path in PATHS if isinstance(trainer.model, OrthogonalCLIP) else PATHS[:1]:
         if path == "line":
             straighten(trainer.model)
-            strengths = [s for s in strengths if 0 < s < 1]  # at its ends it is the other path
+            strengths = [s for s in strengths if 0 < s < 1]  # both paths have the same ends
         right, n = trainer.right_at(strengths, batches)
         model.right |= {(path, s, *test): 100 * count / n for s, count in right.items()}
 
 
 def straighten(model: OrthogonalCLIP) -> None:
-    """Makes its strength WiSE-FT's: W + s (W' - W)."""
+    """Replace the path of a model by WiSE-FT's line: W + s (W' - W)."""
     model.strength = 1.0
     ends = model.merged()
 
     def merged(*encoders: str) -> dict[str, dict[str, torch.Tensor]]:
-        starts = {e: model.encoders[e] for e in encoders or model.encoders}
-        return {
-            e: {p: torch.lerp(start.get_parameter(p).to(end), end, model.strength) for p, end in ends[e].items()}
-            for e, start in starts.items()
-        }
+        result = {}
+        for name in encoders or model.encoders:
+            start = model.encoders[name]
+            result[name] = {
+                key: torch.lerp(start.get_parameter(key).to(end), end, model.strength)
+                for key, end in ends[name].items()
+            }
+        return result
 
     model.merged = merged
 
@@ -162,7 +199,7 @@ def straighten(model: OrthogonalCLIP) -> None:
 
 
 def section(model: Model) -> tuple[str, str]:
-    """(protocol, data set) of the table that it belongs to."""
+    """Return (protocol, data set) of the table that a model belongs to."""
     name, classes, _ = model.trained
     if classes == "base":
         return "base-to-new", name
@@ -170,61 +207,83 @@ def section(model: Model) -> tuple[str, str]:
 
 
 def figures(model: Model, path: str, s: float) -> dict[str, float]:
-    """The columns of its table, in percent; nothing where it was not measured."""
-    got = {(name, classes): right for (p, at, name, classes), right in model.right.items() if (p, at) == (path, s)}
+    """Return a model's columns in its table, {column: percent}; empty if it was not measured.
+
+    Args:
+        model: after `measure`.
+        path: of `PATHS`.
+        s: strength.
+    """
+    accuracies = {}
+    for (key_path, key_s, name, classes), accuracy in model.right.items():
+        if (key_path, key_s) == (path, s):
+            accuracies[name, classes] = accuracy
     kind, source = section(model)
-    if not got:
+    if not accuracies:
         return {}
     if kind == "base-to-new":
-        base, new = (got[test] for test in model.tests)
+        base, new = (accuracies[test] for test in model.tests)
         return {"base": base, "new": new, "H": 2 * base * new / (base + new)}
-    by_name = {name: right for (name, _), right in got.items()}
+    by_name = {name: accuracy for (name, _), accuracy in accuracies.items()}
     if kind == "few-shot":
         shots = model.trained[2]
-        return {f"{shots} shot{'s' * (shots > 1)}": by_name[source]}
+        return {f"{shots} shots" if shots > 1 else f"{shots} shot": by_name[source]}
+    columns = {benchmarks.short(source): by_name[source]}
     groups = {"variants": benchmarks.variants(source), "others": benchmarks.targets(source)}
-    found = {head: [by_name[row.name] for row in rows if row.name in by_name] for head, rows in groups.items()}
-    averages = {head: mean(values) for head, values in found.items() if values}
-    names = {benchmarks.short(name): right for name, right in by_name.items()}
-    return {benchmarks.short(source): by_name[source], **averages} | names
+    for head, rows in groups.items():
+        values = [by_name[row.name] for row in rows if row.name in by_name]
+        if values:
+            columns[head] = mean(values)
+    columns.update({benchmarks.short(name): accuracy for name, accuracy in by_name.items()})
+    return columns
+
+
+def row_name(trainer: str, path: str, s: float) -> str:
+    """Return the name of a row: a method at a strength of a path."""
+    return f"{trainer}, line, s = {s:g}" if path == "line" else f"{trainer}, s = {s:g}"
 
 
 def rows_of(models: list[Model], strengths: list[float]) -> dict[str, dict[str, dict[int, float]]]:
-    """{method at a strength: {column: {seed: percent}}} of the models of one section."""
+    """Return the rows of one section's table: {method at a strength: {column: {seed: percent}}}.
+
+    Args:
+        models: of the section.
+        strengths: in the order of the rows.
+    """
     rows = defaultdict(lambda: defaultdict(dict))
 
     def add(name: str, model: Model, path: str, s: float) -> None:
         for head, value in figures(model, path, s).items():
             rows[name][head][model.seed] = value
 
-    for model in models:  # the same for all of one template
+    for model in models:  # all models of one template have the same zero-shot accuracy
         add(ZERO, model, "geodesic", 0.0)
     for trainer in dict.fromkeys(model.trainer for model in models):
-        mine = [model for model in models if model.trainer == trainer]
+        without_strength = [model for model in models if model.trainer == trainer and model.chosen is None]
+        with_strength = [model for model in models if model.trainer == trainer and model.chosen is not None]
         trains = getattr(TRAINER_REGISTRY.get(trainer), "learner", True)
-        for model in mine:
-            if model.chosen is None:
-                add(trainer if trains else ZERO, model, "geodesic", 1.0)
+        for model in without_strength:
+            add(trainer if trains else ZERO, model, "geodesic", 1.0)
         for path in PATHS:
             for s in strengths:
-                for model in mine:
-                    if model.chosen is not None and s > 0:
-                        add(f"{trainer}, {'line, ' * (path == 'line')}s = {s:g}", model, path, s)
-        for model in mine:
-            if model.chosen is not None:
-                add(f'{trainer}, "{AUTO}"', model, "geodesic", model.chosen)
+                for model in with_strength:
+                    if s > 0:
+                        add(row_name(trainer, path, s), model, path, s)
+        for model in with_strength:
+            add(f'{trainer}, "{AUTO}"', model, "geodesic", model.chosen)
     return {name: row for name, row in rows.items() if row}
 
 
 def sections_of(models: list[Model]) -> dict[tuple[str, str], list[Model]]:
-    found = defaultdict(list)
+    """Return the models of each section."""
+    sections = defaultdict(list)
     for model in models:
-        found[section(model)].append(model)
-    return dict(found)
+        sections[section(model)].append(model)
+    return dict(sections)
 
 
 def table(rows: dict[str, dict[str, dict[int, float]]]) -> str:
-    """Markdown: mean ± population standard deviation over the seeds."""
+    """Return a table in Markdown: mean ± population standard deviation over the seeds."""
     heads = list(dict.fromkeys(head for row in rows.values() for head in row))
 
     def cell(values: dict[int, float]) -> str:
@@ -237,54 +296,76 @@ def table(rows: dict[str, dict[str, dict[int, float]]]) -> str:
 
 
 def gained(models: list[Model], strengths: list[float]) -> str:
-    """Markdown: the geodesic less the line, of the same models, mean ± standard deviation over them."""
+    """Return a table in Markdown: the geodesic minus the line of the same models, mean ± standard deviation."""
     lines, heads = [], []
-    for s in (s for s in strengths if 0 < s < 1):
+    single = {benchmarks.short(name) for m in models for name, _ in m.tests[1:]}  # columns of one target each
+    for s in strengths:
+        if not 0 < s < 1:
+            continue
         pairs = [(figures(m, "geodesic", s), figures(m, "line", s)) for m in models]
         pairs = [(curve, line) for curve, line in pairs if line]
-        if pairs:
-            single = {benchmarks.short(name) for m in models for name, _ in m.tests[1:]}  # targets
-            heads = [head for head in dict.fromkeys(head for curve, _ in pairs for head in curve) if head not in single]
-            less = [[curve[head] - line[head] for curve, line in pairs if head in curve] for head in heads]
-            lines.append([f"{s:g}", *(f"{mean(some):+.2f} ± {pstdev(some):.2f}" for some in less)])
+        if not pairs:
+            continue
+        heads = [head for head in dict.fromkeys(head for curve, _ in pairs for head in curve) if head not in single]
+        cells = [f"{s:g}"]
+        for head in heads:
+            gains = [curve[head] - line[head] for curve, line in pairs if head in curve]
+            cells.append(f"{mean(gains):+.2f} ± {pstdev(gains):.2f}")
+        lines.append(cells)
     return tabulate(lines, ["s", *heads], "github", disable_numparse=True) if lines else ""
 
 
 def page(models: list[Model], strengths: list[float]) -> str:
-    told = []
-    for (kind, source), mine in sections_of(models).items():
-        told += [f"## {kind}: {benchmarks.short(source)}", table(rows_of(mine, strengths))]
-        chosen = [
-            f"{m.trainer}, seed {m.seed}{f', {m.trained[2]} shots' * (kind == 'few-shot')}: {m.chosen:g}"
-            for m in mine
-            if m.chosen is not None
-        ]
-        told += [f'Chosen by "{AUTO}": {"; ".join(chosen)}.'] if chosen else []
-        brought = gained(mine, strengths)
-        told += ["What the geodesic brings over the line between the same weights:", brought] if brought else []
-    return "\n\n".join(told) + "\n"
+    """Return curve.md: for each section its table, the chosen strengths, and the gain of the geodesic."""
+    paragraphs = []
+    for (kind, source), members in sections_of(models).items():
+        paragraphs += [f"## {kind}: {benchmarks.short(source)}", table(rows_of(members, strengths))]
+        choices = []
+        for m in members:
+            if m.chosen is not None:
+                shots = f", {m.trained[2]} shots" if kind == "few-shot" else ""
+                choices.append(f"{m.trainer}, seed {m.seed}{shots}: {m.chosen:g}")
+        if choices:
+            paragraphs.append(f'Chosen by "{AUTO}": {"; ".join(choices)}.')
+        gains = gained(members, strengths)
+        if gains:
+            paragraphs += ["What the geodesic brings over the line between the same weights:", gains]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 # ------------------------------------------------------------------ pictures
 
 
 def draw(models: list[Model], strengths: list[float], folder: Path) -> list[Path]:
-    """Accuracy away against accuracy at home, s along the curves: for each base-to-new and each transfer a picture of
-    all targets, and overview.png of the averages.
+    """Draw the accuracy under distribution shift over the accuracy in distribution, s along the curves.
+
+    Each base-to-new and each transfer section gets a picture of all targets; overview.png has the averages.
+
+    Returns:
+        The PNG files.
     """
     pictures, averages = {}, []
-    for (kind, source), mine in sections_of(models).items():
+    for (kind, source), members in sections_of(models).items():
         if kind != "few-shot":
-            rows = rows_of(mine, strengths)
-            home, *away = [head for head in next(iter(rows.values())) if head != "H"]
-            panels = [(mine, rows, home, head) for head in away]
+            rows = rows_of(members, strengths)
+            first_row = list(rows.values())[0]
+            home, *targets = [head for head in first_row if head != "H"]
+            panels = [(members, rows, home, head) for head in targets]
             pictures[f"{kind.replace('-', '_')}_{source}"] = panels
             averages += [panel for panel in panels if panel[-1] in NAMES]
-    pictures |= {"overview": averages} if len(averages) > 1 else {}
+    if len(averages) > 1:
+        pictures["overview"] = averages
     return [picture(panels, strengths, folder / f"{name}.png") for name, panels in pictures.items()]
 
 
 def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
+    """Draw panels into one PNG file and return its path.
+
+    Args:
+        panels: (models, rows, column of the x axis, column of the y axis).
+        strengths: in order along the curves.
+        path: of the file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -292,8 +373,9 @@ def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
 
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    size = {"figsize": (5.2 * columns if columns == 1 else 3.6 * columns, 4.6 if lines == 1 else 3.2 * lines)}
-    fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", **size)
+    width = 5.2 if columns == 1 else 3.6 * columns
+    height = 4.6 if lines == 1 else 3.2 * lines
+    fig, axes = plt.subplots(lines, columns, squeeze=False, layout="constrained", figsize=(width, height))
     labels = {}
     for ax, (models, rows, home, head) in zip(axes.flat, panels, strict=False):
         labels[ax] = curves(ax, models, rows, strengths, home, head)
@@ -304,8 +386,8 @@ def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
     room = int(8 * fig.get_size_inches()[0] / (5 + max(map(len, names))))  # 8 letters an inch
     fig.legend(handles, names, loc="outside upper center", ncols=max(1, min(room, len(names))), frameon=False)
     fig.canvas.draw()
-    for ax, of_panel in labels.items():
-        label_points(ax, of_panel)
+    for ax, panel_labels in labels.items():
+        label_points(ax, panel_labels)
     with atomic_write(path) as f:
         fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
@@ -313,10 +395,19 @@ def picture(panels: list[tuple], strengths: list[float], path: Path) -> Path:
 
 
 def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: str, head: str) -> dict:
-    """Draw the curves of one panel; return {point: (its strength, colour)}, for `label_points`."""
+    """Draw the curves of one panel; return {point: (its strength, colour)} for `label_points`.
+
+    Args:
+        ax: axes of the panel.
+        models: of the section.
+        rows: of `rows_of`.
+        strengths: in order along the curves.
+        home: column of the x axis.
+        head: column of the y axis.
+    """
 
     def point(name: str) -> tuple[float, float]:
-        return tuple(mean(rows[name][of].values()) for of in (home, head))
+        return tuple(mean(rows[name][column].values()) for column in (home, head))
 
     trainers = list(dict.fromkeys(model.trainer for model in models))
     styles = palette.styles_of(trainers)
@@ -329,27 +420,31 @@ def curves(ax, models: list[Model], rows: dict, strengths: list[float], home: st
         if trainer in rows:
             ax.plot(*point(trainer), marker, color=colour, label=trainer)
         for path in PATHS:
-            names = {s: f"{trainer}, {'line, ' * (path == 'line')}s = {s:g}" for s in strengths if s > 0}
-            at = {s: point(name) for s, name in names.items() if name in rows}
-            if not at:
+            names = {s: row_name(trainer, path, s) for s in strengths if s > 0}
+            points = {s: point(name) for s, name in names.items() if name in rows}
+            if not points:
                 continue
-            ends = [point(f"{trainer}, s = {max(names):g}")] if path == "line" else []
-            x, y = zip(*([zero] if zero else []), *at.values(), *ends, strict=True)
-            style = {"ls": "--", "marker": "", "lw": 1} if path == "line" else {"marker": "o", "ms": 4}
-            ax.plot(x, y, color=colour, label=trainer + ", straight line" * (path == "line"), **style)
+            curve_points = [zero] if zero else []
+            curve_points += points.values()
+            if path == "line":  # its end is that of the geodesic
+                curve_points.append(point(row_name(trainer, "geodesic", max(names))))
+                style = {"ls": "--", "marker": "", "lw": 1, "label": f"{trainer}, straight line"}
+            else:
+                style = {"marker": "o", "ms": 4, "label": trainer}
+            x, y = zip(*curve_points, strict=True)
+            ax.plot(x, y, color=colour, **style)
             if path == "geodesic":
-                labels |= {xy: (f"{s:g}", colour) for s, xy in at.items()}
+                labels |= {xy: (f"{s:g}", colour) for s, xy in points.items()}
     if zero:
         ax.plot(*zero, "s", color=palette.GREY, label=ZERO, zorder=3)
     return labels
 
 
 def label_points(ax, labels: dict[tuple[float, float], tuple[str, str]]) -> None:
-    """Write a text beside each point, where it covers no other text and no point; where there is no room, none.
-
-    The figure is laid out already.
+    """Write a text beside each point that has room for it without covering another text or point.
 
     Args:
+        ax: axes in a figure after its layout.
         labels: {point: (text, colour)}.
     """
     from matplotlib.transforms import Bbox
@@ -359,8 +454,8 @@ def label_points(ax, labels: dict[tuple[float, float], tuple[str, str]]) -> None
         x, y = ax.transData.transform(xy)
         placed.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
     for xy, (text, colour) in labels.items():
-        for dx, dy, where in PLACES:
-            style = {"fontsize": 8, "color": colour, "ha": where, "va": "center", "textcoords": "offset points"}
+        for dx, dy, alignment in PLACES:
+            style = {"fontsize": 8, "color": colour, "ha": alignment, "va": "center", "textcoords": "offset points"}
             label = ax.annotate(text, xy, (dx, dy), **style)
             label.set_in_layout(False)
             box = label.get_window_extent(renderer)
@@ -375,36 +470,50 @@ def label_points(ax, labels: dict[tuple[float, float], tuple[str, str]]) -> None
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model-dir", nargs="+", required=True, help="output directories of trainings")
-    made.add_argument("--output-dir", type=Path, default=Path("output", "strength"))
-    made.add_argument("--root", help="folder of the data sets; default: those of the trainings")
-    made.add_argument("--split", choices=["test", "val"], default="test", help="val: of those data sets that have one")
-    made.add_argument("--strengths", nargs="+", type=float, default=list(TRIED), help="default: 0 0.25 0.5 0.75 1")
-    return made
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--model-dir", nargs="+", required=True, help="output directories of trainings")
+    result.add_argument("--output-dir", type=Path, default=Path("output", "strength"))
+    result.add_argument("--root", help="folder of the data sets; default: as in the trainings")
+    result.add_argument(
+        "--split", choices=["test", "val"], default="test", help="val: data sets without one are left out"
+    )
+    result.add_argument("--strengths", nargs="+", type=float, default=list(TRIED), help="default: 0 0.25 0.5 0.75 1")
+    return result
 
 
 def curve(
     folders: Iterable[str], out: Path, root: str | None = None, strengths: Iterable[float] = TRIED, split: str = "test"
 ) -> str:
-    """Measures, writes everything into `out`, and returns the tables in Markdown."""
+    """Measure models, write curve.md, curve.json and the pictures, and return the tables in Markdown.
+
+    Args:
+        folders: output directories of trainings.
+        out: folder of the files.
+        root: folder of the data sets; None: as in the trainings.
+        strengths: from 0 to 1; 0 and 1 are added.
+        split: test or val.
+
+    Raises:
+        ValueError: a strength is out of range.
+        FileNotFoundError: a folder has no training.
+    """
     strengths = sorted({0.0, *strengths, 1.0})
     wrong = [s for s in strengths if not 0 <= s <= 1]
     if wrong:
-        raise ValueError(f"--strengths has {wrong[0]:g}: a strength is from 0 to 1")
+        raise ValueError(f"--strengths must be from 0 to 1 (got {wrong[0]:g})")
     models = []
     for folder in dict.fromkeys(map(str, folders)):
         if not osp.exists(osp.join(folder, "config.yaml")):
             raise FileNotFoundError(f"{folder} has no config.yaml: give the --output-dir of a training")
         models.append(Model(folder, read_run(osp.join(folder, "config.yaml"))))
     measure(models, strengths, root, split)
-    rows = [
-        {"model_dir": m.folder, "trainer": m.trainer, "seed": m.seed, "trained": m.trained, "auto": m.chosen}
-        | dict(zip(("path", "strength", "dataset", "classes"), key, strict=True))
-        | {"accuracy": accuracy}
-        for m in models
-        for key, accuracy in m.right.items()
-    ]
+    rows = []
+    for m in models:
+        for (path, strength, dataset, classes), accuracy in m.right.items():
+            row = {"model_dir": m.folder, "trainer": m.trainer, "seed": m.seed, "trained": m.trained, "auto": m.chosen}
+            row.update(path=path, strength=strength, dataset=dataset, classes=classes, accuracy=accuracy)
+            rows.append(row)
     text = page(models, strengths)
     write_json(rows, out / "curve.json")
     with atomic_write(out / "curve.md") as f:

@@ -1,4 +1,4 @@
-"""A sweep: trainings that differ in one key, compared on val; the best of each method and data set is then tested."""
+"""A sweep: trainings that differ in one key are compared on val; the best of each method and data set is tested."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from .protocols import Method, Stages
 
 @dataclass(frozen=True)
 class Point:
-    """A value of the key that one method has on one data set."""
+    """A value of the key, for one method on one data set."""
 
     trainer: str
     dataset: str  # its file in configs/datasets
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass
 class Measured:
-    """The accuracies of a point, in percent: on val, and of a chosen one on the test images of some classes."""
+    """The accuracies of a point in percent, on val and, if it is chosen, on the test images."""
 
     point: Point
     val: dict[int, float]  # by seed
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
     """Make all runs of `--sweep KEY VALUE ...`.
 
     Returns:
-        A line for each training that failed; and the accuracies of each point that has any.
+        A line for each training that failed, and the accuracies of each point with a finished training.
 
     Raises:
         ValueError: something cannot be planned.
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
     sweep = Sweep(key, protocol, 16 if args.shots == list(SHOTS) else args.shots[0], args, opts)
     points = [Point(method, dataset, value) for method in methods for dataset in datasets for value in values]
     trainings = {Job((sweep.training(point, seed),)): (point, seed) for point in points for seed in args.seeds}
-    for job in trainings:  # what is wrong with a value is told before anything runs
+    for job in trainings:  # a wrong value is an error before anything runs
         setup_cfg(parse(list(job.runs[0].argv)))
     engine = engine_of(args, backbones(list(trainings)))
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -85,16 +85,24 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
             measured[point].chosen = True
             tests |= {Job(sweep.tests(point, seed)): (point, seed) for seed in args.seeds}
         failed += execute(list(tests), title="tests of the chosen", done=keep_test, engine=engine)
-    return failed, [each for each in measured.values() if each.val]
+    return failed, [item for item in measured.values() if item.val]
 
 
 def chosen(measured: list[Measured], seeds: list[int]) -> list[Point]:
-    """Return the best point on val of each method and data set, of those that have all seeds; the first of equals."""
+    """Return the best point on val for each method and data set; of equal ones the first.
+
+    Args:
+        measured: the accuracies of all points.
+        seeds: points that lack one of them are left out.
+    """
     best = {}
-    for each in measured:
-        group = each.point.trainer, each.point.dataset
-        if set(seeds) <= set(each.val) and (group not in best or fmean(each.val.values()) > best[group][0]):
-            best[group] = fmean(each.val.values()), each.point
+    for item in measured:
+        if not set(seeds) <= set(item.val):
+            continue
+        group = item.point.trainer, item.point.dataset
+        accuracy = fmean(item.val.values())
+        if group not in best or accuracy > best[group][0]:
+            best[group] = accuracy, item.point
     return [point for _, point in best.values()]
 
 
@@ -109,6 +117,7 @@ class Sweep:
     opts: dict[str, tuple[str, ...]]  # KEY VALUE ... of each method
 
     def stages(self, point: Point, split: str) -> Stages:
+        """Return the stages of a point, evaluated on a split."""
         opts = (*self.opts[point.trainer], self.key, point.value, "TEST.SPLIT", split)
         folder = self.args.output_dir / f"sweep_{self.key}" / file_name(point.value)
         return Stages(Method(point.trainer, self.args.cfg, opts), self.args.root, folder)
@@ -123,11 +132,11 @@ class Sweep:
         return stages.planned(name, folder, point.dataset, seed, classes, self.shots, settings)
 
     def tests(self, point: Point, seed: int) -> tuple[PlannedRun, ...]:
-        """Return the tests of its model: of base2new on base and new classes."""
+        """Return the tests of a point's model; in base2new one on the base and one on the new classes."""
         model, stages = self.training(point, seed).folder, self.stages(point, "test")
         kinds = ("base", "new") if self.protocol == "base2new" else ("all",)
         runs = [(kind, model / f"test_{kind}") for kind in kinds]
-        return tuple(stages.planned("test", folder, point.dataset, seed, k, model=model) for k, folder in runs)
+        return tuple(stages.planned("test", folder, point.dataset, seed, kind, model=model) for kind, folder in runs)
 
 
 def file_name(value: str) -> str:

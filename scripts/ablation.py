@@ -1,9 +1,9 @@
-"""OrthCR's parts on the test images of Shapes: base-to-new, seeds 1-3, each regularizer at its own best val setting.
+"""Ablation of OrthCR's parts on the test images of Shapes: base-to-new, seeds 1-3.
 
     python scripts/ablation.py [--output-dir output/ablation]
 
-Whatever else differs from OrthCR as configured differs alone. The last column is the harmonic mean less
-OrthCR's, paired by seed. Given again, it goes on where it was.
+Each regularizer has its own best setting on val. Every other case differs from OrthCR's configuration in one key. The
+last column is the harmonic mean minus that of OrthCR, paired by seed. The same command given again resumes.
 """
 
 import sys
@@ -20,7 +20,7 @@ from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
 from reports.tables import harmonic_mean, spread  # noqa: E402
 
 KEY = "TRAINER.ORTHCR."
-CASES = {  # the settings of the regularizers are those in bold in docs/tuning.md
+CASES = {  # regularizers have the settings in bold in docs/tuning.md
     "OrthCR": (),
     "REG none": (KEY + "REG", "none", "OPTIM.LR", "0.0005"),
     "REG self_kl": (KEY + "REG", "self_kl", KEY + "LAMBDA", "1.0"),
@@ -38,9 +38,9 @@ CASES = {  # the settings of the regularizers are those in bold in docs/tuning.m
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each case and seed that failed."""
+    """Run the ablation and print its table; return a line for each case and seed that failed."""
     args = parser(__doc__, "ablation").parse_args(argv)
-    jobs, found = {}, {}
+    jobs, accuracies = {}, {}  # accuracies: {(case, seed): (base, new, harmonic mean)}
     for case, opts in CASES.items():
         folder = args.output_dir / case.replace(",", "").replace(" ", "_")
         stages = Stages(Method("OrthCR", opts=opts), ROOT / "data", folder)
@@ -50,21 +50,25 @@ def main(argv: list[str] | None = None) -> list[str]:
     def done(job: Job, results: list[dict]) -> str:
         base, new = (r["accuracy"] for r in results)
         case, seed = jobs[job]
-        found[case, seed] = base, new, harmonic_mean(base, new)
-        return f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {found[case, seed][2]:.1f}"
+        h = harmonic_mean(base, new)
+        accuracies[case, seed] = base, new, h
+        return f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {h:.1f}"
 
     failed = execute(list(jobs), args.workers, "ablation", done)
     if failed:
         return failed
     rows = []
     for case in CASES:
-        less = [found[case, seed][2] - found["OrthCR", seed][2] for seed in SEEDS]
-        figures = [spread(values) for values in zip(*(found[case, seed] for seed in SEEDS), strict=True)]
-        rows.append([case, *figures, f"{mean(less):+.1f} ± {pstdev(less):.1f}" if case != "OrthCR" else ""])
+        figures = [spread(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]
+        gain = ""
+        if case != "OrthCR":
+            gains = [accuracies[case, seed][2] - accuracies["OrthCR", seed][2] for seed in SEEDS]
+            gain = f"{mean(gains):+.1f} ± {pstdev(gains):.1f}"
+        rows.append([case, *figures, gain])
     heads = ["", "base", "new", "harmonic mean", "less OrthCR"]
     print(tabulate(rows, heads, "github", colalign=("left", *["right"] * 4)))
     return []
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

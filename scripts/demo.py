@@ -1,9 +1,9 @@
-"""Base-to-new on the embedded Shapes: ZeroshotCLIP, CoOp and OrthCR, seeds 1-3, 16 shots, real training.
+"""The demo: base-to-new on the embedded Shapes with ZeroshotCLIP, CoOp and OrthCR, seeds 1-3, 16 shots.
 
     python scripts/demo.py [--output-dir output/demo]
 
-Writes summary.json, report.html, report.md, report.csv and the runs themselves; ends with a table. Given again, it goes
-on where it was.
+It trains for real, writes summary.json, report.html, report.md, report.csv and the runs, and ends with a table. The
+same command given again resumes.
 """
 
 import sys
@@ -22,14 +22,14 @@ from reports.report import write_report  # noqa: E402
 from reports.tables import costs, harmonic_mean  # noqa: E402
 from reports.training import loss_and_accuracy, orthogonality  # noqa: E402
 
-SECONDS = {"ZeroshotCLIP": 3.0, "CoOp": 17.0, "OrthCR": 45.0}  # a training here; for the order and the ETA only
+SECONDS = {"ZeroshotCLIP": 3.0, "CoOp": 17.0, "OrthCR": 45.0}  # of a run on 2 CPU cores; for the order and the ETA only
 TEXT = """Each method adapts the tiny CLIP from 16 images of each of 20 base classes and is tested on these classes and
 on 20 classes that it never saw. Mean ± standard deviation over seeds {seeds}; accuracy in percent; {device}, PyTorch
 {torch}."""
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each method and seed that failed."""
+    """Run the demo and write its report; return a line for each method and seed that failed."""
     args = parser(__doc__, "demo").parse_args(argv)
     plan, summary, device = {}, {}, {}
     for trainer, seconds in SECONDS.items():
@@ -40,14 +40,21 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     def done(job: Job, results: list[dict]) -> str:
         base, new = results
-        s = {key: base[key] for key in ("trainer", "dataset", "seed")}
-        s |= {"base": base["accuracy"], "new": new["accuracy"]}
-        s |= {"hm": harmonic_mean(s["base"], s["new"])} | {key: base[key] for key in ("trainable_params", "seconds")}
-        summary[s["trainer"], s["seed"]] = s
+        row = {
+            "trainer": base["trainer"],
+            "dataset": base["dataset"],
+            "seed": base["seed"],
+            "base": base["accuracy"],
+            "new": new["accuracy"],
+            "hm": harmonic_mean(base["accuracy"], new["accuracy"]),
+            "trainable_params": base["trainable_params"],
+            "seconds": base["seconds"],
+        }
+        summary[row["trainer"], row["seed"]] = row
         device.update(device=base["device"], torch=base["versions"]["torch"])
-        which = f"[{len(summary)}/{len(plan)}] {s['trainer']} seed {s['seed']}"
-        figures = f"base {s['base']:.1f}  new {s['new']:.1f}  H {s['hm']:.1f}  ({s['seconds']:.0f} s)"
-        return f"{which}: {figures}"
+        name = f"[{len(summary)}/{len(plan)}] {row['trainer']} seed {row['seed']}"
+        figures = f"base {row['base']:.1f}  new {row['new']:.1f}  H {row['hm']:.1f}  ({row['seconds']:.0f} s)"
+        return f"{name}: {figures}"
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
     failed = execute(list(plan.values()), args.workers, "demo", done)
@@ -61,12 +68,15 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
     pictures = {out / f"{table.slug}.png": "Accuracy of each method on base and new classes, and the harmonic mean."}
-    for name, draw, given in (
-        ("training", loss_and_accuracy, trainings),
-        ("orthogonality", orthogonality, trainings["OrthCR"]),
-        ("shapes", examples, ROOT / "data" / "shapes"),
-    ):
-        pictures[save(draw(given), out / f"{name}.png")] = draw.__doc__.split("\n")[0]
+    pictures[save(loss_and_accuracy(trainings), out / "training.png")] = (
+        "Loss and training accuracy of each epoch, mean over seeds with the range between them."
+    )
+    pictures[save(orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
+        "Distance of R from an orthogonal matrix, and relative change of the hyperspherical energy of the weights."
+    )
+    pictures[save(examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
+        "Some images of the base and of the new classes, as the methods get them."
+    )
     text = TEXT.format(seeds=seeds, **device)
     figures = [figure(path, caption) for path, caption in pictures.items()]
     body = [section(table.title, [*grids(table, costs_of(table)), *figures], table.notes)]
@@ -76,4 +86,4 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: make demo goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: make demo resumes the runs", 1))

@@ -1,11 +1,11 @@
-"""Pre-trains the tiny CLIP of `assets/tiny_clip.safetensors` from nothing on drawn pictures with captions.
+"""Pre-training of the tiny CLIP in `assets/tiny_clip.safetensors`, from scratch, on drawn pictures with captions.
 
     python scripts/pretrain_tiny.py            # writes assets/tiny_clip.safetensors
 
-OpenAI's own architecture class and tokenizer; contrastive loss of Radford et al. 2021, symmetric cross-entropy over
-the batch. Only compositions and styles of `drawing.SEEN` / `drawing.SEEN_STYLES` are used. A batch holds every
-composition once at most, so that two captions of one batch never describe the same picture. See `docs/tiny_clip.md`
-for the device, the time and the outcome of the run that made the committed file.
+Architecture and tokenizer are OpenAI's. The loss is that of Radford et al. 2021: symmetric cross-entropy over the
+batch. The pictures have the compositions of `drawing.SEEN` and the styles of `drawing.SEEN_STYLES`. A batch holds each
+composition once at most, so that no two captions describe the same picture. `docs/tiny_clip.md` has the device, the
+time and the accuracies of the run that made the committed file.
 """
 
 import argparse
@@ -39,12 +39,12 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
 def subjects() -> list[str]:
-    """What the captions name: the seen compositions, then the ten digits."""
+    """Return the subjects of the captions: the seen compositions, then the ten digits."""
     return [drawing.name(c) for c in drawing.SEEN] + [f"digit {d}" for d in drawing.DIGITS]
 
 
 def draw_subject(index: int, count: int) -> np.ndarray:
-    """`count` pictures of subject `index` in the seen styles, uint8 [count, 32, 32, 3]."""
+    """Return `count` pictures of subject `index` in the seen styles, uint8 [count, 32, 32, 3]."""
     rng, n = np.random.default_rng([7, index]), len(drawing.SEEN)
     pictures = []
     for k in range(count):
@@ -57,7 +57,14 @@ def draw_subject(index: int, count: int) -> np.ndarray:
 
 
 def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> float:
-    """Accuracy in percent among `compositions` drawn in `style`, one fixed prompt."""
+    """Return the zero-shot accuracy in percent on `compositions` drawn in `style`, with one fixed prompt.
+
+    Args:
+        model: in eval mode.
+        style: of `drawing.STYLES`.
+        compositions: the classes.
+        count: pictures of each class.
+    """
     rng = np.random.default_rng(11)
     images = [np.asarray(drawing.draw(c, drawing.STYLES[style], rng)) for c in compositions for _ in range(count)]
     images = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255.0 - MEAN) / STD
@@ -69,6 +76,7 @@ def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> f
 
 
 def main() -> None:
+    """Draw the pictures, train the model and write its weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(ROOT / "assets/tiny_clip.safetensors"))
     parser.add_argument("--pictures", type=int, default=120, help="pictures drawn of each subject")
@@ -80,7 +88,8 @@ def main() -> None:
     start, names = time.time(), subjects()
     with ProcessPoolExecutor() as pool:
         jobs = pool.map(draw_subject, range(len(names)), [args.pictures] * len(names), chunksize=4)
-        pool_of = torch.from_numpy(np.stack(list(tqdm(jobs, "drawing", total=len(names))))).permute(0, 1, 4, 2, 3)
+        drawn = np.stack(list(tqdm(jobs, "drawing", total=len(names))))
+    pictures = torch.from_numpy(drawn).permute(0, 1, 4, 2, 3)  # [subjects, pictures, 3, 32, 32]
     tokens = torch.stack([clip.tokenize([c.format(n) for c in CAPTIONS]) for n in names])  # [subjects, captions, 77]
     tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # nothing lies behind the last end-of-text token
 
@@ -89,7 +98,7 @@ def main() -> None:
     text = {"context_length": 77, "vocab_size": 49408}
     text |= {"transformer_width": 64, "transformer_heads": 1, "transformer_layers": 3}
     model = CLIP(embed_dim=64, **vision, **text)
-    # matrices decay; the embedding does not, or its rows of words never seen would shrink to nothing
+    # no weight decay of the embedding: its rows of unseen words would shrink to nothing
     decay = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
@@ -98,11 +107,11 @@ def main() -> None:
 
     bar = tqdm(range(args.steps), "pre-training")
     for step in bar:
-        which = torch.randperm(len(names))[: args.batch]
-        images = pool_of[which, torch.randint(args.pictures, which.shape)]
-        captions = tokens[which, torch.randint(len(CAPTIONS), which.shape)]
+        index = torch.randperm(len(names))[: args.batch]
+        images = pictures[index, torch.randint(args.pictures, index.shape)]
+        captions = tokens[index, torch.randint(len(CAPTIONS), index.shape)]
         logits, _ = model((images / 255.0 - MEAN) / STD, captions)
-        target = torch.arange(len(which))
+        target = torch.arange(len(index))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         optim.zero_grad()
         loss.backward()
@@ -121,8 +130,8 @@ def main() -> None:
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(state, args.out, metadata={"made_by": "scripts/pretrain_tiny.py", "steps": str(args.steps)})
     size = Path(args.out).stat().st_size / 2**20
-    where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{args.out}: {size:.2f} MiB, {time.time() - start:.0f} s, {where}")
+    device = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{args.out}: {size:.2f} MiB, {time.time() - start:.0f} s, {device}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Which learning rate transfers to other numbers of steps, batches, epochs and data sets: OrthCR's REACH, on val.
+"""A study on val of OrthCR's REACH: does it transfer to other numbers of steps, batches, epochs and data sets?
 
     python scripts/reach.py [--output-dir output/reach]
 
-Each case is trained with four reaches, rate x sqrt(steps), and seeds 1 and 2, everything else as in `tiny.yaml`. Prints
-the accuracy on val (Shapes: the harmonic mean of base and new classes) with the mean angle in degrees by which the
-weights were turned. No test image is looked at. Given again, it goes on where it was.
+REACH is rate x sqrt(steps). Each case is trained with four values of it and seeds 1 and 2, everything else as in
+`tiny.yaml`. The table has the accuracy on val (Shapes: the harmonic mean of base and new classes) with the mean angle
+in degrees by which the weights were rotated. No test image is looked at. The same command given again resumes.
 """
 
 import sys
@@ -32,7 +32,14 @@ CASES = {  # (data set, shots, batch, epochs)
 
 
 def job(case: str, reach: float, seed: int, out: Path) -> Job:
-    """A training, and its evaluations on val: of the base and of the new classes, or of all."""
+    """Return a training and its evaluations on val, for Shapes of the base and the new classes.
+
+    Args:
+        case: of `CASES`.
+        reach: value of REACH.
+        seed: of the training.
+        out: output directory.
+    """
     dataset, shots, batch, epochs = CASES[case]
     opts = ("TRAINER.ORTHCR.REACH", f"{reach:g}", "DATALOADER.TRAIN_X.BATCH_SIZE", f"{batch}")
     stages = Stages(Method("OrthCR", opts=(*opts, "OPTIM.MAX_EPOCH", f"{epochs}")), ROOT / "data", out)
@@ -42,35 +49,45 @@ def job(case: str, reach: float, seed: int, out: Path) -> Job:
     runs = [stages.planned("train", folder, dataset, seed, trained_on, opts=words)]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in tested_on:
-        where = folder / "eval" / classes
-        runs.append(stages.planned(f"{classes}_val", where, dataset, seed, classes, model=folder, opts=on_val))
+        test_dir = folder / "eval" / classes
+        runs.append(stages.planned(f"{classes}_val", test_dir, dataset, seed, classes, model=folder, opts=on_val))
     return Job(tuple(runs))
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each training that failed."""
+    """Run the study and print its table; return a line for each training that failed."""
     args = parser(__doc__, "reach").parse_args(argv)
     jobs = {job(c, r, s, args.output_dir): (c, r, s) for s in SEEDS for c in CASES for r in REACHES}
-    found = {}
+    measured = {}  # {(case, reach, seed): (accuracy, degrees)}
 
     def done(job: Job, results: list[dict]) -> str:
-        trained, *tested = results
-        accuracies = [r["accuracy"] for r in tested]
-        figure = harmonic_mean(*accuracies) if len(accuracies) > 1 else accuracies[0]
-        found[jobs[job]] = figure, trained["rotation_degrees"]["mean"]
-        return "{}, reach {:g}, seed {}: {:.1f}, turned by {:.1f} degrees".format(*jobs[job], *found[jobs[job]])
+        training, *tests = results
+        accuracies = [r["accuracy"] for r in tests]
+        accuracy = harmonic_mean(*accuracies) if len(accuracies) > 1 else accuracies[0]
+        degrees = training["rotation_degrees"]["mean"]
+        case, reach, seed = jobs[job]
+        measured[case, reach, seed] = accuracy, degrees
+        return f"{case}, reach {reach:g}, seed {seed}: {accuracy:.1f}, rotated by {degrees:.1f} degrees"
 
     failed = execute(list(jobs), args.workers, "reach", done)
     if failed:
         return failed
     rows = []
     for case in CASES:
-        means = [[fmean(values) for values in zip(*(found[case, r, s] for s in SEEDS), strict=True)] for r in REACHES]
-        best = max(means)
-        rows.append([case, *[f"{'**' * (m == best)}{m[0]:.1f}{'**' * (m == best)} ({m[1]:.1f})" for m in means]])
+        means = []
+        for reach in REACHES:
+            accuracies, angles = zip(*(measured[case, reach, seed] for seed in SEEDS), strict=True)
+            means.append((fmean(accuracies), fmean(angles)))
+        cells = []
+        for accuracy, degrees in means:
+            text = f"{accuracy:.1f}"
+            if (accuracy, degrees) == max(means):
+                text = f"**{text}**"
+            cells.append(f"{text} ({degrees:.1f})")
+        rows.append([case, *cells])
     print(tabulate(rows, ["", *map(str, REACHES)], "github", disable_numparse=True))
     return []
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

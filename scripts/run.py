@@ -1,16 +1,21 @@
-"""The stages of the protocols for any trainer; what scripts/<method>/*.sh call.
+"""The stages of the protocols for any trainer. The scripts scripts/<method>/*.sh call this one.
 
     python scripts/run.py TRAINER base2new_train DATASET [SEED] [KEY VALUE ...]   16 shots of the base classes
-    python scripts/run.py TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    that model on the new classes
+    python scripts/run.py TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    the same model on the new classes
     python scripts/run.py TRAINER fewshot DATASET [SEED [SHOTS]] [KEY VALUE ...]  1, 2, 4, 8, 16 shots, all classes
     python scripts/run.py TRAINER xd_train [DATASET [SEED]] [KEY VALUE ...]       16 shots, all classes of the source
-    python scripts/run.py TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        that model on another data set
-    python scripts/run.py TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        that model on a variant of the source
+    python scripts/run.py TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        the same model on another data set
+    python scripts/run.py TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        the same model on its variants
 
-DATASET is a file of configs/datasets; "all" is all of the benchmark: its 11 data sets, 10 targets or 4 variants. SEED
-and SHOTS may be "all" too (1 2 3; 1 2 4 8 16), as they are when left out. From the environment: DATA, the folder of the
-data sets (data); CFG, a file of configs/trainers/TRAINER, for tests that of the training (vit_b16, for embedded data
-tiny, for CoOp those of the published tables); OUTPUT (output).
+DATASET is a name in configs/datasets; "all" is the whole benchmark: its 11 data sets, 10 targets or 4 variants.
+SEED and SHOTS may be "all", which is their default: 1 2 3 and 1 2 4 8 16.
+
+From the environment, with the default in parentheses:
+    DATA      folder of the data sets (data)
+    CFG       name of a file in configs/trainers/TRAINER; a test takes the one of its training
+              (vit_b16; tiny for embedded data; the files of the published tables for CoOp)
+    OUTPUT    (output)
+
 Finished runs are skipped, unfinished ones go on where they were. Tables of all: python report.py output
 """
 
@@ -27,14 +32,18 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import check_availability  # noqa: E402
 from datasets.benchmarks import stems  # noqa: E402
 from experiments.config import discover  # noqa: E402
-from experiments.plans import Job, execute, told  # noqa: E402
+from experiments.plans import Job, execute, format_accuracy  # noqa: E402
 from experiments.protocols import STAGES, Method, Stages, arguments  # noqa: E402
 
 BY_WORDS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], tuple[str, ...]]:
-    """The trainer and stage; DATASET, SEED and SHOTS, "all" where left out; KEY VALUE ..."""
+    """Parse the command line.
+
+    Returns:
+        The trainer and stage; DATASET, SEED and SHOTS, with "all" in place of missing ones; KEY VALUE ...
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trainer")
     parser.add_argument("stage", choices=STAGES)
@@ -42,16 +51,16 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], tuple[
     args = parser.parse_args(argv)
     first = next((k for k, word in enumerate(args.words) if word.isupper()), len(args.words))  # KEYs are in capitals
     words, opts = args.words[:first], tuple(args.words[first:])
-    few = args.stage == "fewshot"
-    if len(words) > 2 + few or not all(word == "all" or word.isdigit() for word in words[1:]):
-        parser.error(f"{args.stage} takes DATASET [SEED{' [SHOTS]' if few else ''}], not {words}")
+    usage = "DATASET [SEED [SHOTS]]" if args.stage == "fewshot" else "DATASET [SEED]"
+    if len(words) > len(usage.split()) or not all(word == "all" or word.isdigit() for word in words[1:]):
+        parser.error(f"{args.stage} takes {usage}, not {words}")
     if words[2:] == ["0"]:
         parser.error("SHOTS is 0: give 1 or more; zero-shot CLIP is the trainer ZeroshotCLIP")
-    taken = next((key for key in opts[::2] if key in BY_WORDS), None)
-    if taken:  # the results would lie in a directory of another name
-        parser.error(f"{taken} is what the words before say: {args.stage} DATASET [SEED ...]")
+    for key in opts[::2]:
+        if key in BY_WORDS:  # the results would lie in a directory of another name
+            parser.error(f"{key} is set by the words before it: leave it out of the KEY VALUE pairs")
     if args.stage.startswith(("xd", "dg")):
-        if words[:1] and words[0].isdigit():  # as CoCoOp's xd_train.sh: a seed
+        if words[:1] and words[0].isdigit():  # a seed comes first, as in CoCoOp's xd_train.sh
             words.insert(0, "all")
     elif not words:
         parser.error(f'{args.stage} needs a DATASET of {", ".join(stems())}, or "all"')
@@ -59,7 +68,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], tuple[
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each run that failed."""
+    """Make the runs of a stage; return a line for each run that failed."""
     args, words, opts = parse(argv)
     for package in (trainers, datasets):
         discover(package)
@@ -67,12 +76,17 @@ def main(argv: list[str] | None = None) -> list[str]:
     trained = bool(getattr(TRAINER_REGISTRY.get(args.trainer), "learner", True))
     method = Method(args.trainer, os.environ.get("CFG", ""), opts)
     stages = Stages(method, os.environ.get("DATA", "data"), Path(os.environ.get("OUTPUT", "output")))
-    plan = [Job((getattr(stages, args.stage)(*given),)) for given in arguments(args.stage, *words, trained)]
+    stage = getattr(stages, args.stage)
+    plan = [Job((stage(*stage_args),)) for stage_args in arguments(args.stage, *words, trained)]
     lines = []
+
+    def done(job: Job, results: list[dict]) -> None:
+        lines.append(f"{job.runs[0].name}: {format_accuracy(results[0])}")
+
     try:
-        failed = execute(plan, done=lambda job, results: lines.append(f"{job.runs[0].name}: {told(results[0])}"))
+        failed = execute(plan, done=done)
     except KeyboardInterrupt:
-        failed = ["interrupted: the same command goes on where it was"]
+        failed = ["interrupted: give the same command again to resume"]
     print("\n".join(["", *lines]))
     if any("--root" in line or "--output-dir" in line for line in failed):
         failed[-1] += "\n(here DATA in the environment stands for --root, OUTPUT for --output-dir)"

@@ -1,10 +1,14 @@
-"""How stable OrthCR trains, against its two controls: full fine-tuning of the same weights, and LoRA.
+"""A study of the stability of OrthCR's training against two controls: full fine-tuning of the same weights, and LoRA.
 
     python scripts/stability.py [--output-dir output/stability]
 
-Base-to-new on Shapes, seeds 1-3, at five learning rates from a tenth to ten times that of `tiny.yaml`, everything else
-as there. Two figures decide: the steps until training first has 95 % of its final accuracy, at the configured rate, and
-how far the harmonic mean on the test images spreads over the rates. Writes stability.png; given again, it goes on.
+The protocol is base-to-new on Shapes, seeds 1-3, at five learning rates from a tenth to ten times that of `tiny.yaml`,
+everything else as there. Two figures are compared:
+
+- the steps until training first has 95 % of its final accuracy, at the configured rate;
+- the range of the harmonic mean on the test images over the rates.
+
+Writes stability.png. The same command given again resumes.
 """
 
 import sys
@@ -30,21 +34,21 @@ FACTORS = (0.1, 0.32, 1.0, 3.2, 10.0)  # of the configured learning rate
 
 
 def by_epoch(folder: Path, epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps done and training accuracy in percent after each epoch, the mean over its batches."""
+    """Return the steps done after each epoch, and its training accuracy in percent, the mean over its batches."""
     values = curves(folder)["train/acc"][1]
     batches = len(values) // epochs
     return np.arange(1, epochs + 1) * batches, values[batches - 1 :: batches]
 
 
 def steps_to_95(steps: np.ndarray, accuracy: np.ndarray) -> int:
-    """The steps after which the accuracy first is 95 % of the final one."""
+    """Return the steps after which the accuracy first is 95 % of the final one."""
     return int(steps[np.argmax(accuracy >= 0.95 * accuracy[-1])])
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each training that failed."""
+    """Run the study, print its table and draw its picture; return a line for each training that failed."""
     args = parser(__doc__, "stability").parse_args(argv)
-    jobs, found, rates = {}, {}, {}
+    jobs, measured, rates = {}, {}, {}  # measured: {(trainer, factor, seed): (harmonic mean, (steps, accuracies))}
     for trainer in TRAINERS:
         planned = Stages(Method(trainer), ROOT / "data", args.output_dir).base2new_train("shapes", SEEDS[0])
         rates[trainer] = setup_cfg(parse(list(planned.argv))).OPTIM.LR
@@ -58,42 +62,51 @@ def main(argv: list[str] | None = None) -> list[str]:
     def done(job: Job, results: list[dict]) -> str:
         base, new = (r["accuracy"] for r in results)
         curve = by_epoch(job.runs[0].folder, results[0]["config"]["OPTIM.MAX_EPOCH"])
-        found[jobs[job]] = harmonic_mean(base, new), curve
+        h = harmonic_mean(base, new)
         trainer, factor, seed = jobs[job]
-        return f"{trainer}, {factor:g} x the rate, seed {seed}: H {found[jobs[job]][0]:.1f}"
+        measured[trainer, factor, seed] = h, curve
+        return f"{trainer}, {factor:g} x the rate, seed {seed}: H {h:.1f}"
 
     failed = execute(list(jobs), args.workers, "stability", done)
     if failed:
         return failed
-    print(table(found, rates))
-    save(picture(found), args.output_dir / "stability.png")
+    print(table(measured, rates))
+    save(picture(measured), args.output_dir / "stability.png")
     return []
 
 
-def table(found: dict, rates: dict[str, float]) -> str:
-    """Markdown: H at each rate, mean over seeds; its range over all rates; steps to 95 % of the final accuracy."""
+def table(measured: dict, rates: dict[str, float]) -> str:
+    """Return a table in Markdown: H at each rate, its range over the rates, and the steps to 95 % of the accuracy.
+
+    Args:
+        measured: {(trainer, factor, seed): (harmonic mean, (steps, accuracies))}.
+        rates: the configured learning rate of each trainer.
+    """
     rows = []
     for trainer in TRAINERS:
-        h = [mean(found[trainer, factor, seed][0] for seed in SEEDS) for factor in FACTORS]
-        steps = [float(steps_to_95(*found[trainer, 1.0, seed][1])) for seed in SEEDS]
+        h = [mean(measured[trainer, factor, seed][0] for seed in SEEDS) for factor in FACTORS]
+        steps = [float(steps_to_95(*measured[trainer, 1.0, seed][1])) for seed in SEEDS]
         rows.append([trainer, f"{rates[trainer]:g}", *[f"{x:.1f}" for x in h], f"{max(h) - min(h):.1f}", spread(steps)])
     heads = ["", "rate", *[f"H at x {factor:g}" for factor in FACTORS], "range of H", "steps to 95 %"]
     return tabulate(rows, heads, "github", disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 1)))
 
 
-def picture(found: dict):
-    """H over the rate, and training accuracy over steps: lines are means, bands all seeds (right: and all rates)."""
+def picture(measured: dict):
+    """Draw H over the rate, and the training accuracy over the steps.
+
+    Lines are means. The left bands have all seeds, the right ones all seeds and rates.
+    """
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for trainer in TRAINERS:
         colour = colour_of(trainer)
-        h = np.array([[found[trainer, factor, seed][0] for seed in SEEDS] for factor in FACTORS])
+        h = np.array([[measured[trainer, factor, seed][0] for seed in SEEDS] for factor in FACTORS])
         left.plot(FACTORS, h.mean(1), "o-", color=colour, label=trainer)
         left.fill_between(FACTORS, h.min(1), h.max(1), color=colour, alpha=0.2, lw=0)
-        steps = found[trainer, 1.0, SEEDS[0]][1][0]
-        seen = np.array([found[trainer, factor, seed][1][1] for factor in FACTORS for seed in SEEDS])
-        own = np.mean([found[trainer, 1.0, seed][1][1] for seed in SEEDS], axis=0)
-        right.plot(steps, own, color=colour, label=trainer)
-        right.fill_between(steps, seen.min(0), seen.max(0), color=colour, alpha=0.12, lw=0)
+        steps = measured[trainer, 1.0, SEEDS[0]][1][0]
+        accuracies = np.array([measured[trainer, factor, seed][1][1] for factor in FACTORS for seed in SEEDS])
+        at_configured_rate = np.mean([measured[trainer, 1.0, seed][1][1] for seed in SEEDS], axis=0)
+        right.plot(steps, at_configured_rate, color=colour, label=trainer)
+        right.fill_between(steps, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.12, lw=0)
     left.set(xscale="log", xlabel="learning rate, times the configured one", ylabel="H on the test images, %")
     right.set(xlabel="steps", ylabel="training accuracy, %", ylim=(0, 100))
     left.legend()
@@ -101,4 +114,4 @@ def picture(found: dict):
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

@@ -1,10 +1,10 @@
-"""What a strength does to every weight method: the tables and pictures of docs/strength.md, on the embedded data.
+"""The tables and pictures of docs/strength.md: every weight method at each strength, on the embedded data.
 
     python scripts/strength.py [--trainers OrthCR FullFT CLIPLoRA OrthSR] [--points CoOp] [--output-dir output/strength]
 
-Trains each as `benchmark.py` does, by all four protocols with seeds 1, 2, 3, in the same folders, so that a finished
-benchmark's `--output-dir` needs no training; then `python -m experiments.strength` with all these models. Given again,
-it goes on where it was.
+It trains each method as `benchmark.py` does, by all four protocols with seeds 1, 2, 3, in the same folders. With the
+`--output-dir` of a finished benchmark nothing is trained. Then it does what `python -m experiments.strength` does with
+all these models. The same command given again resumes.
 """
 
 import sys
@@ -23,13 +23,13 @@ TRAINERS = ("OrthCR", "OrthSR", "FullFT", "CLIPLoRA")
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each training that failed."""
-    made = parser(__doc__, "strength")
-    made.add_argument("--trainers", nargs="+", default=list(TRAINERS), help=f"default: {' '.join(TRAINERS)}")
-    made.add_argument("--points", nargs="*", default=[], help="other methods, as points")
-    made.add_argument("--protocol", nargs="+", default=list(NAMES), choices=NAMES, help="default: all four")
-    made.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
-    args = made.parse_args(argv)
+    """Train the models and measure them at each strength; return a line for each training that failed."""
+    flags = parser(__doc__, "strength")
+    flags.add_argument("--trainers", nargs="+", default=list(TRAINERS), help=f"default: {' '.join(TRAINERS)}")
+    flags.add_argument("--points", nargs="*", default=[], help="other methods, as points")
+    flags.add_argument("--protocol", nargs="+", default=list(NAMES), choices=NAMES, help="default: all four")
+    flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
+    args = flags.parse_args(argv)
     words = ["--root", str(args.root), "--output-dir", str(args.output_dir), "--shots", "1", "4", "16"]
     methods = list(map(Method, registered([*args.trainers, *args.points])))
     jobs = plan(methods, [NAMES[name] for name in args.protocol], arguments(words))
@@ -41,4 +41,4 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

@@ -1,4 +1,4 @@
-"""Tunes every method on the `val` split of Shapes, 8 settings each, and writes the outcome to docs/tuning.md.
+"""The tuning of every method on the `val` split of Shapes, 8 settings each, and its table in docs/tuning.md.
 
     python scripts/tune.py [METHOD ...]       # 8 x 2 runs a method; finished settings are not run again
 
@@ -63,17 +63,24 @@ GRIDS = {
     "OrthCR none, first pass": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
 }
 SEEDS = (1, 2)
-KEPT = ROOT / "docs" / "tuning.json"  # with a third seed of OrthCR and CoOp, of when it was tuned on three
+KEPT = ROOT / "docs" / "tuning.json"  # also has a third seed of OrthCR and CoOp, from a tuning with three seeds
 
 
 def settings(heading: str) -> list[dict]:
-    """Each point of its grid."""
+    """Return each point of a heading's grid."""
     grid = GRIDS[heading][1]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
-    """A training on the base classes, and its evaluations on the val images of the base and of the new classes."""
+    """Return a training on the base classes, and its evaluations on the val images of the base and the new classes.
+
+    Args:
+        heading: of `GRIDS`.
+        setting: a point of its grid.
+        seed: of the training.
+        out: output directory.
+    """
     trainer, fixed = re.match(r"\w+", heading)[0], GRIDS[heading][0]
     words = [str(word) for item in setting.items() for word in item]
     if trainer == "CoOp":
@@ -84,28 +91,28 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     runs = [stages.planned("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in ("base", "new"):
-        where = folder / "eval" / f"Shapes-{classes}-val"
-        runs.append(stages.planned(f"{classes}_val", where, "shapes", seed, classes, model=folder, opts=on_val))
+        test_dir = folder / "eval" / f"Shapes-{classes}-val"
+        runs.append(stages.planned(f"{classes}_val", test_dir, "shapes", seed, classes, model=folder, opts=on_val))
     return Job(tuple(runs))
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """Returns a line for each setting and seed that failed."""
-    arguments = parser(__doc__, "tune")
-    arguments.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
-    args = arguments.parse_intermixed_args(argv)
+    """Run the tuning and write its tables; return a line for each setting and seed that failed."""
+    flags = parser(__doc__, "tune")
+    flags.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
+    args = flags.parse_intermixed_args(argv)
     unknown = [heading for heading in args.methods if heading not in GRIDS]
     if unknown:
-        arguments.error(f"there is no {unknown[0]}, only {', '.join(GRIDS)}")
+        flags.error(f"there is no {unknown[0]}, only {', '.join(GRIDS)}")
 
     tuned = json.loads(KEPT.read_text()) if KEPT.exists() else []
-    known = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuned}
+    finished = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuned}
     jobs = {}
-    for seed, heading in itertools.product(SEEDS, args.methods or GRIDS):  # an early stop leaves whole seeds
+    for seed, heading in itertools.product(SEEDS, args.methods or GRIDS):  # seeds outside: an early stop ends a seed
         for setting in settings(heading):
-            if (heading, json.dumps(setting), seed) not in known:
-                what = {"method": heading, "setting": setting, "seed": seed}
-                jobs[job(heading, setting, seed, args.output_dir)] = what
+            if (heading, json.dumps(setting), seed) not in finished:
+                row = {"method": heading, "setting": setting, "seed": seed}
+                jobs[job(heading, setting, seed, args.output_dir)] = row
 
     def done(job: Job, results: list[dict]) -> None:
         tuned.append(jobs[job] | {"base": results[1]["accuracy"], "new": results[2]["accuracy"]})
@@ -117,7 +124,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 def page(tuned: list[dict]) -> str:
-    """Markdown: a table a method, mean of the seeds in percent, the best setting in bold."""
+    """Return docs/tuning.md: a table for each method, mean of the seeds in percent, the best setting in bold."""
     intro = __doc__.split("\n\n")[-1].strip()
     text = [
         f"# Tuning\n\nWritten by `python scripts/tune.py`. {intro}\n\nEverything else is as in "
@@ -138,10 +145,10 @@ def page(tuned: list[dict]) -> str:
         seeds = {t["seed"] for t in tuned if t["method"] == heading} & set(SEEDS)
         for row in rows:
             row[-3:] = [f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:]]
-        only = "" if seeds == set(SEEDS) else f"Seeds so far: {', '.join(map(str, sorted(seeds)))}.\n\n"
-        text.append(f"## {heading}\n\n{only}" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
+        note = "" if seeds == set(SEEDS) else f"Seeds so far: {', '.join(map(str, sorted(seeds)))}.\n\n"
+        text.append(f"## {heading}\n\n{note}" + tabulate(rows, [*grid, "base", "new", "H"], "github") + "\n")
     return "\n".join(text)
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "interrupted: the same command goes on with the runs that were under way", 1))
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))

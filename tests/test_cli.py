@@ -169,7 +169,7 @@ def test_evaluating_into_the_same_directory_keeps_the_results_of_the_training(tr
         assert result["shots"] == 4 and result["trained"]
         assert result["model_config"] == read(out / "results.json")["config"]
         assert result["config"]["DATASET.SUBSAMPLE_CLASSES"] == "new"
-    assert "those of the training stay" in capsys.readouterr().out
+    assert "the results of the training stay" in capsys.readouterr().out
 
 
 def test_a_run_of_an_older_version_goes_on(trained, pictures, tmp_path):

@@ -65,7 +65,7 @@ def test_val_that_cannot_be_is_one_line(photos, tmp_path, capsys):
     assert "DATASET.VAL is inf" in said(capsys, "--images", photos, *out, "--val", "inf")
     told = said(capsys, "--images", photos, *out, "--val", "1.5", "VERBOSE", "False")
     assert "a share of each class below 1, or a whole number" in told
-    assert "--val -1 is a share or a number" in said(capsys, "--images", photos, "--val", "-1")
+    assert "--val must be at least 0 (got -1)" in said(capsys, "--images", photos, "--val", "-1")
     assert "for training with --images" in said(capsys, "--val", "0.2")
     assert "for training with --images" in said(capsys, "--images", photos, "--eval-only", "--val", "0.2")
     rows = [[str(p), p.parent.name, ("train", "val")[k % 2]] for k, p in enumerate(sorted(photos.rglob("img*")))]

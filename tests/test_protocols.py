@@ -19,7 +19,7 @@ from datasets.shapes import Shapes
 from datasets.shared import drawing
 from experiments import plans
 from experiments.config import setup_cfg
-from experiments.plans import make_run, told
+from experiments.plans import format_accuracy, make_run
 from experiments.protocols import SHOTS, STAGES, Method, Stages, arguments, variants
 from experiments.run import main
 
@@ -137,7 +137,7 @@ def test_what_is_finished_otherwise_is_not_passed_off(stages, tmp_path):
     results.write_text(results.read_text()[:50])
     with pytest.raises(ValueError, match=f"{results} is cut off.*or remove it"):
         made(m.fewshot("patterns", 1, 1))
-    assert told({"accuracy": 12.34}) == "12.3" and told({}) == "trained, not tested"
+    assert format_accuracy({"accuracy": 12.34}) == "12.3" and format_accuracy({}) == "trained, not tested"
 
 
 def test_a_model_trained_again_is_tested_again(stages, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_what_all_means():
         (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes, as shapes_fog"),
         (["OrthCR", "fewshot", "dtd", "1", "0"], "SHOTS is 0: give 1 or more"),
         (["OrthCR", "base2new_train", "dtd", "1"], "(here DATA in the environment stands for --root"),
-        (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is what the words before say"),
+        (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is set by the words"),
     ],
 )
 def test_bad_words_get_one_line(words, told, tmp_path, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def test_what_the_page_says_is_what_predict_says(trained, folder):
     names = ["a plain blue circle", "a plain red circle"]
     p, (q,) = served.classify(str(image), ", ".join(names), None), Predictor(trained, names)(image)
     assert p.top == [(name, pytest.approx(value, abs=1e-6)) for name, value in q.top]
-    assert served.predictor("") is served.own, "that of the training is kept"
+    assert served.predictor("") is served.first, "that of the training is kept"
     (folder / "none.png").write_text("no image")
     for path, words, told in (
         (folder / "none.png", "", "cannot identify"),
@@ -115,13 +115,13 @@ def test_the_strength_is_moved_and_the_temperature_is_of_one(trained, folder, st
     write_json({"temperature": 3.0, "of": of}, file, seal=True)
     try:
         served = Served(str(trained), None, 0.0)
-        assert served.strength == 1.0 and served.own.temperature is None
+        assert served.strength == 1.0 and served.first.temperature is None
         served.classify(image, "", 0.5)
-        assert served.own.trainer.model.strength == 0.5 and served.own.temperature == 3.0
+        assert served.first.trainer.model.strength == 0.5 and served.first.temperature == 3.0
         served.classify(image, "a,b", 0.5)
-        assert served.last is not served.own and served.last.trainer.model.strength == 0.5
+        assert served.last is not served.first and served.last.trainer.model.strength == 0.5
         served.classify(image, "", 1.0)
-        assert served.own.trainer.model.strength == 1.0 and served.own.temperature is None
+        assert served.first.trainer.model.strength == 1.0 and served.first.temperature is None
     finally:
         file.unlink()
 

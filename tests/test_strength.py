@@ -277,7 +277,7 @@ def test_auto_of_a_model_whose_data_are_gone_is_one_line(model, tmp_path, capsys
     config.write_text("".join(lines).replace("NAME: Shapes", "NAME: DescribableTextures"))
     assert main([*map(str, argv), "--dataset-config-file", "configs/datasets/digits.yaml"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and "cannot be had" in error[0] and "--strength 0.5" in error[0]
+    assert len(error) == 1 and "not available" in error[0] and "--strength 0.5" in error[0]
     with pytest.raises(ValueError, match="none was chosen in .*give a number"):
         Predictor(model, strength="auto")
 
