@@ -28,6 +28,13 @@ on 20 classes that it never saw. Mean ± standard deviation over seeds {seeds}; 
 {torch}."""
 
 
+CAPTIONS = {
+    "training": "Loss and training accuracy of each epoch, mean over seeds with the range between them.",
+    "orthogonality": "Distance of R from orthogonal, and change of the hyperspherical energy of a weight's rows.",
+    "shapes": "Images of the base and of the new classes, as the methods get them.",
+}
+
+
 def main(argv: list[str] | None = None) -> list[str]:
     """Returns a line for each method and seed that failed."""
     args = parser(__doc__, "demo").parse_args(argv)
@@ -66,7 +73,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         ("orthogonality", orthogonality, trainings["OrthCR"]),
         ("shapes", examples, ROOT / "data" / "shapes"),
     ):
-        pictures[save(draw(given), out / f"{name}.png")] = draw.__doc__.split("\n")[0]
+        pictures[save(draw(given), out / f"{name}.png")] = CAPTIONS[name]
     text = TEXT.format(seeds=seeds, **device)
     figures = [figure(path, caption) for path, caption in pictures.items()]
     body = [section(table.title, [*grids(table, costs_of(table)), *figures], table.notes)]
