@@ -12,19 +12,25 @@ from dassl.files import atomic_write, visible
 from .methods import by_method
 from .names import AVERAGE
 from .page import Entry, figure, grid, page, section
-from .pictures import KINDS, beside, plain, plt, save, styles_of
+from .pictures import CAPTIONS, KINDS, beside, plain, plt, save, styles_of
 from .published import PUBLISHED
 from .report import write_report
 from .runs import STRENGTH, Run
 from .tables import ECE, Cell, Table
 
-HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column in bold. A
-column head sorts by it. ECE: expected calibration error in percent, of 15 bins of the confidence, the lower the better:
-the mean over the columns of the row, without the source; of several numbers of shots at the largest."""
+HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column is bold.
+Click a column head to sort by it. ECE: expected calibration error in percent, 15 bins of the confidence, lower is
+better. It is the mean over the columns of the row, without the source. With several numbers of shots it is taken at the
+largest."""
+PLANE_CAPTION = (
+    "Accuracy on new classes against accuracy on base classes. A dashed line joins points of equal harmonic mean."
+)
+GAIN_CAPTION = "Accuracy of each method minus that of zero-shot CLIP on each data set, in percentage points."
+COSTS_CAPTION = "Accuracy against trained parameters and against the seconds of a training."
 
 
 class Cost(NamedTuple):
-    """What a training of a method takes."""
+    """The costs of a training of one method."""
 
     params: int
     seconds: float
@@ -36,21 +42,24 @@ def compare(
     seeds: Iterable[int] | None = None,
     outdated: Mapping[Path, str] | None = None,
 ) -> list[Table]:
-    """`write_report`, and in `out` also report.html with more pictures. Takes and raises what it does."""
+    """Call `write_report`, then add report.html and its pictures to `out`.
+
+    The arguments and the errors are those of `write_report`.
+    """
     tables, left_out = write_report(paths, seeds, out, outdated)
     styles = styles_of([cell for table in tables for cell in table.cells])
     sections = []
     for table in tables:
         costs, figures = costs_of(table), []
         for name, fig, caption in (
-            ("plane", plane(table, styles), plane.__doc__),
-            ("gain", gain(table, styles), gain.__doc__),
-            ("costs", against_costs(table, costs, styles), against_costs.__doc__),
+            ("plane", plane(table, styles), PLANE_CAPTION),
+            ("gain", gain(table, styles), GAIN_CAPTION),
+            ("costs", against_costs(table, costs, styles), COSTS_CAPTION),
         ):
             if fig:
-                figures.append(figure(save(fig, out / f"{table.slug}_{name}.png"), caption.split("\n")[0]))
+                figures.append(figure(save(fig, out / f"{table.slug}_{name}.png"), caption))
         if table.protocol in KINDS:
-            figures.append(figure(out / f"{table.slug}.png", KINDS[table.protocol].__doc__.split("\n")[0]))
+            figures.append(figure(out / f"{table.slug}.png", CAPTIONS[table.protocol]))
         sections.append(section(table.title, [*grids(table, costs), *figures], table.notes))
     if left_out:
         sections.append(section("Left out", [], [visible(line) for line in left_out]))
@@ -68,30 +77,32 @@ def compare(
 
 
 def grids(table: Table, costs: dict[str, Cost]) -> list[str]:
-    """A table of the averages, with the costs; then one for each data set or column, folded."""
+    """Return a table of the averages with the costs, then a folded one for each data set or column."""
     if table.source:
         lines = {titles[-1]: line for titles, line in table.lines.items()}
         ece = {titles[-1]: cell for titles, cell in table.ece.items()}
         return [methods_grid(table, "", table.heads[1:], lines, ece, costs)]
-    heads, data_sets = table.heads[2:], list(dict.fromkeys(titles[0] for titles in table.lines))
+    heads = table.heads[2:]
+    data_sets = list(dict.fromkeys(titles[0] for titles in table.lines))
 
-    def of(name: str) -> dict[str, list]:
+    def lines_of(name: str) -> dict[str, list]:
         return {titles[-1]: line for titles, line in table.lines.items() if titles[0] == name}
 
     def calibration_of(name: str) -> dict[str, Cell]:
         return {titles[-1]: cell for titles, cell in table.ece.items() if titles[0] == name}
 
-    made = [methods_grid(table, data_sets[-1], heads, of(data_sets[-1]), calibration_of(data_sets[-1]), costs)]
-    others = data_sets[:-1]
+    *others, last = data_sets
+    parts = [methods_grid(table, last, heads, lines_of(last), calibration_of(last), costs)]
     if table.protocol == "fewshot":
-        made += [methods_grid(table, name, heads, of(name), calibration_of(name), folded=True) for name in others]
-    else:
+        for name in others:
+            parts.append(methods_grid(table, name, heads, lines_of(name), calibration_of(name), folded=True))
+    elif others:
+        columns = [lines_of(name) for name in data_sets]
+        methods = dict.fromkeys(method for column in columns for method in column)
         for place, head in enumerate(heads):
-            columns = [of(name) for name in data_sets]
-            methods = dict.fromkeys(method for column in columns for method in column)
             lines = {m: [column[m][place] if m in column else None for column in columns] for m in methods}
-            made += [methods_grid(table, head, data_sets, lines, {}, folded=True)] if others else []
-    return made
+            parts.append(methods_grid(table, head, data_sets, lines, {}, folded=True))
+    return parts
 
 
 def methods_grid(
@@ -103,21 +114,37 @@ def methods_grid(
     costs: dict[str, Cost] | None = None,
     folded: bool = False,
 ) -> str:
-    """A row for each method. Args: ece: by method, for one more column; costs: for two more."""
+    """Return a table with a row for each method.
+
+    Args:
+        table: the best cells and the published averages are taken from it.
+        caption: above the table.
+        heads: of the columns of cells.
+        lines: the cells of each method.
+        ece: calibration errors by method, for one more column; empty: no such column.
+        costs: by method, for two more columns.
+        folded: show the table after a click only, without published averages.
+    """
     best, rows = table.best, []
-    known = [head for head in heads if any(head in row for row in table.published.values())] if not folded else []
+    published_heads = []
+    if not folded:
+        published_heads = [head for head in heads if any(head in row for row in table.published.values())]
     for method, line in lines.items():
         row = [Entry(method)] + [entry(cell, cell in best) for cell in line]
-        row += [entry(ece.get(method), False)] if ece else []
-        row += [Entry(f"{x:.2f}" if x else "", x) for x in (table.published.get(method, {}).get(h) for h in known)]
+        if ece:
+            row.append(entry(ece.get(method), False))
+        for head in published_heads:
+            value = table.published.get(method, {}).get(head)
+            row.append(Entry(f"{value:.2f}" if value else "", value))
         if costs:
             cost = costs.get(method)
-            row += [Entry(f"{cost.params:,}", cost.params) if cost else Entry("")]
-            row += [Entry(f"{cost.seconds:.0f}", cost.seconds) if cost else Entry("")]
+            row.append(Entry(f"{cost.params:,}", cost.params) if cost else Entry(""))
+            row.append(Entry(f"{cost.seconds:.0f}", cost.seconds) if cost else Entry(""))
         rows.append(row)
-    more = [ECE] * bool(ece)
-    more += [PUBLISHED if head == AVERAGE else f"{head}, published" for head in known]
-    more += ["trained parameters", "seconds of training"] if costs else []
+    more = [ECE] if ece else []
+    more += [PUBLISHED if head == AVERAGE else f"{head}, published" for head in published_heads]
+    if costs:
+        more += ["trained parameters", "seconds of training"]
     return grid(["method", *heads, *more], rows, caption, folded)
 
 
@@ -128,57 +155,71 @@ def entry(cell: Cell | None, best: bool) -> Entry:
 
 
 def costs_of(table: Table) -> dict[str, Cost]:
-    """Of each method: trained parameters, and mean seconds of its trainings with the most shots.
+    """Return the trained parameters of each method, and the mean seconds of its trainings with the most shots.
 
-    What was only evaluated at a strength costs what its training did.
+    A method that was only evaluated at another strength has the costs of its training.
     """
-    found, trainings = {}, [run for run in table.runs if run.seconds is not None]
+    costs = {}
+    trainings = [run for run in table.runs if run.seconds is not None]
     for label, members in by_method(table.runs, []).items():
-        alike = set(map(but_strength, members))
-        own = [run for run in members if run.seconds is not None] or [
-            run for run in trainings if but_strength(run) in alike
-        ]
-        if not own:
+        timed = [run for run in members if run.seconds is not None]
+        if not timed:
+            keys = set(map(key_without_strength, members))
+            timed = [run for run in trainings if key_without_strength(run) in keys]
+        if not timed:
             continue
-        own = [run for run in own if run.seed is None or run.trained.shots == most_shots(own)]
-        found[label.text] = Cost(own[0].params, mean(run.seconds for run in own) if label.trained else 0.0)
-    return found
+        shots = most_shots(timed)
+        timed = [run for run in timed if run.seed is None or run.trained.shots == shots]
+        seconds = mean(run.seconds for run in timed) if label.trained else 0.0
+        costs[label.text] = Cost(timed[0].params, seconds)
+    return costs
 
 
-def but_strength(run: Run) -> tuple:
+def key_without_strength(run: Run) -> tuple:
     return run.family, tuple(pair for pair in run.settings if not pair[0].endswith(STRENGTH))
 
 
 def most_shots(runs: list[Run]) -> int:
-    return max(run.trained.shots for run in runs if run.trained)
+    return max((run.trained.shots for run in runs if run.trained), default=0)
 
 
 # ------------------------------------------------------------------ pictures
 
 
 def headline(table: Table) -> tuple[str, dict[str, Cell]]:
-    """The one figure of each method: of the average if there is one; H, or with the most shots."""
+    """Return the name of the main figure of a table, and this figure's cell of each method.
+
+    It is H, or the accuracy with the most shots: of the average if the table has one.
+    """
     cells = [cell for cell in table.cells if cell.values and not cell.partial]
     cells = [cell for cell in cells if cell.target == AVERAGE] or [c for c in cells if c.target != table.source]
     shots = max((cell.shots or 0 for cell in cells), default=0)
-    named = {"base2new": "harmonic mean", "fewshot": f"accuracy at {shots} shots"}.get(table.protocol, "accuracy")
-    metric = "H" if table.protocol == "base2new" else "accuracy"
-    kept = {c.method: c for c in cells if c.metric == metric and c.shots in (None, shots)}
-    name = next((f"{named} on {cell.name}" if cell.target != AVERAGE else f"average {named}" for cell in cells), named)
-    return name, kept
+    metric, name = "accuracy", "accuracy"
+    if table.protocol == "base2new":
+        metric, name = "H", "harmonic mean"
+    elif table.protocol == "fewshot":
+        name = f"accuracy at {shots} shots"
+    if cells:
+        target = cells[0].target
+        name = f"average {name}" if target == AVERAGE else f"{name} on {cells[0].name}"
+    return name, {c.method: c for c in cells if c.metric == metric and c.shots in (None, shots)}
 
 
 def plane(table: Table, styles: dict[str, dict]):
-    """Accuracy on new classes against that on base classes; on a dashed line their harmonic mean is the same."""
+    """Draw the accuracy on new classes against that on base classes, with lines of equal harmonic mean.
+
+    Returns:
+        The figure. None: the table is not of base-to-new, or has fewer than two methods to draw.
+    """
     if table.protocol != "base2new":
         return None
     cells = [cell for cell in table.cells if cell.values and not cell.partial]
     target = table.cells[-1].target  # the average if there is one
     points = {}
     for method in dict.fromkeys(cell.method for cell in cells):
-        mine = {cell.classes: cell for cell in cells if (cell.method, cell.target) == (method, target)}
-        if "base" in mine and "new" in mine:
-            points[method] = mine["base"], mine["new"]
+        by_classes = {cell.classes: cell for cell in cells if (cell.method, cell.target) == (method, target)}
+        if "base" in by_classes and "new" in by_classes:
+            points[method] = by_classes["base"], by_classes["new"]
     if len(points) < 2:
         return None
     fig, ax = plt.subplots(figsize=(8.5, 6))
@@ -202,54 +243,67 @@ def plane(table: Table, styles: dict[str, dict]):
 
 
 def gain(table: Table, styles: dict[str, dict]):
-    """How much accuracy each method adds to zero-shot CLIP on each data set, in percentage points."""
+    """Draw the difference of each method from zero-shot CLIP on each data set, in percentage points.
+
+    Returns:
+        The figure. None: there is no zero-shot result to compare with.
+    """
     shown = [cell for cell in table.cells if cell.values]
     if table.protocol == "fewshot":
         most = max((cell.shots or 0 for cell in shown), default=0)
         shown = [cell for cell in shown if cell.shots in (None, most)]
-    zero = [cell for cell in shown if cell.shots is None]
-    names = [cell.method for cell in zero]
-    reference = "ZeroshotCLIP" if "ZeroshotCLIP" in names else next(iter(names), None)
-    less = {(c.target, c.classes, c.metric): c.mean for c in zero if c.method == reference}
-    found = [c for c in shown if c.method != reference and (c.target, c.classes, c.metric) in less]
-    if not found:
+    zero_shot = [cell for cell in shown if cell.shots is None]
+    names = [cell.method for cell in zero_shot]
+    reference = "ZeroshotCLIP" if "ZeroshotCLIP" in names or not names else names[0]
+    baseline = {column_of(c): c.mean for c in zero_shot if c.method == reference}
+    compared = [c for c in shown if c.method != reference and column_of(c) in baseline]
+    if not compared:
         return None
-    rows = list(dict.fromkeys((c.target, c.classes, c.metric) for c in found))
-    if len({target for target, _, _ in rows}) > 1 and table.protocol == "base2new":
-        rows = [row for row in rows if row[2] == "H"]  # with base and new there would be three times as many
+    columns = list(dict.fromkeys(map(column_of, compared)))
+    if len({target for target, _, _ in columns}) > 1 and table.protocol == "base2new":
+        columns = [column for column in columns if column[2] == "H"]  # base and new would make three times as many
     kinds = {"base": "base classes", "new": "new classes", "": "harmonic mean"}
-    several, short = len({row[0] for row in rows}) > 1, {c.target: c.name for c in found}
-    heads = [short[target] if several else kinds.get(classes, short[target]) for target, classes, _ in rows]
-    methods = list(dict.fromkeys(c.method for c in found))
-    more = np.full((len(methods), len(rows)), np.nan)
-    for c in found:
-        if (key := (c.target, c.classes, c.metric)) in rows:
-            more[methods.index(c.method), rows.index(key)] = c.mean - less[key]
-    more, methods = zip(
-        *sorted(zip(more.tolist(), methods, strict=True), key=lambda row: -np.nan_to_num(row[0][-1])), strict=True
-    )
-    width = 0.6 + 0.09 * min(36, max(map(len, methods))) + 0.78 * len(rows)
-    size = max(5.5, width), 1.0 + 0.34 * len(methods)
-    fig, ax = plt.subplots(figsize=size)
-    most = max(1.0, np.nanmax(np.abs(more)))
-    ax.imshow(more, cmap="PuOr_r", vmin=-1.8 * most, vmax=1.8 * most, aspect="auto")
-    for k, row in enumerate(more):
+    one_target = len({target for target, _, _ in columns}) == 1
+    short = {c.target: c.name for c in compared}
+    heads = [kinds.get(classes, short[target]) if one_target else short[target] for target, classes, _ in columns]
+    methods = list(dict.fromkeys(c.method for c in compared))
+    gains = np.full((len(methods), len(columns)), np.nan)
+    for c in compared:
+        column = column_of(c)
+        if column in columns:
+            gains[methods.index(c.method), columns.index(column)] = c.mean - baseline[column]
+    order = np.argsort(-np.nan_to_num(gains[:, -1]), kind="stable")
+    gains, methods = gains[order], [methods[k] for k in order]
+    width = 0.6 + 0.09 * min(36, max(map(len, methods))) + 0.78 * len(columns)
+    fig, ax = plt.subplots(figsize=(max(5.5, width), 1.0 + 0.34 * len(methods)))
+    limit = 1.8 * max(1.0, np.nanmax(np.abs(gains)))
+    ax.imshow(gains, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+    for k, row in enumerate(gains):
         for j, value in enumerate(row):
             if not np.isnan(value):
                 ax.text(j, k, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", fontsize=9, color="k")
-    ax.set_xticks(
-        range(len(rows)), plain(heads), rotation=0 if max(map(len, heads)) * len(heads) < 75 else 30, ha="center"
-    )
+    turn = 0 if max(map(len, heads)) * len(heads) < 75 else 30
+    ax.set_xticks(range(len(columns)), plain(heads), rotation=turn, ha="center")
     ax.set_yticks(range(len(methods)), plain(methods))
-    ax.set_title(f"percentage points above {reference}", fontsize=11, loc="right")  # over the names, too
+    ax.set_title(f"percentage points above {reference}", fontsize=11, loc="right")
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     return fig
 
 
+def column_of(cell: Cell) -> tuple[str, str, str]:
+    return cell.target, cell.classes, cell.metric
+
+
 def log_ticks(low: float, high: float, most: int = 6) -> dict[float, str]:
-    """Return {tick: label} of a logarithmic axis: at most `most`, powers of ten where there are three of them."""
+    """Return {tick: label} of a logarithmic axis: at most `most` ticks, powers of ten if there are three of them.
+
+    Args:
+        low: lower end of the axis.
+        high: upper end of the axis.
+        most: largest number of ticks.
+    """
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = {10.0**k: f"$10^{{{k}}}$" for k in powers if low <= 10.0**k <= high}
     if len(ticks) < 3:
@@ -260,17 +314,21 @@ def log_ticks(low: float, high: float, most: int = 6) -> dict[float, str]:
 
 
 def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict]):
-    """Accuracy against trained parameters and against the seconds of a training."""
+    """Draw the accuracy against the trained parameters and against the seconds of a training.
+
+    Returns:
+        The figure. None: fewer than two methods have been trained.
+    """
     name, cells = headline(table)
     cells = {method: cell for method, cell in cells.items() if method in costs}
     if sum(costs[method].seconds > 0 for method in cells) < 2:
         return None
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for ax, what, label in zip(axes, Cost._fields, ("trained parameters", "seconds of training"), strict=True):
-        values = {method: getattr(costs[method], what) for method in cells}
-        least = min(value for value in values.values() if value > 0) if any(values.values()) else 1
-        none = 10 ** (np.floor(np.log10(least)) - 0.7)  # where 0 stands on the logarithmic axis
-        points = {method: (value or none, cells[method].mean) for method, value in values.items()}
+    for ax, quantity, label in zip(axes, Cost._fields, ("trained parameters", "seconds of training"), strict=True):
+        values = {method: getattr(costs[method], quantity) for method in cells}
+        least = min((value for value in values.values() if value > 0), default=1)
+        zero = 10 ** (np.floor(np.log10(least)) - 0.7)  # the place of 0, which a logarithmic axis does not have
+        points = {method: (value or zero, cells[method].mean) for method, value in values.items()}
         for method, (x, y) in points.items():
             style = styles[method]
             ax.errorbar(x, y, cells[method].std, color=style["color"], lw=1, alpha=0.5)
@@ -280,11 +338,11 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
         most = max(*values.values(), least)
         ticks = log_ticks(least / 3, 1.5 * most)
         if not all(values.values()):
-            ax.set_xlim(none / 2, 3 * most)
-            ax.axvline(none * 2.2, color="k", lw=0.7, ls=":")
-            ticks = {none: "0"} | {x: text for x, text in ticks.items() if x > none * 4}
+            ax.set_xlim(zero / 2, 3 * most)
+            ax.axvline(zero * 2.2, color="k", lw=0.7, ls=":")
+            ticks = {zero: "0"} | {x: text for x, text in ticks.items() if x > zero * 4}
         ax.set_xticks(list(ticks), list(ticks.values()))
-        ax.minorticks_off()  # whose labels would overlap where the axis is shorter than a decade
+        ax.minorticks_off()  # their labels would overlap on an axis shorter than a decade
     axes[0].set_ylabel(f"{name}, %")
     beside(axes[1], points, styles)
     return fig

@@ -1,7 +1,8 @@
-"""The `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and their like on the original Dassl.
+"""A reader of the `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and other code on the original Dassl.
 
-An evaluation's log says where its model is, not what that was trained on: the training's own log does
-(`tree.with_model`), or, where that is not there, the directory's name, if it is one that the scripts of these give.
+The log of an evaluation has the directory of its model, but not the training data of the model. `tree.with_model` takes
+these from the log of the training. If that log is missing, the name of the directory is read, which the scripts of
+these projects form in one of the `LAYOUTS`.
 """
 
 import re
@@ -16,22 +17,26 @@ TITLES = ("** Arguments **", "** Config **")
 FINISHED = re.compile(r"Finish(ed)? training")
 SPLIT = re.compile(r"(?:Evaluate on the \*|Do evaluation on )(\w+)\*? set")
 FIGURE = re.compile(r"\* (total|correct|accuracy): (\d[\d,]*(?:\.\d+)?)%?")
-LAYOUTS = (  # of CoCoOp's, MaPLe's and PromptSRC's base-to-new; of CoOp, and of everyone's ImageNet models
+LAYOUTS = (  # first: base-to-new of CoCoOp, MaPLe and PromptSRC; second: CoOp, and the ImageNet models of all of them
     r"train_(?P<classes>base|new|all)/(?P<dataset>[^/]+)/shots_(?P<shots>\d+)/TRAINER/(?:[^/]+/)*seed(?P<seed>\d+)$",
     r"(?P<dataset>[^/]+)/TRAINER/[^/]+_(?P<shots>\d+)shots/(?:[^/]+/)*seed(?P<seed>\d+)$",
 )
 
 
 def read_log(path: Path) -> Run:
-    """The run of a `log.txt`; its accuracy is None if it did not finish. Raises LeftOut."""
+    """Return the run of a `log.txt`; its accuracy is None if it did not finish.
+
+    Raises:
+        LeftOut: the file cannot be read, or is no complete log of a run.
+    """
     try:
         lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError as error:
         raise LeftOut(f"cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise LeftOut(str(error)) from None
-    ours = TITLES[1] in lines or any(line.startswith("Setting fixed seed") for line in lines)
-    if ours and TITLES[0] not in lines:
+    this_code = TITLES[1] in lines or any(line.startswith("Setting fixed seed") for line in lines)
+    if this_code and TITLES[0] not in lines:
         raise LeftOut("unfinished: no results.json beside it")
     if not set(TITLES) <= set(lines):
         raise LeftOut("malformed: no log of CoOp's train.py, it has no arguments and config")
@@ -57,12 +62,16 @@ def read_log(path: Path) -> Run:
         raise LeftOut("evaluated on val")
     if accuracy is not None and accuracy > 100:
         raise LeftOut(f"malformed: its accuracy is {accuracy}")
-    model, code = path.parent.resolve() if trained and not evaluation else None, "Dassl.pytorch"
+    model = path.parent.resolve() if trained and not evaluation else None
+    code = "Dassl.pytorch"
     return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, code, model_dir, model)
 
 
 def parse_config(lines: list[str]) -> dict[str, str]:
-    """Dotted keys of a config as yacs prints it: nearly YAML, but tuples and any text stand there unquoted."""
+    """Return the dotted keys and the values of a config as yacs prints it.
+
+    This is nearly YAML, but tuples and texts are not quoted.
+    """
     flat, sections = {}, []
     for line in lines:
         if line.startswith(("Collecting env info", "** System info **")):
@@ -76,7 +85,13 @@ def parse_config(lines: list[str]) -> dict[str, str]:
 
 
 def last_result(lines: list[str], split: str, trains: bool) -> tuple[float | None, str]:
-    """Accuracy in percent of the last test result, None if there is none, and the split of the last result of all."""
+    """Return the accuracy in percent of the last test result (None: no such result), and the split of the last result.
+
+    Args:
+        lines: of the log.
+        split: the one that is evaluated if no line names another.
+        trains: the log is of a training. Only results after its end count.
+    """
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
         return None, split
     if trains:  # the older Dassl also tests while it trains
@@ -97,7 +112,11 @@ def last_result(lines: list[str], split: str, trains: bool) -> tuple[float | Non
 
 
 def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
-    """What the known scripts train in a directory of that name, and its part from the data set on; else None, ""."""
+    """Return the training that a directory's name stands for, and the name from the data set on.
+
+    Returns:
+        None and "" if the name is in none of the `LAYOUTS`.
+    """
     for layout in LAYOUTS:
         match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), plain(model_dir))
         if match and match["dataset"] in stems():
@@ -108,5 +127,5 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
 
 
 def plain(path: str | Path) -> str:
-    """Without a ../ or / before it or behind it."""
+    """Return a path without "." and ".." parts and without slashes at its ends."""
     return "/".join(part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".", ".."))

@@ -1,4 +1,4 @@
-"""The rows of a table: which runs are of the same method."""
+"""The rows of a table: the runs of each method, under a label."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,42 +8,59 @@ from .runs import STRENGTH, Run, setting
 
 
 class Label(NamedTuple):
-    """How the rows of a method are called."""
+    """The name of a method in tables; zero-shot methods come first."""
 
     trained: bool
     text: str
 
 
 def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
-    """Zero-shot first, then by name. Runs of one trainer that differ in backbone, code or settings are kept apart.
+    """Return the runs of each method, zero-shot first, then by name.
 
-    A setting keeps runs apart if it takes several values where nothing else differs but the seed. If it follows the
-    data set or the shots, as the number of epochs in CoOp's few-shot runs, it does not, and a line in `notes` says so.
+    Runs of one trainer that differ in backbone, code or settings are different methods. A setting makes a method if
+    it takes several values on the same data set, classes and shots. A setting that follows the data set or the shots
+    makes none, as the number of epochs in CoOp's few-shot runs; it gets a note.
+
+    Args:
+        runs: of any trainers.
+        notes: gets a line for each method whose runs differ in a setting.
     """
     groups = defaultdict(list)
     for run in runs:
         groups[run.trained is not None, run.family].append(run)
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
     labels = {}
-    for (trained, (trainer, backbone, code)), own in sorted(groups.items()):
-        keys = separating(own)
+    for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
+        keys = separating(family_runs)
         variants = defaultdict(list)
-        for run in own:
+        for run in family_runs:
             variants[tuple((key, setting(run, key)) for key in keys)].append(run)
         for variant, members in sorted(variants.items()):
-            words = [f"s={v}" if key.endswith(STRENGTH) else f"{key.rpartition('.')[2]} {v}" for key, v in variant]
-            words = [backbone] * (len(backbones) > 1) + [code] * (bool(code) and len(codes) > 1) + words
+            words = []
+            if len(backbones) > 1:
+                words.append(backbone)
+            if code and len(codes) > 1:
+                words.append(code)
+            for key, value in variant:
+                words.append(f"s={value}" if key.endswith(STRENGTH) else f"{key.rpartition('.')[2]} {value}")
             text = f"{trainer} ({', '.join(words)})" if words else trainer
             labels[Label(trained, text)] = members
             mixed = differing(members)
             if mixed:
-                found = ", ".join(f"{key} ({', '.join(sorted(values))})" for key, values in list(mixed.items())[:4])
-                notes.append(f"{text}: not all of its runs have the same {found}" + ", ..." * (len(mixed) > 4))
+                notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
     return labels
 
 
+def format_values(values: dict[str, set[str]], most: int = 4) -> str:
+    """Return "KEY (value, value), ..." of the first `most` settings."""
+    words = [f"{key} ({', '.join(sorted(values[key]))})" for key in list(values)[:most]]
+    if len(values) > most:
+        words.append("...")
+    return ", ".join(words)
+
+
 def separating(runs: list[Run]) -> list[str]:
-    """The settings that differ between runs which were trained and evaluated on the same."""
+    """Return the settings that differ between runs of the same training data and the same evaluation data."""
     alike = defaultdict(list)
     for run in runs:
         alike[run.trained and run.trained[:3], run.dataset, run.classes].append(run)
@@ -52,9 +69,11 @@ def separating(runs: list[Run]) -> list[str]:
 
 
 def differing(runs: Iterable[Run]) -> dict[str, set[str]]:
-    """{setting: its values} of those that are not the same in all; one that older runs do not know is no difference."""
+    """Return the values of each setting that is not the same in all runs.
+
+    A setting that older runs lack is no difference.
+    """
     runs = list(runs)
-    values = {
-        key: {setting(run, key) for run in runs} - {"?"} for key in sorted({k for r in runs for k, _ in r.settings})
-    }
-    return {key: found for key, found in values.items() if len(found) > 1}
+    keys = sorted({key for run in runs for key, _ in run.settings})
+    values = {key: {setting(run, key) for run in runs} - {"?"} for key in keys}
+    return {key: values[key] for key in keys if len(values[key]) > 1}

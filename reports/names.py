@@ -1,8 +1,10 @@
-"""How tables and pictures call what is no data set; those are in datasets/benchmarks.py."""
+"""Words of tables and pictures; the names of the data sets are in datasets/benchmarks.py."""
 
 AVERAGE = "average"
 
 
 def images(shots: int | None) -> str:
-    """Of each class."""
-    return "all images" if shots is None or shots < 0 else f"{shots} shot{'s' * (shots != 1)}"
+    """Return the number of training images of a class in words; None and numbers below 0 are all images."""
+    if shots is None or shots < 0:
+        return "all images"
+    return "1 shot" if shots == 1 else f"{shots} shots"

@@ -16,26 +16,46 @@ PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 class Entry(NamedTuple):
-    """Of a table."""
+    """A cell of a table."""
 
     text: str
-    value: float | None = None  # by which a column is sorted; None: by the text
+    value: float | None = None  # key by which the column is sorted; None: the text
     best: bool = False
 
 
 def page(title: str, text: str, sections: list[str]) -> str:
-    """Args: sections: HTML, of `section`."""
+    """Return a page as HTML.
+
+    Args:
+        title: plain text.
+        text: plain text below the title.
+        sections: HTML of `section`.
+    """
     return PAGE.substitute(title=html.escape(title), text=html.escape(text), body="\n".join(sections))
 
 
 def section(title: str, parts: list[str], notes: list[str] = ()) -> str:
-    """Args: parts: HTML, of `grid` and `figure`."""
-    said = f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>" if notes else ""
-    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + f"{said}</section>"
+    """Return a section of a page as HTML.
+
+    Args:
+        title: plain text.
+        parts: HTML of `grid` and `figure`.
+        notes: plain text, a line each, below the parts.
+    """
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    note_list = f"<ul>{items}</ul>" if notes else ""
+    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + f"{note_list}</section>"
 
 
 def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: bool = False) -> str:
-    """A table whose columns sort; the first names the rows. Args: folded: shown on a click on its caption."""
+    """Return a table as HTML, whose columns sort.
+
+    Args:
+        heads: of the columns.
+        rows: the first entry of a row is its name.
+        caption: plain text above the table.
+        folded: show the table only after a click on its caption.
+    """
     buttons = [f'<th scope="col"><button type="button">{html.escape(head)}</button></th>' for head in heads]
     lines = []
     for first, *others in rows:
@@ -55,16 +75,17 @@ def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: b
 
 
 def figure(path: Path, caption: str) -> str:
-    """A PNG file, inlined."""
+    """Return a PNG file as HTML, inlined."""
     data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
     image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def examples(folder: Path):
-    """Some images of the base and of the new classes, as the methods get them.
+    """Draw images of the base and of the new classes, as the methods get them.
 
-    Args: folder: of an embedded data set with 28 classes or more.
+    Args:
+        folder: of an embedded data set with 28 classes or more.
     """
     split = read_json(folder / "split.json")["test"]
     names = list(dict.fromkeys(name for _, _, name in split))
@@ -72,7 +93,7 @@ def examples(folder: Path):
     for row, line in enumerate(axes):
         for k, ax in enumerate(line):
             name = names[(0 if row < 2 else len(names) // 2) + (row % 2) * 7 + k]
-            path = next(path for path, _, of in split if of == name)
+            path = next(path for path, _, classname in split if classname == name)
             ax.imshow(Image.open(folder / "images" / path), interpolation="nearest")
             ax.set_title(name.replace(" ", "\n", 1), fontsize=9)
             ax.axis("off")

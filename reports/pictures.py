@@ -21,7 +21,11 @@ plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": Fals
 
 
 def draw(tables: list[Table], folder: Path) -> list[Path]:
-    """A picture of each table but that of the new classes, as a PNG file in `folder`; returns their paths."""
+    """Draw each table but that of the new classes into a PNG file in `folder`.
+
+    Returns:
+        The paths of the files.
+    """
     everywhere = styles_of([cell for table in tables for cell in table.cells])
     paths = []
     for table in tables:
@@ -42,19 +46,19 @@ def save(fig, path: Path) -> Path:
 
 
 def styles_of(cells: list[Cell]) -> dict[str, dict]:
-    """Return {method: how it is drawn}, in the order of the cells; see `dassl.palette`."""
+    """Return the colour, marker and hatch of each method, in the order of the cells; see `dassl.palette`."""
     trained = {cell.method: cell.shots is not None for cell in cells}
     return palette.styles_of(trained, untrained=[method for method in trained if not trained[method]])
 
 
 def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:
-    """The name of each point to the right of the axes, in the order of their heights, with a thin line to it."""
+    """Write the name of each point to the right of the axes, in the order of their heights, with a line to it."""
     height = ax.figure.get_size_inches()[1] * 0.8  # inches
     names = sorted(points, key=lambda name: points[name][1])
     ax.figure.canvas.draw()
     at = [ax.transAxes.inverted().transform(ax.transData.transform(points[name]))[1] for name in names]
     gap = min(0.19 / height, 1 / len(names))
-    for _ in range(200):  # pushes apart what is too near, within the axes
+    for _ in range(200):  # push names apart that are too near, within the axes
         for k in range(len(at) - 1):
             over = at[k] + gap - at[k + 1]
             if over > 0:
@@ -69,7 +73,15 @@ def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) 
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
-    """A group of cells as bars at each place, one for each method, with ± std and, where there is room, the figure."""
+    """Draw each group of cells as bars, one for each method, with ± std and, if there is room, the figure.
+
+    Args:
+        ax: axes.
+        groups: cells of each place.
+        styles: of the methods, in the order of the bars.
+        places: x coordinate of each group.
+        names: of the groups, below the axis.
+    """
     width = 0.84 / len(styles)
     room = ax.figure.get_size_inches()[0] * 0.86 * width / (places[-1] - places[0] + 1)  # inches of one bar
     for place, group in zip(places, groups, strict=True):
@@ -91,7 +103,7 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
 
 
 def legend(fig, handles: list, names: list[str]) -> None:
-    """Above everything, in as many lines as it takes; the figure grows by them."""
+    """Draw the legend above the figure, which grows by the lines of the legend."""
     width, height = fig.get_size_inches()
     columns = max(1, min(len(names), int(width * 9 / (max(map(len, names)) + 5))))
     extra = 0.24 * -(-len(names) // columns) + 0.1  # inches
@@ -101,7 +113,7 @@ def legend(fig, handles: list, names: list[str]) -> None:
 
 
 def plain(names: Iterable[str]) -> list[str]:
-    """Names of at most 36 letters, in which a "$" begins no formula."""
+    """Return names of at most 36 letters, in which a "$" begins no formula."""
     return [(name if len(name) <= 36 else name[:35] + "…").replace("$", r"\$") for name in names]
 
 
@@ -114,7 +126,7 @@ def patches(styles: dict[str, dict]) -> list:
 
 
 def base_to_new(cells: list[Cell], styles: dict[str, dict]):
-    """Bars: base, new and H of every method; of several data sets one panel for each of the three."""
+    """Draw base, new and H of every method as bars; several data sets have one panel for each of the three."""
     datasets = list(dict.fromkeys(cell.target for cell in cells))
     kinds = {"base classes": "base", "new classes": "new", "harmonic mean": "H"}
     groups = [[c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()]
@@ -134,22 +146,35 @@ def base_to_new(cells: list[Cell], styles: dict[str, dict]):
 
 
 def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], source: bool = False) -> None:
-    """Bars by data set; the source, which is the first, and the average, which is the last, are set off."""
+    """Draw bars by data set, with the source and the average set off.
+
+    Args:
+        ax: axes.
+        cells: of any data sets and methods.
+        styles: of the methods.
+        targets: data sets in their order; "average" can only be the last.
+        source: the first of `targets` is the source.
+    """
     average = targets[-1] == AVERAGE
-    places = [k + 0.4 * (source and k > 0) + 0.4 * (average and k == len(targets) - 1) for k in range(len(targets))]
     names = [next(c.name for c in cells if c.target == target) for target in targets]
-    for apart, place in ((source, places[0]), (average, places[-1])):
-        if apart:
-            ax.axvspan(place - 0.55, place + 0.55, color="k", alpha=0.05, lw=0)
+    places = [float(k) for k in range(len(targets))]
+    shaded = []
     if source:
         names[0] += "\n(source)"
+        places[1:] = [place + 0.4 for place in places[1:]]
+        shaded.append(places[0])
+    if average:
+        places[-1] += 0.4
+        shaded.append(places[-1])
+    for place in shaded:
+        ax.axvspan(place - 0.55, place + 0.55, color="k", alpha=0.05, lw=0)
     bars(ax, [[c for c in cells if c.target == target] for target in targets], styles, places, names)
     if len(targets) * max(map(len, names)) > 100:
         ax.tick_params("x", labelsize=9)
 
 
 def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
-    """A panel for each group of cells with a bar for each method, the best of the last group on top."""
+    """Draw a panel for each group of cells with a bar for each method, the best of the last group on top."""
     last = {cell.method: cell.mean for cell in list(panels.values())[-1] if cell.values}
     methods = sorted(styles, key=lambda method: last.get(method, -1))
     fig, axes = plt.subplots(1, len(panels), figsize=(11, 0.8 + 0.3 * len(methods)), sharey=True, squeeze=False)
@@ -166,7 +191,7 @@ def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
 
 
 def transfer(cells: list[Cell], styles: dict[str, dict]):
-    """Bars: every method on the source, on each target and on the average of the targets."""
+    """Draw bars of every method on the source, on each target and on the average of the targets."""
     names = list(dict.fromkeys(cell.target for cell in cells))
     if len(styles) > MANY:
         ends = {f"{c.name} (source)" if c.target == names[0] else c.name: c.target for c in cells}
@@ -179,7 +204,7 @@ def transfer(cells: list[Cell], styles: dict[str, dict]):
 
 
 def few_shot(cells: list[Cell], styles: dict[str, dict]):
-    """Accuracy by shots, with a band of ± std; zero-shot is the star at 0. An average comes first."""
+    """Draw the accuracy by shots, with a band of ± std; zero-shot is the star at 0. An average comes first."""
     datasets = list(dict.fromkeys(cell.target for cell in cells))
     datasets.sort(key=lambda name: name != AVERAGE)
     shots = sorted({cell.shots or 0 for cell in cells}, key=lambda k: (k < 0, k))  # -1, all images, comes last
@@ -189,15 +214,15 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True)
     for ax, dataset in zip(axes.flat, datasets, strict=False):
         for method, style in styles.items():
-            own = [c for c in cells if c.method == method and c.target == dataset and c.values]
-            own.sort(key=lambda c: shots.index(c.shots or 0))
-            x = [shots.index(c.shots or 0) for c in own]
-            if own and own[0].shots is None:
-                ax.axhline(own[0].mean, color=style["color"], ls=":", lw=1)
-                ax.plot(x, own[0].mean, "*", color=style["color"], ms=14, label=method, zorder=3)
-            elif own:
-                ax.plot(x, [c.mean for c in own], color=style["color"], marker=style["marker"], ms=5, label=method)
-                low, high = [c.mean - c.std for c in own], [c.mean + c.std for c in own]
+            curve = [c for c in cells if c.method == method and c.target == dataset and c.values]
+            curve.sort(key=lambda c: shots.index(c.shots or 0))
+            x = [shots.index(c.shots or 0) for c in curve]
+            if curve and curve[0].shots is None:
+                ax.axhline(curve[0].mean, color=style["color"], ls=":", lw=1)
+                ax.plot(x, curve[0].mean, "*", color=style["color"], ms=14, label=method, zorder=3)
+            elif curve:
+                ax.plot(x, [c.mean for c in curve], color=style["color"], marker=style["marker"], ms=5, label=method)
+                low, high = [c.mean - c.std for c in curve], [c.mean + c.std for c in curve]
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         name = next(c.name for c in cells if c.target == dataset)
         ax.set_title(*plain([name]), fontsize=11, weight="bold" if name == AVERAGE else None)
@@ -217,3 +242,10 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
 
 
 KINDS = {"base2new": base_to_new, "fewshot": few_shot, "xd": transfer, "dg": transfer}  # by protocol
+TRANSFER_CAPTION = "Accuracy of every method on the source, on each target and on the average of the targets."
+CAPTIONS = {
+    "base2new": "Base, new and H of every method. Several data sets have one panel for each of the three.",
+    "fewshot": "Accuracy by shots, with a band of ± std. Zero-shot is the star at 0. An average comes first.",
+    "xd": TRANSFER_CAPTION,
+    "dg": TRANSFER_CAPTION,
+}

@@ -1,4 +1,4 @@
-"""What predict.py shows: a table, JSON, CSV, a contact sheet."""
+"""The outputs of predict.py: a table, JSON, CSV and a contact sheet; pictures that train.py shares."""
 
 import csv
 import io
@@ -12,15 +12,20 @@ from tabulate import tabulate
 
 from dassl.files import spreadsheet_cell, visible
 
-SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen, for people
+SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen in words
 
 
 def as_table(predictions: list) -> str:
-    """Args: predictions: `experiments.predictor.Prediction`s of images that could be read."""
+    """Return a table for the terminal.
+
+    Args:
+        predictions: `experiments.predictor.Prediction`s of images that could be read.
+    """
     rows = []
     for p in predictions:
-        then = visible(", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:]))
-        rows.append([visible(p.image), visible(said(p)), f"{100 * p.probability:.1f} %", then, SEEN.get(p.seen, "")])
+        others = visible(", ".join(f"{name} {100 * q:.1f}" for name, q in p.top[1:]))
+        label = visible(format_class(p))
+        rows.append([visible(p.image), label, f"{100 * p.probability:.1f} %", others, SEEN.get(p.seen, "")])
     heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
     if not any(p.seen for p in predictions):
         rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])
@@ -35,18 +40,19 @@ def as_json(predictions: list) -> str:
 
 
 def csv_head(classnames: list[str]) -> str:
-    """The first line of the CSV: that of the image, then a probability of each class, in the order of their labels."""
+    """Return the first line of the CSV: columns of the image, then one for each class, in the order of the labels."""
     return csv_line(["image", "class", "probability", "unsure", "seen", "error", *map(spreadsheet_cell, classnames)])
 
 
 def csv_row(p) -> str:
-    """The line of a prediction with the probabilities of every class; of an unreadable image with its error."""
+    """Return the line of a prediction with the probability of every class, or of an unreadable image with its error."""
     image = visible(p.image)
     image = f"./{image}" if spreadsheet_cell(image) != image else image  # the same file
     if p.error:
         return csv_line([image, "", "", "", "", visible(p.error)])
-    told = [spreadsheet_cell(p.classname), f"{p.probability:.6g}", "unsure" * p.unsure, p.seen, ""]
-    return csv_line([image, *told, *(f"{q:.6g}" for q in p.every)])
+    unsure = "unsure" if p.unsure else ""
+    probabilities = [f"{q:.6g}" for q in p.every]
+    return csv_line([image, spreadsheet_cell(p.classname), f"{p.probability:.6g}", unsure, p.seen, "", *probabilities])
 
 
 def csv_line(cells: list[str]) -> str:
@@ -55,51 +61,56 @@ def csv_line(cells: list[str]) -> str:
     return line.getvalue()
 
 
-def said(p) -> str:
+def format_class(p) -> str:
     return f"unsure: {p.classname}" if p.unsure else p.classname
 
 
 def printable(text: str) -> str:
-    """With escapes in place of what the standard output cannot take, as file names that are not in its encoding."""
+    """Return a text with escapes in place of the letters that the encoding of the standard output lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def titled(predictions: list) -> list[tuple[str, str]]:
-    """For `contact_sheet`: (path, class, probability and whether the model has seen the image), of each."""
+    """Return the path and the title of each image for `contact_sheet`.
+
+    A title is the class, its probability, and "(trained on)" or "(chosen by)" if the model has seen the image.
+    """
     marks = {seen: f"\n({words})" for seen, words in SEEN.items()}
-    return [(p.image, f"{said(p)}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
+    return [(p.image, f"{format_class(p)}\n{100 * p.probability:.0f} %{marks.get(p.seen, '')}") for p in predictions]
 
 
 def confusion_picture(matrix: np.ndarray, classnames: list[str], path: str, most: int = 40) -> None:
     """Draw a confusion matrix into a PNG file; of more than `most` classes those that are confused most.
 
     Args:
-        matrix: float [n, n], the share of each true class (rows) that is taken for each class (columns).
+        matrix: float [n, n], the fraction of each true class (rows) that is predicted as each class (columns).
         classnames: n, in the order of their labels.
+        path: of the PNG file.
+        most: largest number of classes in the picture.
     """
-    from reports.pictures import plain, plt, save  # with matplotlib, which takes a second
+    from reports.pictures import plain, plt, save  # imports matplotlib, which takes a second
 
     n = len(classnames)
     wrong = matrix - np.diag(np.diag(matrix))
     confused = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most]
-    kept = np.sort(confused)
-    shown, names = 100 * matrix[np.ix_(kept, kept)], plain(visible(classnames[k]) for k in kept)
-    size = 10 if len(kept) <= 20 else 7
-    side = max(3.4, min(0.5, 0.16 + 6 / len(kept)) * len(kept))  # inches, of the matrix
-    room = 0.8 + 0.009 * size * max(map(len, names))  # of the names
+    labels = np.sort(confused)
+    shown, names = 100 * matrix[np.ix_(labels, labels)], plain(visible(classnames[k]) for k in labels)
+    size = 10 if len(labels) <= 20 else 7
+    side = max(3.4, min(0.5, 0.16 + 6 / len(labels)) * len(labels))  # inches, of the matrix
+    room = 0.8 + 0.009 * size * max(map(len, names))  # inches, of the names
     fig, ax = plt.subplots(figsize=(side + room + 1.2, side + room))
     image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=100)
     fig.colorbar(image, ax=ax, label="% of the images of a class", shrink=0.8)
-    for k, row in enumerate(shown) if len(kept) <= 15 else ():
-        for j, value in enumerate(row):
+    if len(labels) <= 15:
+        for (k, j), value in np.ndenumerate(shown):
             if value >= 0.5:
                 ax.text(j, k, f"{value:.0f}", ha="center", va="center", color="w" if value > 60 else "k", fontsize=9)
-    ax.set_xticks(range(len(kept)), names, rotation=90, fontsize=size)
-    ax.set_yticks(range(len(kept)), names, fontsize=size)
+    ax.set_xticks(range(len(labels)), names, rotation=90, fontsize=size)
+    ax.set_yticks(range(len(labels)), names, fontsize=size)
     ax.set(xlabel="predicted class", ylabel="true class")
-    if n > len(kept):
-        ax.set_title(f"the {len(kept)} of {n:,} classes that are confused most", fontsize=11)
+    if n > len(labels):
+        ax.set_title(f"the {len(labels)} of {n:,} classes that are confused most", fontsize=11)
     ax.grid(visible=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's font lacks Chinese, Japanese, ...
@@ -107,8 +118,13 @@ def confusion_picture(matrix: np.ndarray, classnames: list[str], path: str, most
 
 
 def contact_sheet(images: list[tuple[str, str]], path: str) -> None:
-    """A PNG of at most 24 of the images (path, title), taken at equal distances, each below its title."""
-    from dassl.utils import read_photo  # with torch, which takes seconds, as matplotlib takes one
+    """Draw at most 24 of the images, at equal distances in the list, each below its title.
+
+    Args:
+        images: path and title of each.
+        path: of the PNG file.
+    """
+    from dassl.utils import read_photo  # imports torch, which takes seconds
     from reports.pictures import plt, save
 
     if len(images) > 24:

@@ -1,4 +1,4 @@
-"""Which runs belong to a protocol. A run enters by what it was trained and evaluated on, never by its directory."""
+"""The runs of each protocol, selected by their training and evaluation data, never by their directory."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from .runs import Run
 
 
 class Column(NamedTuple):
-    """Which runs a column takes."""
+    """The classes and shots of the runs in a column."""
 
-    classes: str  # all, base or new; "": of H
+    classes: str  # all, base or new; "": the column of H
     shots: int | None = None  # 0: zero-shot; None: any
     metric: str = "accuracy"  # or H
 
@@ -20,71 +20,83 @@ class Column(NamedTuple):
         return run.classes == self.classes and self.shots in (None, shots_of(run))
 
     def suits(self, trained: bool) -> bool:
-        """Whether such a method may have a figure in it: a trained one has none at 0 shots, zero-shot nowhere else."""
+        """Return whether a method may have a figure here: zero-shot ones only at 0 shots, trained ones only above."""
         return self.shots is None or (self.shots != 0) == trained
 
 
 class Selection(NamedTuple):
-    """The runs of one table; one row for each data set and method, or, of one source, for each method."""
+    """The runs of one table.
 
-    protocol: str  # base2new, fewshot, xd or dg; new: of CoOp's upper bound, which is none
+    The table has a row for each data set and method; with a source, a row for each method and a column for each data
+    set.
+    """
+
+    protocol: str  # base2new, fewshot, xd or dg; new: CoOp's upper bound, which is no protocol
     title: str
     runs: list[Run]
-    columns: dict[str, Column]  # by their heads; of one source a single one, which each data set has
-    shots: int | None = None  # of all trainings; None: the columns say it, or nothing was trained
-    source: str = ""  # what all were trained on; "": each on the data set that it is evaluated on
+    columns: dict[str, Column]  # by their heads; with a source a single one, which each data set has
+    shots: int | None = None  # of all trainings; None: the columns have it, or nothing was trained
+    source: str = ""  # training data set of all; "": each run was trained on the data set of its evaluation
 
 
 def selections(runs: list[Run]) -> list[Selection]:
-    """All of which there are runs."""
-    return [s for s in (*base_to_new(runs), *few_shot(runs), *transfer(runs), *new_classes(runs)) if s.runs]
+    """Return the selections that have runs."""
+    every = [*base_to_new(runs), *few_shot(runs), *transfer(runs), *new_classes(runs)]
+    return [selection for selection in every if selection.runs]
 
 
 def base_to_new(runs: list[Run]) -> Iterator[Selection]:
-    """Trained on the base classes: accuracy on base and on new classes, and their harmonic mean."""
-    mine = [r for r in trained_on_target(runs) if r.trained.classes == "base" and r.classes in ("base", "new")]
-    for shots, own in by_shots(mine):
+    """Yield the runs trained on base classes: accuracy on base and on new classes, and their harmonic mean."""
+    trained = [r for r in trained_on_target(runs) if r.trained.classes == "base" and r.classes in ("base", "new")]
+    for shots, members in by_shots(trained):
         title = f"Base-to-new, {images(shots)}" if shots else "Base-to-new"
         columns = {"base": Column("base"), "new": Column("new"), "H": Column("", metric="H")}
-        own += zero_shot(runs, ("base", "new"), {r.dataset for r in own})
-        yield Selection("base2new", title, own, columns, shots)
+        baseline = zero_shot(runs, ("base", "new"), {r.dataset for r in members})
+        yield Selection("base2new", title, members + baseline, columns, shots)
 
 
 def few_shot(runs: list[Run]) -> Iterator[Selection]:
-    """Trained on k images of all classes: accuracy on them by k; zero-shot is k = 0."""
-    mine = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "all"]
-    # the source models of the transfers are few-shot models too, but no reason for a table: they only fill a gap in one
+    """Yield the runs trained on k images of each class: accuracy on all classes by k; zero-shot is k = 0."""
+    trained = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "all"]
+    # The source models of the transfers are few-shot models, too. They make no table, but fill gaps in one.
     sources = {r.model for r in runs if r.trained and r.model and r.trained.dataset != r.dataset}
-    own = [r for r in mine if r.model not in sources]
-    curves, points = {(r.family, r.dataset) for r in own}, {(r.family, r.dataset, r.trained.shots) for r in own}
-    own += [r for r in mine if (r.family, r.dataset) in curves and (r.family, r.dataset, r.trained.shots) not in points]
-    own += zero_shot(runs, ("all",), {r.dataset for r in own})
-    shots = sorted({shots_of(r) for r in own}, key=lambda k: (k < 0, k))  # all images come last
-    yield Selection("fewshot", "Few-shot, all classes", own, {images(k): Column("all", k) for k in shots})
+    members = [r for r in trained if r.model not in sources]
+    curves = {(r.family, r.dataset) for r in members}
+    points = {(r.family, r.dataset, r.trained.shots) for r in members}
+    for run in trained:
+        curve = run.family, run.dataset
+        if curve in curves and (*curve, run.trained.shots) not in points:
+            members.append(run)
+    members += zero_shot(runs, ("all",), {r.dataset for r in members})
+    shots = sorted({shots_of(r) for r in members}, key=lambda k: (k < 0, k))  # -1, all images, comes last
+    yield Selection("fewshot", "Few-shot, all classes", members, {images(k): Column("all", k) for k in shots})
 
 
 def transfer(runs: list[Run]) -> Iterator[Selection]:
-    """Trained on all classes of a source: accuracy on other data sets (xd) and on the source's variants (dg)."""
-    mine = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
-    for name, title in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
-        away = [r for r in mine if r.dataset != r.trained.dataset and is_variant(r) == (name == "dg")]
-        for source in in_order(r.trained.dataset for r in away):
-            for shots, own in by_shots([r for r in away if r.trained.dataset == source]):
-                models = {r.model for r in own}  # on the source itself: those very models, not others trained alike
-                home = [r for r in mine if r.dataset == r.trained.dataset == source and r.trained.shots == shots]
-                home = [r for r in home if r.model in models]
-                zero = zero_shot(runs, ("all",), {r.dataset for r in own})
-                zero += [r for r in zero_shot(runs, ("all",), {source}) if r.family in {z.family for z in zero}]
-                told = f"{title}: trained on {source}, {images(shots)}"
-                yield Selection(name, told, own + home + zero, {"all": Column("all")}, shots, source)
+    """Yield the runs trained on all classes of a source: accuracy on other data sets (xd) and on its variants (dg)."""
+    trained = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
+    for name, protocol in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
+        transfers = [r for r in trained if r.dataset != r.trained.dataset and is_variant(r) == (name == "dg")]
+        for source in in_order(r.trained.dataset for r in transfers):
+            for shots, on_targets in by_shots([r for r in transfers if r.trained.dataset == source]):
+                models = {r.model for r in on_targets}
+                on_source = [r for r in trained if r.dataset == r.trained.dataset == source]
+                # only the models that are evaluated on targets, not others of the same training data
+                on_source = [r for r in on_source if r.trained.shots == shots and r.model in models]
+                baseline = zero_shot(runs, ("all",), {r.dataset for r in on_targets})
+                families = {r.family for r in baseline}
+                baseline += [r for r in zero_shot(runs, ("all",), {source}) if r.family in families]
+                title = f"{protocol}: trained on {source}, {images(shots)}"
+                members = on_targets + on_source + baseline
+                yield Selection(name, title, members, {"all": Column("all")}, shots, source)
 
 
 def new_classes(runs: list[Run]) -> Iterator[Selection]:
-    """Trained on the new classes themselves: CoOp's upper bound, which is no base-to-new result."""
-    mine = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "new"]
-    for shots, own in by_shots(mine):
+    """Yield the runs trained on the new classes themselves: CoOp's upper bound, which is no base-to-new result."""
+    trained = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "new"]
+    for shots, members in by_shots(trained):
         title = f"Trained on the new classes, {images(shots)} (no base-to-new result)"
-        yield Selection("new", title, own, {"new": Column("new")}, shots)
+        yield Selection("new", title, members, {"new": Column("new")}, shots)
 
 
 def trained_on_target(runs: list[Run]) -> list[Run]:
@@ -92,12 +104,12 @@ def trained_on_target(runs: list[Run]) -> list[Run]:
 
 
 def is_variant(run: Run) -> bool:
-    """Whether it was evaluated on a variant of what it was trained on."""
+    """Return whether a run was evaluated on a variant of its training data set."""
     return run.dataset in {b.name for b in variants(run.trained.dataset)}
 
 
 def zero_shot(runs: list[Run], classes: tuple[str, ...], datasets: set[str]) -> list[Run]:
-    """Zero-shot results beside trained ones; where nothing was trained at all, all of them."""
+    """Return the zero-shot results on these data sets; on any data set if nothing was trained."""
     any_data = not any(run.trained for run in runs)
     return [r for r in runs if r.trained is None and r.classes in classes and (any_data or r.dataset in datasets)]
 

@@ -1,4 +1,4 @@
-"""All tables of some trees of results: on the terminal, and as files."""
+"""The tables of directories of results: on the terminal, and as files."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from .tree import collect
 
 
 class Report(NamedTuple):
-    """The tables, and a line for each result that is in none of them."""
+    """The tables of a report, and a line for each result that no table has."""
 
     tables: list[Table]
     left_out: list[str]
@@ -27,13 +27,18 @@ def write_report(
     output_dir: str | Path | None = None,
     outdated: Mapping[Path, str] | None = None,
 ) -> Report:
-    """Prints the tables of the trees `paths`; writes report.md, report.csv and a PNG of each to `output_dir`.
+    """Print the tables of the results below `paths`; write report.md, report.csv and a PNG of each table.
 
     Args:
-        outdated: directories with results that are left out, and why. If nothing else is there, the report has no
-            table: what an earlier one says does not hold.
+        paths: directories, of one run or of any number.
+        seeds: only these count; None: every seed.
+        output_dir: directory of the files; None: write none.
+        outdated: directories whose results are left out, and the reason. If there are no other results, the report
+            has no table and replaces an earlier one, which is no longer true.
 
-    Raises as `collect`, and ValueError also if no table can be made.
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: there is no result, or no table can be made.
     """
     left_out = []
     runs = of_seeds(collect(paths, left_out, outdated), seeds)
@@ -56,10 +61,14 @@ def write_report(
 
 
 def without_table(runs: list[Run], made: list[Table]) -> list[str]:
-    """A line for each kind of result that no table takes."""
-    taken = {run for table in made for run in table.runs}
-    kinds = Counter(run.what for run in runs if run not in taken)
-    return [f"in no table: {kind} ({count} result{'s' * (count > 1)})" for kind, count in kinds.items()]
+    """Return a line for each kind of result that no table has."""
+    in_tables = {run for table in made for run in table.runs}
+    kinds = Counter(run.what for run in runs if run not in in_tables)
+    lines = []
+    for kind, count in kinds.items():
+        results = "1 result" if count == 1 else f"{count} results"
+        lines.append(f"in no table: {kind} ({results})")
+    return lines
 
 
 def as_text(made: list[Table], left_out: list[str], markdown: bool = False) -> str:
@@ -68,13 +77,14 @@ def as_text(made: list[Table], left_out: list[str], markdown: bool = False) -> s
 
 
 def as_csv(made: list[Table]) -> str:
-    """All figures of all tables, one a line."""
+    """Return the figures of the tables as CSV, one a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow("protocol method source target classes shots metric mean std n seeds missing".split())
     for c in (cell for table in made for cell in (*table.cells, *table.ece.values())):
         figures = [f"{c.mean:.4f}", f"{c.std:.4f}"] if c.values else ["", ""]
-        seeds = [" ".join(str(seed) for seed in some if seed is not None) for some in (c.values, c.missing)]
+        seeds = " ".join(str(seed) for seed in c.values if seed is not None)
+        missing = " ".join(map(str, c.missing))
         names = [spreadsheet_cell(name) for name in (c.protocol, c.method, c.source, c.target, c.classes)]
-        writer.writerow([*names, c.shots or 0, c.metric, *figures, len(c.values), *seeds])
+        writer.writerow([*names, c.shots or 0, c.metric, *figures, len(c.values), seeds, missing])
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""One run: what was trained on what, evaluated on what, how well; read from `results.json`."""
+"""A run: its method, its training and evaluation data, and its accuracy; read from `results.json`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +8,21 @@ import yaml
 
 from dassl.files import read_json, read_text, visible
 
-# Config keys that tell nothing about the method: where and on what it ran, and what is in a Run anyway
+# Config keys that do not describe the method: the machine, the directories, the data, and what a Run has as fields
 NO_METHOD = tuple(
     "OUTPUT_DIR RESUME SEED VERBOSE VERSION USE_CUDA DATASET. DATALOADER.NUM_WORKERS DATALOADER.TEST. TRAIN. TEST. "
     "TRAINER.NAME MODEL.BACKBONE.NAME".split()
 )
-STRENGTH = ".STRENGTH"  # how the key ends that an evaluation may have otherwise than the training
-MODEL_SPLIT = "Images split"  # a user's own images as split and kept in the model's directory
+STRENGTH = ".STRENGTH"  # end of the key whose value in an evaluation may differ from that in the training
+MODEL_SPLIT = "Images split"  # a user's own images, as the split file in the model's directory lists them
 
 
 class LeftOut(ValueError):
-    """Why a file gives no run."""
+    """The reason why a file gives no run."""
 
 
 class Trained(NamedTuple):
-    """What a model was trained on."""
+    """The training data of a model, and its seed."""
 
     dataset: str
     classes: str  # all, base or new
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
     @classmethod
     def of(cls, dataset, classes, shots, seed) -> "Trained":
-        """Of what a run wrote; any number of shots below 1 is all images."""
+        """Return the training data from the values that a run wrote; shots below 1 are all images."""
         shots = int(shots)
         return cls(dataset, classes, shots if shots > 0 else -1, int(seed))
 
@@ -46,11 +46,11 @@ class Run:
     trained: Trained | None  # None: zero-shot (or, before `tree.with_model`, not known yet)
     dataset: str  # evaluated on
     classes: str
-    accuracy: float | None  # percent; None: not tested, or not finished
+    accuracy: float | None  # percent; None: not tested, or unfinished
     path: Path  # results.json or log.txt
     code: str = ""  # "": this repository, or the name of another one
-    model_dir: str | None = None  # of an evaluation: where its model is, "" if that was not written; else None
-    model: Path | None = None  # directory of the training, if that was found; resolved
+    model_dir: str | None = None  # of an evaluation: directory of its model, "" if it was not written; else None
+    model: Path | None = None  # resolved directory of the training; None: it is not here
     params: int = 0  # trained
     seconds: float | None = None  # of the training; None: an evaluation, or not written
     ece: float | None = None  # expected calibration error, percent; None: not written
@@ -61,20 +61,23 @@ class Run:
 
     @property
     def family(self) -> tuple[str, str, str]:
-        """What methods that differ in settings only have in common."""
+        """Trainer, backbone and code: the same for methods that differ in settings only."""
         return self.trainer, self.backbone, self.code
 
     @property
     def what(self) -> str:
-        """In words, but for the seed."""
-        on = self.trained and f"trained on {self.trained.classes} classes of {self.trained.dataset}"
-        return f"{self.trainer}, {on or 'zero-shot'}, evaluated on {self.classes} classes of {self.dataset}"
+        """A description of the run in words, without its seed."""
+        training = "zero-shot"
+        if self.trained:
+            training = f"trained on {self.trained.classes} classes of {self.trained.dataset}"
+        return f"{self.trainer}, {training}, evaluated on {self.classes} classes of {self.dataset}"
 
 
 def read_results(path: Path) -> Run:
-    """The run of a `results.json`; of older ones, which lack the config, also of the `config.yaml` beside it.
+    """Return the run of a `results.json`; older ones lack the config, which is in the `config.yaml` beside it.
 
-    Raises LeftOut.
+    Raises:
+        LeftOut: the file is malformed, or its result is not of the test split.
     """
     try:
         results = read_json(path)
@@ -84,7 +87,7 @@ def read_results(path: Path) -> Run:
         if trained:
             trained = Trained.of(*(trained[key] for key in Trained._fields))
         elif results.get("trained", results["trainable_params"]):
-            raise LeftOut("it cannot be told what its model was trained on, whose directory has no config.yaml")
+            raise LeftOut("the training data of its model are unknown: the model's directory has no config.yaml")
         if results.get("split") == "val":
             raise LeftOut("evaluated on val")
         names = [trainer, backbone, dataset, classes, *(trained or ())[:2]]
@@ -98,7 +101,7 @@ def read_results(path: Path) -> Run:
         if ece is not None and not 0 <= ece <= 100:
             raise LeftOut(f"malformed: its calibration error is {ece}")
         evaluation = results["eval_only"] and trained
-        # None: of an older evaluation; then `tree.with_model` finds it
+        # an older evaluation has no config of its model; `tree.with_model` looks for the training
         trained_config = results.get("model_config") if evaluation else config
         settings = method_settings(trained_config or config, trainer, bool(trained))
         settings = at_strength(settings, method_settings(config, trainer, bool(trained)))
@@ -122,15 +125,19 @@ def read_results(path: Path) -> Run:
 
 
 def own_images(config: dict) -> str:
-    """A user's own images are told apart by their folder."""
+    """Return the name of a user's own images, which has the name of their folder."""
     return f"Images {visible(Path(config.get('DATASET.IMAGES') or '').stem)}"
 
 
 def read_config(path: Path) -> dict:
-    """Dotted keys and values; nothing if there is no such file."""
+    """Return the dotted keys and values of a config file; nothing if there is no such file.
+
+    Raises:
+        LeftOut: the file is nested too deep. Unfolding it would fill the memory.
+    """
     tree = yaml.load(read_text(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else {}
     flat = {}
-    for _ in range(10_000):  # not dassl.config.flatten, with which torch is imported
+    for _ in range(10_000):  # dassl.config.flatten would import torch
         if not tree:
             return flat
         key, value = tree.popitem()
@@ -140,22 +147,39 @@ def read_config(path: Path) -> dict:
             break
         else:
             flat[key] = value
-    raise LeftOut(f"{path} is no config of a run")  # but made to fill the memory
+    raise LeftOut(f"{path} is no config of a run")
 
 
 def at_strength(settings: tuple[tuple[str, str], ...], evaluated: tuple[tuple[str, str], ...]):
-    """The settings of a model with the strength of its evaluation."""
-    return tuple(sorted((dict(settings) | {key: s for key, s in evaluated if key.endswith(STRENGTH)}).items()))
+    """Return the settings of a model with the strength of its evaluation.
+
+    Args:
+        settings: keys and values of the training.
+        evaluated: keys and values of the evaluation.
+    """
+    merged = dict(settings)
+    for key, value in evaluated:
+        if key.endswith(STRENGTH):
+            merged[key] = value
+    return tuple(sorted(merged.items()))
 
 
 def setting(run: Run, key: str) -> str:
-    """The value of a setting; older runs have no strength, which is all of it, and lack others."""
-    return dict(run.settings).get(key, "1.0" if key.endswith(STRENGTH) else "?")
+    """Return the value of a setting; "?" if an older run lacks it. A run without a strength has the full one, 1.0."""
+    default = "1.0" if key.endswith(STRENGTH) else "?"
+    return dict(run.settings).get(key, default)
 
 
 def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[str, str], ...]:
-    """The config without what does not belong to the method; without training only what concerns the model."""
-    mine = "" if trained else ("MODEL.", f"TRAINER.{trainer.upper()}.")
+    """Return the part of a config that describes the method.
+
+    Args:
+        config: dotted keys and values.
+        trainer: name of the method.
+        trained: False: only the settings of the model count.
+    """
     keys = [key for key in sorted(config) if key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD)]
-    keys = [key for key in keys if key.startswith(mine) and not key.endswith((".PREC", ".MONITOR"))]
+    keys = [key for key in keys if not key.endswith((".PREC", ".MONITOR"))]
+    if not trained:
+        keys = [key for key in keys if key.startswith(("MODEL.", f"TRAINER.{trainer.upper()}."))]
     return tuple((visible(key), visible(config[key])) for key in keys)

@@ -9,7 +9,7 @@ from statistics import mean, pstdev
 from tabulate import tabulate
 
 from dassl.files import atomic_write
-from dassl.palette import COLOURS, MARKERS
+from dassl.palette import styles_of
 
 from .pictures import legend, plain, plt, save
 from .tables import in_markdown, section, spread
@@ -24,8 +24,10 @@ def write_sweep(key: str, measured: Sequence, seeds: list[int], out: Path) -> No
     """Print the table of a sweep, and write sweep_KEY.md, .csv and .png to `out`.
 
     Args:
+        key: the config key whose values are compared.
         measured: of `experiments.sweep`: `point`, with `trainer`, `dataset` and `value`; `val` and `test`; `chosen`.
-        seeds: expected.
+        seeds: those that each point must have.
+        out: directory.
     """
     classes = list(dict.fromkeys(kind for each in measured for kind in each.test))
     heads = ["data set", "method", key, "val", *(f"test, {kind} classes" for kind in classes)]
@@ -56,18 +58,18 @@ def table(heads: list[str], measured: Sequence, classes: list[str], markdown: bo
 
 
 def missing(measured: Sequence, seeds: list[int]) -> list[str]:
-    """Return a line for each point that lacks a seed; it is not chosen."""
+    """Return a line for each point that lacks a seed and is therefore not chosen."""
     lines = []
     for each in measured:
         lost = [str(seed) for seed in seeds if seed not in each.val]
         if lost:
-            what = f"{each.point.trainer} on {each.point.dataset}, {each.point.value}"
-            lines.append(f"{what}: without seed {', '.join(lost)}, and so not chosen")
+            name = f"{each.point.trainer} on {each.point.dataset}, {each.point.value}"
+            lines.append(f"{name}: without seed {', '.join(lost)}, and so not chosen")
     return lines
 
 
 def as_csv(key: str, measured: Sequence) -> str:
-    """Return each accuracy as a line."""
+    """Return the accuracies as CSV, one a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["dataset", "method", key, "split", "classes", "seed", "accuracy", "chosen"])
@@ -80,25 +82,30 @@ def as_csv(key: str, measured: Sequence) -> str:
 
 
 def picture(key: str, measured: Sequence):
-    """Draw the accuracy on val by value, a panel for each data set and a line for each method; a star: chosen."""
+    """Draw the accuracy on val by value, a panel for each data set and a line for each method.
+
+    A star marks the value that is chosen.
+    """
     datasets = list(dict.fromkeys(each.point.dataset for each in measured))
     methods = list(dict.fromkeys(each.point.trainer for each in measured))
     values = list(dict.fromkeys(each.point.value for each in measured))
+    styles = styles_of(methods)
     columns = min(3, len(datasets))
     rows = -(-len(datasets) // columns)
     size = (max(5.0, 3.8 * columns), 3.4 * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     handles = {}
     for ax, dataset in zip(axes.flat, datasets, strict=False):
-        for k, method in enumerate(methods):
-            own = [each for each in measured if (each.point.dataset, each.point.trainer) == (dataset, method)]
-            if not own:
+        for method in methods:
+            curve = [each for each in measured if (each.point.dataset, each.point.trainer) == (dataset, method)]
+            if not curve:
                 continue
-            colour, marker = COLOURS[1 + k % (len(COLOURS) - 1)], MARKERS[k % len(MARKERS)]
-            x = [values.index(each.point.value) for each in own]
-            y, error = ([f(each.val.values()) for each in own] for f in (mean, pstdev))
+            colour, marker = styles[method]["color"], styles[method]["marker"]
+            x = [values.index(each.point.value) for each in curve]
+            y = [mean(each.val.values()) for each in curve]
+            error = [pstdev(each.val.values()) for each in curve]
             handles[method] = ax.errorbar(x, y, error, color=colour, marker=marker, ms=5, lw=1.5, capsize=2)
-            for place, height, each in zip(x, y, own, strict=True):
+            for place, height, each in zip(x, y, curve, strict=True):
                 if each.chosen:
                     ax.plot(place, height, "*", color=colour, ms=15, mec="k", mew=0.7, zorder=4)
         ax.set_title(*plain([dataset]), fontsize=11)

@@ -1,4 +1,4 @@
-"""What a training was like, from its TensorBoard files."""
+"""The curves of trainings, read from their TensorBoard files."""
 
 from pathlib import Path
 
@@ -12,32 +12,34 @@ from .pictures import plt
 
 
 def curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{tag: (steps, values)} of a run; of a step written twice the later value."""
+    """Return the steps and the values of each tag of a run; a step written twice has its later value."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    read = {}
+    scalars = {}
     for tag in events.Tags()["scalars"]:
         last = {e.step: e.value for e in events.Scalars(tag)}
-        read[tag] = (np.array(sorted(last)), np.array([last[s] for s in sorted(last)]))
-    return read
+        scalars[tag] = (np.array(sorted(last)), np.array([last[s] for s in sorted(last)]))
+    return scalars
 
 
 def loss_and_accuracy(folders: dict[str, list[Path]]):
-    """Loss and training accuracy of each epoch, mean over seeds with the range between them.
+    """Draw the loss and the training accuracy of each epoch, mean over seeds with their range.
 
-    Args: folders: of the trainings, by method.
+    Args:
+        folders: of the trainings, by method.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     styles = styles_of(folders)
-    for method, own in folders.items():
+    for method, trainings in folders.items():
         colour = styles[method]["color"]
-        results = read_json(own[0] / "results.json")
+        results = read_json(trainings[0] / "results.json")
         if not results["trained"]:
             continue
-        runs, epochs = [curves(folder) for folder in own], results["config"]["OPTIM.MAX_EPOCH"]
+        runs = [curves(folder) for folder in trainings]
+        epochs = results["config"]["OPTIM.MAX_EPOCH"]
         for ax, tag in zip(axes, ("train/loss", "train/acc"), strict=True):
             values = np.stack([run[tag][1] for run in runs])
             batches = values.shape[1] // epochs
-            values = values[:, batches - 1 :: batches]  # what is written is the mean of the epoch so far
+            values = values[:, batches - 1 :: batches]  # each value is the mean of its epoch up to this batch
             steps = np.linspace(0, 100, epochs + 1)[1:]
             ax.plot(steps, values.mean(0), color=colour, label=method)
             ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
@@ -48,7 +50,7 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
 
 
 def orthogonality(folders: list[Path]):
-    """How far R is from orthogonal, and how much the hyperspherical energy of a weight's rows has changed."""
+    """Draw the distance of R from orthogonal, and the change of the hyperspherical energy of a weight's rows."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     titles = r"largest $|R^\top R - I|$", "largest relative change of\nhyperspherical energy"
     for ax, tag, label in zip(axes, ("orthogonality_error", "energy_drift"), titles, strict=True):

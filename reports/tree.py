@@ -1,4 +1,4 @@
-"""All runs below some directories, each with what its model was trained on."""
+"""The runs below some directories, each with the training data of its model."""
 
 import os
 import re
@@ -13,33 +13,36 @@ from .runs import MODEL_SPLIT, LeftOut, Run, at_strength, read_results
 def collect(
     paths: Iterable[str | Path], left_out: list[str] | None = None, outdated: Mapping[Path, str] | None = None
 ) -> list[Run]:
-    """All test results below the directories `paths`, in an order that does not depend on the names in there.
+    """Return the test results below directories, in an order that does not depend on the names of files.
 
     Args:
         paths: directories, of one run or of any number.
         left_out: gets a line for each run and file that gives no result.
-        outdated: directories that are left out, with all below them, and why.
+        outdated: directories whose results are left out, also those below, and the reason.
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: no result in any, and none is outdated.
+        ValueError: there is no result in any, and none is outdated.
     """
-    why = [] if left_out is None else left_out
+    notes = [] if left_out is None else left_out
     outdated = outdated or {}
-    reasons = {folder.resolve(): reason for folder, reason in outdated.items()}
-    why += [f"{folder}: {reason}" for folder, reason in outdated.items()]
-    current = (folder for folder in folders(paths) if not any(f in reasons for f in with_parents(folder.resolve())))
-    found = [run for folder in current for run in read_folder(folder, why)]
-    trainings, runs = [run for run in found if run.model], []
-    for run in found:
-        if run.accuracy is None:  # `read_folder` said so
+    skipped = {folder.resolve() for folder in outdated}
+    notes += [f"{folder}: {reason}" for folder, reason in outdated.items()]
+    every = []
+    for folder in folders(paths):
+        if skipped.isdisjoint(with_parents(folder.resolve())):
+            every += read_folder(folder, notes)
+    trainings = [run for run in every if run.model]
+    runs = []
+    for run in every:
+        if run.accuracy is None:  # `read_folder` has made a note
             continue
         try:
             runs.append(run if run.model_dir is None else with_model(run, trainings))
         except LeftOut as error:
-            why.append(f"{run.path}: {error}")
+            notes.append(f"{run.path}: {error}")
     if not runs and not outdated:
-        reason = why[0] if why else "no results.json, no log.txt"
+        reason = notes[0] if notes else "no results.json, no log.txt"
         raise ValueError(f"no test result in {', '.join(map(str, paths))} ({reason})")
     return sorted(runs, key=order)
 
@@ -54,7 +57,11 @@ def order(run: Run) -> tuple:
 
 
 def folders(paths: Iterable[str | Path]) -> Iterable[Path]:
-    """The directories and all below them, each once, though it may be given twice or be linked in a circle."""
+    """Yield the directories and those below them, each once, also if it is listed twice or linked in a circle.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
     seen = set()
     for path in paths:
         if not os.path.isdir(path):
@@ -68,56 +75,69 @@ def folders(paths: Iterable[str | Path]) -> Iterable[Path]:
                 yield Path(folder)
 
 
-def read_folder(folder: Path, why: list[str]) -> list[Run]:
-    """The runs of one directory: of its `results.json`, else of its logs, the last one of a run given repeatedly."""
+def read_folder(folder: Path, notes: list[str]) -> list[Run]:
+    """Return the runs of one directory: that of its `results.json`, else those of its logs.
+
+    Of several logs of one run the last one counts, a finished one before an unfinished one.
+
+    Args:
+        folder: of the runs.
+        notes: gets a line for each file and run without a result.
+    """
     files = sorted(file.name for file in folder.iterdir())
     if "results.json" in files:
         files, read, untested = ["results.json"], read_results, "trained, but not tested (TEST.NO_TEST)"
     else:
-        files, read, untested = [f for f in files if re.fullmatch(r"log\.txt(-[\d-]+)?", f)], read_log, "unfinished"
+        files = [name for name in files if re.fullmatch(r"log\.txt(-[\d-]+)?", name)]
+        read, untested = read_log, "unfinished"
     last = {}
     for path in (folder / file for file in files):
         try:
             run = read(path)
         except LeftOut as error:
-            why.append(f"{path}: {error}")
+            notes.append(f"{path}: {error}")
             continue
         same = replace(run, accuracy=None, path=folder)
-        if same not in last or run.accuracy is not None:  # an unfinished one counts only if no other is there
+        if same not in last or run.accuracy is not None:
             last[same] = run
-    why += [f"{run.path}: {untested}" for run in last.values() if run.accuracy is None]
+    notes += [f"{run.path}: {untested}" for run in last.values() if run.accuracy is None]
     return list(last.values())
 
 
 def with_model(run: Run, trainings: list[Run]) -> Run:
-    """An evaluation, with what its model was trained on. Raises LeftOut if that cannot be told."""
+    """Return an evaluation with the training data of its model.
+
+    Raises:
+        LeftOut: these are unknown.
+    """
     model = find_model(run, trainings)
     if model:
         dataset = model.dataset if run.dataset == MODEL_SPLIT else run.dataset
         settings = at_strength(model.settings, run.settings)
         return replace(run, dataset=dataset, trained=model.trained, settings=settings, model=model.model)
     if run.trained is None or run.trained.dataset == "Images":
-        where = f' in "{run.model_dir}", which is not here,' if run.model_dir else ""
-        raise LeftOut(f"it cannot be told what its model{where} was trained on")
+        reason = f'no run of "{run.model_dir}" is here' if run.model_dir else "the run has no directory of its model"
+        raise LeftOut(f"the training data of its model are unknown: {reason}")
     return run
 
 
 def find_model(run: Run, trainings: list[Run]) -> Run | None:
-    """The training whose model `run` evaluates; None if it is not there, or if that is ambiguous."""
+    """Return the training whose model `run` evaluates; None if there is none, or several that differ."""
     path, name = run.path.resolve(), plain(run.model_dir)
     layout = by_layout(run.model_dir, run.trainer)[1]
 
     def fits(training: Run) -> bool:
         folder = training.model.as_posix()
         by_name = "/" in name and folder.endswith(f"/{name}")
-        alike = training.trained == run.trained
-        if run.code:  # a log: its training knows better than the name; where only the layout is the same both agree
-            return by_name or (alike and layout != "" and folder.endswith(f"/{layout}"))
-        return (alike or run.trained.dataset == "Images") and (by_name or training.model in path.parents)
+        same_data = training.trained == run.trained
+        if run.code:  # in a log, `run.trained` is read from the directory's name, and the training's log is better
+            return by_name or (same_data and layout != "" and folder.endswith(f"/{layout}"))
+        return (same_data or run.trained.dataset == "Images") and (by_name or training.model in path.parents)
 
-    def shared(training: Run) -> int:
+    def shared_length(training: Run) -> int:
         return len(os.path.commonpath([training.model, path]))
 
     fitting = [t for t in trainings if t.family == run.family and fits(t)]
-    nearest = [t for t in fitting if shared(t) == max(map(shared, fitting))]  # of several trees with the same names
+    longest = max(map(shared_length, fitting), default=0)
+    nearest = [t for t in fitting if shared_length(t) == longest]  # several trees may have the same names
     return nearest[0] if len({(t.trained, t.settings) for t in nearest}) == 1 else None

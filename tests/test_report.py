@@ -204,7 +204,7 @@ def test_without_parameters_is_not_zero_shot(tmp_path):
     ours(tmp_path / "b", "ZeroshotCLIP", None, "EuroSAT", "all", 50.0, trained=False)
     ours(tmp_path / "c", "TipAdapter", None, "EuroSAT", "all", 60.0, trained=True, trainable_params=0, eval_only=True)
     (table,), (line,) = made(tmp_path)
-    assert table.heads[2:] == ["0 shots", "16 shots"] and "cannot be told" in line
+    assert table.heads[2:] == ["0 shots", "16 shots"] and "are unknown" in line
     assert [row[1:] for row in table.rows] == [["ZeroshotCLIP", "50.00", ""], ["TipAdapter", "", "70.00"]]
 
 

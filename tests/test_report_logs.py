@@ -47,7 +47,7 @@ def test_a_model_of_which_nothing_is_known_is_left_out(tmp_path):
     (table,), left_out = made(tmp_path)
     assert figure(table, classes="new").values == {}
     for folder in (strange, nowhere, tmp_path / "c"):
-        assert len([line for line in left_out if str(folder) in line and "cannot be told" in line]) == 1
+        assert len([line for line in left_out if str(folder) in line and "are unknown" in line]) == 1
 
 
 def test_the_training_log_tells_more_than_names(tmp_path):
