@@ -64,6 +64,7 @@ from predict import main as predict
 from tests import hostile
 from trainers import base
 from trainers.shared.backbones import load_clip
+from trainers.shared.strength import AUTO
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TRAINERS = ("CoOp", "OrthCR", "ZeroshotCLIP")
@@ -311,8 +312,9 @@ def odd_run(draw, world, out):
     own_run(world, out)
     files = sorted(p for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
     read = [p for p in files if p.suffix in (".json", ".yaml") or ".pth" in p.name or p.name == "checkpoint"]
+    near = [p for p in read if "eval" not in p.parts]
     for _ in range(draw.randint(1, 2)):
-        path = draw.choice(read)
+        path = draw.choice(near if draw.random() < 0.8 else read)
         if path.name == "config.yaml" and path.is_file() and draw.random() < 0.7:
             path.write_bytes(changed_values(draw, path.read_bytes(), extra=[str(world / "elsewhere")]))
         else:
@@ -401,7 +403,7 @@ def odd_words(draw, name: str, words: list[str]) -> list[str]:
     words = list(words)
     for _ in range(draw.randint(1, 3)):
         if draw.random() < 0.6:
-            values = [draw.choice([*ODD, *WORDS]) for _ in range(draw.randint(0, 2))]
+            values = [draw.choice([*ODD, *WORDS]) for _ in range(draw.choice([0, 1, 1, 1, 1, 2]))]
             words += [draw.choice(FLAGS_OF[name].split()), *values]
         else:
             place = draw.randrange(len(words))
@@ -506,6 +508,8 @@ def check_sane(config: dict, training: bool) -> None:
         many = isinstance(default[key], list)
         for one in value if many and isinstance(value, list) else [value]:
             alike = default[key][:1] if many else [default[key]]
+            if key.endswith(".STRENGTH") and one == AUTO:
+                continue
             if type(one) is not type((alike or [one])[0]) and not (type(one) is int and type(alike[0]) is float):
                 raise Nonsense(f"{key} is {value!r}")
             if isinstance(one, float) and not math.isfinite(one):
@@ -696,7 +700,10 @@ def add(report_: Report, row: Row, verbose: bool) -> None:
     if row.outcome not in ("refused", "ran"):
         report_.faults.append(f"case {row.case}, {row.kind}: {row.how} {' '.join(map(ascii, row.argv))}\n    {row.why}")
     if verbose:
-        print(f"{row.case} {row.kind} {row.how}, {row.outcome}, {row.memory} MiB, {row.seconds:.1f} s: {row.said}")
+        print(
+            f"{row.case} {row.kind} {row.how}, {row.outcome}, {row.memory} MiB, {row.seconds:.1f} s: {row.said}",
+            flush=True,
+        )
 
 
 def in_child(work, seconds: float = SECONDS) -> tuple[int | None, list[Row]]:
