@@ -1,17 +1,22 @@
-"""Mutated command lines, YAML files and output directories: each ends in one line, or in a run that makes sense.
+"""Mutated command lines, settings, folders and files: each ends in one line, or in a run that makes sense.
 
     python -m tests.fuzz --count 500 --seed 0
     python -m tests.fuzz --start 44 --count 1 --verbose        case 44 again
+    python -m tests.fuzz --kinds odd_pictures odd_export       only these
 
-A case is one call of train.py or predict.py in this process, with training cut to one batch. What happens to it:
+A case is one call of an entry point, with training cut to one batch and a benchmark to this process. Many cases share a
+process, which has a limit of memory and is replaced when it dies. What happens to a case:
 
-    refused     exit status 1 or 2 and one line that says why
+    refused     exit status 1 or 2 and a line that says why
     ran         exit status 0, and what it left is sane by rules of this file, which are not those of the config
     traceback   any other exception
     nonsense    exit status 0 with insane settings or figures; a setting of MUST_FAIL taken; a line of no use;
-                a file outside the folders that the run may write to
+                a file outside the folders that the run may write to; code of a file that ran
+    memory      more than 2 GB beyond what the process had
+    hang        more than 60 s
+    killed      the process died
 
-Exit status 1 if there is any of the last two kinds, each of which is printed.
+Exit status 1 if there is any of the last five kinds, each of which is printed.
 """
 
 import argparse
@@ -25,12 +30,19 @@ import math
 import os
 import random
 import re
+import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -38,15 +50,21 @@ import torch
 import yaml
 from PIL import Image
 
+import benchmark
+import export
+import report
 from dassl.config import flatten
 from dassl.data import data_manager
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
 from datasets.shapes import Shapes
-from experiments import run
+from datasets.tools import prepare, verify
+from experiments import calibrate, engines, run, strength
 from experiments.config import default_cfg, parse, plain, setup_cfg
 from predict import main as predict
+from tests import hostile
 from trainers import base
 from trainers.shared.backbones import load_clip
+from trainers.shared.strength import AUTO
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TRAINERS = ("CoOp", "OrthCR", "ZeroshotCLIP")
@@ -65,6 +83,22 @@ INPUT.TRANSFORMS ['flip']|--transforms nope|OPTIM.LRR 1|OPTIM.GAMMA nan""".repla
 FLAGS = """--seed --root --transforms --source-domains --config-file --dataset-config-file --trainer --backbone --head
 --template --images --resume --model-dir --load-epoch --eval-only --no-train --skip-unreadable""".split()
 BYTES = [b"\xe9", b"\0", b"TRAINER: [", b"- 1", b"a: &a [*a]", b"? {}", b"OPTIM:", b"%"]
+
+
+COMMANDS = {  # any other name is train.py
+    "predict": predict,
+    "export": export.main,
+    "report": report.main,
+    "benchmark": benchmark.main,
+    "calibrate": calibrate.main,
+    "strength": strength.main,
+    "prepare": prepare.main,
+    "verify": verify.main,
+}
+SEVERAL = ("predict", "benchmark", "verify", "prepare")  # have a line for each image, run or data set that fails
+MEMORY = 2000  # MiB of a case
+ADDRESSES = 12_000  # MiB that a process may have beyond its start, so that the machine is not brought down
+SECONDS = 60.0  # of a case
 
 
 class Nonsense(Exception):
@@ -200,28 +234,260 @@ def changed_text(draw, data: bytes) -> bytes:
     return data
 
 
-KINDS = (odd_command, odd_command, must_fail, odd_yaml, odd_yaml, odd_folder, odd_folder)
+# ------------------------------------------------------------------ files and folders of somebody else
+
+OWN = "VERBOSE False USE_CUDA False OPTIM.MAX_EPOCH 1 DATALOADER.NUM_WORKERS 0".split()
+LISTS = ("photos.csv", "photos.json", "photos.jsonl")
+BENCH = "--protocol few_shot --datasets patterns --shots 1 --seeds 1 --trainers ZeroshotCLIP CoOp".split()
+FLAGS_OF = {
+    "predict": "--model-dir --load-epoch --classes --template --strength --top --threshold --json --csv --picture",
+    "export": "--model-dir --to --output --load-epoch --strength",
+    "report": "--seeds --output-dir",
+    "benchmark": "--protocol --trainers --datasets --seeds --shots --strength --cfg --workers --memory --sweep",
+    "calibrate": "--model-dir --root",
+    "strength": "--model-dir --output-dir --root --split --strengths",
+    "prepare": "--root --list --keep-archives",
+    "verify": "--root --fast",
+}
+WORDS = (
+    "all|auto|openai|onnx|transformers|CoOp|OrthCR|digits|shapes|OxfordPets|base2new|a,b|a|,|OPTIM.LR|1e-3|test".split(
+        "|"
+    )
+)
+
+
+def own_run(world, out) -> Path:
+    """Copy the training on own images, with all that may lie beside a model."""
+    return shutil.copytree(world / "own", out)
+
+
+def exported(world, to: str) -> Path:
+    """Return the folder of the exported model, made when it is first asked for."""
+    folder = world / "exports" / to
+    if not folder.exists():
+        argv = ["--model-dir", str(world / "own"), "--to", to, "--output", str(folder)]
+        status, _, said, _ = call("export", argv)
+        assert status == 0, said
+    return folder
+
+
+def formats() -> list[str]:
+    """Return those formats that can be exported with what is installed."""
+    known = ["openai", "open_clip", "transformers"]
+    return [*known, "onnx"] if find_spec("onnxscript") and find_spec("onnxruntime") else known
+
+
+def odd_pictures(draw, world, out):
+    """Prediction of hostile pictures by a training or an exported model."""
+    folder = out.parent / "pictures"
+    paths = [hostile.put_picture(draw, folder) for _ in range(draw.randint(1, 3))]
+    images = [str(folder)] if draw.random() < 0.5 else [str(path) for path in paths]
+    model = world / "own" if draw.random() < 0.7 else exported(world, draw.choice(formats()))
+    flags = draw.choice([[], ["--json"], ["--csv", "table.csv"], ["--picture", "sheet.png"], ["--csv", "-"]])
+    return "predict", ["--model-dir", str(model), *flags, "--", str(world / "image.png"), *images]
+
+
+def odd_photos(draw, world, out):
+    """Training or evaluation on own images, some of them hostile, or on a list of them that is."""
+    photos = shutil.copytree(world / "photos", out.parent / "photos")
+    source = photos
+    if draw.random() < 0.5:
+        for _ in range(draw.randint(1, 2)):
+            hostile.put_picture(draw, photos / draw.choice(["cat", "dog", "", "new", "cat/.x", "@eaDir", "cat/deep"]))
+    else:
+        source = photos / draw.choice(LISTS)
+        if source.suffix == ".csv" or draw.random() < 0.3:
+            source.write_bytes(changed_text(draw, source.read_bytes()))
+        else:
+            hostile.change_file(draw, source)
+    flags = ["--images", str(source), "--output-dir", str(out)]
+    flags += draw.choice([[], ["--skip-unreadable"]])
+    if draw.random() < 0.25:
+        return "evaluate", ["--eval-only", "--model-dir", str(world / "own"), *flags, *OWN[:4]]
+    return "train", [*flags, "--trainer", draw.choice(TRAINERS[:2]), *OWN]
+
+
+def odd_run(draw, world, out):
+    """All that is made of an output directory, of which one or two files are hostile."""
+    own_run(world, out)
+    files = sorted(p for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
+    read = [p for p in files if p.suffix in (".json", ".yaml") or ".pth" in p.name or p.name == "checkpoint"]
+    near = [p for p in read if "eval" not in p.parts]
+    for _ in range(draw.randint(1, 2)):
+        path = draw.choice(near if draw.random() < 0.8 else read)
+        if path.name == "config.yaml" and path.is_file() and draw.random() < 0.7:
+            path.write_bytes(changed_values(draw, path.read_bytes(), extra=[str(world / "elsewhere")]))
+        else:
+            hostile.change_file(draw, path)
+        if draw.random() < 0.7 and (out / "config.yaml").is_file():
+            without_checksums(out / "config.yaml")
+    return after(draw, world, out)
+
+
+def without_checksums(path: Path) -> None:
+    """Remove the checksums of a config.yaml, as somebody would who changes it and the files beside it."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if not line.startswith(b"# sha256")))
+
+
+def after(draw, world, out):
+    """Return a command that reads the output directory `out`."""
+    made, auto = str(out.parent / "made"), draw.choice([[], [], ["--strength", "auto"]])
+    return draw.choice(
+        [
+            ("predict", ["--model-dir", str(out), str(world / "image.png"), *auto]),
+            ("predict", ["--model-dir", str(out), str(world / "image.png"), "--classes", "a,b"]),
+            ("evaluate", ["--eval-only", "--model-dir", str(out), "--output-dir", made, *auto]),
+            ("go on", ["--images", str(world / "photos"), "--output-dir", str(out), "--trainer", "OrthCR", *OWN]),
+            ("export", ["--model-dir", str(out), "--output", made, "--to", draw.choice(formats()[:3])]),
+            ("calibrate", ["--model-dir", str(out)]),
+            ("strength", ["--model-dir", str(out), "--output-dir", made]),
+            ("report", [str(out), "--output-dir", made]),
+        ]
+    )
+
+
+def odd_export(draw, world, out):
+    """An exported folder with a hostile file, for prediction or as the backbone of a training."""
+    to = draw.choice(formats())
+    shutil.copytree(exported(world, to), out)
+    path = draw.choice([out / "export.json", draw.choice(sorted(out.iterdir()))])
+    if draw.random() < 0.6 and path.name != "export.json":  # as somebody would who makes it by hand
+        facts = json.loads((out / "export.json").read_bytes())
+        facts.pop("sha256", None)
+        facts.pop("files", None)
+        (out / "export.json").write_text(json.dumps(facts))
+    hostile.change_file(draw, path)
+    if draw.random() < 0.7 or to == "onnx":
+        words = draw.choice([[], [], ["--classes", "a,b"], ["--csv", "table.csv"], ["--json"]])
+        return "predict", ["--model-dir", str(out), str(world / "image.png"), *words]
+    root = ["--root", str(world / "data"), "--output-dir", str(out.parent / "made")]
+    return "train", [*root, "--trainer", "CoOp", "--backbone", str(out), *SMALL]
+
+
+def odd_results(draw, world, out):
+    """A report on a tree of results and logs that are hostile."""
+    for name in ("own", *TRAINERS[:2], "bench"):
+        keep = ("results.json", "config.yaml", "log.txt")
+        for path in (world / name).rglob("*"):
+            if path.is_file() and path.name.startswith(keep):
+                place = out / path.relative_to(world)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+    files = sorted(p for p in out.rglob("*") if p.is_file())
+    for path in draw.sample(files, draw.randint(1, 3)):
+        if path.name.startswith("log.txt") and draw.random() < 0.7:
+            (path.parent / "results.json").unlink(missing_ok=True)
+            path.write_bytes(changed_text(draw, path.read_bytes()))
+        elif path.is_file():
+            hostile.change_file(draw, path)
+    return "report", [str(out), *draw.choice([[], ["--output-dir", str(out.parent / "made")], ["--seeds", "1", "7"]])]
+
+
+def odd_benchmark(draw, world, out):
+    """A benchmark that goes on in a tree with hostile files, or one with odd words."""
+    base_ = ["--root", str(world / "data"), "--output-dir", str(out), *BENCH]
+    small = ["OPTIM.MAX_EPOCH", "1", "VERBOSE", "False"]
+    if draw.random() < 0.5:
+        shutil.copytree(world / "bench", out)
+        files = sorted(p for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
+        for path in draw.sample(files, draw.randint(1, 2)):
+            hostile.change_file(draw, path)
+        return "benchmark", [*base_, *small]
+    words = odd_words(draw, "benchmark", base_)
+    return "benchmark", words + (small if draw.random() < 0.8 else [draw.choice([*ODD, *WORDS])] * draw.randint(1, 3))
+
+
+def odd_words(draw, name: str, words: list[str]) -> list[str]:
+    """Return the words of a command with one to three flags or values more, fewer or exchanged."""
+    words = list(words)
+    for _ in range(draw.randint(1, 3)):
+        if draw.random() < 0.6:
+            values = [draw.choice([*ODD, *WORDS]) for _ in range(draw.choice([0, 1, 1, 1, 1, 2]))]
+            words += [draw.choice(FLAGS_OF[name].split()), *values]
+        else:
+            place = draw.randrange(len(words))
+            words[place : place + draw.randint(0, 2)] = [draw.choice([*ODD, *WORDS])] * draw.randint(0, 1)
+    return words
+
+
+def odd_flags(draw, world, out):
+    """A command beside train.py with odd words."""
+    own, made = str(world / "own"), str(out.parent / "made")
+    pictures = [str(world / "image.png")]
+    name, words = draw.choice(
+        [
+            ("predict", ["--model-dir", own, *pictures]),
+            ("predict", ["--model-dir", str(exported(world, draw.choice(formats()))), *pictures]),
+            ("export", ["--model-dir", own, "--to", draw.choice(formats()), "--output", made]),
+            ("report", [own, str(world / "CoOp"), "--output-dir", made]),
+            ("calibrate", ["--model-dir", str(own_run(world, out))]),
+            ("strength", ["--model-dir", own, "--output-dir", made]),
+        ]
+    )
+    return name, odd_words(draw, name, words)
+
+
+def odd_data(draw, world, out):
+    """`prepare` without downloading, and `verify` of a data set with hostile files."""
+    if draw.random() < 0.4:
+        words = odd_words(draw, "prepare", ["--root", str(out), draw.choice(["OxfordPets", "dtd", "all", "x"])])
+        return "prepare", ["--dry-run", *words]
+    shutil.copytree(world / "sets", out)
+    pets = out / "oxford_pets"
+    way = draw.random()
+    if way < 0.5:
+        hostile.change_file(draw, pets / "split_zhou_OxfordPets.json")
+    elif way < 0.8:
+        (pets / "images" / "0.jpg").unlink()
+        hostile.put_picture(draw, pets / "images").rename(pets / "images" / "0.jpg")
+    else:
+        hostile.put_odd_thing(draw, draw.choice([pets, pets / "images", pets / "images" / "1.jpg"]))
+    words = ["--root", str(out), "OxfordPets"]
+    if draw.random() < 0.3:
+        return "train", [
+            *[
+                "--root",
+                str(out),
+                "--output-dir",
+                str(out.parent / "made"),
+                "--trainer",
+                "CoOp",
+                "--dataset-config-file",
+            ],
+            *[str(CONFIGS / "datasets" / "oxford_pets.yaml"), *OWN, "DATASET.NUM_SHOTS", "1"],
+        ]
+    return "verify", words if draw.random() < 0.7 else odd_words(draw, "verify", words)
+
+
+SETTINGS = (odd_command, odd_command, must_fail, odd_yaml, odd_yaml, odd_folder, odd_folder)
+FILES = (odd_pictures, odd_photos, odd_run, odd_run, odd_export, odd_results, odd_benchmark, odd_flags, odd_data)
+KINDS = {kind.__name__: kind for kind in (*SETTINGS, *FILES)}
 
 
 # ------------------------------------------------------------------ what must hold
 
 
-def check_refused(said: str, argv: list[str]) -> None:
+def check_refused(how: str, said: str) -> None:
     lines = [line for line in said.splitlines() if line.startswith("error: ") or ": error: " in line]
-    if len(lines) != 1 or "Traceback" in said:
+    if not lines or len(lines) > 1 and how not in SEVERAL or "Traceback" in said:
         raise Nonsense(f"not one line: {said[-300:]!r}")
-    if not 20 < len(lines[0]) < 1500 or not lines[0].isprintable():
-        raise Nonsense(f"not a line for people: {lines[0][:300]!r}")
-    if re.search(r"object|NoneType|has no attribute|unsupported operand|0x[0-9a-f]{8}", lines[0]):
-        raise Nonsense(f"words of Python: {lines[0][:300]}")
+    for line in lines:
+        if not 20 < len(line) < 1500 or not line.isprintable():
+            raise Nonsense(f"not a line for people: {line[:300]!r}")
+        if re.search(r"<[^>]*object|NoneType|has no attribute|unsupported operand|0x[0-9a-f]{8}|Errno", line):
+            raise Nonsense(f"words of Python: {line[:300]}")
+        if "not enough memory" in line:
+            raise Nonsense(f"the memory was filled: {line[:300]}")
 
 
 def check_ran(how: str, argv: list[str], out: str, printed: str) -> None:
     if how == "must fail":
         raise Nonsense("accepted")
-    if how == "predict":
+    if how in ("predict", "report", "strength", "calibrate"):
         if re.search(r"\bnan\b", printed):
             raise Nonsense(f"figures: {printed[-200:]}")
+    if how in COMMANDS:
         return
     if "--no-train" in argv and "--eval-only" not in argv:
         return
@@ -242,6 +508,8 @@ def check_sane(config: dict, training: bool) -> None:
         many = isinstance(default[key], list)
         for one in value if many and isinstance(value, list) else [value]:
             alike = default[key][:1] if many else [default[key]]
+            if key.endswith(".STRENGTH") and one == AUTO:
+                continue
             if type(one) is not type((alike or [one])[0]) and not (type(one) is int and type(alike[0]) is float):
                 raise Nonsense(f"{key} is {value!r}")
             if isinstance(one, float) and not math.isfinite(one):
@@ -286,10 +554,20 @@ def call(how: str, argv: list[str]) -> tuple[int, str, str, str]:
     watched = mock.patch.object(run, "setup_cfg", set_up)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said), watched:
         try:
-            status = predict(argv) if how == "predict" else run.main(argv)
+            status = COMMANDS.get(how, run.main)(argv)
         except SystemExit as end:
             status = end.code
     return status, printed.getvalue(), said.getvalue(), used[-1] if used else ""
+
+
+def in_this_process(work, jobs, slots) -> Iterator[tuple]:
+    """Do the jobs of a plan, one after the other, as `engines.local` does them side by side."""
+    for job in jobs:
+        yield job, work(job)
+
+
+def forbidden(*_args, **_kwargs):
+    raise AssertionError("something was to be downloaded")
 
 
 @contextlib.contextmanager
@@ -311,6 +589,9 @@ def cut_short():
         mock.patch.object(SimpleTrainer, "init_writer", lambda self, folder: None),
         mock.patch.object(data_manager, "workers_that_fit", lambda *a: 0),
         mock.patch.object(Shapes, "images", {"train": 2, "val": 1, "test": 1}),
+        mock.patch.object(engines, "local", in_this_process),
+        mock.patch.object(prepare, "fetch", forbidden),
+        mock.patch("urllib.request.urlopen", forbidden),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:
@@ -319,52 +600,240 @@ def cut_short():
 
 
 def make_world(world: Path) -> None:
-    """Data, an image, and a finished training of each trainer."""
+    """Make data, images, finished trainings, one of them on own images, a benchmark and a data set to be verified."""
     Image.new("RGB", (40, 50), "teal").save(world / "image.png")
     for trainer in TRAINERS[:2]:
         flags = ["--root", str(world / "data"), "--output-dir", str(world / trainer), "--trainer", trainer]
-        status, _, said, _ = call("train", [*flags, *SMALL, *QUICK.get(trainer, [])])
-        assert status == 0, said
+        succeed("train", [*flags, *SMALL, *QUICK.get(trainer, [])])
+    rows = []
+    for number in range(16):
+        name = ("cat", "dog")[number % 2]
+        place = world / "photos" / name / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30 + number), (12 * number, 90, 30)).save(place)
+        rows.append({"path": str(place.relative_to(world / "photos")), "label": name})
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (world / "photos" / "photos.jsonl").write_text("".join(lines))
+    (world / "photos" / "photos.json").write_text(json.dumps(rows))
+    (world / "photos" / "photos.csv").write_text("path,label\n" + "".join(f"{r['path']},{r['label']}\n" for r in rows))
+    own = ["--images", str(world / "photos"), "--output-dir", str(world / "own"), "--trainer", "OrthCR"]
+    succeed("train", [*own, *OWN, *QUICK["OrthCR"]])
+    evaluation = ["--eval-only", "--model-dir", str(world / "own"), "--strength", "auto"]  # which keeps strength.json
+    succeed("evaluate", [*evaluation, "--output-dir", str(world / "own" / "eval" / "auto")])
+    call("calibrate", ["--model-dir", str(world / "own")])
+    write_temperature(world / "own")
+    small = ["OPTIM.MAX_EPOCH", "1", "VERBOSE", "False"]
+    succeed("benchmark", ["--root", str(world / "data"), "--output-dir", str(world / "bench"), *BENCH, *small])
+    (world / "exports").mkdir()
+    images = world / "sets" / "oxford_pets" / "images"
+    images.mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (30, 30), (40 * number, 9, 9)).save(images / f"{number}.jpg")
+    split = {part: [[f"{k}.jpg", k % 2, ("cat", "dog")[k % 2]] for k in range(6)] for part in ("train", "val", "test")}
+    (images.parent / "split_zhou_OxfordPets.json").write_text(json.dumps(split))
 
 
-def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False) -> tuple[Counter, list[str]]:
-    """How often each outcome was, and a report on every traceback and nonsense."""
-    outcomes, faults, here = Counter(), [], os.getcwd()
+def succeed(how: str, argv: list[str]) -> None:
+    status, _, said, _ = call(how, argv)
+    assert status == 0, said
+
+
+def write_temperature(folder: Path) -> None:
+    """Make a temperature.json if calibration had none to write, as all val images may be right."""
+    if not (folder / "temperature.json").exists():
+        identity = {"checkpoints": {}, "strength": 1.0}
+        (folder / "temperature.json").write_text(json.dumps({"temperature": 1.5, "split": "val", "of": identity}))
+
+
+# ------------------------------------------------------------------ cases, in processes that may die
+
+
+@dataclass
+class Report:
+    """The outcomes of all cases, as "kind: outcome", a text on each fault, and what the largest case took."""
+
+    outcomes: Counter = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    memory: tuple[int, int] = (0, 0)  # MiB beyond the start, and the case
+    seconds: tuple[float, int] = (0.0, 0)
+
+
+def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False, kinds=SETTINGS) -> Report:
+    """Run the cases `start` to `start + count`, in child processes."""
+    report_ = Report()
     with tempfile.TemporaryDirectory() as folder, cut_short():
         world = Path(folder).resolve()
-        make_world(world)
-        before = sorted(world.iterdir())
-        for case in range(start, start + count):
-            draw = random.Random(f"{seed} {case}")
-            mutate, sandbox = draw.choice(KINDS), world / "case"
-            sandbox.mkdir()
-            os.chdir(sandbox)
-            how, argv = mutate(draw, world, sandbox / "out")
-            try:
-                status, printed, said, out = call(how, argv)
-                if status:
-                    check_refused(said, argv)
-                else:
-                    check_ran(how, argv, out, printed)
-                outcome, why = ("refused" if status else "ran"), ""
-                strangers = set(world.iterdir()) - {*before, sandbox}
-                if strangers and mutate is odd_folder:
-                    raise Nonsense(f"made outside: {strangers}")
-            except Nonsense as error:
-                outcome, why = "nonsense", str(error)
-            except Exception:
-                outcome, why = "traceback", "".join(traceback.format_exc().splitlines(True)[-6:])
-            finally:
-                os.chdir(here)
-                for path in set(world.iterdir()) - set(before):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            outcomes[f"{mutate.__name__}: {outcome}"] += 1
-            if verbose:
-                line = said.strip().splitlines()[-1:] if status else ["ran"]
-                print(f"{case} {how}: {line}")
-            if why:
-                faults.append(f"case {case}, {how}: {' '.join(map(ascii, argv))}\n    {why}")
-    return outcomes, faults
+        assert in_child(lambda tell: make_world(world), seconds=600) == (0, []), "the world cannot be made"
+        case, end = start, start + count
+        while case < end:
+            status, done = in_child(lambda tell, first=case: run_cases(range(first, end), seed, world, kinds, tell))
+            for row in done:
+                add(report_, row, verbose)
+            case += len(done)
+            if case < end:
+                outcome = "hang" if status is None else "killed"
+                kind, how, argv = describe(world)
+                add(report_, Row(case, kind, how, argv, outcome, f"exit status {status}"), verbose)
+                case += 1
+    return report_
+
+
+@dataclass
+class Row:
+    """A case: what was called, how it ended and what it took."""
+
+    case: int
+    kind: str
+    how: str
+    argv: list[str]
+    outcome: str
+    why: str = ""
+    said: str = ""
+    memory: int = 0
+    seconds: float = 0.0
+
+
+def add(report_: Report, row: Row, verbose: bool) -> None:
+    report_.outcomes[f"{row.kind}: {row.outcome}"] += 1
+    report_.memory = max(report_.memory, (row.memory, row.case))
+    report_.seconds = max(report_.seconds, (row.seconds, row.case))
+    if row.outcome not in ("refused", "ran"):
+        report_.faults.append(f"case {row.case}, {row.kind}: {row.how} {' '.join(map(ascii, row.argv))}\n    {row.why}")
+    if verbose:
+        print(
+            f"{row.case} {row.kind} {row.how}, {row.outcome}, {row.memory} MiB, {row.seconds:.1f} s: {row.said}",
+            flush=True,
+        )
+
+
+def in_child(work, seconds: float = SECONDS) -> tuple[int | None, list[Row]]:
+    """Call work(tell) in a forked process.
+
+    Returns:
+        Its exit status, None if nothing was told for `seconds`; and the rows that it told.
+    """
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "w") as pipe:
+                work(lambda row: print(json.dumps(vars(row)), file=pipe, flush=True))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    os.close(writing)
+    rows, hanging = [], False
+    with os.fdopen(reading) as pipe:
+        while not hanging:
+            hanging = not select.select([pipe], [], [], seconds)[0]
+            line = "" if hanging else pipe.readline()  # a row is written at once
+            if line:
+                rows.append(Row(**json.loads(line)))
+            else:
+                break
+    if hanging:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if hanging else status, rows
+
+
+def run_cases(cases: range, seed: int, world: Path, kinds, tell) -> None:
+    """Run cases one after the other; `tell` gets the row of each."""
+    os.chdir(world)
+    clean(world)
+    limit_memory()
+    before = contents(world)
+    for case in cases:
+        row = run_case(case, seed, world, kinds)
+        clean(world)
+        lost = sorted(before ^ contents(world))
+        before = contents(world)
+        if lost and row.outcome in ("refused", "ran"):
+            row.outcome, row.why = "nonsense", f"changed outside: {lost[:5]}"
+        tell(row)
+
+
+def limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + (ADDRESSES << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def clean(world: Path) -> None:
+    """Remove what the last case made."""
+    for path in (world / "case", world / "note.json"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
+def contents(world: Path) -> set[tuple]:
+    """Return {(path, bytes, time)} of all files of the world, but for data that are drawn, and exports."""
+    found = set()
+    for path in world.rglob("*"):
+        if path.relative_to(world).parts[0] not in ("data", "exports", "case", "note.json") and path.is_file():
+            stat = path.lstat()
+            found.add((str(path.relative_to(world)), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def describe(world: Path) -> tuple[str, str, list[str]]:
+    """Return what the case is that its process did not survive."""
+    try:
+        return tuple(json.loads((world / "note.json").read_text()))
+    except (OSError, ValueError):
+        return "unknown", "unknown", []
+
+
+def run_case(case: int, seed: int, world: Path, kinds) -> Row:
+    draw = random.Random(f"{seed} {case}")
+    mutate, sandbox = draw.choice(kinds), world / "case"
+    sandbox.mkdir()
+    os.chdir(sandbox)
+    (world / "note.json").write_text(json.dumps([mutate.__name__, "making it", []]))
+    how, argv = mutate(draw, world, sandbox / "out")
+    (world / "note.json").write_text(json.dumps([mutate.__name__, how, argv]))
+    row, start, memory = Row(case, mutate.__name__, how, argv, "refused"), time.time(), forget_peak()
+    try:
+        status, printed, said, out = call(how, argv)
+        row.said = (said.strip().splitlines()[-1:] or [""])[0][:500]
+        if status:
+            check_refused(how, said)
+        else:
+            row.outcome = "ran"
+            check_ran(how, argv, out, printed)
+        if list(world.rglob("pwned")):
+            raise Nonsense("code of the file ran")
+    except Nonsense as error:
+        row.outcome, row.why = "nonsense", str(error)
+    except Exception:
+        row.outcome, row.why = "traceback", "".join(traceback.format_exc().splitlines(True)[-8:])
+    finally:
+        os.chdir(world)
+    row.memory, row.seconds = peak() - memory, time.time() - start
+    if row.memory > MEMORY and row.outcome != "traceback":
+        row.outcome, row.why = "memory", f"{row.memory} MiB: {row.said}"
+    if row.seconds > SECONDS:
+        row.outcome, row.why = "hang", f"{row.seconds:.0f} s: {row.said}"
+    return row
+
+
+def forget_peak() -> int:
+    """Let the peak begin anew; return the MiB that the process has now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """Return the most MiB that the process had at once since `forget_peak`."""
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", text)[1]) >> 10
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -372,14 +841,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="only cases of these functions; default: all")
     parser.add_argument("--verbose", action="store_true", help="print what each case said")
     args = parser.parse_args(argv)
-    outcomes, faults = fuzz(args.count, args.seed, args.start, args.verbose)
-    for fault in faults:
+    kinds = tuple(KINDS[name] for name in args.kinds or KINDS)
+    done = fuzz(args.count, args.seed, args.start, args.verbose, kinds)
+    for fault in done.faults:
         print(fault)
-    for outcome, number in sorted(outcomes.items()):
+    for outcome, number in sorted(done.outcomes.items()):
         print(f"{number:5} {outcome}")
-    return 1 if faults else 0
+    print(f"at most {done.memory[0]} MiB (case {done.memory[1]}) and {done.seconds[0]:.1f} s (case {done.seconds[1]})")
+    return 1 if done.faults else 0
 
 
 if __name__ == "__main__":

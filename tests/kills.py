@@ -1,10 +1,12 @@
-"""Kills real runs at random moments, gives the same command again, and compares with a run that nobody disturbed.
+"""Kills real commands at random moments, gives them again, and compares with a command that nobody disturbed.
 
     python -m tests.kills --count 100 --seed 0
+    python -m tests.kills --cases export calibrate
 
-Every trial is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and tests. It gets
-SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms after a random one
-of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed once to three times
+A trial of a training is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and
+tests. A trial of another command reads a finished training and writes beside it; `tests.kill_benchmark` has
+benchmark.py. It gets SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms
+after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed once to three times
 and then left alone. What it leaves must be, but for logs and times, what the undisturbed run left, weights, optimizer
 and random generators bit for bit, with no file more and none less; the data set too.
 """
@@ -20,37 +22,91 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+import export
+import predict
+import report
 from dassl.engine import TrainerBase
 from dassl.utils import load_checkpoint
 from datasets.shapes import Shapes
+from experiments import calibrate, strength
 from experiments.run import main as train
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events
 NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256", "git_revision")
-CASES = {  # what is run, beside the data set of 40 classes
-    "OrthCR": ["--trainer", "OrthCR", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"],
-    "CoOp": ["--trainer", "CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"],
-    "workers": ["--trainer", "CoOp", "DATALOADER.NUM_WORKERS", "2"],
-}
 SMALL = "VERBOSE False DATASET.SUBSAMPLE_CLASSES base DATASET.NUM_SHOTS 4 OPTIM.MAX_EPOCH 3".split()
+ORTHCR = "TRAINER.ORTHCR.LAYERS [-1] TRAINER.ORTHCR.BLOCK_SIZE 16".split()
+INTERRUPTED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 130)  # exit statuses
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that is killed.
+
+    Attributes:
+        words: its arguments, with {} for the folder of the trial.
+        main: of its entry point.
+        once: the path that it makes and that no second run may replace.
+    """
+
+    words: tuple[str, ...]
+    main: Callable = train
+    once: str = ""
+
+    @property
+    def trains(self) -> bool:
+        return self.main is train
+
+    def argv(self, folder: Path) -> list[str]:
+        return [word.replace("{}", str(folder)) for word in self.words]
+
+
+def training(trainer: str, *opts: str) -> Case:
+    flags = ["--root", "{}/data", "--output-dir", "{}/out", "--seed", "1", "--trainer", trainer]
+    return Case((*flags, *SMALL, *opts))
+
+
+def of_model(main: Callable, words: str, once: str = "") -> Case:
+    """Return the case of a command that reads the finished training {}/model."""
+    return Case(tuple(words.split()), main, once)
+
+
+CASES = {  # what is run, beside the data set of 40 classes
+    "OrthCR": training("OrthCR", *ORTHCR),
+    "CoOp": training("CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"),
+    "workers": training("CoOp", "DATALOADER.NUM_WORKERS", "2"),
+    "openai": of_model(export.main, "--model-dir {}/model --to openai --output {}/out/model", "out/model"),
+    "transformers": of_model(export.main, "--model-dir {}/model --to transformers --output {}/out/model", "out/model"),
+    "calibrate": of_model(calibrate.main, "--model-dir {}/model --root {}/data"),
+    "csv": of_model(predict.main, "--model-dir {}/model {}/images --csv {}/table.csv --picture {}/sheet.png"),
+    "report": of_model(report.main, "{}/model --output-dir {}/out"),
+    "strength": of_model(strength.main, "--model-dir {}/model --root {}/data --output-dir {}/out --strengths 0 1"),
+}
+
+
+def make_model(folder: Path) -> None:
+    """Make what a command needs that trains nothing: a model with its data, and images."""
+    folder.mkdir()
+    flags = ["--root", str(folder / "data"), "--output-dir", str(folder / "model")]
+    status, *_ = count_changes(*start(Case((*flags, *SMALL, *ORTHCR)), folder))
+    assert status == 0, Path(f"{folder}.txt").read_text()
+    (folder / "images").mkdir()
+    for number in range(60):
+        Image.effect_noise((60, 40), 4 * number).convert("RGB").save(folder / "images" / f"{number}.png")
 
 
 # ------------------------------------------------------------------ one run, in a process of its own
 
 
-def command(case: str, folder: Path) -> list[str]:
-    trainer, *opts = CASES[case][1:]
-    flags = ["--root", folder / "data", "--output-dir", folder / "out", "--seed", 1, "--trainer", trainer]
-    return [str(word) for word in [*flags, *SMALL, *opts]]
-
-
-def start(argv: list[str], folder: Path) -> tuple[int, int]:
+def start(case: Case, folder: Path) -> tuple[int, int]:
     """Forks a run, for which nothing needs importing again; its id, and a pipe with a byte for each change to files."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -73,7 +129,7 @@ def start(argv: list[str], folder: Path) -> tuple[int, int]:
         sys.addaudithook(tell)
         with open(f"{folder}.txt", "a") as f, redirect_stdout(f), redirect_stderr(f):
             try:
-                status = train(argv)
+                status = case.main(case.argv(folder))
             except BaseException:
                 traceback.print_exc()
     finally:
@@ -149,11 +205,15 @@ def differences(a: dict, b: dict) -> list[str]:
 # ------------------------------------------------------------------ all of it
 
 
-def moment(folder: Path) -> str:
+def moment(folder: Path, trains: bool) -> str:
     """What the run was at when it was killed, by what it left."""
     names = {path.name for path in folder.rglob("*")}
     if any(name.endswith(".tmp") for name in names):
         return "in the middle of a write"
+    if any(name.startswith(".orthcr-export-") for name in names):
+        return "in the middle of an export"
+    if not trains:
+        return "in another command"
     if "split.json" not in names:
         return "drawing" if any(name.startswith(".Shapes-") for name in names) else "starting"
     if "config.yaml" not in names:
@@ -165,42 +225,63 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="kills, default: 100")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="only these; default: all")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    names = args.cases or list(CASES)
     rng, counts, wrong, killed = random.Random(args.seed), Counter(), [], 0
     with tempfile.TemporaryDirectory() as scratch:
-        whole, lives = {}, {}
-        for case in CASES:
-            folder = Path(scratch) / case
+        scratch, whole, lives = Path(scratch), {}, {}
+        model = scratch / "whole"
+        if not all(CASES[name].trains for name in names):
+            make_model(model)
+        for name in names:
+            case, folder = CASES[name], scratch / "trial"
             folder.mkdir()
+            if not case.trains:
+                shutil.copytree(model, folder, dirs_exist_ok=True)
             for drawn in (False, True):
                 shutil.rmtree(folder / "out", ignore_errors=True)
-                status, *lives[case, drawn] = count_changes(*start(command(case, folder), folder))
+                status, *lives[name, drawn] = count_changes(*start(case, folder))
                 assert status == 0, Path(f"{folder}.txt").read_text()
-            whole[case] = left(folder)
+            whole[name] = left(folder)
+            if case.trains:
+                shutil.move(folder / "data", scratch / f"data of {name}")
+            shutil.rmtree(folder)
         trial = 0
         while killed < args.count:
             trial += 1
-            case, folder, history = rng.choice(list(CASES)), Path(scratch) / f"trial{trial}", []
+            name, history = rng.choice(names), []
+            case, folder = CASES[name], scratch / "trial"  # the same for all, as files have its name
             folder.mkdir()
+            log = Path(f"{folder}.txt")
+            log.write_text("")
             drawn = rng.random() < 0.7
-            if drawn:
-                shutil.copytree(Path(scratch) / case / "data", folder / "data")
+            if not case.trains:
+                shutil.copytree(model, folder, dirs_exist_ok=True)
+            elif drawn:
+                shutil.copytree(scratch / f"data of {name}", folder / "data")
             for _ in range(min(rng.randint(1, 3), args.count - killed)):
-                status, how = kill(*start(command(case, folder), folder), rng, lives[case, drawn])
-                history.append(f"{how}, {moment(folder)}")
+                if case.once and (folder / case.once).exists():
+                    break
+                status, how = kill(*start(case, folder), rng, lives[name, drawn])
+                at = moment(folder, case.trains)
+                history.append(f"{how}, {at}")
                 if status == 0:  # it was done before
                     break
                 killed += 1
-                counts.update([how.split()[0], moment(folder)])
-                if status not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, 130, -signal.SIGINT):
-                    history.append(f"exit status {status}, {Path(f'{folder}.txt').read_text()[-2500:]}")
-                    wrong.append(f"trial {trial}, {case}, {'; '.join(history)}")
-            status, *_ = count_changes(*start(command(case, folder), folder))
-            different = differences(whole[case], left(folder))
+                counts.update([how.split()[0], at, name])
+                if status not in INTERRUPTED:
+                    history.append(f"exit status {status}, {log.read_text()[-2500:]}")
+                    wrong.append(f"trial {trial}, {name}, {'; '.join(history)}")
+            if not (case.once and (folder / case.once).exists()):
+                status, *_ = count_changes(*start(case, folder))
+            else:
+                status = 0
+            different = differences(whole[name], left(folder))
             if status or different:
-                log = Path(f"{folder}.txt").read_text()[-500:]
-                wrong.append(f"trial {trial}, {case}, {'; '.join(history)}: status {status}, {different}\n{log}")
+                said = log.read_text()[-500:]
+                wrong.append(f"trial {trial}, {name}, {'; '.join(history)}: status {status}, {different}\n{said}")
             shutil.rmtree(folder)
     print("".join(f"{line}\n" for line in wrong), end="")
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
