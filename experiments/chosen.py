@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from dassl.config import flatten
 from dassl.distributed import is_first
 from dassl.engine import build_trainer
-from trainers.shared.strength import AUTO, keep, kept
+from trainers.shared.strength import AUTO, read_choice, write_choice
 
 from .config import setup_cfg, strength_key
 from .flags import parse
@@ -30,14 +30,14 @@ def chosen(cfg: CfgNode, args: argparse.Namespace, check: Callable) -> dict | No
     """
     key = strength_key(args.trainer)
     wanted = args.eval_only and args.model_dir and key and flatten(cfg)[key] == AUTO
-    if not wanted or kept(args.model_dir, args.load_epoch):
+    if not wanted or read_choice(args.model_dir, args.load_epoch):
         return None
     trainer = as_trained(cfg, args, check)
     print("The strength is chosen by the val images of the training")
     made = trainer.choose(args.load_epoch)
     if args.load_epoch is None and is_first() and osp.exists(osp.join(args.model_dir, "results.json")):
         with contextlib.suppress(OSError):  # a folder that may only be read: it is chosen again next time
-            keep(made, args.model_dir)
+            write_choice(made, args.model_dir)
     return made
 
 

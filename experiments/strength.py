@@ -28,7 +28,7 @@ from dassl.files import atomic_write
 from dassl.utils import progress, write_json
 from datasets import benchmarks
 from trainers.orthcr import OrthogonalCLIP
-from trainers.shared.strength import AUTO, TRIED, kept
+from trainers.shared.strength import AUTO, TRIED, read_choice
 
 from .command import command
 from .config import CONFIGS, read_run, setup_cfg, strength_key
@@ -92,7 +92,8 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
                 if model.chosen is None and strength_key(model.trainer):
-                    model.chosen = (kept(model.folder) or built(model, model.tests[0], root).choose(None))["strength"]
+                    choice = read_choice(model.folder) or built(model, model.tests[0], root).choose(None)
+                    model.chosen = choice["strength"]
                 trainer = built(model, test, root, split)
             batches = images_of(trainer, test, held, split)
             if batches:
