@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 import trainers
 from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers, resolve_aliases
 from dassl.config.defaults import KEYS
-from dassl.config.keys import Key, shown, values
+from dassl.config.keys import Key, format_value, values
 from dassl.console import say
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
@@ -160,11 +160,12 @@ def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
             now, word = flatten(cfg)[key], cfg.TRAINER[node][name]
             if last < max(since, 0) or not word or decides.agrees(short, now, word):
                 continue
-            off = shown(type(word)())
+            off = format_value(type(word)())
             if last == since or decides.refused:
-                wrong = f"{key} {shown(now)} {layers[last][0]} has no effect with {deciding} {shown(word)}"
+                setting = f"{key} {format_value(now)} {layers[last][0]}"
+                wrong = f"{setting} has no effect with {deciding} {format_value(word)}"
                 raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
-            say(f"{deciding} is {off} instead of {shown(word)}: {key} {layers[last][0]} comes later")
+            say(f"{deciding} is {off} instead of {format_value(word)}: {key} {layers[last][0]} comes later")
             cfg.TRAINER[node][name] = type(word)()
 
 
@@ -198,7 +199,7 @@ def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raises ValueError for KEY VALUE pairs that are of another trainer."""
     if cfg.TRAINER.NAME != args.trainer:
         raise ValueError(
-            f"TRAINER.NAME is {shown(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
+            f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
         )
     node = node_of(TRAINER_REGISTRY.get(args.trainer))
     for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
@@ -411,8 +412,8 @@ def suit_clip(cfg: CfgNode) -> None:
     """CLIP's images are always normalized. Raises ValueError for settings of Dassl's that CLIP has no use for."""
     for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
-            why = f"{shown(flatten(cfg)[key])} is for other trainers"
-            raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {why}")
+            why = f"{format_value(flatten(cfg)[key])} is for other trainers"
+            raise ValueError(f"{key} must be {format_value(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {why}")
     if "normalize" not in cfg.INPUT.TRANSFORMS:
         cfg.INPUT.TRANSFORMS = (*cfg.INPUT.TRANSFORMS, "normalize")
         say('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')

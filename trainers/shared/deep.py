@@ -60,8 +60,8 @@ class PublishedLearner:
 class TextPromptLearner(PublishedLearner, PromptLearner):
     """The prompt P_0 of the text.
 
-    Up to four vectors start from the first tokens of `words`, and the remaining words stay in the prompt. More than four
-    vectors are random and ignore `words`, as in the originals.
+    Up to four vectors start from the first tokens of `words`, and the remaining words stay in the prompt. More than
+    four vectors are random and ignore `words`, as in the originals.
 
     Args:
         text_encoder, classnames, n_ctx, words: see `PromptLearner`.

@@ -3,8 +3,8 @@
     x <- x + out(attention(q(h), k(h), v(h))),   h = LN(x)
     x <- x + c_proj(gelu(c_fc(h))),              h = LN(x)
 
-The prompts of a class set start with the same tokens, and attention is causal. So the shared tokens are encoded once, as
-a prefix P before the suffixes S_c of the classes c, in one sequence (packing.py). Linear maps and LayerNorms process
+The prompts of a class set start with the same tokens, and attention is causal. So the shared tokens are encoded once,
+as a prefix P before the suffixes S_c of the classes c, in one sequence (packing.py). Linear maps and LayerNorms process
 each token alone. Only attention depends on the prompt that a token belongs to:
 
     P:    softmax(q_P k_P^T) v_P                                                      causal
@@ -156,10 +156,12 @@ sdpa = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d)) v
 def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Groups) -> torch.Tensor:
     """Return the attention of a packed sequence.
 
-    Each suffix has one softmax over its scores with the prefix and with itself. So no k or v is repeated for each class.
+    Each suffix has one softmax over its scores with the prefix and with itself. So no k or v is repeated per class.
 
     Args:
-        q, k, v: float [N, heads, L, d], of a prefix followed by the suffixes.
+        q: queries float [N, heads, L, d], of a prefix followed by the suffixes.
+        k: keys, of the same shape.
+        v: values, of the same shape.
         groups: (n, s) for n suffixes of s tokens each.
     """
     sizes = [n * s for n, s in groups]
