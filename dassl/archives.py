@@ -109,7 +109,10 @@ KNOWN = {
 
 
 def key_of(key):
-    """A key of a dict or item of a set. Python's hash of tuples in tuples ends the process if they are deep enough."""
+    """Return a key of a dict or an item of a set if it is safe to hash.
+
+    Python's hash of deeply nested tuples overflows the stack, which ends the process.
+    """
     if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
         raise ValueError("a key is made of tuples in tuples")
     return key
@@ -122,21 +125,21 @@ def named(module, name):
 
 
 def made(function, args):
-    """What a function gives, or a class makes, of these arguments."""
-    if isinstance(function, FunctionType):  # there are no others on the stack than those of KNOWN
+    """Return the result of a function, or a Stub for the object of a class."""
+    if isinstance(function, FunctionType):  # the stack has no other functions than those of KNOWN
         return function(*args)
     return Stub(function.name)
 
 
 def numbers(storage, kind, dtype, key, location, numel, view=None):
-    """The numbers of a tensor, on the CPU wherever they were."""
+    """Return the numbers of a tensor on the CPU; `location`, the device where they were saved, is ignored."""
     if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype) or view is not None:
         raise ValueError("the numbers of a tensor are kept in an unknown way")
     return storage(dtype, key, numel)
 
 
 def add(container, items: Iterable):
-    """To a list or set; what stands for another container takes nothing."""
+    """Add items to a list or set. A Stub, which stands for another container, ignores them."""
     if isinstance(container, set):
         container.update(map(key_of, items))
     elif isinstance(container, list):
@@ -146,7 +149,7 @@ def add(container, items: Iterable):
 
 
 def put(container, items: list):
-    """Key, value, key, value ... into a dict; what stands for another container takes nothing."""
+    """Put items (key, value, key, value ...) into a dict. A Stub, which stands for another container, ignores them."""
     if isinstance(container, dict):
         container.update((key_of(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
     elif not isinstance(container, Stub):
@@ -154,16 +157,16 @@ def put(container, items: list):
 
 
 def restore(thing, state):
-    """The attributes of an object; plain containers have none that matter."""
+    """Set the attributes of a Stub. Attributes of plain containers do not matter."""
     if isinstance(thing, Stub) and isinstance(state, dict):
         thing.attributes.update({key: value for key, value in state.items() if type(key) is str})
 
 
 class Budget:
-    """What a file may still take of the machine: a small one can ask for very much by naming the same thing again.
+    """The memory that a file may still use. A small file could need very much by repeating the same object.
 
     Args:
-        size: bytes of the file.
+        size: size of the file, in bytes.
     """
 
     def __init__(self, size: int):
@@ -177,7 +180,7 @@ class Budget:
             raise ValueError("it holds far more than a file of its size: it was made to fill the memory")
 
     def take_for(self, thing) -> None:
-        """Take what a new object needs."""
+        """Subtract the memory of a new object."""
         if isinstance(thing, torch.Tensor):
             self.take(numbers=thing.nbytes)
         elif isinstance(thing, Stub):
@@ -187,14 +190,15 @@ class Budget:
 
 
 def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None = None) -> object:
-    """Return what the pickle says that starts where the open file stands; behind it, the file stands at its end.
+    """Return the object of the pickle at the position of an open file. Afterwards the position is its end.
 
     Args:
-        budget: of the whole file.
-        storage: storage(dtype, key, numel) gives the numbers of a tensor, flat; None: there are no tensors.
+        pickled: the file.
+        budget: budget of the whole file.
+        storage: storage(dtype, key, numel) returns the numbers of a tensor, flat; None: there are no tensors.
 
     Raises:
-        Exception: of many types, if it is no such pickle.
+        Exception: it is no such pickle; the type varies.
     """
     stack, marks, memo = [], [], {}
 
@@ -292,8 +296,8 @@ def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None =
                 budget.take_for(state)
                 restore(stack[-1], state)
             case "BINPERSID":
-                ((kind, what, *where),) = pop(1)
-                stack.append(what if kind == "module" else numbers(storage, kind, what, *where))
+                ((kind, content, *rest),) = pop(1)
+                stack.append(content if kind == "module" else numbers(storage, kind, content, *rest))
             case name:
                 raise ValueError(f"the instruction {name}, which PyTorch never writes")
     raise ValueError("its pickle has no end")
@@ -303,17 +307,17 @@ def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None =
 
 
 def load(path: str) -> object:
-    """What `torch.save` or `torch.jit.save` put into a file: tensors on the CPU, plain containers, Stubs.
+    """Return the content of a file of `torch.save` or `torch.jit.save`: tensors on the CPU, plain containers, Stubs.
 
     Raises:
-        ValueError: it is no such file, or damaged.
+        ValueError: it is no such file, or it is damaged.
     """
     try:
         with open_regular(path) as file:
             size, zipped = os.fstat(file.fileno()).st_size, file.read(4) == b"PK\3\4"
             file.seek(0)
             return read_zip(file, size) if zipped else read_legacy(file, size)
-    except Exception as error:  # of a dozen types, by what the file is instead
+    except Exception as error:  # a dozen types, depending on the content of the file
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path} is no file of PyTorch, or damaged ({reason})") from error
 

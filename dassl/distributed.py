@@ -1,8 +1,8 @@
-"""Several processes that do one run together, as torchrun starts them; with one process everything here does nothing.
+"""Data-parallel runs of several processes that torchrun starts. With one process these functions do nothing.
 
-Each process has the whole model, with no wrapper around it. It reads its part of each batch, weights the losses by the
-part's share, and gradients are summed before the optimizer's step: all make the step that one alone would make. The
-first process alone writes files and prints.
+Each process has the whole model, without a wrapper. It reads its part of each batch and weights the losses by the
+fraction of images in that part. The gradients are summed before the step of the optimizer. So all processes make the
+step that a single process would make. Only the first process writes files and prints.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-_store = None  # torchrun's, in which the first error is told
+_store = None  # the key-value store of torchrun, which has the first error
 
 
 def size():
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank():
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
@@ -39,11 +39,11 @@ def is_first():
 
 @contextlib.contextmanager
 def processes():
-    """Join the other processes that torchrun has started, if it has: gloo between CPUs, NCCL between GPUs.
+    """Join the other processes if torchrun started several, by gloo between CPUs and NCCL between GPUs.
 
-    All but the first are silent. An error is told once, by the process that it came from, or by the first if it came in
-    all of them; then all end with exit status 1: those that wait for a process that has ended see it, and torchrun ends
-    what remains.
+    All processes except the first are silent. An error is printed once: by the process where it occurred, or by the
+    first if it occurred in all of them. Then all end with exit status 1. A process that waits for another one detects
+    its end, and torchrun ends the rest.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or size() > 1:
         yield
@@ -57,7 +57,7 @@ def processes():
             raise
         raise SystemExit(130) from None
     except Exception as error:
-        if _was_told(error):
+        if _is_reported(error):
             raise SystemExit(1) from None
         raise
     finally:
@@ -69,7 +69,7 @@ def _join():
     local, backend = int(os.environ.get("LOCAL_RANK", 0)), "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
-        if local < torch.cuda.device_count():  # else see `check_devices`
+        if local < torch.cuda.device_count():  # otherwise `check_devices` raises an error
             torch.cuda.set_device(local)
     _store, number, total = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=dist.PrefixStore("run", _store), rank=number, world_size=total)
@@ -78,52 +78,53 @@ def _join():
 @contextlib.contextmanager
 def _silence():
     with (
-        open(os.devnull, "w", errors="replace") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w", errors="replace") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
     ):
         yield
 
 
 def check_devices(use_cuda):
     """Raise ValueError if there are more processes than GPUs on this machine."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", size()))
-    if use_cuda and size() > 1 and here > torch.cuda.device_count():
-        there = f"{here} processes, but {torch.cuda.device_count()} GPUs"
-        raise ValueError(f"{there}: give torchrun at most as many as --nproc-per-node, or USE_CUDA False")
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+    if use_cuda and size() > 1 and local_size > torch.cuda.device_count():
+        problem = f"{local_size} processes, but {torch.cuda.device_count()} GPUs"
+        raise ValueError(f"{problem}: give torchrun at most as many as --nproc-per-node, or USE_CUDA False")
 
 
 def check_batch_size(batch_size):
     """Raise ValueError if there are more processes than images in a training batch."""
     if size() > batch_size:
-        wrong = f"{size()} processes cannot share a batch of {batch_size}"
-        raise ValueError(f"{wrong}: give torchrun fewer, or a larger DATALOADER.TRAIN_X.BATCH_SIZE")
+        problem = f"{size()} processes cannot share a batch of {batch_size}"
+        raise ValueError(f"{problem}: give torchrun fewer, or a larger DATALOADER.TRAIN_X.BATCH_SIZE")
 
 
 class ProcessEnded(ChildProcessError):
     """Another process has ended, and this one cannot go on without it."""
 
 
-def _was_told(error):
-    """Whether another process has told, or tells, what ends this one; if not, this one does."""
+def _is_reported(error):
+    """Return whether another process reports the error that ends this one. If not, this process has to report it."""
     if isinstance(error, ProcessEnded):
-        return bool(_told())
+        return bool(_first_error())
     text = f"{type(error).__name__}: {error}"
-    for _ in range(0 if is_first() else 20):  # what comes in all of them, the first should tell
-        if _told():
+    attempts = 0 if is_first() else 20  # an error that occurs in all processes is reported by the first
+    for _ in range(attempts):
+        if _first_error():
             break
         time.sleep(0.05)
     try:
         first = _store.add("errors", 1) == 1
         if first:
             _store.set("error", text)
-        return not first and _told() == text
-    except RuntimeError:  # without torchrun the first process keeps the store: it has ended, and told why
+        return not first and _first_error() == text
+    except RuntimeError:  # without torchrun the first process has the store: it has ended and reported its error
         return not is_first()
 
 
-def _told():
-    """The first error that a process has told, "" if none has."""
+def _first_error():
+    """Return the first error that a process has reported; "": there is none."""
     with contextlib.suppress(RuntimeError):
         if _store.check(["error"]):
             return _store.get("error").decode()
@@ -131,26 +132,26 @@ def _told():
 
 
 def _together(operation, *args, **kwargs):
-    """A collective operation. Raises ProcessEnded if another process does not take part, as it has ended."""
+    """Run a collective operation. Raise ProcessEnded if another process has ended."""
     try:
         return operation(*args, **kwargs)
     except RuntimeError as error:
         time.sleep(0.1)
-        reason = _told() or "it told nothing, and may have been killed for want of memory"
+        reason = _first_error() or "it reported no error, and may have been killed for lack of memory"
         raise ProcessEnded(f"another of the {size()} processes has ended: {reason}") from error
 
 
-# ------------------------------------------------------------------ what all have in common
+# ------------------------------------------------------------------ collective operations
 
 
 def barrier():
-    """Wait until all are here."""
+    """Wait until all processes have reached this call."""
     if size() > 1:
         _together(dist.all_reduce, torch.zeros(1))
 
 
 def from_first(compute):
-    """What `compute()` returns in the first process; it is called in no other."""
+    """Return the result of `compute()` in the first process. No other process calls it."""
     if size() == 1:
         return compute()
     result = [compute() if is_first() else None]
@@ -159,7 +160,7 @@ def from_first(compute):
 
 
 def add_up(tensors):
-    """Sum tensors over all processes, in place, in one message; None among them is left out. Returns them."""
+    """Sum tensors over all processes in place, in one message, and return them. None among them is skipped."""
     present = [tensor for tensor in tensors if tensor is not None]
     if size() > 1 and present:
         flat = torch.cat([tensor.detach().flatten() for tensor in present])
@@ -171,10 +172,10 @@ def add_up(tensors):
 
 @contextlib.contextmanager
 def own_draws(*numbers):
-    """Within, what is drawn depends on the process and on `numbers`; behind, generators are as if nothing was drawn.
+    """Seed the generators of PyTorch by the process and `numbers`, and restore their state at the end.
 
-    So what a method draws in a training step (dropout) is another thing for each part of the batch, and all processes
-    still draw the same batches. One process alone just draws.
+    So random numbers of a training step, for example of dropout, differ between the parts of a batch, while all
+    processes still draw the same batches. With one process nothing is seeded.
     """
     if size() == 1:
         yield
@@ -190,18 +191,18 @@ def own_draws(*numbers):
 
 
 class Part(NamedTuple):
-    """How many images of a batch are this process's, and of all. Of a batch that is too small for all it may be 0."""
+    """The size of a process's part of a batch. It is 0 if the batch has fewer images than there are processes."""
 
-    own: int = 1
-    whole: int = 1
+    rows: int = 1  # images of this process
+    whole: int = 1  # images of the batch
 
     @property
     def share(self):
-        return self.own / self.whole
+        return self.rows / self.whole
 
 
 def bounds(n, number=None):
-    """(first, one past the last) of n things in a row that are those of a process, by default this one."""
+    """Return the first and one past the last of n rows that belong to a process, by default to this one."""
     number = rank() if number is None else number
     return number * n // size(), (number + 1) * n // size()
 
@@ -209,8 +210,8 @@ def bounds(n, number=None):
 def parts(loader):
     """Yield (this process's part of the batch, its `Part`) for each batch of a loader.
 
-    Where it has none, it gets the first image of the batch, which counts nothing. Of a DataLoader no other images are
-    read; of any other iterable of dicts with tensors, rows are taken.
+    A process without images gets the first image of the batch, with the weight 0. From a DataLoader it reads only the
+    images of its part. From any other iterable of dicts of tensors it takes the rows of its part.
     """
     if size() == 1:
         for batch in loader:
@@ -220,7 +221,7 @@ def parts(loader):
             _twins[loader] = _twin(loader)
         twin = _twins[loader]
         for batch in twin:
-            yield batch, twin.batch_sampler.given.popleft()
+            yield batch, twin.batch_sampler.pending.popleft()
     else:
         for batch in loader:
             n = len(next(iter(batch.values())))
@@ -229,20 +230,24 @@ def parts(loader):
             yield {key: value[rows] for key, value in batch.items()}, Part(end - start, n)
 
 
-_twins = WeakKeyDictionary()  # with their workers, which stay as long as the loader
+_twins = WeakKeyDictionary()  # loader -> its twin, whose workers live as long as the loader
 
 
 class _PartsOfBatches:
-    """A batch sampler: of each batch of another one this process's part. `given`: those that are under way."""
+    """A batch sampler of this process's part of each batch.
+
+    Attributes:
+        pending: the `Part` of each batch that has been sampled and not yet been returned by the loader.
+    """
 
     def __init__(self, batches):
-        self.batches, self.given = batches, deque()
+        self.batches, self.pending = batches, deque()
 
     def __iter__(self):
-        self.given.clear()
+        self.pending.clear()
         for batch in self.batches:
             start, end = bounds(len(batch))
-            self.given.append(Part(end - start, len(batch)))
+            self.pending.append(Part(end - start, len(batch)))
             yield batch[start:end] or batch[:1]
 
     def __len__(self):
@@ -250,7 +255,7 @@ class _PartsOfBatches:
 
 
 def _twin(loader):
-    """A loader of the same kind, data and order that reads this process's parts of its batches."""
+    """Return a loader of the same type, data and order that reads only this process's parts of the batches."""
     return type(loader)(
         loader.dataset,
         batch_sampler=_PartsOfBatches(loader.batch_sampler),
@@ -264,15 +269,15 @@ def _twin(loader):
 
 
 def gather(part, *tensors):
-    """The rows of all processes, in the order of the whole batch: each tensor [own, ...] -> [whole, ...]."""
+    """Return the rows of all processes in the order of the whole batch: each tensor [rows, ...] -> [whole, ...]."""
     if size() == 1:
         return tensors
     counts = [end - start for start, end in (bounds(part.whole, number) for number in range(size()))]
-    return tuple(_gather(tensor[: part.own], counts) for tensor in tensors)
+    return tuple(_gather(tensor[: part.rows], counts) for tensor in tensors)
 
 
 def gather_with_gradient(rows, n):
-    """As `gather`, of a step's loss: rows [own, ...] of n -> [n, ...], and gradients of all processes' losses back."""
+    """Return rows [part, ...] of all processes as [n, ...]. Their gradient is the sum over the processes' losses."""
     return _Gather.apply(rows, n)
 
 
@@ -289,7 +294,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather(rows, counts):
-    """Rows [n, ...] of all processes, of which each has a number of `counts`."""
+    """Return the rows [n, ...] of all processes; `counts` has the number of rows of each."""
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     received = [torch.empty_like(padded) for _ in counts]

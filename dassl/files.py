@@ -84,7 +84,10 @@ _locks = set()  # descriptors
 
 
 def _let_go():
-    """A data worker, which may outlive a killed run for seconds, must not keep others out of its directory."""
+    """Release all locks in a forked process.
+
+    A data worker may outlive a killed run for seconds, and must not lock its directory during this time.
+    """
     while _locks:
         os.close(_locks.pop())
 
@@ -95,10 +98,10 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 @contextlib.contextmanager
 def locked(path, busy):
-    """Lock an existing file or folder against other processes; yields False where there are no locks.
+    """Lock an existing file or folder against other processes. Yield False if the file system has no locks.
 
     Raises:
-        BlockingIOError: another process holds the lock; `busy` is the message.
+        BlockingIOError: another process has the lock; `busy` is the message.
     """
     if fcntl is None:
         yield False
@@ -107,12 +110,12 @@ def locked(path, busy):
     _locks.add(descriptor)
     try:
         try:
-            held = _lock(descriptor)
+            is_locked = _lock(descriptor)
         except BlockingIOError:
             raise BlockingIOError(busy) from None
-        yield held
+        yield is_locked
     finally:
-        if descriptor in _locks:  # not in a forked process
+        if descriptor in _locks:  # a forked process has released it already
             _locks.remove(descriptor)
             os.close(descriptor)
 
@@ -125,26 +128,26 @@ def _lock(descriptor, wait=False):
         return True
     except BlockingIOError:
         raise
-    except OSError:  # no locks there
+    except OSError:  # the file system has no locks
         return False
 
 
 def sweep(folder, names=LEFTOVER):
-    """Remove what killed processes left in `folder`: files and folders of such names that no living one has locked."""
+    """Remove the leftovers of killed processes in `folder`: files and folders of these names that are not locked."""
     if osp.islink(osp.normpath(folder)) or is_protected(folder):
         return
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = osp.join(folder, name)
             if re.fullmatch(names, name) and not osp.islink(path):
-                with contextlib.suppress(OSError), locked(path, "in use") as held:
-                    if held:
+                with contextlib.suppress(OSError), locked(path, "in use") as is_locked:
+                    if is_locked:
                         shutil.rmtree(path) if osp.isdir(path) else os.remove(path)
 
 
 @contextlib.contextmanager
 def scratch_folder(folder, name):
-    """A new folder `.<name>-<8 digits>` in `folder`, removed at the end unless it was moved."""
+    """Make a folder `.<name>-<8 digits>` in `folder`, and remove it at the end unless it was moved."""
     check_not_protected(folder)
     with contextlib.ExitStack() as stack:
         while True:
@@ -152,7 +155,7 @@ def scratch_folder(folder, name):
             os.mkdir(path)
             with contextlib.suppress(FileNotFoundError, BlockingIOError):
                 stack.enter_context(locked(path, "in use"))
-                if osp.isdir(path):  # else it was swept before it was locked
+                if osp.isdir(path):  # otherwise another process swept it before it was locked
                     break
         try:
             with naming(path):
@@ -163,10 +166,10 @@ def scratch_folder(folder, name):
 
 @contextlib.contextmanager
 def naming(path):
-    """An OSError that names no file, as that of a full disk, gets the name `path`."""
+    """Add the name `path` to an OSError without a file name, for example that of a full disk."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of it
+    except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -267,9 +270,9 @@ def sealed(text, suffix):
 
 
 def sealed_config(text, folder, names):
-    """Return `text` as a `config.yaml` for `folder` that also has the checksums of those files `names` that are there.
+    """Return `text` as a `config.yaml` for `folder`, with the checksums of those files `names` that exist in it.
 
-    They are checked whenever it is read.
+    The checksums are verified whenever the config is read.
     """
     beside = [name for name in names if osp.exists(osp.join(folder, name))]
     lines = [BESIDE.format(name, sha256(read_bytes(osp.join(folder, name)))) for name in beside]
@@ -277,11 +280,12 @@ def sealed_config(text, folder, names):
 
 
 def check_head(data, path):
-    """Raise ValueError if the file content `data` has a checksum that does not hold, its own or one of files beside."""
+    """Raise ValueError if the file content `data` has a wrong checksum, of itself or of a file in its folder."""
     suffix = osp.splitext(path)[1]
     head = HEADS.get(suffix, "").format("0" * 64).encode()
-    own = [a == b for a, b in zip(data, head, strict=False) if b != ord("0")]  # its characters but the digits
-    if not head or len(data) < len(head) or sum(own) < 0.8 * len(own):  # 0.8: it may itself be damaged
+    matches = [a == b for a, b in zip(data, head, strict=False) if b != ord("0")]  # all characters but the digits
+    # 80 % of the characters are enough, because the head itself may be damaged
+    if not head or len(data) < len(head) or sum(matches) < 0.8 * len(matches):
         return
     if data[: len(head)] != HEADS[suffix].format(sha256(data[len(head) :])).encode():
         advice = 'remove its lines with "# sha256"' if suffix == ".yaml" else 'remove its entry "sha256"'
@@ -382,19 +386,21 @@ def read_json(fpath):
         content = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{fpath} is cut off or no JSON ({error}): put an intact copy there") from error
-    if text.startswith(HEADS[".json"].format("")[:-3]):  # its checksum, which holds
+    if text.startswith(HEADS[".json"].format("")[:-3]):  # the checksum, which has been verified
         del content["sha256"]
     return content
 
 
 def write_json(obj, fpath, seal=False):
-    """Write `obj` as JSON, indented by 4, to `fpath` (atomically; missing folders are made).
+    """Write `obj` as JSON to `fpath`, indented by 4. The write is atomic, and missing folders are made.
 
     Args:
-        seal (bool): with a first entry "sha256", the checksum of the rest; `obj` must be a dict, and not empty.
+        obj: the content.
+        fpath (str): the file.
+        seal (bool): whether to add a first entry "sha256", the checksum of the rest; `obj` must be a non-empty dict.
 
     Raises:
-        ValueError: it holds an infinite number or NaN, for which JSON has no word.
+        ValueError: it has an infinite number or NaN, which JSON cannot represent.
     """
     try:
         text = json.dumps(obj, indent=4, allow_nan=False)

@@ -1,14 +1,14 @@
-"""Ctrl-C before a command has begun."""
+"""The handling of Ctrl-C while a command is still importing its modules."""
 
 import sys
 
 
 def end_quietly():
-    """In `python -m PACKAGE.MODULE`, end Ctrl-C while modules are imported with a word, not with a trace.
+    """Print a word instead of a traceback after Ctrl-C during the imports of `python -m PACKAGE.MODULE`.
 
-    Later, the command itself answers it. Called where a package begins to be imported.
+    A package calls this at the beginning of its import. After the imports the command itself handles Ctrl-C.
     """
-    if sys.argv[:1] != ["-m"]:  # which Python has there until the module itself runs
+    if sys.argv[:1] != ["-m"]:  # the value of sys.argv[0] until Python runs the module
         return
 
     def end(kind, error, trace):

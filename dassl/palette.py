@@ -1,9 +1,9 @@
-"""How methods look in pictures: one colour, marker and hatch for each, the same in every picture."""
+"""The colour, marker and hatch of each method, which are the same in every picture."""
 
 import re
 
-GREY = "#7f7f7f"  # of what learns nothing
-# Told apart by colour-blind readers, too (Okabe and Ito, Tol)
+GREY = "#7f7f7f"  # for methods without training
+# colours that colour-blind readers can distinguish (Okabe and Ito, Tol)
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PINK, SKY, WINE = "#cc79a7", "#56b4e9", "#882255"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, WINE)
@@ -33,26 +33,26 @@ METHODS = {  # (colour, marker, hatch)
 
 
 def method_of(label):
-    """Return the method's name at the beginning of a label, as of "OrthCR (s=0.5)"."""
+    """Return the method's name at the beginning of a label such as "OrthCR (s=0.5)"."""
     return re.match(r"\w*", label)[0]
 
 
 def colour_of(method):
-    """Return the colour of a method; of one that is not in the table always the same of `COLOURS`."""
+    """Return the colour of a method. A method outside of the table always has the same one of `COLOURS`."""
     if method in METHODS:
         return METHODS[method][0]
     return COLOURS[sum(map(ord, method)) % len(COLOURS)]
 
 
 def styles_of(labels, untrained=()):
-    """Return {label: {"color", "marker", "hatch"}}, no two alike in colour and marker, or in colour and hatch.
+    """Return {label: {"color", "marker", "hatch"}}. No two share colour and marker, or colour and hatch.
 
-    The first label of a method has the method's own style. Its other labels, as of other settings, and methods that
-    are not in the table have styles that are free, with colours that are not in the picture first.
+    The first label of a method has the style of the method. Further labels of a method, for example of other settings,
+    and methods outside of the table have unused styles, and first of all colours that are not in the picture.
 
     Args:
-        labels: each begins with the name of its method.
-        untrained: those of `labels` that learn nothing: grey.
+        labels: labels that begin with the name of their method.
+        untrained: those of `labels` whose methods are not trained, which are grey.
     """
     styles, owners = {}, {}
     for label in labels:
@@ -67,12 +67,12 @@ def styles_of(labels, untrained=()):
     return {label: dict(zip(("color", "marker", "hatch"), styles[label], strict=True)) for label in labels}
 
 
-def _free_style(colours, taken):
-    """Return the first style of these colours, the rarest first, that no other one is mistaken for."""
-    used = [colour for colour, _, _ in taken]
+def _free_style(colours, styles):
+    """Return the first style of these colours, the rarest first, that differs from all `styles` of the picture."""
+    used = [colour for colour, _, _ in styles]
     for colour in sorted(colours, key=used.count):
-        markers = [marker for marker in MARKERS if (colour, marker) not in {style[:2] for style in taken}]
-        hatches = [hatch for hatch in HATCHES if (colour, hatch) not in {style[::2] for style in taken}]
+        markers = [marker for marker in MARKERS if (colour, marker) not in {style[:2] for style in styles}]
+        hatches = [hatch for hatch in HATCHES if (colour, hatch) not in {style[::2] for style in styles}]
         if markers and hatches:
             return colour, markers[0], hatches[0]
-    return colours[0], MARKERS[len(taken) % len(MARKERS)], HATCHES[len(taken) % len(HATCHES)]
+    return colours[0], MARKERS[len(styles) % len(MARKERS)], HATCHES[len(styles) % len(HATCHES)]

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from dassl.config import flatten
 from dassl.distributed import is_first
 from dassl.engine import build_trainer
-from trainers.shared.strength import AUTO, keep, kept
+from trainers.shared.strength import AUTO, read_choice, write_choice
 
 from .config import setup_cfg, strength_key
 from .flags import parse
@@ -35,14 +35,14 @@ def choose_strength(cfg: CfgNode, args: argparse.Namespace, check: Callable) -> 
     """
     key = strength_key(args.trainer)
     needs_choice = args.eval_only and args.model_dir and key and flatten(cfg)[key] == AUTO
-    if not needs_choice or kept(args.model_dir, args.load_epoch):
+    if not needs_choice or read_choice(args.model_dir, args.load_epoch):
         return None
     trainer = as_trained(cfg, args, check)
     print("The strength is chosen by the val images of the training")
     choice = trainer.choose(args.load_epoch)
     if args.load_epoch is None and is_first() and osp.exists(osp.join(args.model_dir, "results.json")):
         with contextlib.suppress(OSError):  # the folder may be read-only: the next evaluation chooses again
-            keep(choice, args.model_dir)
+            write_choice(choice, args.model_dir)
     return choice
 
 

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 import trainers
 from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers, resolve_aliases
 from dassl.config.defaults import KEYS
-from dassl.config.keys import Key, shown, values
+from dassl.config.keys import Key, format_value, values
 from dassl.console import say
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
@@ -166,11 +166,11 @@ def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
             value, deciding_value = flatten(cfg)[key], cfg.TRAINER[node][name]
             if last < max(since, 0) or not deciding_value or decides.agrees(short, value, deciding_value):
                 continue
-            off = shown(type(deciding_value)())
+            off = format_value(type(deciding_value)())
             if last == since or decides.refused:
-                wrong = f"{key} {shown(value)} {layers[last][0]} has no effect with {deciding} {shown(deciding_value)}"
+                wrong = f"{key} {format_value(value)} {layers[last][0]} has no effect with {deciding} {format_value(deciding_value)}"
                 raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
-            say(f"{deciding} is {off} instead of {shown(deciding_value)}: {key} {layers[last][0]} comes later")
+            say(f"{deciding} is {off} instead of {format_value(deciding_value)}: {key} {layers[last][0]} comes later")
             cfg.TRAINER[node][name] = type(deciding_value)()
 
 
@@ -207,7 +207,7 @@ def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise ValueError for KEY VALUE pairs of another trainer."""
     if cfg.TRAINER.NAME != args.trainer:
         raise ValueError(
-            f"TRAINER.NAME is {shown(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
+            f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
         )
     node = node_of(TRAINER_REGISTRY.get(args.trainer))
     for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
@@ -440,8 +440,8 @@ def suit_clip(cfg: CfgNode) -> None:
     """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that CLIP has no use for."""
     for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
-            reason = f"{shown(flatten(cfg)[key])} is for other trainers"
-            raise ValueError(f"{key} must be {shown(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {reason}")
+            reason = f"{format_value(flatten(cfg)[key])} is for other trainers"
+            raise ValueError(f"{key} must be {format_value(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {reason}")
     if "normalize" not in cfg.INPUT.TRANSFORMS:
         cfg.INPUT.TRANSFORMS = (*cfg.INPUT.TRANSFORMS, "normalize")
         say('"normalize" is added to INPUT.TRANSFORMS: CLIP was trained on normalized images')

@@ -34,7 +34,7 @@ from dassl.files import atomic_write
 from dassl.utils import progress, write_json
 from datasets import benchmarks
 from trainers.orthcr import OrthogonalCLIP
-from trainers.shared.strength import AUTO, TRIED, kept
+from trainers.shared.strength import AUTO, TRIED, read_choice
 
 from .config import CONFIGS, read_run, setup_cfg, strength_key
 from .flags import parse
@@ -107,7 +107,7 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
                 if model.chosen is None and strength_key(model.trainer):
-                    choice = kept(model.folder) or load_trainer(model, model.tests[0], root).choose(None)
+                    choice = read_choice(model.folder) or load_trainer(model, model.tests[0], root).choose(None)
                     model.chosen = choice["strength"]
                 trainer = load_trainer(model, test, root, split)
             batches = images_of(trainer, test, cache, split)

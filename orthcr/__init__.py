@@ -1,6 +1,6 @@
-"""OrthCR for other programs: `from orthcr import Predictor, Prediction`.
+"""The package for other programs: `from orthcr import Predictor, Prediction`.
 
-Only that imports PyTorch; `import orthcr` is quick.
+`import orthcr` alone is fast, because PyTorch is imported only with these two names.
 """
 
 import importlib.util
@@ -23,22 +23,25 @@ def __getattr__(name: str):
         for package in PACKAGES:
             load(package)
         return getattr(importlib.import_module("experiments.predictor"), name)
-    except AttributeError as error:  # Python would say "cannot import name", and hide the reason
+    except AttributeError as error:  # Python would print "cannot import name" and hide the reason
         raise ImportError(f"{name} cannot be imported, because of an error in what it needs: {error}") from error
 
 
 def load(package: str) -> None:
-    """Imports a package of this clone, even where the program's folder has one of that name, as `experiments`.
+    """Import a package of this clone, even if the program's folder has a package of the same name.
+
+    Args:
+        package: its name, for example `experiments`.
 
     Raises:
-        ImportError: the program has imported its own.
+        ImportError: the program has already imported another package of this name.
     """
     file = ROOT / package / "__init__.py"
     if package not in sys.modules:
         spec = importlib.util.spec_from_file_location(package, file)
         sys.modules[package] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[package])
-    found = getattr(sys.modules[package], "__file__", None) or f"{sys.modules[package]!r}"
-    if Path(found).resolve() != file:
-        told = f"OrthCR has a package {package}, and this program has imported another of that name, {found}"
-        raise ImportError(f"{told}: use Predictor in a process of its own")
+    location = getattr(sys.modules[package], "__file__", None) or f"{sys.modules[package]!r}"
+    if Path(location).resolve() != file:
+        problem = f"OrthCR has a package {package}, and this program has imported another of that name, {location}"
+        raise ImportError(f"{problem}: use Predictor in a process of its own")

@@ -159,7 +159,7 @@ def test_a_process_that_is_killed_ends_the_others(run, tmp_path, monkeypatch):
     of_second(monkeypatch, lambda terms: os.kill(os.getpid(), signal.SIGKILL))
     assert run("out") == [1, -signal.SIGKILL]
     first, _ = said(tmp_path, "out")
-    assert first.splitlines()[-1].startswith("error: another of the 2 processes has ended: it told nothing")
+    assert first.splitlines()[-1].startswith("error: another of the 2 processes has ended: it reported no error")
 
 
 def test_more_processes_than_images_in_a_batch(run, tmp_path):

@@ -10,7 +10,7 @@ from dassl.utils import free_memory
 from tests.prompt_tools import LABEL, bare
 from trainers.shared import memory
 from trainers.shared.encoders import PLANS
-from trainers.shared.memory import KEPT, PASSING, SHARE, blocks_to_recompute, split
+from trainers.shared.memory import SAVED, SHARE, TEMPORARY, blocks_to_recompute, split
 
 CHANGED = ["OrthCR", "FullFT", "CLIPLoRA"]
 OPTS = {
@@ -63,12 +63,12 @@ def test_the_estimate_is_what_autograd_keeps(model, noise, name):
     assert len(tokens) == len(results)
     for (given, features, width), n in zip(results, tokens, strict=True):
         assert features.requires_grad
-        assert 0.5 < given / (4 * n * width * 6 * KEPT[name in CHANGED]) < 1, given / (4 * n * width * 6)
+        assert 0.5 < given / (4 * n * width * 6 * SAVED[name in CHANGED]) < 1, given / (4 * n * width * 6)
 
 
 def test_what_fits_is_encoded_at_once_and_what_does_not_in_as_many_parts_as_needed(told, capsys):
     def gib(tokens):
-        return 4 * tokens * 512 * (12 * KEPT[False] + PASSING) / 2**30 / SHARE
+        return 4 * tokens * 512 * (12 * SAVED[False] + TEMPORARY) / 2**30 / SHARE
 
     told(gib(5000) * 1.001)
     assert split(1000, 1, 5000, 512, 12, False, CPU) == (1, 1)
@@ -83,7 +83,7 @@ def test_what_fits_is_encoded_at_once_and_what_does_not_in_as_many_parts_as_need
     told(0.0)
     assert split(10, 7, 9000, 512, 12, False, CPU) == (10, 1)
     capsys.readouterr()
-    told(4 * 2000 * 512 * PASSING / 2**30 / SHARE * 1.001)
+    told(4 * 2000 * 512 * TEMPORARY / 2**30 / SHARE * 1.001)
     with torch.no_grad():
         assert split(1000, 1, 5000, 512, 12, True, CPU) == (3, 1)
     assert "Classes in 3 chunks of 334: " in capsys.readouterr().out
@@ -91,8 +91,8 @@ def test_what_fits_is_encoded_at_once_and_what_does_not_in_as_many_parts_as_need
 
 
 def test_as_many_blocks_are_recomputed_as_do_not_fit(told, capsys):
-    x, block = torch.empty(32, 197, 768, device="meta"), 4 * 32 * 197 * 768 * (KEPT[True] - 1) / 2**30
-    need = 4 * 32 * 197 * 768 * (12 * KEPT[True] + PASSING) / 2**30
+    x, block = torch.empty(32, 197, 768, device="meta"), 4 * 32 * 197 * 768 * (SAVED[True] - 1) / 2**30
+    need = 4 * 32 * 197 * 768 * (12 * SAVED[True] + TEMPORARY) / 2**30
     for missing, blocks in [(-0.1, 0), (0.1, 1), (2.9, 3), (11.9, 12), (13, 12)]:
         told((need - missing * block) / SHARE)
         assert blocks_to_recompute(x, 12, True) == blocks

@@ -141,7 +141,7 @@ def test_a_weight_that_the_original_would_ignore_is_told(make_trainer, capsys, n
     trainer.cfg.defrost()
     trainer.cfg.DATASET.NAME = name
     trainer.fit()
-    assert ("for StanfordCars the authors have 7" in capsys.readouterr().out) is told
+    assert ("the authors uses 7 for StanfordCars" in capsys.readouterr().out) is told
 
 
 # ------------------------------------------------------------------ which classifier

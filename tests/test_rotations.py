@@ -6,7 +6,7 @@ from orthcr_tools import orthogonal, turn
 from torch.nn import functional as F
 
 from trainers.shared import rotations
-from trainers.shared.rotations import TOLERANCE, Rotation, cayley, inverse, rotate, rotated_linear
+from trainers.shared.rotations import TOLERANCE, Rotation, cayley, invert_by_quarters, rotate, rotated_linear
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 SIZES = [2, 3, 16, 33, 64, 96, 128]
@@ -37,7 +37,7 @@ def assert_near(given, wanted, limit):
 def test_the_inverse_by_quarters(b, noise):
     skew, root = noise(4, b, b, seed=b).double(), noise(4, b, b, seed=b + 1).double()
     matrices = torch.eye(b) + root @ root.mT / b + skew - skew.mT  # the symmetric part is no smaller than I
-    torch.testing.assert_close(inverse(matrices), torch.linalg.inv(matrices), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(invert_by_quarters(matrices), torch.linalg.inv(matrices), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -210,7 +210,7 @@ def test_merged_weights_are_exact_whatever_the_check_said(random_clip):
 
 
 def test_the_log_says_when_they_are_exact_and_when_not(make_trainer, capsys):
-    trainer, said = make_trainer("TRAINER.ORTHCR.LAYERS", "[-1]"), "Newton-Schulz steps a rotation from here on"
+    trainer, said = make_trainer("TRAINER.ORTHCR.LAYERS", "[-1]"), "Newton-Schulz steps per rotation from this epoch on"
     trainer.before_epoch()
     assert said not in capsys.readouterr().out
     turn(trainer.model, 30.0)

@@ -27,7 +27,7 @@ from reports.tables import tables
 from reports.tree import collect
 from trainers.clip_lora import LowRankCLIP
 from trainers.full_ft import FreeCLIP
-from trainers.shared.strength import choice, kept, one_standard_error, told
+from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
 from trainers.tuned import TunedTrainer
 
 TUNED = ["OrthCR", "OrthSR", "FullFT", "CLIPLoRA"]
@@ -182,8 +182,8 @@ def test_the_one_standard_error_rule(right, n, wanted):
     best = max(right.values()) / n
     assert chosen["strength"] == wanted and chosen["val_images"] == n and chosen["epoch"] == 3
     assert chosen["standard_error"] == pytest.approx(100 * (best * (1 - best) / n) ** 0.5)
-    assert f"Strength {wanted:g}: the smallest within one standard error" in told(chosen)
-    assert [float(word[:-1]) for word in told(chosen).splitlines()[1].split()[1:]] == [
+    assert f"Strength {wanted:g}: the smallest within one standard error" in format_choice(chosen)
+    assert [float(word[:-1]) for word in format_choice(chosen).splitlines()[1].split()[1:]] == [
         pytest.approx(100 * count / n, abs=0.051) for count in right.values()
     ]
 
@@ -224,19 +224,19 @@ def model(trained, tmp_path):
 def test_auto_is_chosen_kept_and_said_before_the_test(pictures, tmp_path, capsys, trainer):
     out = tmp_path / "OUT"
     results = train(pictures, out, f"TRAINER.{trainer.upper()}.STRENGTH", "auto", trainer=trainer)
-    said, chosen = capsys.readouterr().out, kept(out)
+    said, chosen = capsys.readouterr().out, read_choice(out)
     assert results["strength"] == chosen["strength"] and results["strength_choice"] == chosen
     assert chosen["val_images"] == VAL and chosen["epoch"] == 2
     right = {float(s): round(VAL / 100 * accuracy) for s, accuracy in chosen["val_accuracy"].items()}
     assert list(right) == [0, 0.25, 0.5, 0.75, 1] and chosen["strength"] == one_standard_error(right, VAL)
-    assert said.index(told(chosen)) < said.index("Evaluate on the *test* set")
+    assert said.index(format_choice(chosen)) < said.index("Evaluate on the *test* set")
     again = evaluate(pictures, out, tmp_path / "again")  # takes what was kept
     assert again["accuracy"] == results["accuracy"] and again["strength"] == chosen["strength"]
     if trainer in ("OrthCR", "OrthSR"):
         assert 0 < results["rotation_degrees"]["mean"] < results["rotation_degrees"]["max"] < 180
-        assert "Weights were turned by" in said
+        assert "Weights were rotated by" in said
     else:
-        assert "rotation_degrees" not in results and "turned" not in said
+        assert "rotation_degrees" not in results and "Weights were rotated" not in said
 
 
 def test_a_later_choice_looks_at_the_val_images_of_the_training_alone(pictures, model, tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_later_choice_looks_at_the_val_images_of_the_training_alone(pictures, 
 
     monkeypatch.setattr(TunedTrainer, "choose", choose)
     result = evaluate(pictures, model, tmp_path / "new", "--strength", "auto", "DATASET.SUBSAMPLE_CLASSES", "new")
-    assert result["strength_choice"] == kept(model) and result["classes"] == "new"
+    assert result["strength_choice"] == read_choice(model) and result["classes"] == "new"
     assert seen[VAL:] and all("test_" in path for path in seen[VAL:])
 
 
@@ -267,7 +267,7 @@ def test_no_test_image_is_looked_at_for_the_choice(pictures, tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(OSError):
         train(root, tmp_path / "OUT", "TRAINER.ORTHCR.STRENGTH", "auto")
-    assert kept(tmp_path / "OUT")["val_images"] == VAL
+    assert read_choice(tmp_path / "OUT")["val_images"] == VAL
 
 
 def test_auto_of_a_model_whose_data_are_gone_is_one_line(model, tmp_path, capsys):
@@ -284,14 +284,14 @@ def test_auto_of_a_model_whose_data_are_gone_is_one_line(model, tmp_path, capsys
 
 def test_a_choice_is_for_the_epoch_that_it_was_made_for(model):
     (model / "strength.json").write_text(json.dumps({"strength": 0.25, "epoch": 2}))
-    assert kept(model)["strength"] == kept(model, 2)["strength"] == 0.25 and kept(model, 1) is None
+    assert read_choice(model)["strength"] == read_choice(model, 2)["strength"] == 0.25 and read_choice(model, 1) is None
 
 
 @pytest.mark.parametrize("content", ['{"strength": 7}', '{"strength": "x"}', "[1]", "{"])
 def test_a_damaged_choice_is_one_line(model, content, one_line):
     (model / "strength.json").write_text(content)
     with pytest.raises(ValueError) as error:
-        kept(model)
+        read_choice(model)
     assert "strength.json" in one_line(error)
 
 

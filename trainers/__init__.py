@@ -1,6 +1,6 @@
-"""One method, one file. `train.py` imports every file in here; each registers its trainer."""
+"""The methods, one file each. `train.py` imports every file of this package, and each registers its trainer."""
 
 import warnings
 
-# OpenAI's clip still asks pkg_resources for a version, on every import
+# OpenAI's clip imports pkg_resources, which prints this warning on every import
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

@@ -1,4 +1,7 @@
-"""ClipTrainer: what every method shares. A method gives its defaults, its classifier and, if it has one, its loss."""
+"""ClipTrainer: the base class of all methods. A method adds its defaults, its classifier and, if it has one, its loss.
+
+The hooks that a method overrides come first. The set-up, the training step and the rest of a run follow.
+"""
 
 import copy
 import math
@@ -25,29 +28,31 @@ from .shared.keys import Decides, Key, values
 from .shared.loaders import BY_ITEM, is_fixed
 from .shared.processes import add_up, gather, own_draws, parts
 
-# amp: fp16 autocast with scaled gradients; bf16: autocast, no scaling; fp16: the originals' default, here amp;
-# auto: bf16 where the device has it, else amp on a GPU
+# fp32: no autocast
+# amp: fp16 autocast with scaled gradients
+# bf16: bfloat16 autocast without scaling
+# fp16: the default of the originals; here the same as amp
+# auto: bf16 on a GPU that supports it, amp on other GPUs, fp32 on the CPU
 PRECISIONS = ["fp32", "amp", "bf16", "fp16", "auto"]
-FEATURES = 2**30  # bytes of frozen image features that a training keeps, at most
+FEATURES = 2**30  # maximum size of the cached frozen image features, in bytes
 
 
 class ClipTrainer(TrainerX):
-    """Trains the few tensors that a method adds to a frozen CLIP.
+    """A trainer of the few tensors that a method adds to a frozen CLIP.
 
-    A method is a subclass registered with `TRAINER_REGISTRY`. It sets
+    A method is a subclass registered with `TRAINER_REGISTRY`. It implements `build_classifier`, overrides the other
+    hooks where it needs to, and sets these attributes:
 
-    - `defaults`: its config node, `cfg.TRAINER.<CLASS NAME IN CAPITALS>`, PREC among them; a `Key` says what a value
-      may be;
-    - `learner`: name of the classifier's submodule that holds all that is learned; empty for zero-shot methods.
-      Without parameters (a cache in buffers) it is filled by `fit` and not trained;
-    - `per_class`: names of the learner's tensors with a row for each class. A checkpoint's rows are taken by the names
-      of the classes; a class that was not trained on keeps the row that `build_classifier` gave it;
-    - `decides`: keys of its node that decide in place of other keys, each with its `Decides`;
-    - `registered`: name of the checkpoints' folder, where that of `learner` is not the original's;
-    - `node_name`, `root`: the name of another node, and keys beside TRAINER, of originals whose settings lie there;
-    - `lr_per_batch`: whether the learning-rate schedule steps after each batch rather than each epoch;
-
-    implements `build_classifier`, and overrides those of the other hooks of which it wants more than what they do here.
+    - `defaults`: its config node, `cfg.TRAINER.<CLASS NAME IN CAPITALS>`, including PREC. A `Key` also restricts the
+      values that are allowed.
+    - `learner`: name of the classifier's submodule that holds all learned tensors; empty for zero-shot methods.
+      A submodule without parameters (a cache in buffers) is filled by `fit` and is not trained.
+    - `per_class`: names of the learner's tensors with one row per class. The rows of a checkpoint are matched by class
+      name. A class that was not trained on keeps the row that `build_classifier` made.
+    - `decides`: keys of its node that override other keys, each with its `Decides`.
+    - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
+    - `node_name`, `root`: name of another node, and keys outside TRAINER, for originals that have their settings there.
+    - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     """
 
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
@@ -59,47 +64,54 @@ class ClipTrainer(TrainerX):
     root: dict = {}
     lr_per_batch: bool = False
     draws_by_item: bool = True
-    test_replaces_val: bool = False  # nothing is chosen on test images
-    share: float = 1.0  # of the batch's images that this process has, of several; the training loop says it
+    test_replaces_val: bool = False  # nothing is selected on test images
+    share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
 
     # ---------------------------------------------------------------- hooks
 
     def check_node(self, node: CN) -> None:
-        """Raises ValueError if the settings in the method's config node make no sense together."""
+        """Raise ValueError if the settings of the method's config node contradict each other."""
         check_availability(node.PREC, PRECISIONS)
         check_values(self.defaults, node, self.key())
 
     def build_classifier(self, clip_model, classnames: list[str]):
-        """Returns the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
+        """Return the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
         raise NotImplementedError
 
     def fit(self) -> None:
-        """What is done once before training, unless a checkpoint is gone on from: for example, filling a cache."""
+        """Prepare a training, for example by filling a cache. A resumed training does not call it."""
 
     def losses(self, image: torch.Tensor, label: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The terms whose sum is minimised, by name, and the logits float [B, n_cls] of the training batch."""
+        """Return the loss terms by name, whose sum is minimised, and the logits float [B, n_cls] of the batch."""
         logits = self.model(image)
         return {"ce": F.cross_entropy(logits, label)}, logits
 
     def backward(self, terms: dict[str, torch.Tensor]) -> None:
-        """Leaves the gradients, scaled by `self.scaler`, in the trained tensors, those of all processes added up."""
+        """Compute the gradients of the trained tensors, scaled by `self.scaler` and summed over all processes."""
         self.scaler.scale(sum(terms.values())).backward()
         add_up([p.grad for p in self.model.get_submodule(self.learner).parameters()])
 
     def load_published(self, directory: str) -> bool:
-        """Loads what the method's original, if it is not written for Dassl, left in a directory; False: nothing."""
+        """Load the files of the method's original code from a directory.
+
+        Only methods whose original does not save Dassl's checkpoints override this.
+
+        Returns:
+            Whether the directory has such files.
+        """
         return False
 
     # ---------------------------------------------------------------- set-up
 
     @property
     def node(self) -> CN:
-        """The method's own config node."""
+        """The config node of the method."""
         return self.cfg.TRAINER[node_of(type(self))]
 
     def key(self, name: str = "") -> str:
-        """A key of that node, or the node itself, as people write it."""
-        return ".".join(["TRAINER", node_of(type(self)), *[name] * bool(name)])
+        """Return the full name of a key of that node, or of the node itself, for messages."""
+        node = f"TRAINER.{node_of(type(self))}"
+        return f"{node}.{name}" if name else node
 
     def check_cfg(self, cfg):
         self.check_node(cfg.TRAINER[node_of(type(self))])
@@ -131,8 +143,8 @@ class ClipTrainer(TrainerX):
         learner = self.model.get_submodule(self.learner)
         unknown = [name for name in self.per_class if name not in learner.state_dict()]
         if unknown:
-            there = ", ".join(learner.state_dict())
-            raise ValueError(f'{type(self).__name__}.per_class names "{unknown[0]}", but the learner has {there}')
+            tensors = ", ".join(learner.state_dict())
+            raise ValueError(f'{type(self).__name__}.per_class names "{unknown[0]}", but the learner has {tensors}')
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
@@ -143,12 +155,14 @@ class ClipTrainer(TrainerX):
         self.register_model(self.registered or self.learner, learner, self.optim, self.sched)
 
     def optim_cfg(self) -> CN:
-        """`cfg.OPTIM`, with `lr_per_batch` in batches instead of epochs."""
+        """Return a copy of `cfg.OPTIM`. With `lr_per_batch` its epochs are converted to batches."""
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:
             optim.defrost()
-            batches = len(self.train_loader_x or [None])  # without training data, as predict.py is, any number does
-            optim.MAX_EPOCH, optim.WARMUP_EPOCH = optim.MAX_EPOCH * batches, optim.WARMUP_EPOCH * batches
+            # predict.py has no training data: any number of batches is right there
+            batches = len(self.train_loader_x) if self.train_loader_x else 1
+            optim.MAX_EPOCH *= batches
+            optim.WARMUP_EPOCH *= batches
             steps = optim.STEPSIZE
             optim.STEPSIZE = steps * batches if isinstance(steps, int) else type(steps)(s * batches for s in steps)
         return optim
@@ -157,29 +171,31 @@ class ClipTrainer(TrainerX):
         if precision == "auto":
             on_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
             precision = "fp32" if self.device.type == "cpu" else on_gpu
-            say(f"PREC auto: {precision} is used here")
+            say(f"PREC auto: {precision} is used on this device")
         if precision == "fp16":
-            say("PREC fp16: amp is used, as trained tensors stay in fp32 here")
+            say("PREC fp16: amp is used, because trained tensors stay in fp32 in this project")
             precision = "amp"
         if self.device.type == "cpu" and precision != "fp32":
             say(f"PREC {precision} is for GPUs: fp32 is used on the CPU")
             precision = "fp32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise ValueError("PREC bf16: this GPU has no bfloat16; take amp or fp32")
+            raise ValueError("PREC bf16: this GPU has no bfloat16; set PREC to amp or fp32")
         dtype = torch.float16 if precision == "amp" else torch.bfloat16
         self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32", "dtype": dtype}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
 
     def compile_encoders(self) -> None:
-        """In place: names of parameters stay. Whatever a method puts in by the two seams is compiled with them.
+        """Compile both encoders in place, so that the names of their parameters stay the same.
+
+        Changes that a method makes through the arguments `deep` and `linear` of the encoders are compiled with them.
 
         Raises:
             ValueError: there is no compiler on this machine.
         """
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
         if not shutil.which(compiler):
-            lacking = f'there is no C++ compiler "{compiler}" on this machine'
-            raise ValueError(f"TRAIN.COMPILE True: {lacking}: install one, set CXX, or leave TRAIN.COMPILE out")
+            problem = f'there is no C++ compiler "{compiler}" on this machine'
+            raise ValueError(f"TRAIN.COMPILE True: {problem}: install one, set CXX, or leave TRAIN.COMPILE out")
         say("TRAIN.COMPILE: the first step and the first evaluation wait for the compiler, see docs/speed.md")
         for encoder in (self.model.image_encoder, self.model.text_encoder):
             encoder.compile()
@@ -193,12 +209,13 @@ class ClipTrainer(TrainerX):
             self.model.know(image, batch["index"], self.encode_training)
         with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
-        terms = {name: self.share * term for name, term in terms.items()}  # all processes' add up to the batch's means
+        # the sum over all processes is then the mean over the batch
+        terms = {name: self.share * term for name, term in terms.items()}
         self.optim.zero_grad()
         self.backward(terms)
         accuracy = self.share * compute_accuracy(logits, label)[0]
         values = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
-        *values, accuracy = add_up([values])[0].tolist()  # the one wait for the GPU
+        *values, accuracy = add_up([values])[0].tolist()  # the only synchronisation with the GPU in a step
         self.check_finite(dict(zip(terms, values, strict=True)))
         self.scaler.step(self.optim)
         self.scaler.update()
@@ -209,8 +226,8 @@ class ClipTrainer(TrainerX):
         return {"loss": sum(values), **parts, "acc": accuracy}
 
     def check_finite(self, terms: dict[str, float]) -> None:
-        """Raises FloatingPointError naming the term that is infinite or NaN."""
-        rate = self.key("REACH") if self.node.get("REACH") else "OPTIM.LR"  # what sets it
+        """Raise FloatingPointError with the name of a term that is infinite or NaN."""
+        rate = self.key("REACH") if self.node.get("REACH") else "OPTIM.LR"  # the key that sets the learning rate
         for name, value in terms.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -234,7 +251,7 @@ class ClipTrainer(TrainerX):
     def before_train(self):
         super().before_train()
         if self.optim is None:
-            self.max_epoch = 1  # in which nothing but `fit` is done, and a checkpoint written
+            self.max_epoch = 1  # there are no steps: this epoch only writes the checkpoint
         if self.start_epoch == 0:
             self.fit()
 
@@ -249,10 +266,11 @@ class ClipTrainer(TrainerX):
         super().after_epoch()
 
     def val_is_cheap(self) -> bool:
-        """Return whether the accuracy on val is told after each epoch: of own images, at a sixth of a training's cost.
+        """Return whether the accuracy on val is printed after each epoch.
 
-        A training step costs about three forward passes an image, so val has at most half as many images as train.
-        Where the best epoch on val is looked for, it is evaluated anyway.
+        This is for the user's own images, and only if it adds at most a sixth to the cost of a training. A training
+        step costs about three forward passes per image, so val may have at most half as many images as train.
+        With TEST.FINAL_MODEL best_val the engine evaluates val after each epoch itself.
         """
         if self.cfg.DATASET.NAME != "Images" or self.optim is None:
             return False
@@ -262,7 +280,7 @@ class ClipTrainer(TrainerX):
 
     @torch.no_grad()
     def tell_val(self) -> None:
-        """Print the accuracy on val. Whatever is drawn for it, the training goes on as if it were not."""
+        """Print the accuracy on val. The state of the random generator stays as it is."""
         self.set_model_mode("eval")
         right = total = 0
         with torch.random.fork_rng(devices=[]):
@@ -271,8 +289,8 @@ class ClipTrainer(TrainerX):
                 logits, label = gather(part, self.model_inference(image), label)
                 right += int((logits.argmax(1) == label).sum())
                 total += len(label)
-        told = f"accuracy on val: {100 * right / total:.1f}% ({right:,} of {total:,})"
-        print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {told}")
+        accuracy = f"accuracy on val: {100 * right / total:.1f}% ({right:,} of {total:,})"
+        print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {accuracy}")
         self.write_scalar("val/accuracy", 100 * right / total, self.epoch)
 
     def after_train(self):
@@ -281,7 +299,7 @@ class ClipTrainer(TrainerX):
         super().after_train()
 
     def tell_untrained(self) -> None:
-        """Print which classes were in no training batch, as the last, incomplete batch of an epoch is left out."""
+        """Print the classes that were in no training batch. An epoch leaves out its last batch if it is incomplete."""
         names = [self.lab2cname[label] for label, seen in enumerate(self.trained_classes.tolist()) if not seen]
         if names:
             size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
@@ -290,39 +308,46 @@ class ClipTrainer(TrainerX):
 
     def set_model_mode(self, mode="train", names=None):
         super().set_model_mode(mode, names)
-        self.model.train(mode == "train")  # the registered part is only the learner
+        self.model.train(mode == "train")  # Dassl sets the registered module only, which is the learner
 
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(**self.autocast):
             return self.model(image)
 
     def images_repeat(self) -> bool:
-        """Whether the training images are the same each time, nothing in their transform being random.
+        """Return whether the frozen features of the training images can be cached.
 
-        So are their frozen features then, which are kept unless that takes more than `FEATURES`.
+        This needs a transform without random parts, so that each image is the same in each epoch, and features that
+        take at most `FEATURES` bytes.
         """
-        dataset, width = getattr(self.train_loader_x, "dataset", None), self.model.text_encoder.text_projection.shape[1]
-        known = type(dataset) is DatasetWrapper and is_fixed(dataset.transform)
-        return known and 4 * width * len(dataset) <= FEATURES
+        dataset = getattr(self.train_loader_x, "dataset", None)
+        if type(dataset) is not DatasetWrapper or not is_fixed(dataset.transform):
+            return False
+        width = self.model.text_encoder.text_projection.shape[1]
+        return 4 * width * len(dataset) <= FEATURES
 
     def encode_training(self) -> torch.Tensor:
-        """Their frozen features, float32 [n, embed_dim]: all in one order, so that resumed runs have the same."""
+        """Return the frozen features of the training images, float32 [n, embed_dim].
+
+        They are encoded in the order of the data set, so that a resumed run has the same ones.
+        """
         dataset = self.train_loader_x.dataset
         say(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
-        with torch.random.fork_rng(devices=[]):  # which a run without them would not have drawn from
+        with torch.random.fork_rng(devices=[]):  # the training draws the same numbers with and without this cache
             return self.encode(dataset.data_source, dataset.transform)[0]
 
     def passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """`features` of the training images n times, each time through the training transform; for `fit`."""
+        """Return `features` of the training images n times, each time through the training transform; for `fit`."""
         different = 1 if self.images_repeat() else n
         passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(different)]
         return passes * (n // different)
 
     def features(self, items, train: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """The frozen CLIP's image features of a list of `Datum`, in its order, for `fit`.
+        """Return the frozen CLIP's features of a list of `Datum`, in the order of the list; for `fit`.
 
         Args:
-            train: whether the images go through the training transform, as random as that is, or the test transform.
+            items: the list.
+            train: whether to use the training transform, which may be random, or the test transform.
 
         Returns:
             float32 [n, embed_dim], not normalised, and labels int64 [n]; on the trainer's device.
@@ -331,25 +356,26 @@ class ClipTrainer(TrainerX):
 
     @torch.no_grad()
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same through any transform."""
-        size, features, labels = self.cfg.DATALOADER.TEST.BATCH_SIZE, [], []
+        """Return the same as `features`, for any transform."""
+        size = self.cfg.DATALOADER.TEST.BATCH_SIZE
         loader = build_data_loader(
             self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False, **BY_ITEM
         )
+        features, labels = [], []
         for batch, part in parts(loader):
             image, label = self.parse_batch_test(batch)
             with torch.autocast(**self.autocast):
                 encoded = self.model.image_encoder(image).float()
-            for kept, rows in zip((features, labels), gather(part, encoded, label), strict=True):
-                kept.append(rows)
+            encoded, label = gather(part, encoded, label)
+            features.append(encoded)
+            labels.append(label)
         return torch.cat(features), torch.cat(labels)
 
     def get_extra_state(self):
-        # amp's loss scale; the classes that the learner is of; those that were in a batch so far
         return {
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),  # the loss scale of amp
             "classes": list(self.dm.dataset.classnames),
-            "trained_classes": self.trained_classes.cpu(),
+            "trained_classes": self.trained_classes.cpu(),  # the classes in the batches so far
         }
 
     def set_extra_state(self, state):
@@ -359,60 +385,63 @@ class ClipTrainer(TrainerX):
         if len(trained) == self.num_classes:
             self.trained_classes = trained.to(self.device)
         else:
-            self.trained_classes.fill_(True)  # of an earlier version, or of other classes: not known, so none is named
+            # a checkpoint of an earlier version or of other classes does not have them: `tell_untrained` is silent
+            self.trained_classes.fill_(True)
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        # the original Dassl prints the result as a number when it loads, and could not print None
+        # the original Dassl formats the result as a number when it loads a checkpoint, which fails for None
         super().save_model(epoch, directory, is_best, math.nan if val_result is None else val_result, model_name)
 
-    # ---------------------------------------------------------------- learners of which a part belongs to a class
+    # ---------------------------------------------------------------- learners with tensors that belong to classes
 
     def suit_checkpoint(self, checkpoint, path, resume=False):
         weights, learner = checkpoint.get("state_dict", checkpoint), self.model.get_submodule(self.learner)
         place = self.places_in(checkpoint, path)
         if place is None or not isinstance(weights, dict):
             return checkpoint
-        by_itself = "classes" in dict(learner.named_buffers()) and not resume
-        lost = () if by_itself else self.tensors_of_classes(weights)
-        lost = [name for name in lost if resume or name not in self.per_class]
-        if lost:
-            wrong = f'"{lost[0]}" in "{path}" belongs to the classes of its training, and the classes here are others'
+        # a learner with the buffer `classes` matches the rows in its own load_state_dict
+        has_classes = "classes" in dict(learner.named_buffers()) and not resume
+        mismatched = [] if has_classes else self.tensors_of_classes(weights)
+        mismatched = [name for name in mismatched if resume or name not in self.per_class]
+        if mismatched:
+            problem = f'"{mismatched[0]}" in "{path}" belongs to the classes of its training, and these are others'
             advice = f"give those classes, or name it in {type(self).__name__}.per_class (docs/design.md)"
             if resume:
                 advice = "start from its weights with MODEL.INIT_WEIGHTS and another --output-dir"
-            raise ValueError(f"{wrong}: {advice}")
-        own = learner.state_dict()
-        rows = {name: rows_by_name(own[name], weights[name], place) for name in self.per_class if name in weights}
+            raise ValueError(f"{problem}: {advice}")
+        initial = learner.state_dict()
+        names = [name for name in self.per_class if name in weights]
+        rows = {name: rows_by_name(initial[name], weights[name], place) for name in names}
         if rows:
             trained = int((place >= 0).sum())
             say(f"{', '.join(rows)}: {trained} of these {len(place)} classes were trained, others are as at the start")
         return {**checkpoint, "state_dict": {**weights, **rows}}
 
     def places_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
-        """Return where each class stands among those of the checkpoint; None: they are the same, or not known."""
-        trained, here = classes_of_training(checkpoint, path), self.dm.dataset.classnames
-        if trained is None or torch.equal(class_ids(trained), class_ids(here)):
+        """Return the position of each class among those of the checkpoint; None: the same classes, or unknown ones."""
+        trained, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
+        if trained is None or torch.equal(class_ids(trained), class_ids(classnames)):
             return None
-        return places_of(class_ids(here), class_ids(trained))
+        return places_of(class_ids(classnames), class_ids(trained))
 
     def tensors_of_classes(self, weights: dict) -> list[str]:
-        """Return the names of the tensors of a checkpoint that would be loaded by the position of a class.
+        """Return the names of the tensors of a checkpoint that have an entry for each class.
 
-        A dimension of as many entries as there are classes may be any other. So the learner is built a second time,
-        with a class less: of the classes are the tensors that have another shape then.
+        A dimension may have as many entries as there are classes by chance. So the learner is built a second time with
+        one class less. The tensors whose shape differs then are the ones that belong to the classes.
         """
-        names, own = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
-        suspects = [name for name, tensor in own.items() if name in weights and len(names) in tensor.shape]
+        names, tensors = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
+        suspects = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
         if not suspects:
             return []
         trainer = copy.copy(self)  # `build_classifier` may set attributes
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME, self.device)
-            less = trainer.build_classifier(clip_model, names[:-1]).get_submodule(self.learner).state_dict()
-        return [name for name in suspects if name not in less or less[name].shape != own[name].shape]
+            smaller = trainer.build_classifier(clip_model, names[:-1]).get_submodule(self.learner).state_dict()
+        return [name for name in suspects if name not in smaller or smaller[name].shape != tensors[name].shape]
 
     def load_init_weights(self, learner: torch.nn.Module, path: str) -> None:
-        """Load MODEL.INIT_WEIGHTS: those that fit, and of `per_class` those of the same classes."""
+        """Load the tensors of MODEL.INIT_WEIGHTS that fit. Rows of `per_class` are matched by class name."""
         start = {name: learner.state_dict()[name].clone() for name in self.per_class}
         checkpoint = load_checkpoint(path)
         weights = self.suit_checkpoint(checkpoint, path).get("state_dict", checkpoint)
@@ -425,47 +454,62 @@ class ClipTrainer(TrainerX):
             say("No --model-dir: the model is evaluated as it was built")
         elif self.learner and not self.load_published(directory):
             super().load_model(directory, epoch)
-        self.model.train(self.model.training)  # forgets the features of the weights before
+        self.model.train(self.model.training)  # clears the features that were cached with the previous weights
 
 
 def load_tensors(learner: torch.nn.Module, state: dict, path: str) -> None:
-    """Loads the tensors of a published file. Raises ValueError if they do not fit, or are not finite."""
+    """Load the tensors of a published file. Raise ValueError if they do not fit, or are not finite."""
     try:
         learner.load_state_dict(state)
-    except (RuntimeError, AttributeError, LookupError, TypeError) as error:  # by what it holds instead
+    except (RuntimeError, AttributeError, LookupError, TypeError) as error:  # the type depends on the file's content
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f'what "{path}" holds does not fit the settings here ({reason})') from error
+        raise ValueError(f'the content of "{path}" does not fit the settings here ({reason})') from error
     if not all(tensor.isfinite().all() for tensor in learner.state_dict().values()):
-        raise ValueError(f'"{path}" has infinity or NaN: its training diverged, take another')
-    say(f'Loaded what is published in "{path}"')
+        raise ValueError(f'"{path}" has infinity or NaN: its training diverged, give another file')
+    say(f'Loaded the published file "{path}"')
 
 
 def node_of(trainer: type) -> str:
-    """Name of a method's config node."""
+    """Return the name of a method's config node."""
     return getattr(trainer, "node_name", "") or trainer.__name__.upper()
 
 
-def check_values(declared: dict, node: CN, where: str = "") -> None:
-    """Raises ValueError for a value that its Key does not allow; `where`: name of the node, nothing for the root."""
+def check_values(declared: dict, node: CN, prefix: str = "") -> None:
+    """Raise ValueError for a value that its `Key` does not allow.
+
+    Args:
+        declared: the defaults, in which a `Key` restricts the values.
+        node: the config node to check.
+        prefix: full name of the node, for the message; "" for the root.
+    """
     for name, key in declared.items():
-        full = f"{where}.{name}" if where else name
+        full_name = f"{prefix}.{name}" if prefix else name
         if isinstance(key, dict):
-            check_values(key, node[name], full)
+            check_values(key, node[name], full_name)
         elif isinstance(key, Key) and not key.allows(node[name]):
-            raise ValueError(f"{full} is {node[name]!r}, but must be {key}")
+            raise ValueError(f"{full_name} is {node[name]!r}, but must be {key}")
 
 
 def extend_cfg(cfg: CN, trainer: str = "") -> None:
-    """Adds the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
+    """Add the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
+
+    A node that several methods share has the defaults of `trainer` if it is one of them. Otherwise it has those of the
+    method that the node is named after.
 
     Args:
-        trainer: the one that runs; where several share a node, it has this one's defaults, else the owner's.
+        cfg: the config, in place.
+        trainer: the method that runs, whose keys outside TRAINER are added as well; "": none.
     """
+    # later defaults replace earlier ones: a node's namesake comes last, and only `trainer` comes after it
     names = sorted(
         TRAINER_REGISTRY.registered_names(), key=lambda name: node_of(TRAINER_REGISTRY.get(name)) == name.upper()
     )
-    for name in [*names, *[trainer] * bool(trainer)]:
+    if trainer:
+        names.append(trainer)
+    for name in names:
         method = TRAINER_REGISTRY.get(name)
-        if hasattr(method, "defaults"):
-            cfg.TRAINER[node_of(method)] = CN(values(method.defaults))
-            cfg.update(CN(values(method.root)) if name == trainer else {})
+        if not hasattr(method, "defaults"):
+            continue
+        cfg.TRAINER[node_of(method)] = CN(values(method.defaults))
+        if name == trainer:
+            cfg.update(CN(values(method.root)))

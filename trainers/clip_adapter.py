@@ -1,6 +1,6 @@
 """CLIP-Adapter (Gao et al. 2021, "CLIP-Adapter: Better Vision-Language Models with Feature Adapters").
 
-A bottleneck on the frozen image feature f, which is not normalised; the text side is zero-shot CLIP's:
+A bottleneck A on the frozen image feature f, which is not normalised. The text side is that of zero-shot CLIP:
 
     A(f) = relu(W2 relu(W1 f)),   W1 [d / 4, d], W2 [d, d / 4], no biases
     f'   = ratio A(f) + (1 - ratio) f
@@ -20,7 +20,7 @@ from .shared.prompts import template_for
 
 
 class Adapter(nn.Module):
-    """A: float [..., d] -> [..., d]; names are the original's."""
+    """The bottleneck A, float [..., d] -> [..., d], with the names of the original."""
 
     def __init__(self, d: int, reduction: int):
         super().__init__()
@@ -46,10 +46,10 @@ class CLIP_Adapter(ClipTrainer):  # noqa: N801  the original's name
     """A bottleneck adapter on the image features."""
 
     defaults = ClipTrainer.defaults | {
-        "RATIO": Key(0.2, low=0, high=1),  # share of what the adapter gives; 0 = zero-shot CLIP
-        "REDUCTION": Key(4, low=1),  # of the width in the bottleneck
-        "TEMPLATE": TEMPLATE,  # "" = the data set's own
-        "PREC": Key("fp32", choices=PRECISIONS),  # the original knows fp32 only
+        "RATIO": Key(0.2, low=0, high=1),  # weight of A(f) in f'; 0 = zero-shot CLIP
+        "REDUCTION": Key(4, low=1),  # d divided by the width of the bottleneck
+        "TEMPLATE": TEMPLATE,  # "" = the data set's template
+        "PREC": Key("fp32", choices=PRECISIONS),  # the original has fp32 only
     }
     learner, registered = "adapter", "clip_adapter"
 

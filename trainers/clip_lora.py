@@ -1,12 +1,12 @@
 """CLIP-LoRA (Zanella and Ben Ayed 2024, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR Workshops).
 
-To the chosen weights W (out x in), by default q, k and v of every block of both encoders, a product of rank r is added:
+A product of rank r is added to the chosen weights W (out x in), by default q, k and v of every block of both encoders:
 
     y = W x + b + (alpha / sqrt(r)) B A d(x),   A [r, in] random, B [out, r] from zero
     L = CE(100 f g^T, y)
 
-d is dropout, drawn for each map by itself; only A and B are trained. In evaluation W + s (alpha / sqrt(r)) B A
-is merged, s the strength.
+d is dropout, drawn independently for each map. Only A and B are trained. An evaluation uses the merged weights
+W + s (alpha / sqrt(r)) B A with the strength s.
 """
 
 import math
@@ -28,7 +28,13 @@ from .tuned import TunedTrainer
 
 
 class LoRA(nn.Module):
-    """The trained tensors: A float [r, in] and B [out, r] for each name; `shapes` gives (out, in) of each."""
+    """The trained tensors: A float [r, in] and B [out, r] for each name.
+
+    Args:
+        shapes: (out, in) of W, by name.
+        r: rank.
+        alpha: alpha of the equation above, to compare with that of a loaded file.
+    """
 
     def __init__(self, shapes: dict[str, tuple[int, int]], r: int, alpha: float):
         super().__init__()
@@ -41,36 +47,40 @@ class LoRA(nn.Module):
         return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
 
     def renamed(self, state_dict: dict) -> dict[str, torch.Tensor]:
-        """By our names what the original's lora_weights.pt holds; a state dict of this project as it is.
+        """Return the content of the original's lora_weights.pt with the names of this class.
 
-        That has {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}; its layers are the blocks of the
-        text encoder and then of the image encoder.
+        That file has {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}. Its layers are the blocks of
+        the text encoder followed by those of the image encoder. A state dict of this class is returned unchanged.
+
+        Raises:
+            ValueError: alpha, the maps or the number of blocks differ from those of this object.
         """
         if "weights" not in state_dict:
             return state_dict
         layers, metadata = state_dict["weights"], state_dict.get("metadata", {})
-        if metadata.get("alpha", self.alpha) != self.alpha:  # would fit, and scale the products otherwise
+        if metadata.get("alpha", self.alpha) != self.alpha:  # the shapes fit, but the scale of the products is wrong
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
-        theirs = [ALIASES.get(name, name) for name in metadata.get("params", [])]
-        if theirs and set(theirs) != {name.split("_", 2)[2] for name in self.w_lora_A}:
-            raise ValueError(f"this LoRA is of the maps {', '.join(theirs)}: set WEIGHTS {theirs}")
+        maps = [ALIASES.get(name, name) for name in metadata.get("params", [])]
+        if maps and set(maps) != {name.split("_", 2)[2] for name in self.w_lora_A}:
+            raise ValueError(f"this LoRA is of the maps {', '.join(maps)}: set WEIGHTS {maps}")
         blocks = dict.fromkeys(tuple(name.split("_")[:2]) for name in self.w_lora_A)
         blocks = sorted(blocks, key=lambda block: (block[0] != "text", int(block[1])))
         if list(layers) != [f"layer_{k}" for k in range(len(blocks))]:
             raise ValueError(f"this LoRA is of {len(layers)} blocks, not {len(blocks)}: set ENCODERS and LAYERS")
-        return {
-            f"{matrix}.{encoder}_{i}_{'out' if name == 'proj' else name.removesuffix('_proj')}": tensor
-            for (encoder, i), maps in zip(blocks, layers.values(), strict=True)
-            for name, matrices in maps.items()
-            for matrix, tensor in matrices.items()
-        }
+        tensors = {}
+        for (encoder, i), layer in zip(blocks, layers.values(), strict=True):
+            for name, matrices in layer.items():
+                weight = "out" if name == "proj" else name.removesuffix("_proj")
+                for matrix, tensor in matrices.items():
+                    tensors[f"{matrix}.{encoder}_{i}_{weight}"] = tensor
+        return tensors
 
 
 class LowRankCLIP(TunedCLIP):
     """CLIP with W + (alpha / sqrt(r)) B A in place of every chosen W."""
 
-    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.CLIPLORA"):
-        super().__init__(clip_model, classnames, template, node, where)
+    def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.CLIPLORA"):
+        super().__init__(clip_model, classnames, template, node, node_name)
         self.lora = LoRA({name: self.weight(name).shape for name in self.places}, node.R, node.ALPHA)
         self.scale, self.dropout = node.ALPHA / math.sqrt(node.R), node.DROPOUT
         if node.LOGIT_SCALE:
@@ -78,7 +88,7 @@ class LowRankCLIP(TunedCLIP):
 
     @property
     def shared(self):
-        return 0 if self.training and self.dropout else None  # each class has its own d
+        return 0 if self.training and self.dropout else None  # dropout differs between the classes
 
     def changes(self, names, s=1.0):
         factors = {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
@@ -100,15 +110,15 @@ class CLIPLoRA(TunedTrainer):
 
     defaults = TunedTrainer.defaults | {
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
-        "LAYERS": Key([], of=int),  # blocks, e.g. [-2, -1]; [] = all
+        "LAYERS": Key([], of=int),  # blocks, for example [-2, -1]; [] = all
         "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, aliases=ALIASES, rule=SOME),
-        "R": Key(2, low=1),  # rank
+        "R": Key(2, low=1),  # rank r
         "ALPHA": Key(1.0, above=0),
         "DROPOUT": Key(0.25, low=0, below=1),
-        "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
-        "TEMPLATE": "a photo of a {}.",  # the original's, for all data sets; "" = the data set's own
-        "N_ITERS": Key(0, low=0),  # as many steps for each shot, whatever the number of classes; 0 = OPTIM.MAX_EPOCH
-        "LR_MIN": Key(1e-6, low=0),  # where the cosine ends
+        "LOGIT_SCALE": Key(100.0, low=0),  # the constant of the original; 0 = CLIP's scale
+        "TEMPLATE": "a photo of a {}.",  # the template of the original for all data sets; "" = the data set's template
+        "N_ITERS": Key(0, low=0),  # number of steps per shot, for any number of classes; 0 = OPTIM.MAX_EPOCH
+        "LR_MIN": Key(1e-6, low=0),  # learning rate at the end of the cosine
     }
     decides = {"N_ITERS": Decides(("OPTIM.MAX_EPOCH",))}
     learner = "lora"
@@ -123,7 +133,7 @@ class CLIPLoRA(TunedTrainer):
         return LowRankCLIP(self.node, clip_model, classnames, template, self.key())
 
     def build_model(self):
-        if self.node.N_ITERS and self.train_loader_x is not None:  # predict.py has no data
+        if self.node.N_ITERS and self.train_loader_x is not None:  # predict.py has no training data
             steps = self.node.N_ITERS * max(self.cfg.DATASET.NUM_SHOTS, 1)
             self.max_epoch = max(1, round(steps / len(self.train_loader_x)))
         super().build_model()

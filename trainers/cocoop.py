@@ -1,12 +1,13 @@
 """CoCoOp (Zhou et al. 2022, "Conditional Prompt Learning for Vision-Language Models", CVPR).
 
-CoOp's context is moved by a small network h that sees the image, all M vectors by the same shift:
+A small network h maps the image feature to a shift, which is added to each of the M vectors of CoOp's context:
 
     h(f)   = W_2 relu(W_1 f + b_1) + b_2,   W_1: d -> d / 16                             (f of unit length)
     t_c(x) = [v_1 + h(f(x))] ... [v_M + h(f(x))] [c].
     L      = CE(s f(x) g(t(x))^T, y)
 
-Each image has its own n_cls prompts; the B x n_cls of a batch are encoded in one pass, one prefix an image.
+Each image has its own n_cls prompts. The B x n_cls prompts of a batch are encoded in one pass, with one prefix per
+image.
 """
 
 from collections import OrderedDict
@@ -31,7 +32,7 @@ class ConditionalPromptLearner(PromptLearner):
         self.meta_net = nn.Sequential(OrderedDict(layers)).to(device)
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
-        """Prompt embeddings float [B, n_cls, L, width] for image features f [B, d]."""
+        """Return the prompt embeddings float [B, n_cls, L, width] for image features f [B, d]."""
         return super().forward(self.ctx + self.meta_net(f).unsqueeze(1))
 
 
@@ -43,10 +44,11 @@ class CustomCLIP(ClipClassifier):
         self.prompt_learner = ConditionalPromptLearner(self.text_encoder, classnames, n_ctx, words)
 
     def encode_text(self, f: torch.Tensor) -> torch.Tensor:
-        """g [B, n_cls, d] for image features f [B, d]."""
+        """Return the class features g [B, n_cls, d] for image features f [B, d]."""
         learner, encoder = self.prompt_learner, self.text_encoder
-        # each image has its own prompts, which take memory, too
-        images = len(f) if torch.is_grad_enabled() else encoder.plan(learner.tokens, learner.shared, len(f)).images
+        images = len(f)
+        if not torch.is_grad_enabled():  # the embeddings take memory too, so only some images have theirs at once
+            images = encoder.plan(learner.tokens, learner.shared, images).images
         return normalize(
             torch.cat([encoder(learner(part), learner.tokens, learner.shared) for part in f.split(images)])
         )
@@ -61,8 +63,8 @@ class CoCoOp(ClipTrainer):
     """Conditional Context Optimization."""
 
     defaults = ClipTrainer.defaults | {
-        "N_CTX": Key(16, low=1),  # M, number of context vectors; with CTX_INIT that of its words
-        "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
+        "N_CTX": Key(16, low=1),  # M, number of context vectors; CTX_INIT sets it to its number of words
+        "CTX_INIT": "",  # initial words of the context, for example "a photo of a"; "" = random vectors
     }
     decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
     learner = "prompt_learner"

@@ -1,6 +1,6 @@
 """CoOp (Zhou et al. 2022, "Learning to Prompt for Vision-Language Models", IJCV).
 
-The words of a prompt become M trained vectors v_1 ... v_M, the same for all classes or (CSC) each class its own:
+M trained vectors v_1 ... v_M replace the words of a prompt. All classes share them; with CSC each class has its own:
 
     t_c = [v_1] ... [v_M] [c].                         CLASS_TOKEN_POSITION end
     t_c = [v_1] ... [v_M/2] [c] [v_M/2+1] ... [v_M].   middle
@@ -21,7 +21,14 @@ from .shared.prompts import POSITIONS, PromptLearner, agrees_with_words
 
 
 class CustomCLIP(ClipClassifier):
-    """`context`: arguments of `PromptLearner` behind the class names; `templates`: of the frozen side, if needed."""
+    """CLIP with a learned context in its prompts.
+
+    Args:
+        clip_model: see `ClipClassifier`.
+        classnames: see `ClipClassifier`.
+        context: keyword arguments of `PromptLearner`.
+        templates: templates of the frozen side, if the method has one.
+    """
 
     def __init__(self, clip_model, classnames: list[str], context: dict, templates: list[str] = ()):
         super().__init__(clip_model, classnames, templates)
@@ -37,9 +44,9 @@ class CoOp(ClipTrainer):
     """Context Optimization."""
 
     defaults = ClipTrainer.defaults | {
-        "N_CTX": Key(16, low=0, high=75),  # M, number of context vectors; with CTX_INIT that of its words
+        "N_CTX": Key(16, low=0, high=75),  # M, number of context vectors; CTX_INIT sets it to its number of words
         "CSC": False,  # class-specific context; cannot be evaluated on other classes; ignored with CTX_INIT
-        "CTX_INIT": "",  # words that the context starts from, e.g. "a photo of a"; "" = random
+        "CTX_INIT": "",  # initial words of the context, for example "a photo of a"; "" = random vectors
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
     }
     decides = {"CTX_INIT": Decides(("N_CTX", "CSC"), agrees_with_words, refused=True)}
@@ -51,13 +58,14 @@ class CoOp(ClipTrainer):
             raise ValueError(f"{self.key('N_CTX')} is {node.N_CTX}: give 1 or more, or words as CTX_INIT")
 
     def words(self) -> str:
-        """What the context starts from; "": random vectors."""
+        """Return the initial words of the context; "": random vectors."""
         return self.node.CTX_INIT.strip(" _")
 
     def context(self) -> dict:
+        """Return the keyword arguments of `PromptLearner`."""
         node, words = self.node, self.words()
         if words and node.CSC:
-            say(f'{self.key("CSC")} is ignored: from "{words}" starts one context for all classes, as in CoOp')
+            say(f'{self.key("CSC")} is ignored: all classes share a context that starts from "{words}", as in CoOp')
         n_ctx = 0 if words else node.N_CTX
         return {"n_ctx": n_ctx, "words": words, "csc": node.CSC, "position": node.CLASS_TOKEN_POSITION}
 

@@ -1,11 +1,12 @@
-"""Full fine-tuning of the weights that OrthCR rotates: its control without the constraint.
+"""Full fine-tuning of the weights that OrthCR rotates: the control experiment without the orthogonality constraint.
 
     OrthCR   W' = W R,  R orthogonal: rows keep their norms and angles, W keeps its singular values
-    FullFT   W' is trained itself, from CLIP's own W
+    FullFT   W' itself is trained, starting from CLIP's W
 
-Everything else is OrthCR's: which weights, losses, keys, the frozen CLIP beside the tuned one. Biases, LayerNorms and
-embeddings stay as they are, as there. REG none, the default, is plain fine-tuning by cross-entropy. At strength s in
-evaluation it is W + s (W' - W), which is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+Everything else is as in OrthCR: the choice of weights, the losses, the keys, and the frozen CLIP beside the tuned one.
+Biases, LayerNorms and embeddings are not trained. REG none, the default, is plain fine-tuning by cross-entropy. At
+strength s an evaluation uses W + s (W' - W), which is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+models").
 """
 
 import torch
@@ -21,10 +22,10 @@ from .shared.weights import TunedCLIP
 
 
 class FreeCLIP(TunedCLIP):
-    """CLIP with a trained copy, float32, of every chosen W; the W themselves stay for the frozen side."""
+    """CLIP with a trained float32 copy of every chosen W. The frozen side uses the W themselves."""
 
-    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.FULLFT"):
-        super().__init__(clip_model, classnames, template, node, where)
+    def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.FULLFT"):
+        super().__init__(clip_model, classnames, template, node, node_name)
         self.weights = nn.ParameterDict({name: wide(self.weight(name)).clone() for name in self.places})
 
     def changes(self, names, s=1.0):
@@ -41,7 +42,7 @@ class FreeCLIP(TunedCLIP):
 
 @TRAINER_REGISTRY.register()
 class FullFT(OrthCR):
-    """Full fine-tuning; the losses are OrthCR's."""
+    """Full fine-tuning with the losses of OrthCR."""
 
     defaults = {key: value for key, value in OrthCR.defaults.items() if key not in ("BLOCK_SIZE", "MONITOR")}
     defaults["REG"] = Key("none", choices=REGULARIZERS)

@@ -1,8 +1,10 @@
 """IVLP, independent vision-language prompting (Khattak et al. 2023, the baseline of "MaPLe" and of "PromptSRC").
 
-Prompts P_0 ... P_{J-1} of the text and V_0 ... V_{K-1} of the image are trained, each for itself:
+Text prompts P_0 ... P_{J-1} and image prompts V_0 ... V_{K-1} are trained independently:
 
-    L = CE(s f(x; V) g(t; P)^T, y)                     J, K: the depths; where they stand: shared/deep.py
+    L = CE(s f(x; V) g(t; P)^T, y)
+
+J and K are the depths. shared/deep.py has the positions of the prompts.
 """
 
 from dassl.engine import TRAINER_REGISTRY
@@ -13,7 +15,14 @@ from .shared.keys import Key
 
 
 class VLPromptLearner(TextPromptLearner):
-    """P_0 is `ctx`, P_i `text_prompts.i`, V_i `vision_prompts.i`; `vision_width`: of the image encoder's tokens."""
+    """The trained prompts: P_0 is `ctx`, P_i is `text_prompts.i`, V_i is `vision_prompts.i`.
+
+    Args:
+        node: config node of IVLP.
+        text_encoder: see `PromptLearner`.
+        classnames: see `PromptLearner`.
+        vision_width: width of the image encoder's tokens.
+    """
 
     published = {
         **TextPromptLearner.published,
@@ -23,9 +32,10 @@ class VLPromptLearner(TextPromptLearner):
 
     def __init__(self, node, text_encoder, classnames: list[str], vision_width: int):
         super().__init__(text_encoder, classnames, node.N_CTX_TEXT, node.CTX_INIT)
-        n, depth = node.N_CTX_VISION, node.PROMPT_DEPTH_VISION
+        n = node.N_CTX_VISION
+        depth = node.PROMPT_DEPTH_VISION if n else 0
         self.text_prompts = prompts_of_blocks(*self.ctx.shape, range(1, node.PROMPT_DEPTH_TEXT))
-        self.vision_prompts = prompts_of_blocks(n, vision_width, range(depth if n else 0))
+        self.vision_prompts = prompts_of_blocks(n, vision_width, range(depth))
 
     def text(self):
         return by_block(self.text_prompts)
@@ -46,11 +56,11 @@ class IVLP(ClipTrainer):
     """Independent prompts in both encoders."""
 
     defaults = ClipTrainer.defaults | {
-        "N_CTX_VISION": Key(2, low=0),  # tokens of each V_i; 0 = none, as PROMPT_DEPTH_VISION 0
-        "N_CTX_TEXT": Key(2, low=1),  # tokens of each P_i
-        "CTX_INIT": "a photo of a",  # P_0 starts from its first tokens, if it has 4 or fewer; "" = random
+        "N_CTX_VISION": Key(2, low=0),  # number of tokens of each V_i; 0 = none, like PROMPT_DEPTH_VISION 0
+        "N_CTX_TEXT": Key(2, low=1),  # number of tokens of each P_i
+        "CTX_INIT": "a photo of a",  # P_0 starts from its first tokens if N_CTX_TEXT <= 4; "" = random vectors
         "PROMPT_DEPTH_VISION": Key(9, low=0),  # K; 0 = no prompts in the image encoder
-        "PROMPT_DEPTH_TEXT": Key(9, low=1),  # J; 1 = the input alone
+        "PROMPT_DEPTH_TEXT": Key(9, low=1),  # J; 1 = prompts in the input only
     }
     learner = "prompt_learner"
     registered = "VLPromptLearner"
@@ -60,5 +70,6 @@ class IVLP(ClipTrainer):
         return CustomCLIP(self.node, clip_model, classnames)
 
     def check_depths(self, clip_model) -> None:
+        """Raise ValueError if an encoder has fewer blocks than the depth of its prompts."""
         for encoder, key in (("image", "PROMPT_DEPTH_VISION"), ("text", "PROMPT_DEPTH_TEXT")):
             check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, self.node[key], self.key(key))

@@ -1,6 +1,7 @@
 """KgCoOp (Yao et al. 2023, "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR).
 
-CoOp whose class features g_c stay near g0_c, those of the frozen CLIP for the data set's hand-crafted template:
+CoOp with a term that keeps its class features g_c near g0_c, which the frozen CLIP gives for the data set's
+hand-crafted template:
 
     L = CE(s f(x) g^T, y) + W * (1 - mean_c cos(g_c, g0_c))
 """
@@ -21,10 +22,10 @@ class KgCoOp(CoOp):
 
     defaults = CoOp.defaults | {
         "N_CTX": Key(16, low=1),  # M, number of context vectors; 4 with CTX_INIT
-        "CTX_INIT": False,  # whether the context starts from "a photo of a"; False = random
-        "CLASS_TOKEN_POSITION": Key("end", choices=["end"]),  # the original takes others, and does nothing with them
+        "CTX_INIT": False,  # whether the context starts from "a photo of a"; False = random vectors
+        "CLASS_TOKEN_POSITION": Key("end", choices=["end"]),  # the original accepts others and ignores them
         "W": Key(1.0, low=0),  # weight of the second term; published figures: 8
-        "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
+        "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
     }
     node_name = "COOP"
 
@@ -34,7 +35,7 @@ class KgCoOp(CoOp):
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)
         model = CustomCLIP(clip_model, classnames, self.context(), [template])
-        model.prompt_learner.dead += ("bias_vectors", "meta_net")  # of the original, which never uses them
+        model.prompt_learner.dead += ("bias_vectors", "meta_net")  # the original saves them and never uses them
         return model
 
     def losses(self, image, label):

@@ -1,17 +1,17 @@
 """Linear probes on CLIP's image features that start from its text features.
 
-ZS-LP and CLAP are of Silva-Rodriguez et al. 2024 ("A Closer Look at the Few-Shot Adaptation of Large Vision-Language
-Models", CVPR), TR is TaskRes (Yu et al. 2023, CVPR). One vector w_c a class, no bias; t_c is the text feature, a mean
-over templates; neither has unit length but within the cosine:
+ZS-LP and CLAP are by Silva-Rodriguez et al. 2024 ("A Closer Look at the Few-Shot Adaptation of Large Vision-Language
+Models", CVPR). TR is TaskRes (Yu et al. 2023, CVPR). Each class has one vector w_c and no bias. t_c is its text
+feature, a mean over templates. Neither is normalised outside the cosine:
 
     z_c = s cos(f, w_c),   L = CE(z, y)  [CONSTRAINT l2, CLAP:  + mean_c lambda_c |w_c - t_c|^2]
 
     INIT ZS       w_c is trained, from t_c                   before the first step: zero-shot CLIP
     INIT RANDOM   w_c is trained, from random values
-    INIT TR       w_c = t_c + 0.5 r_c, r_c is trained from 0   the same
+    INIT TR       w_c = t_c + 0.5 r_c, r_c is trained from 0   before the first step: zero-shot CLIP
 
 lambda_c is the mean zero-shot probability of c over the training images of c. The images are encoded once, in PASSES
-augmented passes; an epoch has as many batches as one pass, drawn from all of them.
+augmented passes. An epoch draws from the features of all passes, and has as many batches as one pass.
 """
 
 from collections.abc import Iterator
@@ -32,10 +32,15 @@ from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
 
 class Prototypes(nn.Module):
-    """The class vectors; names are the original's.
+    """The class vectors, with the names of the original.
+
+    Args:
+        text: t, float [n_cls, d].
+        classes: `class_ids` of the classes, int64 [n_cls].
+        init: the key INIT.
 
     Attributes:
-        prototypes: trained, float [n_cls, d]: w, or r of TaskRes.
+        prototypes: the trained tensor, float [n_cls, d]: w, or r with INIT TR.
         base_text_features: t, float [n_cls, d].
         multipliers: lambda, float [n_cls].
     """
@@ -50,25 +55,25 @@ class Prototypes(nn.Module):
         self.register_buffer("multipliers", torch.ones_like(text[:, 0]), persistent=False)
 
     def forward(self) -> torch.Tensor:
-        """w, float [n_cls, d]."""
+        """Return w, float [n_cls, d]."""
         return self.base_text_features + 0.5 * self.prototypes if self.residual else self.prototypes
 
     def constraint(self) -> torch.Tensor:
-        """CLAP's term, a scalar."""
+        """Return the second term of CLAP's loss, a scalar."""
         return (self.multipliers * (self() - self.base_text_features).square().sum(dim=-1)).mean()
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        # the original's has CLIP's logit_scale, too, and does not say of which classes it is
-        kept = {"classes": self.classes} | {name: t for name, t in state_dict.items() if name != "logit_scale"}
-        if not torch.equal(kept["classes"].cpu(), self.classes.cpu()):
-            place = places_of(self.classes, kept["classes"])
-            known, text = (place >= 0).unsqueeze(1), self.base_text_features
-            untrained = {"prototypes": torch.zeros_like(text) if self.residual else text, "base_text_features": text}
-            for name, own in untrained.items():
-                kept[name] = torch.where(known, kept[name].to(own)[place], own)
-            kept["classes"] = self.classes
-            say(f"The probe was trained on {int(known.sum())} of these {len(place)} classes, others are zero-shot")
-        return super().load_state_dict(kept, *args, **kwargs)
+        # the original also saves CLIP's logit_scale, and does not save its classes
+        state = {"classes": self.classes} | {name: t for name, t in state_dict.items() if name != "logit_scale"}
+        if not torch.equal(state["classes"].cpu(), self.classes.cpu()):
+            place = places_of(self.classes, state["classes"])
+            trained, text = (place >= 0).unsqueeze(1), self.base_text_features
+            zero_shot = {"prototypes": torch.zeros_like(text) if self.residual else text, "base_text_features": text}
+            for name, rows in zero_shot.items():
+                state[name] = torch.where(trained, state[name].to(rows)[place], rows)
+            state["classes"] = self.classes
+            say(f"The probe was trained on {int(trained.sum())} of these {len(place)} classes, others are zero-shot")
+        return super().load_state_dict(state, *args, **kwargs)
 
 
 class ProbedCLIP(ClipClassifier):
@@ -80,12 +85,12 @@ class ProbedCLIP(ClipClassifier):
 
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> torch.Tensor:
-        """Not normalised, float32 [n, d]."""
+        """Return the text features of the prompts, float32 [n, d], not normalised."""
         tokens = tokenize(prompts, self.text_encoder.context_length).to(self.logit_scale.device)
         return wide(self.text_encoder(None, tokens))
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Of images float [B, 3, H, W], or of their features float [B, d]."""
+        """Return f, float32 [B, d], of images float [B, 3, H, W] or of their stored features float [B, d]."""
         return normalize(image) if image.dim() == 2 else self.frozen_image(image)
 
     def encode_text(self) -> torch.Tensor:
@@ -93,7 +98,7 @@ class ProbedCLIP(ClipClassifier):
 
 
 class Passes:
-    """In place of the training loader: batches of stored features, shuffled anew each time, as many as it had."""
+    """A loader of stored features: a new random order each time, cut to `batches` batches."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, batch_size: int, batches: int):
         self.features, self.labels, self.batch_size, self.batches = features, labels, batch_size, batches
@@ -107,23 +112,29 @@ class Passes:
 
 
 def mean_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """lambda: of each class c the mean probability of c over the images of c; 0 without any. -> float [n_cls]."""
+    """Return lambda, float [n_cls]: the mean probability of each class c over the images of c; 0 if there are none.
+
+    Args:
+        logits: float [n, n_cls].
+        labels: int64 [n].
+    """
     n_cls = logits.shape[1]
-    own = logits.softmax(dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
-    return own.new_zeros(n_cls).index_add(0, labels, own) / labels.bincount(minlength=n_cls).clamp(min=1)
+    probability = logits.softmax(dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    totals = probability.new_zeros(n_cls).index_add(0, labels, probability)
+    return totals / labels.bincount(minlength=n_cls).clamp(min=1)
 
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(ClipTrainer):
-    """Linear probes of image features; node and keys are the original's."""
+    """Linear probes of image features, with the config node and the keys of the original."""
 
     defaults = ClipTrainer.defaults | {
         "INIT": Key("ZS", choices=["ZS", "RANDOM", "TR"]),
         "CONSTRAINT": Key("none", choices=["none", "l2"]),  # l2: CLAP
-        "ENHANCED_BASE": Key("none", choices=["none"]),  # of the original's YAMLs; there it does not run
-        "PASSES": Key(20, low=1),  # augmented passes over the training images
-        "KEEP_UNDERSCORES": False,  # of class names, as the original does
-        "TEMPLATE": TEMPLATE,  # "" = the data set's own
+        "ENHANCED_BASE": Key("none", choices=["none"]),  # the original's YAMLs set it; its other values fail there
+        "PASSES": Key(20, low=1),  # number of augmented passes over the training images
+        "KEEP_UNDERSCORES": False,  # whether prompts keep the underscores of class names, as in the original
+        "TEMPLATE": TEMPLATE,  # "" = the data set's template
     }
     node_name = "ADAPTER"
     learner = "adapter"
@@ -136,10 +147,10 @@ class LinearProbe(ClipTrainer):
 
     def before_train(self):
         super().before_train()
-        self.encode_passes()  # not in `fit`: a run that is gone on with needs them as well
+        self.encode_passes()  # not in `fit`, because a resumed run needs the features as well
 
     def encode_passes(self) -> None:
-        """Stores the features to train on; the same ones when a run is gone on with."""
+        """Store the features to train on. A resumed run has the same ones."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
             passes = self.passes(self.node.PASSES)

@@ -1,10 +1,12 @@
-"""MaPLe (Khattak et al. 2023, "MaPLe: Multi-modal Prompt Learning", CVPR; github.com/muzairkhattak/
-multimodal-prompt-learning).
+"""MaPLe (Khattak et al. 2023, "MaPLe: Multi-modal Prompt Learning", CVPR).
 
-Prompts P_0 ... P_{J-1} of the text, each n tokens, are trained, and with them linear maps F_i to those of the image:
+The original code is github.com/muzairkhattak/multimodal-prompt-learning. Text prompts P_0 ... P_{J-1} of n tokens each
+are trained, together with linear maps F_i that give the image prompts V_i:
 
-    V_i = F_i(P_i),   i = 0 ... J - 1                  J: the depth; where they stand: shared/deep.py
+    V_i = F_i(P_i),   i = 0 ... J - 1
     L   = CE(s f(x; V) g(t; P)^T, y)
+
+J is the depth. shared/deep.py has the positions of the prompts.
 """
 
 import copy
@@ -19,12 +21,16 @@ from .shared.keys import Key
 
 
 class MultiModalPromptLearner(TextPromptLearner):
-    """P_0 is `ctx`, F_0 `proj`; the deep ones are P_{i+1} = `compound_prompts_text.i` and F_{i+1}, equal at the start.
+    """The prompts P_i and the maps F_i.
+
+    P_0 is `ctx`, and F_0 is `proj`. P_{i+1} is `compound_prompts_text.i`, and F_{i+1} `compound_prompt_projections.i`.
+    All F_{i+1} start from the same values.
 
     Args:
-        n_ctx, words: of P_0, see `TextPromptLearner`.
+        text_encoder, classnames: see `PromptLearner`.
+        n_ctx, words: see `TextPromptLearner`, for P_0.
         depth: J.
-        vision_width: of the image encoder's tokens.
+        vision_width: width of the image encoder's tokens.
     """
 
     published = {r"prompt_learner\.(ctx|(proj|compound_prompt).*)": r"\1"}
@@ -61,8 +67,8 @@ class MaPLe(ClipTrainer):
 
     defaults = ClipTrainer.defaults | {
         "N_CTX": Key(2, low=1),  # n
-        "CTX_INIT": "a photo of a",  # P_0 starts from its first n tokens, if n <= 4; "" = random
-        "PROMPT_DEPTH": Key(9, low=1),  # J; 1 = the inputs alone
+        "CTX_INIT": "a photo of a",  # P_0 starts from its first n tokens if n <= 4; "" = random vectors
+        "PROMPT_DEPTH": Key(9, low=1),  # J; 1 = prompts in the inputs only
     }
     learner = "prompt_learner"
     registered = "MultiModalPromptLearner"

@@ -1,20 +1,27 @@
-"""MMRL (Guo and Gu 2025, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR;
-github.com/yunncheng/MMRL).
+"""MMRL: representation tokens that both encoders share.
 
-n tokens R of dimension d are shared by both encoders. Each listed block j has its own linear maps of them:
+Guo and Gu 2025, "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR;
+github.com/yunncheng/MMRL.
+
+Both encoders share n tokens R of dimension d. Each listed block j has its own linear maps of R:
 
     V_j = R A_j + a_j   (image),       T_j = R B_j + b_j   (text)
 
-In the first listed block they are inserted behind the class token and behind the start of text; in the further ones
-they take the place of what the blocks before made of them; elsewhere they flow on. With the features f of the class
-token, g of the text, both through CLIP's own projections, f_r = W_r^T mean(outputs of the n tokens) with a trained W_r,
-and f_0, g_0 of the frozen CLIP, all of unit length:
+Before the first listed block these tokens are inserted behind the class token and behind the start of text. Before each
+further listed block they replace the tokens at these positions. The other blocks process them like any token.
+
+    f          image feature of the class token, by CLIP's own projection
+    g          text feature, by CLIP's own projection
+    f_r        W_r^T mean(outputs of the n tokens), with a trained W_r
+    f_0, g_0   features of the frozen CLIP
+
+All features have unit length:
 
     z = 100 f g^T,   z_r = 100 f_r g^T
     L = alpha CE(z, y) + (1 - alpha) CE(z_r, y) + lambda (1 - mean f.f_0) + lambda (1 - mean g.g_0)
 
-The classes and the data set of the training are told apart by alpha z + (1 - alpha) z_r, others by z alone, which keeps
-what CLIP knows.
+On the classes and the data set of the training, an evaluation uses alpha z + (1 - alpha) z_r. On others it uses z
+alone, which stays closer to zero-shot CLIP.
 """
 
 import copy
@@ -36,7 +43,7 @@ from .shared.prompts import fill_template, template_for, tokenize
 
 TASKS = ["", "B2N", "FS", "CD"]
 ASCENDING = "one or more, in ascending order", lambda layers: 0 < len(layers) and list(layers) == sorted(set(layers))
-REG_WEIGHTS = {  # lambda by data set, as the authors set it
+REG_WEIGHTS = {  # lambda of the authors, by data set
     "StanfordCars": 7.0,
     "FGVCAircraft": 6.0,
     "SUN397": 6.0,
@@ -52,12 +59,17 @@ REG_WEIGHTS = {  # lambda by data set, as the authors set it
 
 
 class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
-    """R, A_j, B_j and W_r, by the original's names; all A_j are equal at the start, and all B_j.
+    """The trained tensors R, A_j, B_j and W_r, with the names of the original.
+
+    All A_j start from the same values, and so do all B_j.
 
     Args:
         node: config node of MMRL.
-        widths: of the image's tokens, of the text's tokens, of CLIP's features.
-        names: what tells the classes of this data set from others; the checkpoint keeps a number for each.
+        widths: width of the image tokens, of the text tokens, and of CLIP's features.
+        names: a name for each class that includes its data set; the checkpoint stores a hash of each.
+
+    Attributes:
+        trained_on_these: whether `names` are all among the classes of the training.
     """
 
     published = {r"representation_learner\.(compound_.*)": r"\1", r"image_encoder\.(proj_rep)": r"\1"}
@@ -72,40 +84,43 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
             maps = nn.ModuleList([copy.deepcopy(first) for _ in self.blocks])
             self.add_module(f"compound_rep_tokens_r2{name}proj", maps)
         self.proj_rep = nn.Parameter(image**-0.5 * torch.randn(image, features))
-        self.names, self.trained_on_these = names, True  # the latter until a checkpoint says otherwise
+        self.names, self.trained_on_these = names, True  # loading a checkpoint may set it to False
         self.register_buffer("classes", class_ids(names))
 
     def vision(self) -> dict[int, torch.Tensor]:
-        """{block j: V_j [n, width]}."""
-        return self.of(self.compound_rep_tokens_r2vproj)
+        """Return {block j: V_j [n, width]}."""
+        return self.map_tokens(self.compound_rep_tokens_r2vproj)
 
     def text(self) -> dict[int, torch.Tensor]:
-        """{block j: T_j [n, width]}."""
-        return self.of(self.compound_rep_tokens_r2tproj)
+        """Return {block j: T_j [n, width]}."""
+        return self.map_tokens(self.compound_rep_tokens_r2tproj)
 
-    def of(self, maps: nn.ModuleList) -> dict[int, torch.Tensor]:
+    def map_tokens(self, maps: nn.ModuleList) -> dict[int, torch.Tensor]:
         return {j: f(self.compound_rep_tokens) for j, f in zip(self.blocks, maps, strict=True)}
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        state = {"classes": self.classes[:0], **self.renamed(state_dict)}  # the original's does not say
-        self.classes = torch.empty_like(state["classes"], device=self.classes.device)  # as many as there are
-        done = super().load_state_dict(state, *args, **kwargs)
+        state = {"classes": self.classes[:0], **self.renamed(state_dict)}  # the original does not save its classes
+        self.classes = torch.empty_like(state["classes"], device=self.classes.device)  # the number may differ
+        result = super().load_state_dict(state, *args, **kwargs)
         self.trained_on_these = bool(torch.isin(class_ids(self.names), self.classes.cpu()).all())
-        return done
+        return result
 
 
 class CustomCLIP(ClipClassifier):
     """CLIP with the tokens of a `MultiModalRepresentationLearner`.
 
     Args:
-        dataset: registered name; gives the template.
-        fused: whether an evaluation mixes in z_r; None: on the classes and the data set trained on.
+        node: config node of MMRL.
+        clip_model: see `ClipClassifier`.
+        classnames: see `ClipClassifier`.
+        dataset: registered name of the data set, whose template is used.
+        fused: whether an evaluation mixes in z_r; None: only on the classes and the data set of the training.
     """
 
     def __init__(self, node, clip_model, classnames: list[str], dataset: str, fused: bool | None = None):
         template = template_for(dataset)
         super().__init__(clip_model, classnames, [template])
-        self.logit_scale.fill_(100)  # whatever CLIP's own
+        self.logit_scale.fill_(100)  # the constant of the original, in place of CLIP's scale
         self.alpha, self.fused = node.ALPHA, fused
         tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
@@ -117,7 +132,7 @@ class CustomCLIP(ClipClassifier):
         return normalize(self.text_encoder(None, self.tokens, deep=self.representation_learner.text(), insert=True))
 
     def encode_both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """f and f_r, each float32 [B, d] of unit length, of float [B, 3, H, W]."""
+        """Return f and f_r, each float32 [B, d] of unit length, for images float [B, 3, H, W]."""
         learner, encoder = self.representation_learner, self.image_encoder
         deep = self.once("image tokens", learner.vision)
         x = encoder.tokens(image, deep=deep, insert=True)[:, : 1 + len(learner.compound_rep_tokens)]
@@ -131,7 +146,8 @@ class CustomCLIP(ClipClassifier):
         return self.alpha * z + (1 - self.alpha) * z_r
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if not (self.representation_learner.trained_on_these if self.fused is None else self.fused):
+        fused = self.representation_learner.trained_on_these if self.fused is None else self.fused
+        if not fused:
             return super().forward(image)
         (f, f_r), g = self.encode_both(image), self.once("text", self.encode_text)
         return self.fuse(self.logits(f, g), self.logits(f_r, g))
@@ -143,12 +159,13 @@ class MMRL(ClipTrainer):
 
     defaults = ClipTrainer.defaults | {
         "ALPHA": Key(0.7, low=0, high=1),  # alpha
-        "REG_WEIGHT": Key(None, of=float, low=0, none=True),  # lambda; None = the authors' of the data set, else 1
+        "REG_WEIGHT": Key(None, of=float, low=0, none=True),  # lambda; None = REG_WEIGHTS for the data set, else 1
         "N_REP_TOKENS": Key(5, low=1),  # n
         "REP_LAYERS": Key([6, 7, 8, 9, 10, 11, 12], low=1, rule=ASCENDING),  # blocks j, counted from 1
-        "REP_DIM": Key(512, low=1),  # d; the authors have 2048 for EuroSAT
+        "REP_DIM": Key(512, low=1),  # d; the authors use 2048 for EuroSAT
     }
-    root = {"TASK": Key("", choices=TASKS)}  # told, z_r is mixed in where the original does; "" = where it was trained
+    # the original's protocol, which decides whether z_r is mixed in; "" = on the classes and data set of the training
+    root = {"TASK": Key("", choices=TASKS)}
     learner = "representation_learner"
     registered = "MultiModalRepresentationLearner"
 
@@ -159,16 +176,17 @@ class MMRL(ClipTrainer):
         return CustomCLIP(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
 
     def fused(self) -> bool | None:
-        """Whether the original, told the TASK, evaluates with z_r."""
+        """Return whether the original evaluates with z_r for the given TASK; None: there is no TASK."""
         data = self.cfg.DATASET
         rule = {"B2N": data.get("SUBSAMPLE_CLASSES") == "base", "FS": True, "CD": data.NAME == "ImageNet"}
         return rule.get(self.cfg.TASK)
 
     def fit(self):
-        name, given = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
-        if given not in (None, REG_WEIGHTS.get(name, given)):  # as the 1 of the original's YAMLs, which it ignores
-            own = f"for {name} the authors have {REG_WEIGHTS[name]:g}, whatever their YAML says"
-            say(f"{self.key('REG_WEIGHT')} is {given:g}: {own}; leave it out to take that")
+        name, weight = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
+        # the YAMLs of the original have 1, which its code ignores
+        if weight is not None and weight != REG_WEIGHTS.get(name, weight):
+            published = f"the code of the authors uses {REG_WEIGHTS[name]:g} for {name} and ignores their YAML"
+            say(f"{self.key('REG_WEIGHT')} is {weight:g}, but {published}; leave it out to use theirs")
 
     def losses(self, image, label):
         model, node = self.model, self.node

@@ -5,10 +5,10 @@ Every chosen weight W (out x in) of the frozen CLIP's transformer blocks is rota
     W' = W R,   R = blockdiag(R_1 ... R_m),   R_i = (I + Q_i)^-1 (I - Q_i),   Q_i = -Q_i^T          (1, Cayley)
 
 Only the strict upper triangles of the Q_i are trained, from zero: training starts at CLIP itself. R is orthogonal
-whatever Q is, so the rows of W keep their norms and pairwise angles, and W keeps its singular values. How R is
-computed, and that no gradient of a whole weight is ever formed: shared/rotations.py.
+for any Q, so the rows of W keep their norms and pairwise angles, and W keeps its singular values.
+shared/rotations.py computes R, and never forms the gradient of a whole weight.
 
-With tuned features f, g, those of the frozen CLIP f0, g0 (all of unit length), and its logit scale s:
+f, g are the tuned features, f0, g0 those of the frozen CLIP, all of unit length. s is CLIP's logit scale:
 
     z   = s f  g^T       tuned image  x tuned text
     z_v = s f  g0^T      tuned image  x frozen text
@@ -45,7 +45,7 @@ REGULARIZERS = ["cross_kl", "cross_ce", "self_kl", "none"]
 
 
 def regularizer(kind: str, z, z_v, z_t, z_0, label: torch.Tensor, tau: float) -> torch.Tensor:
-    """The mean of the terms of `kind` in (2); logits float [B, n_cls], label int64 [B] -> scalar."""
+    """Return the mean of the terms of `kind` in (2), a scalar, of logits float [B, n_cls] and label int64 [B]."""
 
     def kl(student):
         p_0 = F.softmax(z_0 / tau, dim=-1)
@@ -64,22 +64,26 @@ def regularizer(kind: str, z, z_v, z_t, z_0, label: torch.Tensor, tau: float) ->
 class OrthogonalCLIP(TunedCLIP):
     """CLIP with W R in place of every chosen W: y = W R x + b, in rows y = (x R^T) W^T + b."""
 
-    def __init__(self, node, clip_model, classnames: list[str], template: str, where: str = "TRAINER.ORTHCR"):
-        super().__init__(clip_model, classnames, template, node, where)
-        sizes = block_sizes({name: self.weight(name).shape[1] for name in self.places}, node.BLOCK_SIZE, where)
+    def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.ORTHCR"):
+        super().__init__(clip_model, classnames, template, node, node_name)
+        widths = {name: self.weight(name).shape[1] for name in self.places}
+        sizes = block_sizes(widths, node.BLOCK_SIZE, node_name)
         self.rotations = Rotations(sizes)
-        self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory, see `Rotation`
-        self.energies: dict[str, torch.Tensor] = {}  # of the frozen weights, see `drift`
+        self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory to reuse, see `Rotation`
+        self.energies: dict[str, torch.Tensor] = {}  # energies of the frozen weights, see `drift`
 
     def changes(self, names, s=1.0):
         if not names:
             return {}
         compiled = torch.compiler.is_compiling() or any(e._compiled_call_impl for e in self.encoders.values())
-        again = torch.is_grad_enabled() and self.logit_scale.device.type == "cpu" and not compiled
-        return {name: Rotation(r, self.spare[name] if again else None) for name, r in self.rotations(names, s).items()}
+        reuse_memory = torch.is_grad_enabled() and self.logit_scale.device.type == "cpu" and not compiled
+        changes = {}
+        for name, r in self.rotations(names, s).items():
+            changes[name] = Rotation(r, self.spare[name] if reuse_memory else None)
+        return changes
 
     def _apply(self, fn, recurse=True):
-        for tensors in self.spare.values():  # of another device or dtype
+        for tensors in self.spare.values():  # the device or the dtype changes
             tensors.clear()
         return super()._apply(fn, recurse)
 
@@ -91,22 +95,27 @@ class OrthogonalCLIP(TunedCLIP):
 
     @torch.no_grad()
     def degrees(self) -> dict[str, float]:
-        """How far training has turned: mean and largest angle, in degrees, of the planes that the R_i turn, at s = 1.
+        """Return the mean and the largest rotation angle of the R_i at s = 1, in degrees.
 
-        R_i turns b / 2 planes by angles theta, and its symmetric part has each cos(theta) twice; from Q they are
-        2 arctan |eigenvalue of Q|.
+        R_i rotates b / 2 planes by angles theta. The eigenvalues of its symmetric part are the cos(theta), each twice.
+        By Q, theta = 2 arctan |eigenvalue of Q|.
         """
         cosines = []
         for name, (_, b) in self.rotations.sizes.items():
             r = cayley(self.rotations.upper[name].detach().cpu().double(), b)
-            twice = torch.linalg.eigvalsh(r + r.mT)  # 2 cos, ascending; of an odd b the last is the axis
-            cosines.append(twice[:, 0 : b // 2 * 2 : 2].flatten() / 2)
+            # 2 cos(theta) in ascending order; for an odd b the last one belongs to the axis
+            eigenvalues = torch.linalg.eigvalsh(r + r.mT)
+            cosines.append(eigenvalues[:, 0 : b // 2 * 2 : 2].flatten() / 2)
         angles = torch.cat(cosines).clamp(-1, 1).acos().rad2deg()
         return {"mean": angles.mean().item(), "max": angles.max().item()}
 
     @torch.no_grad()
     def drift(self) -> tuple[float, float]:
-        """(largest |R^T R - I|, largest relative change of the hyperspherical energy of a rotated weight's rows)."""
+        """Return the error of the rotations and the drift of the energies.
+
+        Returns:
+            The largest entry of |R^T R - I|, and the largest relative change of a weight's hyperspherical energy.
+        """
         rotations, energies = self.rotations(list(self.places)), []
         for name, r in rotations.items():
             if name not in self.energies:
@@ -115,24 +124,34 @@ class OrthogonalCLIP(TunedCLIP):
         return max_error(rotations.values()), torch.stack(energies).max().item()
 
 
-def block_sizes(widths: dict[str, int], b: int, where: str) -> dict[str, tuple[int, int]]:
-    """Return (number of blocks, block size) for each place by its number of inputs; b = 0 means one block.
+def block_sizes(widths: dict[str, int], b: int, node_name: str) -> dict[str, tuple[int, int]]:
+    """Return (number of blocks, block size) for each place.
+
+    Args:
+        widths: number of inputs, by place.
+        b: block size; 0: one block for all inputs.
+        node_name: full name of the config node, for the message.
 
     Raises:
-        ValueError: b does not divide all of them; the sizes that do are named.
+        ValueError: b does not divide all widths. The message lists sizes that do.
     """
     for name, width in widths.items():
         if b and width % b:
-            fit = [size for size in (16, 32, 64, 128, 256) if math.gcd(*widths.values()) % size == 0]
-            wrong = f"{where}.BLOCK_SIZE {b} does not divide the {width} inputs of {name}"
-            raise ValueError(f"{wrong}: take one of {fit} or 0")
+            sizes = [size for size in (16, 32, 64, 128, 256) if math.gcd(*widths.values()) % size == 0]
+            problem = f"{node_name}.BLOCK_SIZE {b} does not divide the {width} inputs of {name}"
+            raise ValueError(f"{problem}: take one of {sizes} or 0")
     return {name: (width // (b or width), b or width) for name, width in widths.items()}
 
 
 def hyperspherical_energy(weight: torch.Tensor, rows: int = 512) -> torch.Tensor:
-    """Sum of 1 / |w_i - w_j| over pairs of unit-length rows (Liu et al. 2018), of the first `rows` ones, in fp64."""
+    """Return the sum of 1 / |w_i - w_j| over pairs of unit-length rows (Liu et al. 2018), in fp64.
+
+    Args:
+        weight: float [out, in].
+        rows: number of leading rows to use.
+    """
     unit = F.normalize(weight[:rows].double(), dim=-1)
-    return (1 / F.pdist(unit).clamp(min=1e-9)).sum()  # two equal rows must not make it infinite
+    return (1 / F.pdist(unit).clamp(min=1e-9)).sum()  # the clamp keeps the sum finite if two rows are equal
 
 
 @TRAINER_REGISTRY.register()
@@ -140,55 +159,59 @@ class OrthCR(TunedTrainer):
     """Orthogonal fine-tuning with cross-regularization."""
 
     defaults = TunedTrainer.defaults | {
-        # both: the cross terms of (2) tie each to the other one's frozen side
+        # encoders to rotate; each cross term of (2) pairs one tuned encoder with the other frozen one
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
-        # blocks to rotate, e.g. [-2, -1]; [] = all: every block starts at the identity, none is risky
+        # blocks to rotate, for example [-2, -1]; [] = all blocks, which all start at the identity
         "LAYERS": Key([], of=int),
-        # of each block; all: rotations are cheap next to the forward pass
+        # weights of each block to rotate; by default all, because rotations are cheap next to the forward pass
         "WEIGHTS": Key(WEIGHTS, choices=WEIGHTS, aliases=ALIASES, rule=SOME),
-        # b of (1); 64: a head's width, and a cheap solve. 0 = one full block, slow on a ViT-B
+        # b of (1); 64 is the width of a head, and cheap to invert. 0 = one full block, which is slow on a ViT-B
         "BLOCK_SIZE": Key(64, low=0, rule=("not 1: a 1 x 1 rotation is the number 1", lambda b: b != 1)),
-        # of (2); the abstract's words, with zero-shot CLIP as teacher, not the labels again
+        # regularizer of (2); the default has zero-shot CLIP as its teacher, as in the abstract, and not the labels
         "REG": Key("cross_kl", choices=REGULARIZERS),
-        # weight of the regularizer in (2); 1: as much as the cross-entropy. Tuned values: the YAMLs
+        # weight of the regularizer in (2); at 1 it counts as much as the cross-entropy. The YAMLs have tuned values
         "LAMBDA": Key(1.0, low=0, high=10**6),
-        # temperature of the KL terms; 1: CLIP's own confidence, more: its ranking rather than its choice
+        # temperature of the KL terms; 1 = the confidence of CLIP; above 1 the order of the other classes counts more
         "TAU": Key(1.0, above=0, high=10**6),
-        # how far training turns, whatever the number of steps: the rate is REACH / sqrt(steps); 0 = OPTIM.LR
+        # size of the rotation for any number of steps: the learning rate is REACH / sqrt(steps); 0 = OPTIM.LR
         "REACH": Key(0.0, of=float, low=0),
-        # prompt; "" = the data set's own, so that the anchor is the zero-shot CLIP people report
+        # prompt; "" = the data set's template, so that the anchor is the zero-shot CLIP of the literature
         "TEMPLATE": TEMPLATE,
-        # write the orthogonality error and the energy drift to TensorBoard each epoch
+        # whether to write the orthogonality error and the energy drift to TensorBoard each epoch
         "MONITOR": True,
-        # for the encoders; R of (1) and all of (2) are fp32
+        # precision of the encoders; R of (1) and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
     decides = {"REACH": Decides(("OPTIM.LR",))}
     learner = "rotations"
     classifier = OrthogonalCLIP
-    angle: dict[str, float] | None = None  # at the end of training, see `OrthogonalCLIP.degrees`
+    angle: dict[str, float] | None = None  # `OrthogonalCLIP.degrees` at the end of training
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return self.classifier(self.node, clip_model, classnames, template, self.key())
 
     def optim_cfg(self):
-        """AdamW moves an entry by about its rate in each step, to and fro: with n steps by about LR sqrt(n)."""
+        """Return `cfg.OPTIM` with the learning rate by REACH.
+
+        AdamW moves an entry by about its rate in each step, in either direction. After n steps it has moved by about
+        LR sqrt(n), which the rate REACH / sqrt(n) makes independent of n.
+        """
         optim = super().optim_cfg()
-        if self.node.REACH and self.train_loader_x is not None:  # predict.py has no data
+        if self.node.REACH and self.train_loader_x is not None:  # predict.py has no training data
             steps = optim.MAX_EPOCH * len(self.train_loader_x)
             optim.defrost()
             optim.LR = self.node.REACH / steps**0.5
             if optim.WARMUP_CONS_LR > optim.LR:
-                say(f"OPTIM.WARMUP_CONS_LR {optim.WARMUP_CONS_LR:g} is more than the rate, which is taken instead")
+                say(f"OPTIM.WARMUP_CONS_LR {optim.WARMUP_CONS_LR:g} is above the learning rate, which is used instead")
                 optim.WARMUP_CONS_LR = optim.LR
             rule = f"{self.key('REACH')} {self.node.REACH:g} / sqrt({steps} steps)"
-            say(f"Learning rate {optim.LR:.2g} = {rule}; OPTIM.LR behind it sets another")
+            say(f"Learning rate {optim.LR:.2g} = {rule}; an OPTIM.LR given after it replaces this rate")
         return optim
 
     def losses(self, image, label):
         node = self.node
-        if node.REG == "none":  # no bypass to run
+        if node.REG == "none":  # the frozen CLIP is not needed
             return super().losses(image, label)
         z, z_v, z_t, z_0 = self.model.all_logits(image)
         reg = node.LAMBDA * regularizer(node.REG, z, z_v, z_t, z_0, label, node.TAU)
@@ -197,26 +220,28 @@ class OrthCR(TunedTrainer):
     def before_epoch(self):
         super().before_epoch()
         if isinstance(self.model, OrthogonalCLIP):
-            was, error = self.model.rotations.exact, self.model.rotations.check()
-            if self.model.rotations.exact != was:
-                steps = "no" if was else "two"
-                figure = f"epoch {self.epoch + 1}: |R^T R - I| is {error:.0e}"
-                say(f"{figure}: {steps} Newton-Schulz steps a rotation from here on")
+            was_exact = self.model.rotations.exact
+            error = self.model.rotations.check()
+            if self.model.rotations.exact != was_exact:
+                steps = "no" if was_exact else "two"
+                measurement = f"epoch {self.epoch + 1}: |R^T R - I| is {error:.0e}"
+                say(f"{measurement}: {steps} Newton-Schulz steps per rotation from this epoch on")
 
     def after_epoch(self):
         if self.node.get("MONITOR"):
             error, energy = self.model.drift()
             self.write_scalar("orthcr/orthogonality_error", error, self.epoch + 1)
             self.write_scalar("orthcr/energy_drift", energy, self.epoch + 1)
-            for which, angle in self.model.degrees().items():
-                self.write_scalar(f"orthcr/rotation_degrees_{which}", angle, self.epoch + 1)
+            for statistic, angle in self.model.degrees().items():
+                self.write_scalar(f"orthcr/rotation_degrees_{statistic}", angle, self.epoch + 1)
         super().after_epoch()
 
     def after_train(self):
         super().after_train()
         if isinstance(self.model, OrthogonalCLIP):
             self.angle = self.model.degrees()
-            say(f"Weights were turned by {self.angle['mean']:.1f} degrees on average, {self.angle['max']:.1f} at most")
+            mean, largest = self.angle["mean"], self.angle["max"]
+            say(f"Weights were rotated by {mean:.1f} degrees on average, {largest:.1f} at most")
 
     def facts(self):
         if not isinstance(self.model, OrthogonalCLIP):

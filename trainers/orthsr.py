@@ -1,7 +1,7 @@
 """OrthSR: OrthCR's later variant, with self-regularization and Cutout guided by attention.
 
 Li et al., "Enhancing Robustness of Vision-Language Models through Orthogonality Learning and Self-Regularization"
-(arXiv 2407.08374), of which only the abstract was at hand: what it leaves open is as in docs/methods/OrthSR.md.
+(arXiv 2407.08374). Only its abstract was available; docs/methods/OrthSR.md has the choices that it leaves open.
 
     L   = CE(z, y) + lambda KL(p_0 || softmax(z / tau))      z, p_0 as in trainers/orthcr.py, both of the cut image
     a   = mean over heads of softmax(q_cls k^T / sqrt(d)), over patches, of the frozen CLIP's last block
@@ -22,38 +22,53 @@ from .shared.keys import Key
 
 @torch.no_grad()
 def class_attention(encoder: ImageEncoder, image: torch.Tensor) -> torch.Tensor:
-    """What the class token of the frozen CLIP's last block attends to: images [B, 3, H, W] -> float32 [B, patches]."""
-    last, outputs = f"image_{len(encoder.transformer.resblocks) - 1}_", {}
+    """Return the attention of the class token in the frozen CLIP's last block.
 
-    def keep(place, x, weight, bias):
+    Args:
+        encoder: CLIP's image encoder, a ViT.
+        image: float [B, 3, H, W].
+
+    Returns:
+        float32 [B, patches]; each row sums to 1.
+    """
+    last_block = f"image_{len(encoder.transformer.resblocks) - 1}_"
+    outputs = {}
+
+    def record(place, x, weight, bias):
         y = F.linear(x, weight, bias)
-        if place in (last + "q", last + "k"):
+        if place in (last_block + "q", last_block + "k"):
             outputs[place[-1]] = y
         return y
 
-    encoder(image, linear=keep)
+    encoder(image, linear=record)
     heads = encoder.transformer.resblocks[-1].attn.num_heads
     q, k = (wide(outputs[name]).unflatten(-1, (heads, -1)) for name in "qk")  # [B, tokens, heads, d]
     scores = torch.einsum("bhd,bthd->bht", q[:, 0], k) / q.shape[-1] ** 0.5
-    attention = scores.softmax(dim=-1).mean(dim=1)[:, 1:]  # without what it pays to itself
+    attention = scores.softmax(dim=-1).mean(dim=1)[:, 1:]  # without the attention of the class token to itself
     return attention / attention.sum(dim=-1, keepdim=True)
 
 
 def cut_out(image: torch.Tensor, attention: torch.Tensor, holes: int, length: int) -> torch.Tensor:
-    """Images [B, 3, H, W] with squares set to zero, the mean colour, around patches drawn by `attention` [B, patches].
+    """Return the images with squares set to zero, the mean colour, around patches drawn by `attention`.
 
-    A hole may be clipped by the border, as Dassl's Cutout is.
+    The border may cut off a part of a square, as with Dassl's Cutout.
+
+    Args:
+        image: float [B, 3, H, W].
+        attention: probability of each patch, float [B, patches].
+        holes: squares per image.
+        length: side of a square, in pixels.
     """
     side = int(attention.shape[1] ** 0.5)
     patch = image.shape[-1] // side
-    drawn = torch.multinomial(attention, holes, replacement=True)  # [B, holes]
+    centres = torch.multinomial(attention, holes, replacement=True)  # patch numbers [B, holes]
     pixels = torch.arange(image.shape[-1], device=image.device)
 
-    def inside(k):  # whether each pixel of a side is within the hole around patch k: [B, holes, H or W]
+    def covered(k):  # whether the hole around row or column k of the patches covers each pixel: [B, holes, H or W]
         start = (k * patch + patch // 2 - length // 2).unsqueeze(-1)
         return (pixels >= start) & (pixels < start + length)
 
-    hole = inside(drawn // side).unsqueeze(-1) & inside(drawn % side).unsqueeze(-2)
+    hole = covered(centres // side).unsqueeze(-1) & covered(centres % side).unsqueeze(-2)
     return image.masked_fill(hole.any(dim=1).unsqueeze(1), 0)
 
 
@@ -63,19 +78,23 @@ class OrthSR(OrthCR):
 
     defaults = OrthCR.defaults | {
         "REG": Key("self_kl", choices=REGULARIZERS),
-        "ATTENTIVE": True,  # whether attention says where the holes are; False: OrthCR with self_kl
+        "ATTENTIVE": True,  # whether to cut holes around patches drawn by attention; False: OrthCR with self_kl
     }
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         if cfg.TRAINER[node_of(type(self))].ATTENTIVE and "cutout" in cfg.INPUT.TRANSFORMS:
             raise ValueError(
-                f'with {self.key("ATTENTIVE")} the trainer cuts the holes: leave "cutout" out of INPUT.TRANSFORMS'
+                f'INPUT.TRANSFORMS has "cutout", but with {self.key("ATTENTIVE")} the trainer cuts the holes: '
+                f'leave "cutout" out of INPUT.TRANSFORMS'
             )
 
     def build_classifier(self, clip_model, classnames):
         if self.node.ATTENTIVE and not is_vit(clip_model):
-            raise ValueError(f"a ResNet has no class token that attends: take a ViT, or {self.key('ATTENTIVE')} False")
+            raise ValueError(
+                f"{self.key('ATTENTIVE')} needs the attention of a class token, which a ResNet does not have: "
+                f"take a ViT, or set it to False"
+            )
         return super().build_classifier(clip_model, classnames)
 
     def losses(self, image, label):

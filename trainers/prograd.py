@@ -1,15 +1,17 @@
 """ProGrad (Zhu et al. 2023, "Prompt-aligned Gradient for Prompt Tuning", ICCV).
 
-CoOp whose steps never work against the frozen CLIP. With z = s f g^T, z_0 = s f g0^T of the data set's template, and
+CoOp with steps that never increase the divergence from the frozen CLIP. g0 is the frozen text feature of the data set's
+template:
 
-    L_ce = CE(z, y),   L_kl = T^2 CE(z / T, softmax(z_0 / T)),   a, b: the gradients of both for one tensor,
+    z = s f g^T,   z_0 = s f g0^T
+    L_ce = CE(z, y),   L_kl = T^2 CE(z / T, softmax(z_0 / T))
 
-the tensor is trained with
+a and b are the gradients of L_ce and L_kl for one tensor. The tensor is trained with
 
     a - LAMBDA <a, b> b / |b|^2   if <a, b> < 0,   else a
 
-L_kl has the gradient of KL(softmax(z_0 / T) || softmax(z / T)). As long as z is z_0 to rounding, b is rounding noise:
-it counts as 0, unless LOSS.NOISE.
+L_kl has the gradient of KL(softmax(z_0 / T) || softmax(z / T)). While z equals z_0 to rounding, b is rounding noise. It
+counts as 0 unless LOSS.NOISE is set.
 """
 
 import torch
@@ -25,9 +27,9 @@ from .shared.templates import PROGRAD_TEMPLATES
 
 
 def project(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """a without `weight` times its part along -b, of tensors of any one shape; b may be 0."""
+    """Return a minus `weight` times its component along -b; a and b have the same shape, and b may be 0."""
     unit = b / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
-    return a - weight * (a * unit).sum().clamp(max=0) * unit  # NaN stays NaN, for amp's scaler to see
+    return a - weight * (a * unit).sum().clamp(max=0) * unit  # NaN stays NaN, so that amp's scaler detects it
 
 
 @TRAINER_REGISTRY.register()
@@ -36,8 +38,8 @@ class ProGrad(CoOp):
 
     defaults = CoOp.defaults | {
         "N_CTX": Key(16, low=1),  # M, number of context vectors
-        "CTX_INIT": False,  # whether the last of them start from the words of TEMPLATE, the others from 0
-        "TEMPLATE": TEMPLATE,  # of g0; "" = the data set's own, see trainers/shared/templates.py
+        "CTX_INIT": False,  # whether the last vectors start from the words of TEMPLATE, and the others from 0
+        "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
     }
     decides = {"CTX_INIT": Decides(("CSC",), lambda key, value, words: not value, refused=True)}
     node_name = "COOP"
@@ -46,8 +48,8 @@ class ProGrad(CoOp):
             "NAME": Key("prograd", choices=["prograd"]),
             "T": Key(1.0, above=0),
             "LAMBDA": Key(1.0, low=0),  # published: 0.8 for 8 and 16 shots of Flowers102, DTD and EuroSAT
-            "NOISE": False,  # project along rounding noise too, as the original does
-            "ALPHA": 0.0,  # these two decide nothing; they are there for the original's command lines
+            "NOISE": False,  # whether to project along rounding noise too, as the original does
+            "ALPHA": 0.0,  # without effect, like GM; command lines of the original set them
             "GM": False,
         }
     }
@@ -56,21 +58,28 @@ class ProGrad(CoOp):
         return template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, PROGRAD_TEMPLATES)
 
     def first_words(self) -> list[str]:
-        """Those of the template in front of the class name, if the context starts from them."""
-        words = self.template().partition("{}")[0].replace("_", " ").split() if self.node.CTX_INIT else []
+        """Return the template's words before the class name, if the context starts from them, else []."""
+        if not self.node.CTX_INIT:
+            return []
+        words = self.template().partition("{}")[0].replace("_", " ").split()
         if len(words) > self.node.N_CTX:
-            wrong = f'{self.key("N_CTX")} is {self.node.N_CTX}, but the context starts from "{" ".join(words)}"'
-            raise ValueError(f"{wrong}: give {len(words)} or more")
+            problem = f'{self.key("N_CTX")} is {self.node.N_CTX}, but the context starts from "{" ".join(words)}"'
+            raise ValueError(f"{problem}: give {len(words)} or more")
         return words
 
     def words(self):
         words = self.first_words()
-        return " ".join(["X"] * (self.node.N_CTX - len(words)) + words) if words else ""
+        if not words:
+            return ""
+        placeholders = ["X"] * (self.node.N_CTX - len(words))
+        return " ".join(placeholders + words)
 
     def build_classifier(self, clip_model, classnames):
-        model, words = CustomCLIP(clip_model, classnames, self.context(), [self.template()]), self.first_words()
+        model = CustomCLIP(clip_model, classnames, self.context(), [self.template()])
+        words = self.first_words()
         if words:
-            model.prompt_learner.ctx.data[: self.node.N_CTX - len(words)] = 0  # where the placeholders X are
+            placeholders = self.node.N_CTX - len(words)
+            model.prompt_learner.ctx.data[:placeholders] = 0
         return model
 
     def losses(self, image, label):
@@ -81,7 +90,11 @@ class ProGrad(CoOp):
         return {"ce": F.cross_entropy(z, label), "kl": kl}, z
 
     def rounding(self, z: torch.Tensor) -> torch.Tensor:
-        """By how much logits of the same prompts may differ in the encoders' precision; about 0.3 eps s was met."""
+        """Return the largest difference of logits that counts as rounding, 2 eps s.
+
+        Logits of the same prompts have been measured to differ by about 0.3 eps s, eps being the precision of the
+        encoders.
+        """
         dtype = self.autocast["dtype"] if self.autocast["enabled"] else z.dtype
         return 2 * torch.finfo(dtype).eps * self.model.logit_scale
 
@@ -89,6 +102,6 @@ class ProGrad(CoOp):
         tensors = list(self.model.prompt_learner.parameters())
         alignment = torch.autograd.grad(self.scaler.scale(terms["kl"]), tensors, retain_graph=True)
         super().backward({"ce": terms["ce"]})
-        add_up(alignment)  # the gradients of the whole batch are projected
+        add_up(alignment)  # in place: the projection needs the gradients of the whole batch
         for tensor, b in zip(tensors, alignment, strict=True):
             tensor.grad = project(tensor.grad, b, self.cfg.LOSS.LAMBDA)

@@ -1,16 +1,17 @@
-"""PromptSRC (Khattak et al. 2023, "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV;
-github.com/muzairkhattak/PromptSRC).
+"""PromptSRC: the prompts of IVLP (ivlp.py), regularised towards the frozen CLIP.
 
-The prompts are those of IVLP (ivlp.py). With the frozen CLIP's features f_0, g_0 (g_0: the mean over 60 templates), all
-of unit length, z = s f g^T and p_0 = softmax(s f_0 g_0^T):
+Khattak et al. 2023, "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV;
+github.com/muzairkhattak/PromptSRC.
 
+f_0 and g_0 are the frozen CLIP's features, g_0 a mean over 60 templates. All features have unit length:
+
+    z = s f g^T,   p_0 = softmax(s f_0 g_0^T)
     L = CE(z, y) + w_t mean|g - g_0| + w_v mean|f - f_0| + w_l mean(p_0 (log p_0 - log softmax(z)))     (1)
 
-each mean over all entries, that of the last term over images and classes. The model of N epochs is the average
+Each mean is over all entries. In the last term these are the images and the classes. The final model is an average of
+the prompts theta_e at the end of each of the N epochs:
 
     sum_e w_e theta_e,   w_e ~ exp(-(e - mu)^2 / (2 sigma^2)),   sum_e w_e = 1,   e = 1 ... N            (2, GPA)
-
-of the prompts theta_e at the end of each epoch.
 """
 
 import torch
@@ -24,13 +25,13 @@ from .shared.templates import PROMPTSRC_TEMPLATES
 
 
 def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """w_1 ... w_N of (2)."""
+    """Return w_1 ... w_N of (2)."""
     e = torch.arange(1, epochs + 1, dtype=torch.float64)
     return torch.softmax(-(((e - mean) / std) ** 2) / 2, dim=0).tolist()
 
 
 class SelfRegulatedCLIP(CustomCLIP):
-    """IVLP's, with the frozen text of (1): the mean is over features of any length, and then made unit length."""
+    """The CLIP of IVLP with the frozen text of (1): only the mean over the templates is made unit length."""
 
     unit_templates = False
 
@@ -45,12 +46,12 @@ class PromptSRC(IVLP):
         "N_CTX_TEXT": Key(4, low=1),
         "TEXT_LOSS_WEIGHT": Key(25.0, low=0),  # w_t
         "IMAGE_LOSS_WEIGHT": Key(10.0, low=0),  # w_v
-        "LOGIT_LOSS_WEIGHT": Key(1.0, low=0),  # w_l; the original has no key for it
+        "LOGIT_LOSS_WEIGHT": Key(1.0, low=0),  # w_l; not a key of the original
         "GPA_MEAN": Key(15.0),  # mu, in epochs
         "GPA_STD": Key(1.0, above=0),  # sigma
     }
-    average: dict[str, torch.Tensor] = {}  # of (2), as far as the epochs are done
-    averaged: list = []  # N, mu, sigma of it
+    average: dict[str, torch.Tensor] = {}  # the sum (2) over the epochs so far
+    averaged: list = []  # its N, mu and sigma
 
     def build_classifier(self, clip_model, classnames):
         self.check_depths(clip_model)
@@ -73,20 +74,20 @@ class PromptSRC(IVLP):
 
     def before_train(self):
         super().before_train()
-        now = [self.max_epoch, self.node.GPA_MEAN, self.node.GPA_STD]
-        if 0 < self.start_epoch < self.max_epoch and self.averaged != now:
+        epochs, mean, std = settings = [self.max_epoch, self.node.GPA_MEAN, self.node.GPA_STD]
+        if 0 < self.start_epoch < self.max_epoch and self.averaged != settings:
             raise ValueError(
-                f"the checkpoint of epoch {self.start_epoch} has no running average of {now[0]} epochs with "
-                f"{self.key('GPA_MEAN')} {now[1]} and GPA_STD {now[2]}: go on with its own settings, or start afresh"
+                f"the checkpoint of epoch {self.start_epoch} has no running average of {epochs} epochs with "
+                f"{self.key('GPA_MEAN')} {mean} and GPA_STD {std}: go on with its own settings, or start afresh"
             )
-        self.averaged = now
+        self.averaged = settings
 
     def after_epoch(self):
         self.take_average()
         super().after_epoch()
 
     def take_average(self) -> None:
-        """Adds this epoch to (2), which becomes the model after the last one: it is what is saved and tested."""
+        """Add this epoch to (2). After the last epoch the average becomes the model that is saved and tested."""
         learner = self.model.get_submodule(self.learner)
         weight = gaussian_weights(*self.averaged)[self.epoch]
         for name, tensor in learner.state_dict().items():

@@ -1,15 +1,16 @@
-"""Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022, "Tip-Adapter: Training-Free Adaption of CLIP for Few-Shot
-Classification", ECCV).
+"""Tip-Adapter and Tip-Adapter-F: a cache of the training images beside zero-shot CLIP.
 
-A cache of the n training images beside zero-shot CLIP, f and g of unit length:
+Zhang et al. 2022, "Tip-Adapter: Training-Free Adaption of CLIP for Few-Shot Classification", ECCV.
+
+The features f and g have unit length, and n is the number of training images:
 
     z = 100 f g^T + alpha exp(-beta (1 - f K)) V
-    K [d, n]      unit length of the mean feature over AUGMENT_EPOCH augmented passes
+    K [d, n]      mean feature of each image over AUGMENT_EPOCH augmented passes, normalised to unit length
     V [n, n_cls]  labels, one-hot
 
-Tip-Adapter trains nothing. Tip-Adapter-F trains K from there, L = CE(z, y) at INIT_ALPHA and INIT_BETA, and keeps the
-epoch that is best on val. Both then take the alpha and beta of a grid that are best on val. A class without images in
-the cache, as new classes are, has no cache term: it is scored as by zero-shot CLIP.
+Tip-Adapter trains nothing. Tip-Adapter-F trains K from these values with L = CE(z, y) at INIT_ALPHA and INIT_BETA, and
+keeps the epoch that is best on val. Both then select alpha and beta on val, from a grid. A class without images in the
+cache, for example a new class, has no cache term: its score is that of zero-shot CLIP.
 """
 
 import os
@@ -49,14 +50,22 @@ PUBLISHED = {  # SEARCH_SCALE of beta and of alpha, INIT_ALPHA
 
 
 class Cache(nn.Module):
-    """K, V, alpha and beta; `trained`: whether K is a parameter."""
+    """The cache: K, V, alpha and beta.
+
+    Args:
+        width: d.
+        images: n.
+        classes: `class_ids` of the classes, int64 [n_cls].
+        alpha, beta: initial values.
+        trained: whether K is a parameter.
+    """
 
     def __init__(self, width: int, images: int, classes: torch.Tensor, alpha: float, beta: float, trained: bool):
         super().__init__()
         keys = torch.zeros(width, images)
         if trained:
             self.keys = nn.Parameter(keys)
-            self.register_buffer("best_keys", keys.clone())  # of the best epoch so far, by its accuracy
+            self.register_buffer("best_keys", keys.clone())  # K of the best epoch so far
             self.register_buffer("best_accuracy", torch.tensor(-1.0))
         else:
             self.register_buffer("keys", keys)
@@ -67,7 +76,7 @@ class Cache(nn.Module):
 
     @torch.no_grad()
     def fill(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """From features float [passes, n, d], not normalised, and labels int64 [n]."""
+        """Set K and V from features float [passes, n, d], not normalised, and labels int64 [n]."""
         self.keys.copy_(normalize(features.mean(dim=0)).t())
         self.values.copy_(F.one_hot(labels, len(self.classes)))
 
@@ -77,7 +86,7 @@ class Cache(nn.Module):
 
     @torch.no_grad()
     def keep(self, accuracy: float) -> None:
-        """Keeps the keys as the best so far, if they are."""
+        """Store the keys as the best ones if the accuracy is the highest so far."""
         if accuracy > self.best_accuracy:
             self.best_accuracy.fill_(accuracy)
             self.best_keys.copy_(self.keys)
@@ -87,30 +96,30 @@ class Cache(nn.Module):
         self.keys.copy_(self.best_keys)
 
     def affinity(self, cosines: torch.Tensor, beta: float | torch.Tensor) -> torch.Tensor:
-        """exp(-beta (1 - f K)) V of the cosines f K float [B, n] -> [B, n_cls]."""
+        """Return exp(-beta (1 - f K)) V, float [B, n_cls], for the cosines f K float [B, n]."""
         return torch.exp(-beta * (1 - cosines)) @ self.values
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
-        """The cache term of unit-length f float [B, d] -> [B, n_cls]."""
+        """Return the cache term, float [B, n_cls], for f float [B, d] of unit length."""
         return self.alpha * self.affinity(f @ self.keys, self.beta)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        # keys and values alone, the original's two files, are enough
+        # the two files of the original have keys and values only
         optional = {name: getattr(self, name) for name in ("alpha", "beta", "classes")}
         if "best_keys" in self.state_dict():
             optional |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
-        kept = optional | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
-        if kept.keys() >= {"keys", "values"} and kept["values"].shape[1] == len(kept["classes"]):
-            place = places_of(self.classes, kept["classes"])
-            known, theirs = place >= 0, kept["values"].to(self.values)
-            if not known.all():
-                say(f"The cache has {int(known.sum())} of these {len(known)} classes: no cache term for the others")
-            kept["values"] = theirs.new_zeros(len(theirs), len(known))
-            kept["values"][:, known] = theirs[:, place[known]]
-            kept["classes"] = self.classes
-            for name in {"keys", "best_keys", "values"} & kept.keys():  # of as many images as it was filled with
-                getattr(self, name).data = self.values.new_empty(kept[name].shape)
-        return super().load_state_dict(kept, *args, **kwargs)
+        state = optional | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
+        if state.keys() >= {"keys", "values"} and state["values"].shape[1] == len(state["classes"]):
+            place = places_of(self.classes, state["classes"])
+            cached, values = place >= 0, state["values"].to(self.values)
+            if not cached.all():
+                say(f"The cache has {int(cached.sum())} of these {len(cached)} classes: no cache term for the others")
+            state["values"] = values.new_zeros(len(values), len(cached))
+            state["values"][:, cached] = values[:, place[cached]]
+            state["classes"] = self.classes
+            for name in {"keys", "best_keys", "values"} & state.keys():  # the number of images may differ
+                getattr(self, name).data = self.values.new_empty(state[name].shape)
+        return super().load_state_dict(state, *args, **kwargs)
 
 
 class CachedCLIP(ClipClassifier):
@@ -121,8 +130,8 @@ class CachedCLIP(ClipClassifier):
             self.logit_scale.fill_(scale)
 
     def score(self, f: torch.Tensor) -> torch.Tensor:
-        """z float32 [B, n_cls] of unit-length features f float [B, d]."""
-        with torch.autocast(f.device.type, enabled=False):  # beta may be 50: exp wants digits
+        """Return z, float32 [B, n_cls], for features f float [B, d] of unit length."""
+        with torch.autocast(f.device.type, enabled=False):  # beta may be 50, so half precision is too coarse for exp
             return self.logits(f, self.frozen_text) + self.cache(f)
 
     def forward(self, image):
@@ -130,19 +139,30 @@ class CachedCLIP(ClipClassifier):
 
     @torch.no_grad()
     def accuracy(self, f: torch.Tensor, label: torch.Tensor) -> float:
-        """In percent, of features float [m, d] and labels int64 [m]."""
+        """Return the accuracy in percent on features float [m, d] with labels int64 [m]."""
         return percent(self.score(f), label)
 
     @torch.no_grad()
     def search(self, f: torch.Tensor, label: torch.Tensor, scale: list[float], step: list[int]) -> tuple[float, ...]:
-        """(accuracy in percent, beta, alpha): the first that is best of the grid 0.1 + i (scale - 0.1) / step."""
+        """Return the first point of a grid with the best accuracy.
+
+        Args:
+            f: features float [m, d] of unit length.
+            label: int64 [m].
+            scale: ends of the grids of beta and of alpha, which are 0.1 + i (scale - 0.1) / step.
+            step: number of points of both grids.
+
+        Returns:
+            The accuracy in percent, beta and alpha.
+        """
         best, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
         betas, alphas = ([0.1 + i * (s - 0.1) / n for i in range(n)] for s, n in zip(scale, step, strict=True))
         for beta in betas:
             affinity = self.cache.affinity(cosines, beta)
             for alpha in alphas:
                 accuracy = percent(zero_shot + alpha * affinity, label)
-                best = (accuracy, beta, alpha) if accuracy > best[0] else best
+                if accuracy > best[0]:
+                    best = accuracy, beta, alpha
         return best
 
 
@@ -152,19 +172,20 @@ def percent(logits: torch.Tensor, label: torch.Tensor) -> float:
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(ClipTrainer):
-    """A cache of the training images; nothing is trained."""
+    """Tip-Adapter: a cache of the training images, without training."""
 
     defaults = ClipTrainer.defaults | {
-        "AUGMENT_EPOCH": Key(10, low=1),  # passes over the training images
+        "AUGMENT_EPOCH": Key(10, low=1),  # number of augmented passes over the training images
         "INIT_BETA": Key(1.0, above=0),
-        "INIT_ALPHA": Key(0.0, low=0),  # 0 = published for the data set, else ImageNet's
-        "SEARCH_HP": True,  # whether alpha and beta are searched; else they stay as they are
-        # ends of the grids of beta and alpha, [] = published for the data set; their points
+        "INIT_ALPHA": Key(0.0, low=0),  # 0 = the published value of the data set, or of ImageNet if there is none
+        "SEARCH_HP": True,  # whether alpha and beta are selected from the grids; False: they keep their initial values
+        # ends of the grids of beta and alpha, [] = published for the data set; and the numbers of their points
         "SEARCH_SCALE": Key([], above=0.1, of=float, rule=("two or none of them", lambda ends: len(ends) in (0, 2))),
         "SEARCH_STEP": Key([200, 20], low=1, length=2),
-        "SELECT": Key("val", choices=["val", "test"]),  # test: as published, where there is no val; not a fair figure
-        "LOGIT_SCALE": Key(100.0, low=0),  # the original's constant; 0 = CLIP's own
-        "TEMPLATE": TEMPLATE,  # "" = the data set's own, for ImageNet 7
+        # test: without val images select on the test images, as published; the accuracy is then not comparable
+        "SELECT": Key("val", choices=["val", "test"]),
+        "LOGIT_SCALE": Key(100.0, low=0),  # the constant of the original; 0 = CLIP's scale
+        "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
     decides = {"SEARCH_HP": Decides(("INIT_ALPHA", "INIT_BETA"))}
     learner = "cache"
@@ -191,7 +212,13 @@ class TipAdapter(ClipTrainer):
         self.model.cache.fill(torch.stack([features for features, _ in passes]), passes[0][1])
 
     def load_published(self, directory):
-        """From the original's caches/<data set>: `keys_16shots.pt` or, trained, `best_F_16shots.pt`; and the values."""
+        """Load the files of the original's caches/<data set>.
+
+        They are `keys_16shots.pt` and `values_16shots.pt`, with Tip-Adapter-F `best_F_16shots.pt` for the keys.
+
+        Returns:
+            Whether the directory has such files.
+        """
         shots = self.published_shots(directory)
         if not shots:
             return False
@@ -200,34 +227,48 @@ class TipAdapter(ClipTrainer):
         if self.trained and isinstance(keys, torch.Tensor):
             keys = keys.t()
         load_tensors(self.model.cache, {"keys": keys, "values": values}, path)
-        self.search()  # as there: alpha and beta are not kept
+        self.search()  # the original does not save alpha and beta, but searches them after loading
         return True
 
     def published_shots(self, directory: str) -> int:
-        """Of the original's cache there: DATASET.NUM_SHOTS, or those of the only one; 0: there is none."""
+        """Return the shots of the original's cache in a directory; 0: there is none.
+
+        Of several caches it is the one with DATASET.NUM_SHOTS.
+        """
         files = os.listdir(directory) if osp.isdir(directory) else []
-        there = [int(hit[1]) for hit in (re.fullmatch(r"values_(\d+)shots\.pt", file) for file in files) if hit]
-        if len(there) > 1 and self.cfg.DATASET.NUM_SHOTS not in there:
-            raise ValueError(f"{directory} has caches of {sorted(there)} shots: set DATASET.NUM_SHOTS to one of them")
-        return self.cfg.DATASET.NUM_SHOTS if len(there) > 1 else sum(there)
+        matches = [re.fullmatch(r"values_(\d+)shots\.pt", file) for file in files]
+        shots = [int(match[1]) for match in matches if match]
+        if not shots:
+            return 0
+        if len(shots) == 1:
+            return shots[0]
+        if self.cfg.DATASET.NUM_SHOTS not in shots:
+            raise ValueError(f"{directory} has caches of {sorted(shots)} shots: set DATASET.NUM_SHOTS to one of them")
+        return self.cfg.DATASET.NUM_SHOTS
 
     def search(self) -> None:
-        """Sets alpha and beta, on val; without val on test if SELECT says so, else not."""
+        """Set alpha and beta to the best ones on val.
+
+        Without val images they are the best ones on test if SELECT is test, and stay as they are otherwise.
+        """
         if not self.node.SEARCH_HP:
             return
-        split = "val" if self.dm.dataset.val else "test" if self.node.SELECT == "test" else ""
-        if not split:
+        if self.dm.dataset.val:
+            split = "val"
+        elif self.node.SELECT == "test":
+            split = "test"
+        else:
             say("There are no val images: alpha and beta stay as they are")
             return
         accuracy, beta, alpha = self.model.search(*self.encoded(split), self.search_scale, self.node.SEARCH_STEP)
-        unfair = ", not a fair figure" * (split == "test")
-        say(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{unfair}")
+        warning = ", not a fair figure" if split == "test" else ""
+        say(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{warning}")
         self.model.cache.set(alpha, beta)
 
     def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit-length features float [m, d] and labels int64 [m] of val or test, encoded once."""
+        """Return the unit-length features float [m, d] and labels int64 [m] of val or test, encoded once."""
         if split not in self._encoded:
-            with torch.random.fork_rng(devices=[]):  # a run gone on with must draw what an undisturbed one does
+            with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers as an uninterrupted one
                 features, labels = self.features(getattr(self.dm.dataset, split))
             self._encoded[split] = normalize(features), labels
         return self._encoded[split]
@@ -235,14 +276,15 @@ class TipAdapter(ClipTrainer):
 
 @TRAINER_REGISTRY.register()
 class TipAdapterF(TipAdapter):
-    """The cache's keys are trained."""
+    """Tip-Adapter-F: a cache with trained keys."""
 
     defaults = TipAdapter.defaults | {
-        # what the epoch is chosen on; test: as published, and then alpha and beta only where they help there
+        # split that selects the epoch; last: the last epoch. With test, as published, alpha and beta are searched too,
+        # but kept only if they improve the accuracy on test
         "SELECT": Key("val", choices=["val", "last", "test"]),
-        "EPS": Key(1e-4, above=0),  # of AdamW
+        "EPS": Key(1e-4, above=0),  # eps of AdamW
     }
-    decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, whatever is searched then
+    decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
     trained = True
     lr_per_batch = True
 
@@ -252,7 +294,9 @@ class TipAdapterF(TipAdapter):
 
     def build_model(self):
         super().build_model()
-        for group in self.optim.param_groups if self.optim else []:  # none without training images
+        if self.optim is None:  # there are no training images
+            return
+        for group in self.optim.param_groups:
             if "eps" in group:
                 group["eps"] = self.node.EPS
 
@@ -266,18 +310,24 @@ class TipAdapterF(TipAdapter):
         super().after_epoch()
 
     def keep_best(self) -> None:
-        """Keeps the keys if they are the best so far; if nothing is chosen, the last are."""
-        split = {"val": "val" if self.dm.dataset.val else "", "last": "", "test": "test"}[self.node.SELECT]
-        accuracy = self.model.accuracy(*self.encoded(split)) if split else float(self.epoch)
-        self.model.cache.keep(accuracy)
+        """Store the keys if they are the best so far. Without a split to select on, the latest keys count as best."""
+        split = self.node.SELECT
+        if split == "last" or (split == "val" and not self.dm.dataset.val):
+            score = float(self.epoch)  # grows in each epoch
+        else:
+            score = self.model.accuracy(*self.encoded(split))
+        self.model.cache.keep(score)
 
     def settle(self) -> None:
-        """Puts the best keys in place, and sets alpha and beta."""
-        cache, published = self.model.cache, self.node.SELECT == "test"
+        """Restore the best keys, and set alpha and beta."""
+        cache = self.model.cache
         cache.restore()
-        before = cache.alpha.item(), cache.beta.item(), self.model.accuracy(*self.encoded("test")) if published else 0
+        if self.node.SELECT != "test":
+            self.search()
+            return
+        alpha, beta = cache.alpha.item(), cache.beta.item()
+        accuracy = self.model.accuracy(*self.encoded("test"))
         self.search()
-        if published:
-            say("SELECT test: chosen on the test images, as published: not a fair figure")
-            if self.model.accuracy(*self.encoded("test")) <= before[2]:
-                cache.set(*before[:2])
+        say("SELECT test: chosen on the test images, as published: not a fair figure")
+        if self.model.accuracy(*self.encoded("test")) <= accuracy:
+            cache.set(alpha, beta)

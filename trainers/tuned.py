@@ -1,6 +1,6 @@
-"""TunedTrainer: what the methods that change weights share beside `TunedCLIP`, the strength of the change.
+"""TunedTrainer: the base class of the methods that change weights. It adds the strength, the fraction of the update.
 
-It is 1 in training always, and a number or "auto" in evaluation; changing it needs no training.
+The strength is always 1 in training. In evaluation it is a number or "auto", and may change without a new training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,26 +14,26 @@ from .shared.console import say
 from .shared.keys import Key
 from .shared.processes import is_first
 
-HELD = 2**30  # bytes of images that are kept while several strengths are tried on them
+CHUNK_BYTES = 2**30  # size of the images in memory on which all strengths are tried before the next ones are read
 
 
 class TunedTrainer(ClipTrainer):
     """A ClipTrainer whose classifier is a `TunedCLIP`."""
 
     defaults = ClipTrainer.defaults | {
-        # of the change, in evaluation; "auto" is chosen on val at the end of training: see shared/strength.py
+        # strength in evaluation; "auto" is selected on val at the end of training, see shared/strength.py
         "STRENGTH": Key(1.0, of=float, low=0, high=1, word=strength.AUTO)
     }
-    chosen: dict | None = None  # under "auto", as in strength.json
+    chosen: dict | None = None  # the content of strength.json, with STRENGTH "auto"
 
     def after_train(self):
-        if self.node.STRENGTH == strength.AUTO:  # before the test, for the model that will be tested
+        if self.node.STRENGTH == strength.AUTO:  # selected before the test, for the model that will be tested
             best = self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
             if best:
                 super().load_model(self.output_dir)
             self.chosen = self.choose(None if best else self.max_epoch)
             if is_first():
-                strength.keep(self.chosen, self.output_dir)
+                strength.write_choice(self.chosen, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
         super().after_train()
 
@@ -42,56 +42,60 @@ class TunedTrainer(ClipTrainer):
         self.model.strength = self.strength_of(directory, epoch)
 
     def strength_of(self, directory: str, epoch: int | None = None) -> float:
-        """That of the config; "auto": what was chosen for the model of `directory`.
+        """Return the strength of the config; for "auto" the one that was selected for the model of `directory`.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: none was selected.
         """
         if self.node.STRENGTH != strength.AUTO:
             return float(self.node.STRENGTH)
-        if not directory:  # the model as it was built
+        if not directory:  # the model is evaluated as it was built
             return 1.0
-        self.chosen = strength.kept(directory, epoch) or self.chosen  # else one that was chosen now
+        self.chosen = strength.read_choice(directory, epoch) or self.chosen  # the latter: selected in this run
         if not self.chosen:
-            of = f" for epoch {epoch}" if epoch is not None else ""
-            told = f'{self.key("STRENGTH")} is "auto", but none was chosen{of} in {directory}'
-            once = f"python train.py --eval-only --model-dir {directory} --strength auto"
-            raise ValueError(f"{told}: give a number from 0 to 1, or once {once}")
+            checkpoint = f" for epoch {epoch}" if epoch is not None else ""
+            problem = f'{self.key("STRENGTH")} is "auto", but none was chosen{checkpoint} in {directory}'
+            command = f"python train.py --eval-only --model-dir {directory} --strength auto"
+            raise ValueError(f"{problem}: give a number from 0 to 1, or run {command} once")
         return float(self.chosen["strength"])
 
     def facts(self) -> dict:
-        """What `results.json` says of the strength."""
-        return {"strength": self.model.strength} | ({"strength_choice": self.chosen} if self.chosen else {})
+        """Return the entries of `results.json` about the strength."""
+        facts = {"strength": self.model.strength}
+        if self.chosen:
+            facts["strength_choice"] = self.chosen
+        return facts
 
     def choose(self, epoch: int | None) -> dict:
-        """The strength for the weights as they are, on the val images, which is also printed."""
+        """Select the strength for the current weights on the val images, and print it."""
         if self.val_loader is None:
             chosen = strength.without_val(epoch)
         else:
             chosen = strength.choice(*self.right_at(strength.TRIED, self.val_loader), epoch)
-        say(strength.told(chosen))
+        say(strength.format_choice(chosen))
         return chosen
 
     @torch.no_grad()
     def right_at(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:
-        """{strength: how many images are classified rightly}, and how many there are; the images are read once."""
+        """Return {strength: number of correctly classified images} and the number of images, which are read once."""
         self.set_model_mode("eval")
-        before, right, n = self.model.strength, dict.fromkeys(strengths, 0), 0
-        for images, label in held(map(self.parse_batch_test, tqdm(loader, "reading", leave=False, disable=None))):
+        initial_strength, right, n = self.model.strength, dict.fromkeys(strengths, 0), 0
+        batches = map(self.parse_batch_test, tqdm(loader, "reading", leave=False, disable=None))
+        for images, labels in chunks(batches):
             for s in tqdm(right, "strengths", leave=False, disable=None):
                 self.model.strength = s
-                for image, wanted in zip(images, label, strict=True):
-                    right[s] += int((self.model_inference(image).argmax(1) == wanted).sum())
-            n += sum(map(len, label))
-        self.model.strength = before
+                for image, label in zip(images, labels, strict=True):
+                    right[s] += int((self.model_inference(image).argmax(1) == label).sum())
+            n += sum(map(len, labels))
+        self.model.strength = initial_strength
         return right, n
 
 
-def held(batches: Iterable[tuple]) -> Iterator[tuple[list, list]]:
-    """The images and the labels of as many batches as `HELD` allows, or of one."""
+def chunks(batches: Iterable[tuple]) -> Iterator[tuple[list, list]]:
+    """Yield the images and the labels of consecutive batches, as many at once as `CHUNK_BYTES` allows."""
     images, labels = [], []
     for image, label in batches:
-        if images and sum(some.nbytes for some in images) + image.nbytes > HELD:
+        if images and sum(batch.nbytes for batch in images) + image.nbytes > CHUNK_BYTES:
             yield images, labels
             images, labels = [], []
         images.append(image)

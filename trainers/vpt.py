@@ -1,9 +1,11 @@
-"""VPT, deep visual prompt tuning (Jia et al. 2022, "Visual Prompt Tuning", ECCV) of CLIP's image encoder, as it is a
-baseline of Khattak et al. 2023, "MaPLe".
+"""VPT, deep visual prompt tuning of CLIP's image encoder (Jia et al. 2022, "Visual Prompt Tuning", ECCV).
 
-Prompts V_0 ... V_{K-1} of the image are trained, the text is CLIP's own:
+This is the variant that is a baseline in Khattak et al. 2023, "MaPLe". Image prompts V_0 ... V_{K-1} are trained. The
+text features g_0 are CLIP's:
 
-    L = CE(s f(x; V) g_0^T, y)                         K: the depth; where they stand: shared/deep.py
+    L = CE(s f(x; V) g_0^T, y)
+
+K is the depth. shared/deep.py has the positions of the prompts.
 """
 
 from dassl.engine import TRAINER_REGISTRY
@@ -22,12 +24,12 @@ class CustomCLIP(VisionPromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class VPT(ClipTrainer):
-    """Prompts in the image encoder alone."""
+    """Visual prompt tuning: prompts in the image encoder only."""
 
     defaults = ClipTrainer.defaults | {
-        "N_CTX_VISION": Key(2, low=1),  # tokens of each V_i
-        "CTX_INIT": "a photo of a",  # the words before the class name; they are not trained
-        "PROMPT_DEPTH_VISION": Key(1, low=1),  # K; 1 = the input alone
+        "N_CTX_VISION": Key(2, low=1),  # number of tokens of each V_i
+        "CTX_INIT": "a photo of a",  # the words before the class name, which are not trained
+        "PROMPT_DEPTH_VISION": Key(1, low=1),  # K; 1 = prompts in the input only
     }
     learner = "prompt_learner"
 

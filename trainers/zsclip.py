@@ -1,7 +1,7 @@
 """Zero-shot CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
 
-g(c) = text(template with c)                       ZeroshotCLIP: the data set's hand-crafted template
-g(c) = normalised mean over templates of the same  ZeroshotCLIP2: 7 of CLIP's 80 templates, or all, and that one
+ZeroshotCLIP    g(c) = text(template with c), by the data set's hand-crafted template
+ZeroshotCLIP2   g(c) = the normalised mean of these over the same template and 7 of CLIP's 80 templates, or all 80
 """
 
 from dassl.engine import TRAINER_REGISTRY
@@ -17,10 +17,10 @@ TEMPLATES = {"select": IMAGENET_TEMPLATES_SELECT, "all": IMAGENET_TEMPLATES}
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(ClipTrainer):
-    """CLIP as it is, with one hand-crafted prompt a class."""
+    """Zero-shot CLIP with one hand-crafted prompt per class."""
 
     defaults = ClipTrainer.defaults | {
-        "TEMPLATE": TEMPLATE  # "" = the data set's own, see trainers/shared/templates.py
+        "TEMPLATE": TEMPLATE  # "" = the data set's template, see trainers/shared/templates.py
     }
 
     def templates(self) -> list[str]:
@@ -32,14 +32,14 @@ class ZeroshotCLIP(ClipTrainer):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):
-    """CLIP as it is, with prompt ensembling."""
+    """Zero-shot CLIP with prompt ensembling."""
 
     defaults = ZeroshotCLIP.defaults | {
-        "TEMPLATES": Key("select", choices=list(TEMPLATES))  # of CLIP: select = 7, all = 80
+        "TEMPLATES": Key("select", choices=list(TEMPLATES))  # templates of CLIP: select = 7, all = 80
     }
 
     def templates(self) -> list[str]:
-        clips, own = TEMPLATES[self.node.TEMPLATES], super().templates()
-        if self.cfg.DATASET.NAME == "ImageNet" and not self.node.TEMPLATE:  # for which CLIP's were made
-            return clips
-        return clips + [template for template in own if template not in clips]
+        templates, further = TEMPLATES[self.node.TEMPLATES], super().templates()
+        if self.cfg.DATASET.NAME == "ImageNet" and not self.node.TEMPLATE:  # CLIP's templates were made for ImageNet
+            return templates
+        return templates + [template for template in further if template not in templates]

@@ -13,7 +13,7 @@ from dassl.names import get_most_similar_str_to_a_from_b
 
 from .defaults import _C as cfg_default
 from .defaults import TOGETHER, UNREAD
-from .keys import Key, shown
+from .keys import Key, format_value
 
 __all__ = [
     "check_config",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BASE = "_BASE_"  # detectron2's key
-AUTO = "auto"  # a word that may replace a number, and be replaced by one
+AUTO = "auto"  # a word that may replace a number, and that a number may replace
 
 
 def get_cfg_default():
@@ -48,7 +48,7 @@ def clean_cfg(cfg, trainer):
 
 
 def resolve_aliases(cfg, declared):
-    """Replace in `cfg`, in place, every alias of a value by the name it stands for.
+    """Replace every alias of a value in `cfg` by its choice, in place.
 
     Args:
         cfg (CfgNode): merged config.
@@ -64,35 +64,39 @@ def resolve_aliases(cfg, declared):
 
 
 def check_config(cfg, declared):
-    """Raises ValueError, in one line with key, value and what is allowed, for the first value that its key forbids.
+    """Raise ValueError for the first value that its key does not allow.
+
+    The message has one line with the key, its value and the allowed values.
 
     Args:
-        cfg (CfgNode): merged config. Keys that are not declared may be anything.
-        declared (dict): Keys and plain values, nested as the config is: `defaults.KEYS`, and what others declare.
+        cfg (CfgNode): merged config. Keys that are not declared may have any value.
+        declared (dict): Keys and plain values, nested like the config: `defaults.KEYS`, and those of methods.
     """
-    given = flatten(cfg)
+    values = flatten(cfg)
     for name, key in flatten(declared).items():
         key = key if isinstance(key, Key) else Key(key)
-        if name in given and not key.allows(given[name]):
-            value = given[name]
-            wrong = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if v not in key.choices]
+        if name in values and not key.allows(values[name]):
+            value = values[name]
+            entries = value if isinstance(value, (list, tuple)) else [value]
+            wrong = [entry for entry in entries if entry not in key.choices]
             near = get_most_similar_str_to_a_from_b(wrong[0], key.choices) if wrong and key.choices else ""
             hint = f', do you mean "{near}"?' if near and isinstance(wrong[0], str) else ""
-            raise ValueError(f"{name} is {shown(value)}, but must be {key}{hint}")
+            raise ValueError(f"{name} is {format_value(value)}, but must be {key}{hint}")
     for name, allowed, holds in TOGETHER:
         if not holds(cfg.INPUT):
-            raise ValueError(f"{name} is {given[name]}, but must be {allowed}")
+            raise ValueError(f"{name} is {values[name]}, but must be {allowed}")
 
 
 def merge_config(cfg, source, allow_new=()):
-    """Merge a YAML file or a list of options into `cfg`, in place; on an error `cfg` stays as it was.
+    """Merge a YAML file or a list of options into `cfg`, in place. After an error `cfg` is unchanged.
 
-    Values are read as yacs does: text is a Python literal if it can be, e.g. "(10,)" or "1e-5", else a
-    string. A value must have the type of the one it replaces; an int given for a float, and a list for a
-    tuple or the other way round, are converted. None may replace anything and be replaced by anything, and so may
-    "auto" numbers. A key of `defaults.UNREAD` that `cfg` lacks is left out; a line says so if it is not at its default.
-    A YAML file may name another one, or several, which are merged before it: `_BASE_: ../vit_b16.yaml`, relative
-    to its own folder.
+    Values are read like yacs: text is a Python literal if possible, for example "(10,)" or "1e-5", else a string. A
+    value must have the type of the one it replaces. An int is converted to a float, and a list to a tuple or the other
+    way round. None may replace any value, and any value may replace None. The same holds for "auto" and numbers. A key
+    of `defaults.UNREAD` that `cfg` does not have is left out; if it is not at its default, a line is printed.
+
+    A YAML file may name one or several others that are merged before it: `_BASE_: ../vit_b16.yaml`, relative to its
+    folder.
 
     Args:
         cfg (CfgNode): config, with the defaults of the trainer declared.
@@ -107,34 +111,34 @@ def merge_config(cfg, source, allow_new=()):
         AttributeError: `cfg` is frozen.
     """
     if isinstance(source, (list, tuple)):
-        given = [(key, value, "on the command line") for key, value in _pair_up(source)]
+        settings = [(key, value, "on the command line") for key, value in _pair_up(source)]
     else:
         files = _read_with_bases(source)
-        given = [(key, value, f'in "{path}"') for path, tree in files for key, value in flatten(tree).items()]
+        settings = [(key, value, f'in "{path}"') for path, tree in files for key, value in flatten(tree).items()]
 
-    known = flatten(cfg)
+    current = flatten(cfg)
     new = [f"{prefix}." for prefix in allow_new]
-    checked = []
-    for key, value, where in given:
+    converted = []
+    for key, value, origin in settings:
         section = key + "."
-        if key in known:
-            value = _convert(value, known[key], key, where)
+        if key in current:
+            value = _convert(value, current[key], key, origin)
         elif key in UNREAD:
-            if _decode(value) != UNREAD[key]:  # every config.yaml of earlier runs has them all, at their defaults
-                say(f"{key} {where} has no effect: only data sets of Dassl's own read it, which are not here")
+            if _decode(value) != UNREAD[key]:  # the config.yaml of earlier runs has all of them, at their defaults
+                say(f"{key} {origin} has no effect: only data sets of Dassl's own read it, which are not here")
             continue
-        elif any(name.startswith(section) for name in [*known, *new]):
-            if value is not None:  # in YAML a section of which every line is commented out
-                raise ValueError(f'"{key}" {where} is a section, which takes no value: set one of its keys')
+        elif any(name.startswith(section) for name in [*current, *new]):
+            if value is not None:  # None is a YAML section whose lines are all commented out
+                raise ValueError(f'"{key}" {origin} is a section, which takes no value: set one of its keys')
             continue
         elif key.startswith(tuple(new)):
             value = _decode(value)
         else:
-            nearest = get_most_similar_str_to_a_from_b(key, known)
-            raise ValueError(f'Unknown config key "{key}" {where}, do you mean "{nearest}"?')
-        checked.append((key, value))
+            nearest = get_most_similar_str_to_a_from_b(key, current)
+            raise ValueError(f'Unknown config key "{key}" {origin}, do you mean "{nearest}"?')
+        converted.append((key, value))
 
-    for key, value in checked:
+    for key, value in converted:
         *sections, leaf = key.split(".")
         node = cfg
         for name in sections:
@@ -145,7 +149,7 @@ def merge_config(cfg, source, allow_new=()):
 
 
 def read_layers(path):
-    """Return [(path, {dotted key: value}), ...] of a YAML file behind its bases, as `merge_config` merges them.
+    """Return [(path, {dotted key: value}), ...] of the bases of a YAML file and of the file, in merging order.
 
     Raises:
         FileNotFoundError, ValueError: see `merge_config`.
@@ -161,9 +165,11 @@ def _pair_up(opts):
 
 
 def _read_with_bases(path, users=()):
-    """[(path, content), ...] of the bases of a YAML file, in their order and each after its own bases, and of the file.
+    """Return [(path, content), ...] of the bases of a YAML file and of the file, each after its own bases.
 
-    `users` are the files that lead to it, each the base of the one before.
+    Args:
+        path: the YAML file.
+        users: the chain of files that lead to it; each is a base of the one before.
     """
     if osp.realpath(path) in map(osp.realpath, users):
         raise ValueError(f'"{BASE}" goes in a circle: {" -> ".join(map(str, [*users, path]))}')
@@ -210,7 +216,7 @@ def _read_yaml(path):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML takes the second, and aliases that blow a small file up."""
+    """A YAML loader that rejects duplicate keys and aliases that expand to a huge document."""
 
     def compose_mapping_node(self, anchor):
         node, keys = super().compose_mapping_node(anchor), set()
@@ -223,7 +229,7 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self):
         node, sizes = super().get_single_node(), {}
 
-        def size(node):  # with every alias written out
+        def size(node):  # number of values with every alias expanded
             if id(node) not in sizes:
                 sizes[id(node)] = None
                 children = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -242,18 +248,21 @@ def flatten(tree, prefix=""):
     """Return the leaves of nested dicts by dotted key: {"A": {"B": 1}} -> {"A.B": 1}."""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def read_config(path):
-    """Return the `config.yaml` of a run as a dict of dotted keys, without the keys that nothing reads any more.
+    """Return the `config.yaml` of a run as a dict of dotted keys, without the keys of `defaults.UNREAD`.
 
     Raises:
-        FileNotFoundError, ValueError: see `merge_config`; the file is cut off.
+        FileNotFoundError, ValueError: see `merge_config`; also if the file is cut off.
     """
     config = flatten(_read_yaml(path))
-    if not {"TRAINER.NAME", "VERBOSE"} <= config.keys():  # VERBOSE is the last line of every one
+    if not {"TRAINER.NAME", "VERBOSE"} <= config.keys():  # VERBOSE is the last line of every config.yaml
         raise ValueError(f'"{path}" is cut off or damaged: restore it, or train again')
     return {key: value for key, value in config.items() if key not in UNREAD}
 
@@ -267,22 +276,24 @@ def _decode(value):
         return value
 
 
-def _convert(value, default, key, where):
-    """Return `value` as the type of `default`."""
+def _convert(value, default, key, origin):
+    """Return `value` with the type of `default`; `key` and `origin` are for the error message."""
     decoded = _decode(value)
-    wanted = type(default)
-    if default is None or decoded is None or type(decoded) is wanted:
+    target = type(default)
+    if default is None or decoded is None or type(decoded) is target:
         return decoded
-    if wanted is float and isinstance(decoded, str) and decoded.strip().lower() == AUTO:  # `check_config` says more
+    # `check_config` raises an error later if this key does not allow "auto"
+    if target is float and isinstance(decoded, str) and decoded.strip().lower() == AUTO:
         return decoded
-    wanted = float if default == AUTO and type(decoded) in (int, float) else wanted
-    if type(decoded) is wanted:
+    if default == AUTO and type(decoded) in (int, float):
+        target = float
+    if type(decoded) is target:
         return decoded
-    if wanted is str and isinstance(value, str):  # a name that happens to look like a number
+    if target is str and isinstance(value, str):  # a name that looks like a number
         return value
-    if wanted is float and type(decoded) is int:
+    if target is float and type(decoded) is int:
         return float(decoded) if abs(decoded) < 1e300 else float("inf")
-    if wanted in (list, tuple) and type(decoded) in (list, tuple):
-        return wanted(decoded)
-    got = f"{shown(decoded)} ({type(decoded).__name__})"
-    raise ValueError(f'"{key}" {where} must be of type {wanted.__name__}, got {got}')
+    if target in (list, tuple) and type(decoded) in (list, tuple):
+        return target(decoded)
+    description = f"{format_value(decoded)} ({type(decoded).__name__})"
+    raise ValueError(f'"{key}" {origin} must be of type {target.__name__}, got {description}')

@@ -130,16 +130,16 @@ KEYS = {
 
 
 def _fits(transform, name):
-    """A row of TOGETHER: a length in pixels that is too long for the image."""
+    """Return a row of TOGETHER: a length in pixels of a transform that must not exceed the image."""
     allowed = f'at most the shorter side of INPUT.SIZE, with "{transform}" among INPUT.TRANSFORMS'
     return f"INPUT.{name}", allowed, lambda inp: transform not in inp.TRANSFORMS or inp[name] <= min(inp.SIZE)
 
 
-# What keys of INPUT may be together: key, words, test
+# conditions on two keys of INPUT: the key, the allowed values in words, the test
 TOGETHER = (_fits("cutout", "CUTOUT_LEN"), _fits("gaussian_blur", "GB_K"), _fits("random_crop", "CROP_PADDING"))
 
-# Keys of Dassl's own data sets, which are not here. Nothing in this repository reads them. `get_cfg_default` has them,
-# as other people's train.py merges YAML files that set them
+# Keys of Dassl's own data sets, which this project does not have. Nothing in this repository reads them.
+# `get_cfg_default` has them, because the train.py of other projects merges YAML files that set them.
 UNREAD = {
     "VERSION": 1,
     "DATASET.NUM_LABELED": -1,

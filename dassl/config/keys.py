@@ -1,4 +1,4 @@
-"""What a config key may be, declared beside its default."""
+"""The values that are allowed for config keys, declared together with their defaults."""
 
 import math
 import re
@@ -14,21 +14,21 @@ _short.maxstring = _short.maxother = _short.maxlong = 60
 
 @dataclass(frozen=True)
 class Key:
-    """A default with the values allowed; of a list or tuple, the bounds and choices are those of each entry.
+    """A default and the values that are allowed. In a list or tuple, bounds and choices apply to each entry.
 
-    A plain value instead of a Key allows all values of its type, of which the numbers are finite.
+    A plain value instead of a Key allows all values of its type. Numbers must be finite.
 
     Attributes:
-        default: value when nobody sets the key; its type is that of the key.
-        low, high: bounds, themselves allowed.
-        above, below: bounds, themselves not allowed.
-        choices: the values allowed.
-        aliases: other names of choices, by which people know them; `canonical` replaces them.
+        default: value if nobody sets the key. Its type is the type of the key.
+        low, high: inclusive bounds.
+        above, below: exclusive bounds.
+        choices: the allowed values.
+        aliases: {other name: choice}; `canonical` replaces them.
         none: whether None is allowed.
-        length: number of entries; None: any.
-        of: type of the entries, None: that of the default's first one; with the default None, type of the value.
-        word: one that is allowed in place of a number.
-        rule: what else holds, in words after a comma, and the test: ("odd", lambda value: value % 2 == 1).
+        length: number of entries; None: any number.
+        of: type of the entries; None: the type of the default's first entry. With the default None, type of the value.
+        word: a word that is allowed in place of a number.
+        rule: a further condition, as its description and its test: ("odd", lambda value: value % 2 == 1).
     """
 
     default: object
@@ -45,43 +45,56 @@ class Key:
     rule: tuple[str, Callable] | tuple[()] = ()
 
     def __str__(self):
-        """The values allowed, in words."""
-        kind, many = self._kind(), isinstance(self.default, (list, tuple))
+        """Return a description of the allowed values."""
+        kind, is_list = self._kind(), isinstance(self.default, (list, tuple))
+        singular, plural = _WORDS.get(kind, ("a value", "values"))
         if self.choices:
             names = ", ".join(str(choice) or '""' for choice in self.choices)
-            words = f"a list of some of {names}" if many else f"one of {names}"
+            words = f"a list of some of {names}" if is_list else f"one of {names}"
+        elif is_list:
+            words = f"{self.length or 'a list of'} {plural}"
         else:
-            words = _WORDS.get(kind, ("a value", "values"))[many]
-            words = f"{self.length or 'a list of'} {words}" if many else words
-        bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
-        told = " and".join(f" {word} {bound}" for word, bound in bounds.items() if bound is not None)
-        words += told or " that is finite" * (kind is float and not many)
-        words += f", {self.rule[0]}" if self.rule else ""
-        return words + f' or "{self.word}"' * bool(self.word) + " or None" * self.none
+            words = singular
+        limits = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+        bounds = [f" {word} {bound}" for word, bound in limits.items() if bound is not None]
+        if bounds:
+            words += " and".join(bounds)
+        elif kind is float and not is_list:
+            words += " that is finite"
+        if self.rule:
+            words += f", {self.rule[0]}"
+        if self.word:
+            words += f' or "{self.word}"'
+        if self.none:
+            words += " or None"
+        return words
 
     def canonical(self, value):
-        """Return `value` with every alias replaced by the name it stands for."""
+        """Return `value` with every alias replaced by its choice."""
         if isinstance(value, (list, tuple)):
             return type(value)(map(self.canonical, value))
         return self.aliases.get(value, value) if isinstance(value, str) else value
 
     def allows(self, value) -> bool:
-        """Whether `value` is one of the values allowed."""
+        """Return whether `value` is allowed."""
         if value is None or (self.default is None and self.of is None):
             return self.none or self.default is None
         if self.word and value == self.word:
             return True
         if isinstance(self.default, (list, tuple)):
-            listed = isinstance(value, (list, tuple)) and len(value) == (self.length or len(value))
-            allowed = listed and all(map(self._allows_one, value))
+            has_length = isinstance(value, (list, tuple)) and len(value) == (self.length or len(value))
+            allowed = has_length and all(map(self._allows_one, value))
         else:
             allowed = self._allows_one(value)
         return allowed and (not self.rule or bool(self.rule[1](value)))
 
     def _kind(self) -> type | None:
+        """Return the type of the value, or of the entries of a list or tuple; None: any type."""
         if isinstance(self.default, (list, tuple)):
-            first = next(iter([*self.default, *self.choices]), None)
-            return self.of or (None if first is None else type(first))
+            if self.of:
+                return self.of
+            examples = [*self.default, *self.choices]
+            return type(examples[0]) if examples and examples[0] is not None else None
         return self.of if self.default is None or self.word else type(self.default)
 
     def _allows_one(self, value) -> bool:
@@ -102,14 +115,17 @@ class Key:
 
 
 def values(declared: dict) -> dict:
-    """The defaults alone, of a dict of Keys and plain values, nested as it is."""
-    return {
-        name: values(key) if isinstance(key, dict) else key.default if isinstance(key, Key) else key
-        for name, key in declared.items()
-    }
+    """Return the defaults in a nested dict of Keys and plain values."""
+    defaults = {}
+    for name, key in declared.items():
+        if isinstance(key, dict):
+            defaults[name] = values(key)
+        else:
+            defaults[name] = key.default if isinstance(key, Key) else key
+    return defaults
 
 
-def shown(value) -> str:
-    """A value as messages have it: in one line, however long it is."""
-    plain = isinstance(value, str) and len(value) <= 60 and value.isprintable()
-    return f'"{value}"' if plain else _short.repr(value)
+def format_value(value) -> str:
+    """Return a value for a message, shortened to one line."""
+    is_short = isinstance(value, str) and len(value) <= 60 and value.isprintable()
+    return f'"{value}"' if is_short else _short.repr(value)

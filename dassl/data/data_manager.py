@@ -129,8 +129,8 @@ class DataManager:
 
     def show_dataset_summary(self, cfg):
         """Print a table of the data set's name, domains, and numbers of classes and images."""
-        given = cfg.DATASET
-        rows = [["Dataset", given.NAME], ["Source", given.SOURCE_DOMAINS], ["Target", given.TARGET_DOMAINS]]
+        node = cfg.DATASET
+        rows = [["Dataset", node.NAME], ["Source", node.SOURCE_DOMAINS], ["Target", node.TARGET_DOMAINS]]
         rows.append(["# classes", f"{self.num_classes:,}"])
         splits = {split: getattr(self.dataset, split) for split in ("train_x", "train_u", "val", "test")}
         rows += [[f"# {split}", f"{len(items):,}"] for split, items in splits.items() if items]
@@ -138,7 +138,7 @@ class DataManager:
 
 
 class DatasetWrapper(Dataset):
-    """Reads and transforms the images of a list of `Datum`.
+    """A data set that reads and transforms the images of a list of `Datum`.
 
     An item is a dict: label, domain, index (int), impath (str), img, and with ``DATALOADER.RETURN_IMG0`` also
     img0, the image resized to ``INPUT.SIZE`` without augmentation. With a list of transforms there are img, img2,
@@ -183,14 +183,14 @@ class DatasetWrapper(Dataset):
         return 4 * 3 * math.prod(self.cfg.INPUT.SIZE) * (images * self.k_tfm + int(self.return_img0))
 
     def keep_copies(self):
-        """Decode what is kept, once: when it is asked for, as an evaluation never asks for the training images."""
+        """Decode the images that are kept in memory once, at their first use, which an evaluation may never reach."""
         if not self.kept:
             paths = list(dict.fromkeys(item.impath for item in self.data_source))
             self.copies, self.kept = decoded_copies(paths, self.decode, COPIES // distributed.size()), True
 
     def __getitems__(self, places):
-        """The items of a batch, for DataLoader; at a `Place` what is random in the item depends on its seed only."""
-        if not isinstance(places[0], Place):  # a DataLoader of somebody's own
+        """Return the items of a batch, for DataLoader. The random parts of a `Place` depend only on its seed."""
+        if not isinstance(places[0], Place):  # another program's DataLoader
             return [self[index] for index in places]
         with own_generators():
             return [self[place.seeded()] for place in places]

@@ -32,7 +32,7 @@ def _random_groups(indices, size):
 
 
 def _num_batches(counts, n):
-    """The largest number of batches of n groups of different keys, where key k owns counts[k] groups."""
+    """Return the largest number of batches of n groups of different keys, where key k has counts[k] groups."""
     return next(b for b in range(sum(counts) // n, -1, -1) if sum(min(c, b) for c in counts) >= n * b)
 
 

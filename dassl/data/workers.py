@@ -123,11 +123,12 @@ def describe_failure(error: BaseException) -> str:
 
 
 def workers_that_fit(workers: int, batch_bytes: int, batches: int) -> int:
-    """Return how many of `workers` there is shared memory for; where some are left out, a line says so once.
+    """Return the number of workers that fit into shared memory. If it is smaller, print a line once.
 
     Args:
-        batch_bytes: of the tensors of a batch.
-        batches: that are read in all.
+        workers: number of workers of the config.
+        batch_bytes: size of the tensors of a batch.
+        batches: total number of batches.
     """
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return workers
@@ -138,10 +139,10 @@ def workers_that_fit(workers: int, batch_bytes: int, batches: int) -> int:
 
     fitting = next((number for number in range(workers, 0, -1) if needed(number) <= free), 0)
     if fitting < workers:
-        wanted = needed(workers) / 1e6
-        room = f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and {workers} workers need {wanted:.1f} MB"
-        instead = f"{fitting} workers are used" if fitting else "images are read without workers"
-        _print_once(f"{room}: {instead}. Give a container more with docker run --shm-size 1g")
+        need = needed(workers) / 1e6
+        problem = f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and {workers} workers need {need:.1f} MB"
+        consequence = f"{fitting} workers are used" if fitting else "images are read without workers"
+        _print_once(f"{problem}: {consequence}. Give a container more with docker run --shm-size 1g")
     return fitting
 
 
@@ -152,9 +153,9 @@ def _print_once(line):
 
 
 def read_in_order(dataset: Dataset, batch_size: int, workers: int, collate_fn=None) -> Iterator:
-    """Yield the batches of a data set in which nothing is random.
+    """Yield the batches of a data set without random parts.
 
-    If a worker fails, the rest is read without workers, and a line says so.
+    If a worker fails, the rest is read without workers, and a line is printed.
     """
     count = -(-len(dataset) // batch_size)
     workers = workers if count > 1 else 0

@@ -21,67 +21,78 @@ def epochs(folder):
 
 
 def find_checkpoint(directory, name, epoch):
-    """Return the checkpoint of model `name` in `directory`: that of `epoch`, else the best on val, else the newest.
+    """Return the file of a checkpoint.
+
+    Args:
+        directory: directory of a training.
+        name: name of the model.
+        epoch: epoch of the checkpoint; None: the best on val if it exists, else the newest.
 
     Raises:
-        FileNotFoundError: there is none; the message says what there is.
+        FileNotFoundError: there is no such checkpoint. The message lists those that exist.
     """
     folder = osp.join(directory, name)
     if not osp.isdir(directory):
         raise FileNotFoundError(f'there is no directory "{directory}": check --model-dir')
     if not osp.isdir(folder):
         others = [d for d in sorted(os.listdir(directory)) if epochs(osp.join(directory, d))]
-        held = f"it holds checkpoints of another trainer: {others}" if others else "it holds no checkpoints"
-        raise FileNotFoundError(f'no folder "{name}" in "{directory}": {held}')
-    there = epochs(folder)
+        content = f"it holds checkpoints of another trainer: {others}" if others else "it holds no checkpoints"
+        raise FileNotFoundError(f'no folder "{name}" in "{directory}": {content}')
+    saved = epochs(folder)
     best = osp.join(folder, BEST)
     if epoch is None and osp.exists(best):
         return best
-    if not there:
+    if not saved:
         raise FileNotFoundError(f'no checkpoints in "{folder}"')
-    if epoch not in (None, *there):
-        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": there are {there}, set --load-epoch')
-    return osp.join(folder, f"model.pth.tar-{there[-1] if epoch is None else epoch}")
+    if epoch is None:
+        epoch = saved[-1]
+    if epoch not in saved:
+        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": there are {saved}, set --load-epoch')
+    return osp.join(folder, f"model.pth.tar-{epoch}")
 
 
 def load_weights(model, checkpoint, path):
     """Load the weights of a checkpoint.
 
     Raises:
-        ValueError: in one line: they do not fit the model, or are not finite.
+        ValueError: they do not fit the model, or are not finite. The message has one line.
     """
-    given = own_weights(model, checkpoint, path)
+    weights = own_weights(model, checkpoint, path)
     try:
-        model.load_state_dict(given)
-    except (RuntimeError, LookupError, TypeError) as error:  # learners may look at what they are given
+        model.load_state_dict(weights)
+    except (RuntimeError, LookupError, TypeError) as error:  # the load_state_dict of a learner may raise other types
         reason = " ".join(str(error).split())
-        for key, wanted in model.state_dict().items():
-            if key in given and given[key].shape != wanted.shape:
-                shapes = f'"{key}" has shape {list(given[key].shape)} there and {list(wanted.shape)} in this model'
+        for key, tensor in model.state_dict().items():
+            if key in weights and weights[key].shape != tensor.shape:
+                shapes = f'"{key}" has shape {list(weights[key].shape)} there and {list(tensor.shape)} in this model'
                 reason = f"{shapes}: use the backbone, trainer settings and classes of its training"
                 break
         raise ValueError(f'the checkpoint "{path}" does not fit: {reason}') from error
-    wrong = not_finite(model)
-    if wrong:
+    name = not_finite(model)
+    if name:
         advice = "take an earlier epoch, or train again with a lower OPTIM.LR"
-        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{wrong}", its training diverged: {advice}')
+        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{name}", its training diverged: {advice}')
 
 
 def not_finite(model, optim=None):
-    """Return the name of the first parameter with infinity or NaN, or buffer with NaN (masks are infinite); else "".
+    """Return the name of the first parameter with infinity or NaN, or of the first buffer with NaN; "": there is none.
 
-    Of an optimizer also, in the same way, what it keeps of the parameters.
+    Buffers may be infinite, because attention masks are.
+
+    Args:
+        model: the module.
+        optim: its optimizer, whose state of each parameter is checked as well.
     """
     for name, tensor in model.named_parameters():
-        kept = optim.state.get(tensor, {}) if optim else {}
-        tensors = [tensor, *(value for value in kept.values() if isinstance(value, torch.Tensor))]
+        state = optim.state.get(tensor, {}) if optim else {}
+        tensors = [tensor, *(value for value in state.values() if isinstance(value, torch.Tensor))]
         if not all(value.isfinite().all() for value in tensors):
             return name
     return next((name for name, tensor in model.named_buffers() if tensor.isnan().any()), "")
 
 
 def remove_temporary(folder, keep):
-    """Remove the temporary checkpoints that killed runs left behind, except that of epoch `keep`."""
+    """Remove the temporary checkpoints of killed runs, except the one of epoch `keep`."""
     for epoch in epochs(folder):
         path = osp.join(folder, f"model.pth.tar-{epoch}")
         if epoch != keep and load_checkpoint(path).get("temporary") is True:
@@ -93,7 +104,7 @@ def rng_state():
     kind, keys, *rest = np.random.get_state()
     numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
     state = {"python": random.getstate(), "torch": torch.get_rng_state(), "numpy": numpy}
-    if torch.cuda.is_initialized():  # else this run is on the CPU
+    if torch.cuda.is_initialized():  # a run on the CPU does not initialise CUDA
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

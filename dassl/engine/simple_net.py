@@ -44,7 +44,7 @@ class SimpleNet(nn.Module):
         return self._fdim
 
     def forward(self, x, return_feature=False):
-        """float [B, 3, H, W] -> logits [B, num_classes], with `return_feature` also the features [B, fdim]."""
+        """Return the logits [B, num_classes] of float [B, 3, H, W]; `return_feature` adds the features [B, fdim]."""
         f = self.backbone(x)
         if self.head is not None:
             f = self.head(f)

@@ -1,7 +1,7 @@
 """The training loop with Dassl's methods and hooks.
 
-Read downward: TrainerBase keeps models, optimizers and checkpoints and has the bare loop; SimpleTrainer builds data,
-model and evaluator from the config; TrainerX and TrainerXU say what an epoch is.
+The file reads downward. TrainerBase has the models, optimizers and checkpoints, and the bare loop. SimpleTrainer builds
+data, model and evaluator from the config. TrainerX and TrainerXU define an epoch.
 """
 
 import contextlib
@@ -47,11 +47,11 @@ from .simple_net import SimpleNet
 
 
 def __getattr__(name):
-    """Import TensorBoard's SummaryWriter when it is asked for: predict.py would wait for it."""
+    """Import TensorBoard's SummaryWriter at its first use, because predict.py does not need it."""
     if name == "SummaryWriter":
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except AttributeError as error:  # Python would say "cannot import name", and hide the reason
+        except AttributeError as error:  # Python would print "cannot import name" and hide the reason
             raise ImportError(
                 f"SummaryWriter cannot be imported, because of an error in TensorBoard: {error}"
             ) from error
@@ -62,8 +62,8 @@ def __getattr__(name):
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
-    # Seconds: an epoch that ends this long after the last checkpoint writes one too, for an interrupted run to resume
-    # from; the next checkpoint replaces it
+    # An epoch that ends this many seconds after the last checkpoint writes a temporary one, from which an interrupted
+    # run resumes. The next checkpoint replaces it.
     resume_interval = 10.0
 
     def __init__(self):
@@ -75,7 +75,7 @@ class TrainerBase:
         self._temporary = None  # epoch of the checkpoint to delete when the next one is written
         self._saved_at = time.time()
         self.best_result = -np.inf
-        self.train_seconds = 0.0  # spent in epochs, those before an interruption too
+        self.train_seconds = 0.0  # time spent in epochs, including those before an interruption
 
     # ------------------------------------------------------------ models
 
@@ -90,7 +90,7 @@ class TrainerBase:
         self._scheds[name] = sched
 
     def get_model_names(self, names=None):
-        """Return `names` as a list, or all names if None. Raises ValueError for a name without a model."""
+        """Return `names` as a list, or all names if None. Raise ValueError for a name without a model."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -111,22 +111,24 @@ class TrainerBase:
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` (or `model_name`) for every model, each atomically.
 
-        Of several processes the first one writes, the others wait for it.
+        With several processes the first one writes, and the others wait for it.
 
         Raises:
             FloatingPointError: a weight is infinite or NaN; nothing is written.
         """
         for name, model in self._models.items():
-            wrong = not_finite(model, self._optims[name])
-            if wrong:
-                where = f'"{wrong}" of {name} is infinite or NaN at the end of epoch {epoch + 1}'
-                raise FloatingPointError(f"{where}, which is not saved: lower OPTIM.LR or train in fp32")
-        for name, model in self._models.items() if distributed.is_first() else ():
-            parts = {"optimizer": self._optims[name], "scheduler": self._scheds[name]}
+            tensor = not_finite(model, self._optims[name])
+            if tensor:
+                problem = f'"{tensor}" of {name} is infinite or NaN at the end of epoch {epoch + 1}'
+                raise FloatingPointError(f"{problem}, which is not saved: lower OPTIM.LR or train in fp32")
+        models = self._models if distributed.is_first() else {}
+        for name, model in models.items():
+            optim, sched = self._optims[name], self._scheds[name]
             state = {
                 "state_dict": model.state_dict(),
                 "epoch": epoch + 1,
-                **{kept: None if part is None else part.state_dict() for kept, part in parts.items()},
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
                 "val_result": val_result,
                 "best_result": float(self.best_result),
                 "train_seconds": self.train_seconds,
@@ -138,30 +140,33 @@ class TrainerBase:
         distributed.barrier()
 
     def get_extra_state(self):
-        """Hook: what else an interrupted training needs to go on exactly, as a dict of tensors and plain types."""
+        """Return the further state that a resumed training needs, a dict of tensors and plain types. A hook."""
         return {}
 
     def set_extra_state(self, state):
-        """Hook: take back what `get_extra_state` gave; `{}` from a checkpoint without it."""
+        """Restore the result of `get_extra_state`, or `{}` from a checkpoint without it. A hook."""
 
     def suit_checkpoint(self, checkpoint, path, resume=False):
-        """Hook: return the checkpoint with weights that suit this run, or raise ValueError if they cannot.
+        """Return the checkpoint with weights that suit this run. A hook.
 
         Args:
-            checkpoint (dict): of one model.
+            checkpoint (dict): checkpoint of one model.
             path (str): its file.
-            resume (bool): whether training goes on from it, with its optimizer.
+            resume (bool): whether a training is resumed from it, with its optimizer.
+
+        Raises:
+            ValueError: its weights do not suit this run.
         """
         return checkpoint
 
     def resume_model_if_exist(self, directory):
-        """Resume from the newest epoch of which `directory` has a checkpoint of every model.
+        """Resume from the newest epoch for which `directory` has a checkpoint of every model.
 
-        Restores weights, optimizers, schedulers and the random generators: the run continues exactly as if it had
-        never been interrupted.
+        Weights, optimizers, schedulers and random generators are restored. The resumed run is bit-identical to an
+        uninterrupted one.
 
         Returns:
-            int: number of epochs done; 0 if there is no checkpoint.
+            int: number of finished epochs; 0 if there is no checkpoint.
         """
         names = self.get_model_names()
         common = set.intersection(*(set(epochs(osp.join(directory, name))) for name in names)) if names else set()
@@ -178,7 +183,7 @@ class TrainerBase:
             load_weights(self._models[name], checkpoint, path)
             try:
                 self._restore(name, checkpoint)
-            except Exception as error:  # of a dozen types, by what it holds instead
+            except Exception as error:  # a dozen types, depending on the content of the file
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 advice = "take another --output-dir, or remove it"
                 raise ValueError(f'training cannot go on from "{path}" ({reason}): {advice}') from error
@@ -186,10 +191,10 @@ class TrainerBase:
         return epoch
 
     def _restore(self, name, checkpoint):
-        """Take back all of a checkpoint but the weights."""
-        for part, kept in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
-            if part is not None and checkpoint.get(kept) is not None:
-                part.load_state_dict(checkpoint[kept])
+        """Restore everything in a checkpoint except the weights."""
+        for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+            if part is not None and checkpoint.get(key) is not None:
+                part.load_state_dict(checkpoint[key])
         self.best_result = float(checkpoint.get("best_result", -np.inf))
         self.train_seconds = float(checkpoint.get("train_seconds", 0.0))
         if "rng" in checkpoint:
@@ -197,10 +202,14 @@ class TrainerBase:
         self.set_extra_state(checkpoint.get("extra_state", {}))
 
     def load_model(self, directory, epoch=None):
-        """Load the weights of every model from `directory`: of `epoch`, else the best on val, else the newest.
+        """Load the weights of every model from `directory`.
+
+        Args:
+            directory (str): directory of a training.
+            epoch (int): epoch of the checkpoint; None: the best on val if it exists, else the newest.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint; the message says what there is.
+            FileNotFoundError: there is no such checkpoint. The message lists those that exist.
             ValueError: its tensors do not fit the model.
         """
         if not directory:
@@ -210,8 +219,10 @@ class TrainerBase:
             path = find_checkpoint(directory, name, epoch)
             checkpoint = self.suit_checkpoint(load_checkpoint(path), path)
             load_weights(self._models[name], checkpoint, path)
-            at = checkpoint.get("epoch")
-            say(f'Loaded {name} from "{path}" (epoch = {at if type(at) is int else "unknown"})')
+            saved_epoch = checkpoint.get("epoch")
+            if type(saved_epoch) is not int:
+                saved_epoch = "unknown"
+            say(f'Loaded {name} from "{path}" (epoch = {saved_epoch})')
 
     # ------------------------------------------------------------ TensorBoard
 
@@ -227,7 +238,7 @@ class TrainerBase:
             self._writer = None
 
     def write_scalar(self, tag, scalar_value, global_step=None):
-        if self._writer is not None:  # there is none while only evaluating
+        if self._writer is not None:  # an evaluation has no writer
             self._writer.add_scalar(tag, scalar_value, global_step)
 
     # ------------------------------------------------------------ the loop
@@ -237,9 +248,10 @@ class TrainerBase:
         self.max_epoch = max_epoch
         try:
             start = time.time()
-            self.before_train()  # a method may have much to do there, filling a cache
+            self.before_train()  # may take long, for example when a method fills a cache
             self._saved_at = time.time()
-            self.train_seconds += self._saved_at - start if self.start_epoch == 0 else 0
+            if self.start_epoch == 0:
+                self.train_seconds += self._saved_at - start
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 start = time.time()
                 self.before_epoch()
@@ -289,10 +301,10 @@ class TrainerBase:
     # ------------------------------------------------------------ one update
 
     def detect_anomaly(self, loss):
-        """Raises FloatingPointError if the loss is infinite or NaN."""
+        """Raise FloatingPointError if the loss is infinite or NaN."""
         if not torch.isfinite(loss).all():
-            where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-            raise FloatingPointError(f"the loss is infinite or NaN in {where}: lower OPTIM.LR or train in fp32")
+            position = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+            raise FloatingPointError(f"the loss is infinite or NaN in {position}: lower OPTIM.LR or train in fp32")
 
     def model_zero_grad(self, names=None):
         for name in self.get_model_names(names):
@@ -320,15 +332,16 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """Data, model and evaluator from the config; trains, evaluates and keeps checkpoints.
+    """A trainer that builds data, model and evaluator from the config, trains, evaluates and writes checkpoints.
 
-    Attributes that Dassl's plugins use: cfg, device, dm, train_loader_x, train_loader_u, val_loader, test_loader,
+    Dassl's plugins use these attributes: cfg, device, dm, train_loader_x, train_loader_u, val_loader, test_loader,
     num_classes, num_source_domains, lab2cname, evaluator, epoch, max_epoch, batch_idx, num_batches, output_dir.
-    `results` holds the figures of the last `test()`.
+    `results` has the figures of the last `test()`.
     """
 
-    draws_by_item = False  # random crops and the like: see `build_data_loader`; False: as Dassl draws them
-    test_replaces_val = True  # where there is no val split; as in Dassl, also to choose the best model
+    draws_by_item = False  # how random transforms draw, see `build_data_loader`; False: like Dassl
+    # whether the test images are used for val if there is no val split, even to select the best model; True as in Dassl
+    test_replaces_val = True
 
     def __init__(self, cfg):
         super().__init__()
@@ -340,12 +353,14 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.results = {}
         self.build_data_loader()
-        set_rng_state(distributed.from_first(rng_state))  # unseeded or seeded, all start from the same weights
+        set_rng_state(
+            distributed.from_first(rng_state)
+        )  # all processes start from the same weights, without a seed too
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg):
-        """Hook: raise if the config does not suit the trainer."""
+        """Raise an error if the config does not suit the trainer. A hook."""
 
     def build_data_loader(self):
         self.dm = dm = DataManager(self.cfg, draws_by_item=self.draws_by_item)
@@ -355,7 +370,7 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = dm.lab2cname
 
     def build_model(self):
-        """Hook: build and register the model; here a `SimpleNet`."""
+        """Build and register the model, by default a `SimpleNet`. A hook."""
         cfg = self.cfg
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
         if cfg.MODEL.INIT_WEIGHTS:
@@ -374,34 +389,37 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         distributed.check_batch_size(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
         for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard")):
-            if osp.islink(folder):  # of a directory that may come from anybody
+            if osp.islink(folder):  # the author of the directory may be anybody
                 raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
-        self.start_epoch = self.resume_model_if_exist(self.output_dir)  # first: a resumed run may be resumed again
-        for name in self._models if distributed.is_first() else ():
+        # checked before RESUME: a run that was started with RESUME may have been interrupted itself
+        self.start_epoch = self.resume_model_if_exist(self.output_dir)
+        names = self._models if distributed.is_first() else ()
+        for name in names:
             remove_temporary(osp.join(self.output_dir, name), keep=self.start_epoch)
-            if self.start_epoch:  # a kill may have come before that was written
+            if self.start_epoch:  # the run may have been killed before it wrote the name of the newest checkpoint
                 name_newest(osp.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
         if self.cfg.RESUME and not self.start_epoch:
             self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME)
-            self.best_result, self._temporary = -np.inf, None  # those files stay there
+            # the best and the temporary checkpoint of that directory do not belong to this run
+            self.best_result, self._temporary = -np.inf, None
         if self.cfg.RESUME and not self.start_epoch:
-            lacking = f'"{self.cfg.RESUME}" has no checkpoints of {self.get_model_names()}'
-            raise FileNotFoundError(f"nothing to resume: {lacking}; drop --resume to train from scratch")
-        self.epoch = max(self.start_epoch - 1, 0)  # that of the test, should there be nothing left to train
+            problem = f'"{self.cfg.RESUME}" has no checkpoints of {self.get_model_names()}'
+            raise FileNotFoundError(f"nothing to resume: {problem}; drop --resume to train from scratch")
+        self.epoch = max(self.start_epoch - 1, 0)  # the epoch of the test if no epoch is left to train
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
     def after_epoch(self):
-        done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        epoch, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
 
-        wanted = done == self.max_epoch or (freq > 0 and done % freq == 0)
-        if wanted or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
-            previous, self._temporary = self._temporary, None if wanted else done
+        permanent = epoch == self.max_epoch or (freq > 0 and epoch % freq == 0)
+        if permanent or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
+            previous, self._temporary = self._temporary, None if permanent else epoch
             self.save_model(self.epoch, self.output_dir)
             self._saved_at = time.time()
             if previous is not None and distributed.is_first():
@@ -424,7 +442,11 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate on `split` ("val" or "test"; None: `cfg.TEST.SPLIT`). Returns the accuracy in percent."""
+        """Evaluate on a split and return the accuracy in percent.
+
+        Args:
+            split (str): "val" or "test"; None: `cfg.TEST.SPLIT`.
+        """
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
@@ -448,7 +470,7 @@ class SimpleTrainer(TrainerBase):
         self.results = {"split": split, **results}
         for key, value in results.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
-        return next(iter(results.values()))
+        return next(iter(results.values()))  # the evaluator lists the accuracy first
 
     def model_inference(self, input):
         return self.model(input)
@@ -460,7 +482,7 @@ class SimpleTrainer(TrainerBase):
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     def _run_batches(self, batches):
-        """Run one epoch: `forward_backward(*batch)` for every batch, with Dassl's log lines."""
+        """Run one epoch: call `forward_backward(*batch)` for every batch and print Dassl's log lines."""
         self.set_model_mode("train")
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         end = time.time()
@@ -472,8 +494,8 @@ class SimpleTrainer(TrainerBase):
 
             freq = self.cfg.TRAIN.PRINT_FREQ
             if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):
-                left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
-                eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+                remaining = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+                eta = datetime.timedelta(seconds=int(batch_time.avg * remaining))
                 say(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
@@ -487,7 +509,7 @@ class SimpleTrainer(TrainerBase):
 
 
 class TrainerX(SimpleTrainer):
-    """Trains on labelled data: an epoch is one pass over train_loader_x."""
+    """A trainer on labelled data. An epoch is one pass over train_loader_x."""
 
     def run_epoch(self):
         self.num_batches = len(self.train_loader_x)
@@ -495,7 +517,7 @@ class TrainerX(SimpleTrainer):
 
     def _own_parts(self, loader):
         for batch, part in distributed.parts(loader):
-            self.share = part.share  # of the batch's images that this process has
+            self.share = part.share  # fraction of the batch's images in this process
             yield (batch,)
 
     def parse_batch_train(self, batch):
@@ -503,10 +525,10 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """Trains on labelled and unlabelled data: `forward_backward(batch_x, batch_u)`.
+    """A trainer on labelled and unlabelled data, with `forward_backward(batch_x, batch_u)`.
 
-    `cfg.TRAIN.COUNT_ITER` says which loader sets the length of an epoch: train_x, train_u or smaller_one. A loader that
-    ends early starts again.
+    `cfg.TRAIN.COUNT_ITER` names the loader that sets the length of an epoch: train_x, train_u or smaller_one. A loader
+    that ends early starts again.
     """
 
     def run_epoch(self):

@@ -12,6 +12,7 @@ def build_evaluator(cfg, lab2cname=None, **kwargs):
     Args:
         cfg (CfgNode): config.
         lab2cname (dict): label (int) to class name (str).
+        **kwargs: further arguments of the evaluator.
 
     Raises:
         ValueError: no evaluator of that name is registered.

@@ -13,7 +13,7 @@ from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """What a trainer calls: reset(), then process() for every batch, then evaluate()."""
+    """The interface of an evaluator: reset(), then process() for every batch, then evaluate()."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -33,12 +33,12 @@ class Classification(EvaluatorBase):
     """Single-label classification.
 
     Args:
-        cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT ask for more than averages.
+        cfg (CfgNode): config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT add results to the averages.
         lab2cname (dict): label (int) to class name (str), needed for per-class results.
 
     Attributes:
-        temperature (float): T of the probabilities softmax(scores / T); None: 1, and not told among the results.
-        keep_scores (bool): whether `evaluate` leaves all `scores` [samples, classes], for a T to be found later.
+        temperature (float): T of the probabilities softmax(scores / T); None: T is 1, and not part of the results.
+        keep_scores (bool): whether `evaluate` sets `scores` [samples, classes], to fit T to them.
 
     Raises:
         ValueError: TEST.PER_CLASS_RESULT without `lab2cname`.

@@ -4,9 +4,11 @@ from torch.nn import functional as F
 
 
 def compute_distance_matrix(input1, input2, metric="euclidean"):
-    """Return the distances between the rows of `input1` [m, dim] and those of `input2` [n, dim].
+    """Return the distances between the rows of two matrices.
 
     Args:
+        input1 (Tensor): [m, dim].
+        input2 (Tensor): [n, dim].
         metric (str): "euclidean" (squared) or "cosine".
 
     Returns:
@@ -26,11 +28,11 @@ def compute_distance_matrix(input1, input2, metric="euclidean"):
 
 
 def euclidean_squared_distance(input1, input2):
-    """|a - b|^2 for the rows a of `input1` [m, dim] and b of `input2` [n, dim]: a Tensor [m, n]."""
+    """Return |a - b|^2, a Tensor [m, n], for the rows a of `input1` [m, dim] and b of `input2` [n, dim]."""
     squares = input1.pow(2).sum(1, keepdim=True) + input2.pow(2).sum(1)
-    return (squares - 2 * input1 @ input2.t()).clamp(min=0)  # rounding would leave tiny negative numbers
+    return (squares - 2 * input1 @ input2.t()).clamp(min=0)  # rounding may give tiny negative numbers
 
 
 def cosine_distance(input1, input2):
-    """1 - cos(a, b) for the rows a of `input1` [m, dim] and b of `input2` [n, dim]: a Tensor [m, n]."""
+    """Return 1 - cos(a, b), a Tensor [m, n], for the rows a of `input1` [m, dim] and b of `input2` [n, dim]."""
     return 1 - F.normalize(input1, dim=1) @ F.normalize(input2, dim=1).t()

@@ -29,15 +29,17 @@ BAR = {"unit": "B", "unit_scale": True}
 
 
 def download_url(url, dst, checksum=None, retries=3, timeout=60):
-    """Download `url` to the file `dst`, which exists only once it is complete and checked.
+    """Download `url` to the file `dst`, which is created only after it is complete and verified.
 
-    A transfer that is interrupted is kept as `<dst>.part`, and the next call fetches the rest. If the file has changed
-    at its source since, or the server cannot resume, it starts over.
+    An interrupted transfer is kept as `<dst>.part`, and the next call fetches the rest. If the file has changed at its
+    source since then, or the server cannot resume, the download starts again.
 
     Args:
+        url (str): the source.
+        dst (str): the file.
         checksum (str): MD5 or SHA-256, hexadecimal; a file that does not match is downloaded once more.
-        retries (int): how often a transfer that breaks is resumed at once.
-        timeout (float): seconds without an answer.
+        retries (int): number of times that a broken transfer is resumed at once.
+        timeout (float): maximum time without an answer, in seconds.
 
     Raises:
         OSError: the server cannot be reached or refuses, the transfer breaks, the disk is too small, or the
@@ -61,13 +63,13 @@ def download_url(url, dst, checksum=None, retries=3, timeout=60):
         os.replace(part, dst)
         discard(part)
     except (OSError, http.client.HTTPException) as error:
-        kept = f", it goes on after the {_size(part):,} bytes received" if _size(part) else ""
-        advice = f"try again{kept}, or put the file there by hand"
+        progress = f", it goes on after the {_size(part):,} bytes received" if _size(part) else ""
+        advice = f"try again{progress}, or put the file there by hand"
         raise OSError(f'Cannot download "{url}" to "{dst}" ({_one_line(error)}): {advice}') from error
 
 
 class BrokenTransfer(OSError):
-    """The connection was lost half-way; what was received is kept."""
+    """A connection that was lost during a transfer. The received part of the file is kept."""
 
 
 def _transfer_all(url, part, retries, timeout):
@@ -172,9 +174,9 @@ def check_file(path, checksum):
     ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    found = digest.hexdigest()
-    if found != checksum.lower():
-        raise OSError(f"{path} has the {name.upper()} {found}, expected {checksum}: damaged or a different file")
+    actual = digest.hexdigest()
+    if actual != checksum.lower():
+        raise OSError(f"{path} has the {name.upper()} {actual}, expected {checksum}: damaged or a different file")
 
 
 def check_disk(folder, needed):
@@ -194,7 +196,7 @@ def discard(part):
 
 
 class DamagedArchive(OSError):
-    """The file is not a complete archive."""
+    """A file that is not a complete archive."""
 
 
 def extract_archive(archive, folder):

@@ -32,8 +32,8 @@ class Registry:
             KeyError: there is none.
         """
         if name not in self._obj_map:
-            known = ", ".join(self._obj_map) or "nothing"
-            raise KeyError(f'"{name}" is not in the {self._name} registry, which has {known}')
+            names = ", ".join(self._obj_map) or "nothing"
+            raise KeyError(f'"{name}" is not in the {self._name} registry, which has {names}')
         return self._obj_map[name]
 
     def registered_names(self):

@@ -17,22 +17,23 @@ from dassl.names import check_availability
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
-    """Save a checkpoint; whatever happens meanwhile, every file is either the old one or the complete new one.
+    """Save a checkpoint atomically: at any time each file is either the old one or the complete new one.
 
-    It ends in its own checksum, the comment of the zip file that `torch.save` writes.
-
-    Files in `save_dir`: `model.pth.tar-<epoch>` (or `model_name`); `checkpoint`, which names the latest;
-    `model-best.pth.tar`, a copy, if `is_best`.
+    The file ends with its checksum, in the comment of the zip file that `torch.save` writes. `save_dir` then has the
+    files `model.pth.tar-<epoch>` (or `model_name`), `checkpoint` with the name of the latest one, and, if `is_best`,
+    a copy `model-best.pth.tar`.
 
     Args:
         state (dict): "state_dict", "epoch" (int) and anything else to save, e.g. "optimizer". Not changed.
         save_dir (str): directory, made if missing.
+        is_best (bool): whether to write the copy.
         remove_module_from_keys (bool): drop the "module." that nn.DataParallel puts before parameter names.
+        model_name (str): name of the file; "": the default above.
 
     Raises:
         OSError: `save_dir` cannot be written to, or the disk is full.
     """
-    # NumPy scalars (an evaluator's result, say) could not be loaded again with weights_only=True
+    # NumPy scalars, for example an evaluator's result, cannot be loaded with weights_only=True
     state = {k: v.item() if isinstance(v, np.generic) else v for k, v in state.items()}
     if remove_module_from_keys:
         state["state_dict"] = {k.removeprefix("module."): v for k, v in state["state_dict"].items()}

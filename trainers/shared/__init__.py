@@ -1,1 +1,1 @@
-"""What several methods need, once each."""
+"""The modules that several methods share."""

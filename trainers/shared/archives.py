@@ -1,4 +1,4 @@
-"""Reading files of PyTorch, where `load_clip` finds it beside the original Dassl too, which has no `dassl.archives`."""
+"""The functions of `dassl.archives`, with substitutes for the original Dassl, which does not have them."""
 
 import torch
 
@@ -7,7 +7,7 @@ try:
 except ImportError:
 
     def load(path: str) -> object:
-        """As CoOp does: OpenAI's archives by TorchScript, which runs their code; all else with nothing pickled."""
+        """Load a file like CoOp: OpenAI's archives by TorchScript, which runs their code, others without pickles."""
         try:
             return torch.jit.load(path, map_location="cpu").state_dict()
         except RuntimeError:

@@ -1,10 +1,10 @@
-"""One way to a frozen CLIP: OpenAI's, the embedded `tiny`, open_clip's and transformers'; by name or by path.
+"""The frozen CLIP by a name or a path: OpenAI's, the embedded `tiny`, and those of open_clip and transformers.
 
 tiny                                      the embedded CLIP
 ViT-B/16, RN50, ...                       OpenAI's, downloaded
 open_clip:ViT-B-16/laion2b_s34b_b88k      open_clip's architecture / pretrained tag, or a checkpoint file
-hf-hub:org/name                           a repository of the Hugging Face Hub, with either's files
-a path                                    a file of tensors, or a folder with either's files
+hf-hub:org/name                           a repository of the Hugging Face Hub, with files of open_clip or transformers
+a path                                    a file of tensors, or a folder with files of open_clip or transformers
 """
 
 import importlib
@@ -26,37 +26,41 @@ from .files import check_hashes, check_regular, read_json
 from .privacy import report_nothing
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
-CACHE = os.path.expanduser("~/.cache/clip")  # where clip.load puts its downloads
+CACHE = os.path.expanduser("~/.cache/clip")  # the download folder of clip.load
 OPEN_CLIP, HUB = "open_clip:", "hf-hub:"
-EXPORT = "export.json"  # of a folder that export.py made: among others, the checksums of its files
+EXPORT = "export.json"  # written by export.py; it has the checksums of the folder's files
 OPEN_CLIP_CONFIG, CONFIG, PROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
-WEIGHTS = (  # of a folder, the first that is there
+WEIGHTS = (  # the first of these files in a folder is loaded
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     "model.pt",
 )
 
-# CoOp's own copy of CLIP lets the folder default; trainers written for it call clip._download(url)
+# in CoOp's copy of CLIP the folder has a default, and trainers written for it call clip._download(url)
 clip._download.__defaults__ = clip._download.__defaults__ or (CACHE,)
 
 
 class Source(NamedTuple):
-    """Where the tensors of a CLIP are, and what must be known of them."""
+    """The location and the format of a CLIP's weights."""
 
-    path: Callable[[], str]  # which downloads the file first
-    architecture: layouts.Architecture | None = None  # None: as OpenAI's own builder has it
-    renamed: Callable = dict  # a state dict in OpenAI's layout from what is in the file
-    input: dict | None = None  # keys of cfg.INPUT; None: nobody knows, or OpenAI's
+    path: Callable[[], str]  # returns the file, after downloading it if necessary
+    architecture: layouts.Architecture | None = None  # None: OpenAI's builder finds it from the tensors
+    convert: Callable = dict  # converts the file's state dict to OpenAI's layout
+    input: dict | None = None  # keys of cfg.INPUT; None: OpenAI's, or unknown
 
 
 def find(name: str) -> Source:
-    """Raises ValueError if the name is unknown, or of a model that is no such CLIP; says why."""
+    """Return the source of a CLIP.
+
+    Raises:
+        ValueError: the name is unknown, or the model is not a supported CLIP.
+    """
     if name == "tiny":
         return Source(lambda: str(TINY))
     if name.startswith(OPEN_CLIP):
-        return pretrained(name.removeprefix(OPEN_CLIP))
+        return open_clip_source(name.removeprefix(OPEN_CLIP))
     if name.startswith(HUB):
-        return hub(name.removeprefix(HUB))
+        return hub_source(name.removeprefix(HUB))
     if os.path.isfile(name):
         return beside(os.path.dirname(name) or ".", lambda: name, os.path.basename(name))
     if name not in clip._MODELS and os.path.isdir(name):
@@ -69,14 +73,24 @@ def find(name: str) -> Source:
 
 
 def beside(folder: str, path: Callable[[], str], file: str) -> Source:
-    """The source for the file of that name, by the configs that lie in its folder."""
-    config, open_clips = (read_config(os.path.join(folder, name)) for name in (CONFIG, OPEN_CLIP_CONFIG))
+    """Return the source of a file by the configs in a folder.
+
+    Args:
+        folder: the folder with the configs.
+        path: function that returns the path of the file.
+        file: name of the file.
+
+    Raises:
+        ValueError: a config is damaged, or its model is not a supported CLIP.
+    """
+    config = read_config(os.path.join(folder, CONFIG))
+    open_clip_config = read_config(os.path.join(folder, OPEN_CLIP_CONFIG))
     processor = read_config(os.path.join(folder, PROCESSOR))
     try:
-        if open_clips and (file.startswith("open_clip") or "model_type" not in config):
-            given = open_clips.get("model_cfg", open_clips)
-            architecture = layouts.open_clip_architecture(given)
-            keys = layouts.open_clip_input(architecture.side, open_clips.get("preprocess_cfg") or {})
+        if open_clip_config and (file.startswith("open_clip") or "model_type" not in config):
+            model_config = open_clip_config.get("model_cfg", open_clip_config)
+            architecture = layouts.open_clip_architecture(model_config)
+            keys = layouts.open_clip_input(architecture.side, open_clip_config.get("preprocess_cfg") or {})
             layouts.check_description(architecture, keys)
             return Source(path, architecture, layouts.from_open_clip, keys)
         if "model_type" in config:
@@ -97,75 +111,77 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
     return Source(path)
 
 
-def pretrained(name: str) -> Source:
-    """That of open_clip's `create_model(architecture, pretrained)` for "architecture/pretrained"."""
+def open_clip_source(name: str) -> Source:
+    """Return the source of open_clip's `create_model(architecture, pretrained)` for "architecture/pretrained"."""
     open_clip = library("open_clip", name)
     model, _, tag = name.partition("/")
     config = open_clip.get_model_config(model)
     if config is None or not tag:
         near = get_most_similar_str_to_a_from_b(model, open_clip.list_models())
+        tags = [*open_clip.list_pretrained_tags_by_model(near), "FILE"]
         raise ValueError(
             f'"{OPEN_CLIP}{name}" is no model of open_clip: give {OPEN_CLIP}ARCHITECTURE/PRETRAINED, for example '
-            f"{OPEN_CLIP}{near}/{next(iter(open_clip.list_pretrained_tags_by_model(near)), 'FILE')}"
+            f"{OPEN_CLIP}{near}/{tags[0]}"
         )
-    known = open_clip.get_pretrained_cfg(model, tag)
-    if not known and not os.path.isfile(tag):
+    pretrained = open_clip.get_pretrained_cfg(model, tag)
+    if not pretrained and not os.path.isfile(tag):
         raise ValueError(
             f"{model} of open_clip has no {tag}: {open_clip.list_pretrained_tags_by_model(model)}, or a file"
         )
-    if known:  # the weights decide over the activation; open_clip takes the architecture's, and warns
-        config["quick_gelu"] = known.get("quick_gelu", config.get("quick_gelu", False))
+    if pretrained:  # the activation of the weights is right; open_clip uses that of the architecture, and warns
+        config["quick_gelu"] = pretrained.get("quick_gelu", config.get("quick_gelu", False))
     try:
         architecture = layouts.open_clip_architecture(config)
     except ValueError as error:
         raise ValueError(f"{OPEN_CLIP}{name} does not fit: {error}") from None
-    keys = layouts.open_clip_input(architecture.side, known)
+    keys = layouts.open_clip_input(architecture.side, pretrained)
 
     def path() -> str:
-        return downloaded(lambda: open_clip.download_pretrained(known), name) if known else tag
+        return run_download(lambda: open_clip.download_pretrained(pretrained), name) if pretrained else tag
 
     return Source(path, architecture, layouts.from_open_clip, keys)
 
 
-def hub(repository: str) -> Source:
-    """Return the source of a repository of the Hugging Face Hub: its configs now, its weights when asked for.
+def hub_source(repository: str) -> Source:
+    """Return the source of a repository of the Hugging Face Hub.
 
-    What is in the local cache is taken from there, without asking the hub.
+    Its configs are downloaded now, its weights at their first use. A repository in the local cache is used without a
+    request to the hub.
     """
     client, cached = library("huggingface_hub", repository), cached_folder(repository)
     if cached:
         file = weights_in(os.listdir(cached))
         return beside(cached, lambda: os.path.join(cached, file), file)
-    folder = downloaded(lambda: client.snapshot_download(repository, allow_patterns="*.json"), repository)
-    file = weights_in(downloaded(lambda: client.list_repo_files(repository), repository))
+    folder = run_download(lambda: client.snapshot_download(repository, allow_patterns="*.json"), repository)
+    file = weights_in(run_download(lambda: client.list_repo_files(repository), repository))
     if not file:
         raise ValueError(f"{HUB}{repository} has no weights, which would be one of {', '.join(WEIGHTS)}: give another")
-    wanted = [file.replace(".index.json", "").rsplit(".", 1)[0] + "*"]
+    patterns = [file.replace(".index.json", "").rsplit(".", 1)[0] + "*"]
 
     def path() -> str:
-        got = downloaded(lambda: client.snapshot_download(repository, allow_patterns=wanted), repository)
-        return os.path.join(got, file)
+        snapshot = run_download(lambda: client.snapshot_download(repository, allow_patterns=patterns), repository)
+        return os.path.join(snapshot, file)
 
     return beside(folder, path, file)
 
 
 def weights_in(files: Iterable[str]) -> str:
-    """Return which of the files has the weights; "": none."""
+    """Return the file with the weights; "": there is none."""
     return next((file for file in WEIGHTS if file in files), "")
 
 
 def cached_folder(repository: str) -> str:
-    """Return the folder of a repository that has been downloaded with its weights; "" if it has not."""
+    """Return the local folder of a repository that was downloaded with its weights; "": it was not."""
     client = library("huggingface_hub", repository)
     try:
         folder = client.snapshot_download(repository, local_files_only=True)
-    except Exception:  # of several types
+    except Exception:  # the library raises several types
         return ""
     return folder if weights_in(os.listdir(folder)) else ""
 
 
 def check_no_download(name: str, model_dir: str) -> None:
-    """Raise ValueError if a model that anybody may have made would have this machine download from the hub."""
+    """Raise ValueError if loading a model directory would download from the hub. Its author may be anybody."""
     if name.startswith(HUB) and not cached_folder(name.removeprefix(HUB)):
         repository = name.removeprefix(HUB)
         advice = f"if you trust it, hf download {repository}, or give --backbone {name} to train.py"
@@ -173,7 +189,11 @@ def check_no_download(name: str, model_dir: str) -> None:
 
 
 def library(package: str, name: str):
-    """Return an optional package, which reports nothing of its use.
+    """Import an optional package with its usage reports switched off.
+
+    Args:
+        package: name of the package.
+        name: what needs it, for the message.
 
     Raises:
         ValueError: it is not installed.
@@ -185,16 +205,17 @@ def library(package: str, name: str):
         raise ValueError(f"{name} needs {package} ({error}): pip install -e '.[export]'") from error
 
 
-def downloaded(get: Callable, name: str):
+def run_download(download: Callable, name: str):
+    """Return download(). Raise OSError with the name of the model if it fails."""
     try:
-        return get()
-    except Exception as error:  # of a dozen types of two libraries
+        return download()
+    except Exception as error:  # two libraries raise a dozen types
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise OSError(f"{name} cannot be downloaded ({reason}): give a folder or a file that you have") from error
 
 
 def read_config(path: str) -> dict:
-    """Return the JSON object in a file, {} if there is no such file. Raises ValueError for anything else."""
+    """Return the JSON object in a file, {} if there is no such file. Raise ValueError for anything else."""
     if not os.path.exists(path):
         return {}
     config = read_json(path)
@@ -204,17 +225,17 @@ def read_config(path: str) -> dict:
 
 
 def download(name: str) -> str:
-    """File of the weights of one of OpenAI's names, with its checksum.
+    """Download the weights of one of OpenAI's models, verify their checksum, and return the file.
 
     Raises:
-        ValueError: it is none of them.
-        OSError: the download failed; says which file to put where instead.
+        ValueError: OpenAI has no such model.
+        OSError: the download failed. The message has the URL and the place for the file.
     """
     if name not in clip._MODELS:
-        known = ["tiny", *clip._MODELS]
-        near = get_most_similar_str_to_a_from_b(name, known)
+        names = ["tiny", *clip._MODELS]
+        near = get_most_similar_str_to_a_from_b(name, names)
         raise ValueError(
-            f'unknown backbone "{name}" (did you mean "{near}"?): give one of {known}, {OPEN_CLIP}MODEL/TAG, '
+            f'unknown backbone "{name}" (did you mean "{near}"?): give one of {names}, {OPEN_CLIP}MODEL/TAG, '
             f"{HUB}ORG/NAME, or the path of a file or folder, as MODEL.BACKBONE.NAME"
         )
     url = clip._MODELS[name]
@@ -229,9 +250,10 @@ def download(name: str) -> str:
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """State dict of a safetensors file, a JIT archive (OpenAI's files), a `torch.save`d one, or an index of several.
+    """Return the state dict in a file, without running code from it; see `dassl.archives`.
 
-    Nothing in the file is run: see `dassl.archives`.
+    The file is in the format of safetensors, a JIT archive (OpenAI's files), a file of `torch.save`, or an index of
+    several files.
     """
     if path.endswith(".index.json"):
         files = sorted({*read_config(path)["weight_map"].values()})
@@ -245,53 +267,54 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
-    """Frozen CLIP in fp32 and eval mode.
+    """Return a frozen CLIP in fp32 and eval mode.
 
     Args:
-        name: see above.
-        device: where its tensors go.
+        name: a name or a path, see above.
+        device: device of its tensors.
 
     Raises:
-        ValueError: the name is unknown, or the file holds no CLIP that fits.
+        ValueError: the name is unknown, or the file does not have a supported CLIP.
         OSError: the weights cannot be downloaded.
     """
     source = find(name)
     path, architecture = source.path(), source.architecture
     try:
-        state = dict(source.renamed(read_weights(path)))
+        state = dict(source.convert(read_weights(path)))
         if architecture:
             model = layouts.build_clip(state, architecture)
         else:
             model = clip.build_model(state).float()
-            model.load_state_dict(state)  # again: build_model rounds fp32 weights to fp16
-    except Exception as error:  # of a dozen types, by what the file is instead
+            model.load_state_dict(state)  # a second time, because build_model rounds fp32 weights to fp16
+    except Exception as error:  # a dozen types, depending on the content of the file
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        form = "the layout that its config tells" if architecture else "OpenAI's layout, as JIT archive or state dict"
+        form = "the layout of its config" if architecture else "OpenAI's layout, as JIT archive or state dict"
         raise ValueError(f"{path} holds no CLIP in {form} ({reason})") from error
     return model.eval().requires_grad_(False).to(device)
 
 
 def fetch(name: str) -> str:
-    """Return the file of a CLIP's weights, downloaded if it is not there. Raises as `load_clip`."""
+    """Return the file of a CLIP's weights, after downloading it if necessary. Raise the errors of `load_clip`."""
     return find(name).path()
 
 
 def input_keys(name: str) -> dict:
-    """The keys of cfg.INPUT that a CLIP comes with, {} if it comes with none: size, mean, std, interpolation.
+    """Return the keys of cfg.INPUT in a CLIP's config (size, mean, std, interpolation); {}: it has none.
 
     Raises:
-        ValueError, OSError: as `load_clip`, by what is known without its weights.
+        ValueError, OSError: as `load_clip`, for problems that show without the weights.
     """
     return find(name).input or {}
 
 
 def from_anywhere(name: str) -> str:
-    """The name, as an absolute path if it is that of a file or folder."""
-    named = name == "tiny" or name.startswith((OPEN_CLIP, HUB))
-    there = os.path.isfile(name) or (os.path.isdir(name) and name not in clip._MODELS)
-    return os.path.abspath(name) if there and not named else name
+    """Return the name of a CLIP, or its absolute path if it is a file or a folder."""
+    if name == "tiny" or name.startswith((OPEN_CLIP, HUB)):
+        return name
+    is_path = os.path.isfile(name) or (os.path.isdir(name) and name not in clip._MODELS)
+    return os.path.abspath(name) if is_path else name
 
 
 def is_vit(model: CLIP) -> bool:
-    """Whether the image encoder has transformer blocks (ViT) or not (ResNet)."""
+    """Return whether the image encoder is a vision transformer. Otherwise it is a ResNet."""
     return isinstance(model.visual, VisionTransformer)

@@ -1,4 +1,4 @@
-"""Classes by their names as CLIP reads them: which are the same, and which of those trained on are evaluated."""
+"""Classes by their names as CLIP reads them: comparing them, and matching those of a training and an evaluation."""
 
 import hashlib
 import os.path as osp
@@ -10,11 +10,11 @@ from dassl.utils import read_json
 
 from .prompts import spoken
 
-CLASSES = "classes.json"  # in the directory of a training: its class names, in the order of their labels
+CLASSES = "classes.json"  # the class names in the order of their labels, in the directory of a training
 
 
 def same_to_clip(classnames: list[str]) -> list[list[str]]:
-    """Return the groups of class names that CLIP's tokenizer does not tell apart, as "hot dog" and "Hot_ dog"."""
+    """Return the groups of class names with the same tokens, for example "hot dog" and "Hot_ dog"."""
     groups = {}
     for classname, words in zip(classnames, spoken(classnames), strict=True):
         groups.setdefault(tuple(clip._tokenizer.encode(words)), []).append(classname)
@@ -22,67 +22,72 @@ def same_to_clip(classnames: list[str]) -> list[list[str]]:
 
 
 def check_different(classnames: list[str]) -> None:
-    """Raise ValueError unless there are two or more class names, all of which CLIP tells apart."""
+    """Raise ValueError unless there are two or more class names, and all have different tokens."""
     if len(classnames) < 2:
         raise ValueError(f"give two or more different classes, not {', '.join(classnames) or 'none'}")
     for names in same_to_clip(classnames):
-        told = " and ".join(f'"{name}"' for name in names)
-        raise ValueError(f"give two or more different classes, not {told}, which are the same to CLIP: leave one")
+        listed = " and ".join(f'"{name}"' for name in names)
+        raise ValueError(f"give two or more different classes, not {listed}, which are the same to CLIP: leave one")
 
 
 def class_ids(classnames: list[str]) -> torch.Tensor:
-    """A number for each class name as CLIP reads it, int64 [n_cls]: fits a checkpoint, which keeps no strings."""
+    """Return a hash of each class name as CLIP reads it, int64 [n_cls], to store in a checkpoint as a tensor."""
     digests = (hashlib.sha256(name.lower().encode()).digest()[:8] for name in spoken(classnames))
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 def places_of(ids: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-    """Where each of the classes `ids` [n] stands among `trained` [m], int64 [n]; -1: it was not trained on."""
+    """Return the position of each class of `ids` [n] among `trained` [m], int64 [n]; -1: it was not trained on."""
     same = ids.unsqueeze(1) == trained.to(ids.device).unsqueeze(0)
     return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
 
 
 def read_classes(path: str) -> list[str]:
     """Return the class names of a run. Raises ValueError if the file holds something else."""
-    return checked(read_json(path), path)
+    return check_names(read_json(path), path)
 
 
 def classes_of_training(checkpoint: dict, path: str) -> list[str] | None:
-    """Return the class names that a checkpoint was trained on; None if nothing says them.
+    """Return the class names that a checkpoint was trained on; None: they are unknown.
 
-    The checkpoint has them. Those of earlier versions have them in the directory of the training.
+    The checkpoint stores them. Earlier versions stored them in the directory of the training.
 
     Args:
-        path: file of the checkpoint, DIRECTORY/NAME/FILE.
+        checkpoint: its content.
+        path: its file, DIRECTORY/NAME/FILE.
 
     Raises:
-        ValueError: there is something else in their place.
+        ValueError: the stored names are no list of strings.
     """
     extra = checkpoint.get("extra_state")
     if isinstance(extra, dict) and "classes" in extra:
-        return checked(extra["classes"], path)
-    listed = osp.join(osp.dirname(osp.dirname(osp.abspath(path))), CLASSES)
-    return read_classes(listed) if osp.exists(listed) else None
+        return check_names(extra["classes"], path)
+    file = osp.join(osp.dirname(osp.dirname(osp.abspath(path))), CLASSES)
+    return read_classes(file) if osp.exists(file) else None
 
 
-def checked(names: object, path: str) -> list[str]:
+def check_names(names: object, path: str) -> list[str]:
+    """Return `names` if it is a list of class names, else raise ValueError with the path of its file."""
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} is no list of class names: put the original back")
     return names
 
 
 def rows_by_name(rows: torch.Tensor, trained: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Return `rows` [n, ...] with those of `trained` [m, ...] for the classes that were trained on.
+    """Return `rows` with the rows of `trained` for the classes that were trained on.
 
     Args:
-        place: of `places_of`, int64 [n].
+        rows: initial rows of the classes here, [n, ...].
+        trained: rows of the classes of the training, [m, ...].
+        place: result of `places_of`, int64 [n].
 
     Raises:
         ValueError: a row of `trained` is missing or of another size.
     """
     if trained.shape[1:] != rows.shape[1:] or len(trained) <= place.max():
-        wanted = ["classes of its training", *rows.shape[1:]]
-        raise ValueError(f"a tensor of classes has shape {list(trained.shape)}, but must have {wanted}")
-    merged, known = rows.clone(), (place >= 0).to(rows.device)
-    merged[known] = trained.to(rows)[place.to(rows.device)[known]]
+        shape = ["classes of its training", *rows.shape[1:]]
+        raise ValueError(f"a tensor of classes has shape {list(trained.shape)}, but must have {shape}")
+    place = place.to(rows.device)
+    merged, was_trained = rows.clone(), place >= 0
+    merged[was_trained] = trained.to(rows)[place[was_trained]]
     return merged

@@ -1,4 +1,4 @@
-"""The classifier that every method here is: a frozen CLIP, image features against class features."""
+"""ClipClassifier: the base class of all models. It compares image features of CLIP with class features."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,18 @@ from .prompts import fill_template, template_features
 
 
 class ClipClassifier(nn.Module):
-    """logits = s f(image) g(classes)^T with unit-length f and g: as it stands, zero-shot CLIP.
+    """A classifier with logits = s f(image) g(classes)^T, f and g of unit length. By itself it is zero-shot CLIP.
 
-    A method overrides `encode_text`, `encode_image` or both, and keeps its trained tensors, and nothing else, in a
-    submodule. The frozen CLIP stays in eval mode always. What does not depend on the image is computed once while
-    evaluating: see `once`.
+    A method overrides `encode_text`, `encode_image` or both. A submodule holds its trained tensors and no others. The
+    frozen CLIP is always in eval mode. An evaluation computes tensors that do not depend on the image once; see `once`.
 
     Args:
-        clip_model: CLIP as `load_clip` gives it, a ViT or a ResNet.
-        classnames: of the classes to tell apart, n_cls of them.
-        templates: prompts with {} for the class name, of the frozen side.
+        clip_model: CLIP as returned by `load_clip`, a ViT or a ResNet.
+        classnames: names of the n_cls classes.
+        templates: prompts of the frozen side, with {} for the class name.
 
     Attributes:
-        unit_templates: whether the frozen side's features of each template are made unit length before their mean.
+        unit_templates: whether the frozen features of each template are made unit length before their mean.
 
     Raises:
         ValueError: a template has no {}.
@@ -37,88 +36,91 @@ class ClipClassifier(nn.Module):
         self.text_encoder = TextEncoder(clip_model)
         self.register_buffer("logit_scale", clip_model.logit_scale.detach().exp(), persistent=False)
         self.classnames, self.templates = classnames, templates
-        for template in templates:  # an error now, not when it is first used
+        for template in templates:  # raise an error now instead of at its first use
             fill_template(template, classnames)
         self._frozen_text: torch.Tensor | None = None
         self._frozen_images: torch.Tensor | None = None
-        self._known: tuple | None = None
-        self._kept: dict[str, object] = {}
+        self._training_batch: tuple | None = None
+        self._cache: dict[str, object] = {}
 
     def train(self, mode: bool = True) -> "ClipClassifier":
         super().train(mode)
         self.image_encoder.eval()
         self.text_encoder.eval()
-        self._kept.clear()  # the weights have changed, or are about to
-        self._known = None
+        self._cache.clear()  # the weights have changed, or are about to
+        self._training_batch = None
         return self
 
-    def _apply(self, fn, recurse=True):  # of .to(), .double() and the like
-        self._kept.clear()
+    def _apply(self, fn, recurse=True):  # torch calls it for .to(), .double() and the like
+        self._cache.clear()
         self._frozen_text = self._frozen_images = None
         return super()._apply(fn, recurse)
 
     def once(self, name: str, compute: Callable):
-        """compute(), kept under `name` until the next `train()` or `eval()` when evaluating without gradients."""
+        """Return compute(). An evaluation without gradients caches it by name until the next `train()` or `eval()`."""
         if self.training or torch.is_grad_enabled():
             return compute()
-        if name not in self._kept:
-            self._kept[name] = compute()
-        return self._kept[name]
+        if name not in self._cache:
+            self._cache[name] = compute()
+        return self._cache[name]
 
     # ---------------------------------------------------------------- features, all of unit length, float32
 
     def know(self, image: torch.Tensor, index: torch.Tensor, encode: Callable) -> None:
-        """Says that a batch has the training images of these numbers, as they are in every epoch.
+        """Declare a batch of training images that are the same in each epoch, so that their features are cached.
 
         Args:
-            encode: gives the frozen features float [n, d] of all of them; called once, when the first are needed.
+            image: the batch, float [B, 3, H, W].
+            index: numbers of its images, int64 [B].
+            encode: returns the frozen features float [n, d] of all training images. It is called once, at the first
+                use of a feature.
         """
-        self._known = image, index, encode
+        self._training_batch = image, index, encode
 
     @torch.no_grad()
     def frozen_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Of the frozen CLIP for float [B, 3, H, W]: float32 [B, d], not normalised, without gradient."""
-        if self._known is None or self._known[0] is not image:
+        """Return the frozen CLIP's features float32 [B, d] of images [B, 3, H, W], not normalised, without gradient."""
+        if self._training_batch is None or self._training_batch[0] is not image:
             return wide(self.image_encoder(image))
-        _, index, encode = self._known
+        _, index, encode = self._training_batch
         if self._frozen_images is None:
             self._frozen_images = encode()
         return self._frozen_images[index.to(self._frozen_images.device)]
 
     def frozen_image(self, image: torch.Tensor) -> torch.Tensor:
-        """f0 [B, d]: the same, of unit length."""
+        """Return f0 [B, d], the frozen features with unit length."""
         return normalize(self.frozen_features(image))
 
     @property
     def frozen_text(self) -> torch.Tensor:
-        """g0 [n_cls, d]: the frozen CLIP's mean over `templates`; it never changes: encoded at its first use."""
+        """The frozen class features g0 [n_cls, d], a mean over `templates`. They are encoded at their first use."""
         if self._frozen_text is None:
             plain = torch.autocast(self.logit_scale.device.type, enabled=False)
-            with plain, torch.inference_mode(False), torch.no_grad():  # kept for a training to come, too
+            with plain, torch.inference_mode(False), torch.no_grad():  # a later training may use the cached tensor
                 self._frozen_text = template_features(
                     self.text_encoder, self.classnames, self.templates, self.unit_templates
                 )
         return self._frozen_text
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """f [B, d] of the method for images float [B, 3, H, W]."""
+        """Return the method's features f [B, d] of images float [B, 3, H, W]."""
         return self.frozen_image(image)
 
     def encode_text(self) -> torch.Tensor:
-        """g of the method: [n_cls, d], or [B, n_cls, d] if it depends on the image."""
+        """Return the method's class features g: [n_cls, d], or [B, n_cls, d] if they depend on the image."""
         return self.frozen_text
 
     # ---------------------------------------------------------------- logits
 
     def logits(self, f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """s f g^T, float32 [B, n_cls], of f [B, d] and g [n_cls, d] or [B, n_cls, d].
+        """Return s f g^T, float32 [B, n_cls], for f [B, d] and g [n_cls, d] or [B, n_cls, d].
 
-        Never in half precision, which would round logits to a sixteenth at s = 100.
+        It is never computed in half precision, which would round logits to a sixteenth at s = 100.
         """
         with torch.autocast(f.device.type, enabled=False):
             f, g = self.logit_scale * wide(f), wide(g)
             return f @ g.t() if g.dim() == 2 else (g @ f.unsqueeze(-1)).squeeze(-1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """float [B, 3, H, W] -> logits float32 [B, n_cls]."""
+        """Return the logits float32 [B, n_cls] of images float [B, 3, H, W]."""
         return self.logits(self.encode_image(image), self.once("text", self.encode_text))

@@ -1,4 +1,4 @@
-"""`dassl.console`, where a method finds it beside the original Dassl too, which prints always."""
+"""The function of `dassl.console`, with a substitute for the original Dassl, which always prints."""
 
 try:
     from dassl.console import say

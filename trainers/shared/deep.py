@@ -1,8 +1,8 @@
-"""What methods with prompts in both of CLIP's encoders share (MaPLe, IVLP, VPT, PromptSRC).
+"""The base classes of methods with prompts inside CLIP's encoders (MaPLe, IVLP, VPT, PromptSRC).
 
-P_0 are n tokens at an encoder's input. Before block i = 1 ... J - 1 their outputs are replaced by the prompts P_i; from
-block J on they flow on. J is the depth: 1 is the input alone. In the text they stand behind the start of text, in the
-image behind the patches.
+P_0 are n tokens in the input of an encoder. Before block i = 1 ... J - 1 the prompts P_i replace their outputs. From
+block J on they are processed like any token. J is the depth; 1 means prompts in the input only. The prompts of the text
+stand behind its start token, those of the image behind its patches.
 """
 
 import re
@@ -17,12 +17,12 @@ from .prompts import PromptLearner
 
 
 def random_prompts(n: int, width: int) -> nn.Parameter:
-    """N(0, 0.02^2), float [n, width]."""
+    """Return a parameter float [n, width] with values from N(0, 0.02^2)."""
     return nn.Parameter(0.02 * torch.randn(n, width))
 
 
 def prompts_of_blocks(n: int, width: int, blocks: range) -> nn.ParameterDict:
-    """Random prompts by number of the block, which is a word in here."""
+    """Return random prompts for each block. The keys are its number as a string."""
     return nn.ParameterDict({str(i): random_prompts(n, width) for i in blocks})
 
 
@@ -31,34 +31,37 @@ def by_block(prompts: nn.ParameterDict) -> dict[int, torch.Tensor]:
 
 
 class PublishedLearner:
-    """Beside `nn.Module`: a learner that also loads the checkpoints of its original, which hold the whole model.
+    """A mixin for `nn.Module` learners that also loads checkpoints of the original, which hold the whole model.
 
     Attributes:
-        published: regular expressions of the original's names, and the names here that they become.
+        published: regular expressions of the original's names, and their replacements by the names of this class.
     """
 
     published: dict[str, str] = {}
 
     @classmethod
     def own_name(cls, name: str) -> str | None:
-        """The name here of a tensor of the original; None: it is not ours."""
-        hits = (re.sub(pattern, ours, name) for pattern, ours in cls.published.items() if re.fullmatch(pattern, name))
-        return next(hits, None)
+        """Return the name in this class of a tensor of the original; None: it is not part of this class."""
+        for pattern, replacement in cls.published.items():
+            if re.fullmatch(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return None
 
     def renamed(self, state_dict):
-        """What is ours of an original's checkpoint, by our names; one of this project as it is."""
-        theirs = {self.own_name(name): tensor for name, tensor in state_dict.items()}
-        theirs.pop(None, None)
-        return theirs or state_dict
+        """Return the learner's tensors of an original's checkpoint, renamed; any other state dict is unchanged."""
+        renamed = {self.own_name(name): tensor for name, tensor in state_dict.items()}
+        renamed.pop(None, None)
+        return renamed or state_dict
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
 
 
 class TextPromptLearner(PublishedLearner, PromptLearner):
-    """P_0 of the text: up to four vectors start from the first tokens of `words`, the other words stay in the prompt.
+    """The prompt P_0 of the text.
 
-    More vectors are random, whatever the words, as in the originals.
+    Up to four vectors start from the first tokens of `words`, and the remaining words stay in the prompt. More than
+    four vectors are random and ignore `words`, as in the originals.
 
     Args:
         text_encoder, classnames, n_ctx, words: see `PromptLearner`.
@@ -70,16 +73,16 @@ class TextPromptLearner(PublishedLearner, PromptLearner):
         super().__init__(text_encoder, classnames, n_ctx, words if n_ctx <= 4 else "")
 
     def text(self) -> dict[int, torch.Tensor]:
-        """{i: P_i} of the text, i >= 1, each float [n, width]."""
+        """Return {i: P_i} of the text, i >= 1, each float [n, width]."""
         raise NotImplementedError
 
     def vision(self) -> dict[int, torch.Tensor]:
-        """{i: P_i} of the image, i >= 0, each float [n, width]; {}: none at all."""
+        """Return {i: P_i} of the image, i >= 0, each float [n, width]; {}: there are none."""
         raise NotImplementedError
 
 
 class VisionPromptLearner(PublishedLearner, nn.Module):
-    """P_0 ... P_{J-1} of the image, `vision_prompts.i`, in the shape of `prompts_of_blocks`."""
+    """The prompts P_0 ... P_{J-1} of the image, as `vision_prompts.i`."""
 
     published = {
         r"image_encoder\.VPT": "vision_prompts.0",
@@ -116,16 +119,22 @@ class PromptedCLIP(VisionPromptedCLIP):
 
 
 def check_reach(clip_model, backbone: str, encoder: str, blocks: int, key: str) -> None:
-    """Raises ValueError unless the encoder, "image" or "text", can have prompts in that many blocks.
+    """Raise ValueError unless an encoder can have prompts in that many blocks.
 
     Args:
-        backbone, key: name of the CLIP and of the setting, for the message.
+        clip_model: the CLIP.
+        backbone: its name, for the message.
+        encoder: "image" or "text".
+        blocks: number of blocks.
+        key: name of the setting, for the message.
     """
     if encoder == "image" and blocks and not is_vit(clip_model):
         raise ValueError(f"{backbone} is a ResNet: its image encoder has no tokens to put prompts between; take a ViT")
+    if not blocks:
+        return
     module = clip_model.visual if encoder == "image" else clip_model
-    if blocks and blocks > len(module.transformer.resblocks):
-        there = len(module.transformer.resblocks)
+    depth = len(module.transformer.resblocks)
+    if blocks > depth:
         raise ValueError(
-            f"{key} reaches block {blocks}, but the {encoder} encoder of {backbone} has {there}: take fewer"
+            f"{key} reaches block {blocks}, but the {encoder} encoder of {backbone} has {depth}: take fewer"
         )

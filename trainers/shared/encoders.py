@@ -1,22 +1,22 @@
-"""CLIP's two transformers (Radford et al. 2021): one forward pass for every method, over CLIP's own blocks.
+"""CLIP's two transformers (Radford et al. 2021): one forward pass for all methods, over CLIP's own blocks.
 
     x <- x + out(attention(q(h), k(h), v(h))),   h = LN(x)
     x <- x + c_proj(gelu(c_fc(h))),              h = LN(x)
 
-Prompts of one class set begin alike, and attention is causal: what they share is encoded once, as a prefix P before
-the suffixes S_c of the classes c, all in one sequence (packing.py). Linear maps and LayerNorms see rows; only attention
-sees whose they are:
+The prompts of a class set start with the same tokens, and attention is causal. So the shared tokens are encoded once,
+as a prefix P before the suffixes S_c of the classes c, in one sequence (packing.py). Linear maps and LayerNorms process
+each token alone. Only attention depends on the prompt that a token belongs to:
 
     P:    softmax(q_P k_P^T) v_P                                                      causal
-    S_c:  softmax([q_c k_P^T, q_c k_c^T]) [v_P; v_c]                                  P seen by all, S_c causal
+    S_c:  softmax([q_c k_P^T, q_c k_c^T]) [v_P; v_c]                                  attends to P, causal within S_c
 
-Every k_P, v_P is there once, so autograd sums the gradients of all classes in it; the numbers are those of each prompt
-alone. What would not fit into memory is encoded in parts and recomputed in the backward pass (memory.py).
+The results are those of each prompt alone. k_P and v_P exist once, and autograd sums the gradients of all classes in
+them. Prompts that do not fit into memory are encoded in parts, and recomputed in the backward pass (memory.py).
 
-A method enters by two seams; nothing is wrapped or patched, and without them this is the frozen CLIP:
+A method changes the encoders by two arguments. Without them this is the frozen CLIP:
 
-    deep      {i: tokens}: before block i these replace as many tokens of x (MaPLe, IVLP, PromptSRC); with `insert`
-              those of the first such block are put between the others instead (MMRL)
+    deep      {i: tokens}: before block i these tokens replace as many tokens of x (MaPLe, IVLP, PromptSRC); with
+              `insert` those of the first such block are inserted instead (MMRL)
     linear    linear(place, x, weight, bias) instead of F.linear for q, k, v, out, c_fc and c_proj of every block;
               place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning)
 """
@@ -37,11 +37,12 @@ from .packing import Groups, Packing, Plan, pack
 from .processes import each_its_part
 
 Deep = Mapping[int, torch.Tensor]  # block -> tokens float [n, width] or [N, n, width]
-PLANS = WeakTensorKeyDictionary()  # token ids -> those of `TextEncoder.plan`; here, as a module is copied and pickled
+# token ids -> results of `TextEncoder.plan`; not an attribute of the module, which is copied and pickled
+PLANS = WeakTensorKeyDictionary()
 
 
 def frozen(place: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The linear map as CLIP has it."""
+    """Apply the linear map of the frozen CLIP."""
     return F.linear(x, weight, bias)
 
 
@@ -57,21 +58,23 @@ def run_blocks(
     groups: Groups = (),
     recompute: int = 0,
 ) -> torch.Tensor:
-    """Runs x float [N, L, width] through CLIP's residual blocks.
+    """Run x float [N, L, width] through CLIP's residual blocks.
 
     Args:
         blocks: `transformer.resblocks` of either encoder.
+        x: the tokens.
         encoder: "image" or "text", for the names of the places.
-        causal: whether a token sees the ones before it only.
-        deep: seam 1.
+        causal: whether a token attends only to itself and the tokens before it.
+        deep: see above.
         at: position of the first token that `deep` replaces; None: it replaces the last ones.
-        insert: the first tokens of `deep` are put at that position, and replaced by those of later blocks.
-        linear: seam 2.
-        groups: (n, s) for n suffixes of s tokens each, which do not see each other; only with `causal`.
-        recompute: of so many blocks, the first ones, nothing but the input is kept for the backward pass.
+        insert: whether the tokens of the first block in `deep` are inserted at that position. Those of later blocks
+            replace them.
+        linear: see above.
+        groups: (n, s) for n suffixes of s tokens each, which do not attend to each other; only with `causal`.
+        recompute: number of leading blocks that save only their input for the backward pass.
 
     Raises:
-        ValueError: `deep` names a block that is not there, or has more tokens than x has room for.
+        ValueError: `deep` names a block that does not exist, or has more tokens than it may replace.
     """
     outside = sorted(set(deep or ()) - set(range(len(blocks))))
     if outside:
@@ -90,7 +93,15 @@ def run_blocks(
 
 
 def run_block(block: nn.Module, x: torch.Tensor, place: str, attend: Callable, linear: Callable) -> torch.Tensor:
-    """One residual block; `attend(q, k, v)` of float [N, heads, L, d] says which tokens see which."""
+    """Run one residual block.
+
+    Args:
+        block: the block.
+        x: float [N, L, width].
+        place: prefix of the names of its linear maps.
+        attend: attend(q, k, v) of float [N, heads, L, d], the attention with its mask.
+        linear: see above.
+    """
     x = x + attention(block.attn, layer_norm(block.ln_1, x), attend, place, linear)
     c_fc, c_proj = block.mlp.c_fc, block.mlp.c_proj
     h = linear(place + "c_fc", layer_norm(block.ln_2, x), c_fc.weight, c_fc.bias)
@@ -98,23 +109,38 @@ def run_block(block: nn.Module, x: torch.Tensor, place: str, attend: Callable, l
 
 
 def activation(gelu: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The block's own; QuickGELU, x sigmoid(1.702 x), as silu(1.702 x) / 1.702, which keeps one tensor and not two."""
+    """Apply the activation of the block.
+
+    QuickGELU, x sigmoid(1.702 x), is computed as silu(1.702 x) / 1.702: autograd then saves one tensor instead of two.
+    """
     return F.silu(1.702 * x) / 1.702 if type(gelu) is QuickGELU else gelu(x)
 
 
 def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False) -> torch.Tensor:
-    """x with `tokens` in place of the n tokens from `at` on; `shared`: of prompts, whose ends are not in x."""
-    length = x.shape[1] + shared
-    if n + 1 > length - (at is not None):  # the class token, or the start and the end of the text, stay
-        short = " that all prompts share" * shared
-        raise ValueError(f"{n} tokens are to be replaced, which are too many of {x.shape[1]}{short}")
+    """Return x with `tokens` in place of the n tokens from position `at` on.
+
+    Args:
+        x: float [N, L, width].
+        tokens: float [n, width] or [N, n, width].
+        at: None: the last n tokens are replaced.
+        n: number of tokens to replace; 0: `tokens` are inserted.
+        shared: whether x is the shared part of prompts, without their end.
+
+    Raises:
+        ValueError: n is too large; the class token, or the start and the end of the text, cannot be replaced.
+    """
+    length = x.shape[1] + 1 if shared else x.shape[1]
+    protected = 1 if at is None else 2
+    if n + protected > length:
+        kind = " that all prompts share" if shared else ""
+        raise ValueError(f"{n} tokens are to be replaced, which are too many of {x.shape[1]}{kind}")
     at = length - n if at is None else at
     return torch.cat([x[:, :at], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at + n :]], dim=1)
 
 
 def attention(attn: nn.MultiheadAttention, x: torch.Tensor, attend: Callable, place: str, linear: Callable):
-    """`attend` to x float [N, L, width] by every head of width d, then `out`."""
-    if linear is frozen:  # q, k and v in one product
+    """Return the output of an attention layer for x float [N, L, width]; arguments as of `run_block`."""
+    if linear is frozen:  # one product for q, k and v
         q, k, v = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
     else:
         maps = zip("qkv", attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True)
@@ -128,13 +154,19 @@ sdpa = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d)) v
 
 
 def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Of q, k, v float [N, heads, L, d]: a prefix, then for each (n, s) of `groups` n suffixes of s tokens.
+    """Return the attention of a packed sequence.
 
-    One softmax over the scores of the prefix and a suffix's own: no k or v is repeated for each class.
+    Each suffix has one softmax over its scores with the prefix and with itself. So no k or v is repeated per class.
+
+    Args:
+        q: queries float [N, heads, L, d], of a prefix followed by the suffixes.
+        k: keys, of the same shape.
+        v: values, of the same shape.
+        groups: (n, s) for n suffixes of s tokens each.
     """
     sizes = [n * s for n, s in groups]
     sizes = [q.shape[2] - sum(sizes), *sizes]
-    # contiguous: else each product keeps copies of its own, and a part keeps the whole
+    # contiguous, because otherwise each product saves copies, and each part keeps the whole tensor in memory
     (q_p, *q_s), (k_p, *k_s), (v_p, *v_s) = ([p.contiguous() for p in t.split(sizes, dim=2)] for t in (q, k, v))
     out = [sdpa(q_p, k_p, v_p, is_causal=True)] if sizes[0] else []
     for (n, s), q_c, k_c, v_c in zip(groups, q_s, k_s, v_s, strict=True):
@@ -142,35 +174,35 @@ def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: 
         k_c, v_c = k_c.unflatten(2, (n, s)), v_c.unflatten(2, (n, s))  # [N, heads, n, s, d]
         later = torch.full((s, s), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
         scores = [(q_c @ k_p.mT).unflatten(2, (n, s)), q_c.unflatten(2, (n, s)) @ k_c.mT + later]
-        to_prefix, to_own = torch.cat(scores, dim=-1).softmax(dim=-1).split([sizes[0], s], dim=-1)
-        out.append(to_prefix.flatten(2, 3) @ v_p + (to_own @ v_c).flatten(2, 3))
+        to_prefix, to_suffix = torch.cat(scores, dim=-1).softmax(dim=-1).split([sizes[0], s], dim=-1)
+        out.append(to_prefix.flatten(2, 3) @ v_p + (to_suffix @ v_c).flatten(2, 3))
     return torch.cat(out, dim=2)
 
 
 def layer_norm(ln: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """In fp32 whatever the autocast, as OpenAI's."""
+    """Apply a LayerNorm in fp32 even under autocast, like OpenAI's."""
     return F.layer_norm(wide(x), ln.normalized_shape, ln.weight, ln.bias, ln.eps).to(x.dtype)
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length, in fp32."""
+    """Return the rows with unit length, in fp32."""
     return F.normalize(wide(features), dim=-1)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """In fp32 if it was in half precision."""
+    """Return a tensor in fp32 if it is in half precision, else unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's vision transformer; parameters have the names that they have in `clip_model.visual`."""
+    """CLIP's vision transformer. Its parameters have the names of `clip_model.visual`."""
 
     def __init__(self, visual):
         super().__init__()
         self.conv1, self.transformer = visual.conv1, visual.transformer
         self.class_embedding, self.positional_embedding = visual.class_embedding, visual.positional_embedding
         self.ln_pre, self.ln_post, self.proj = visual.ln_pre, visual.ln_post, visual.proj
-        self.recomputed: dict[tuple, int] = {}  # blocks, by what is computed
+        self.recomputed: dict[tuple, int] = {}  # (shape, changed maps) -> number of recomputed blocks
 
     def forward(
         self,
@@ -179,7 +211,7 @@ class ImageEncoder(nn.Module):
         deep: Deep | None = None,
         linear: Callable = frozen,
     ) -> torch.Tensor:
-        """Features float [B, embed_dim] at the class token, not normalised; arguments as of `tokens`."""
+        """Return the features float [B, embed_dim] of the class token, not normalised; arguments as of `tokens`."""
         x = self.tokens(image, context, deep, linear=linear)
         return layer_norm(self.ln_post, x[:, 0]) @ self.proj
 
@@ -191,16 +223,17 @@ class ImageEncoder(nn.Module):
         insert: bool = False,
         linear: Callable = frozen,
     ) -> torch.Tensor:
-        """All tokens after the last block, before ln_post, the class token first: float [B, L, width].
+        """Return all tokens after the last block and before ln_post: float [B, L, width], the class token first.
 
         Args:
             image: float [B, 3, H, W].
-            context: prompts float [n, width] or [B, n, width], which follow the patches without a position.
-            deep: seam 1; replaces the last n tokens.
-            insert: `deep` starts as n tokens more, at the positions 1 to n, behind the class token, and stays there.
-            linear: seam 2.
+            context: prompts float [n, width] or [B, n, width] behind the patches, without a positional embedding.
+            deep: see above; replaces the last n tokens.
+            insert: whether `deep` starts as n additional tokens at the positions 1 to n, behind the class token, and
+                replaces these tokens in later blocks.
+            linear: see above.
         """
-        x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; what blocks add up is in fp32, as the text's
+        x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; the residual stream is fp32, as in the text
         x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
@@ -208,7 +241,7 @@ class ImageEncoder(nn.Module):
         x = layer_norm(self.ln_pre, x)
         blocks, at = self.transformer.resblocks, 1 if insert else None
         recompute = 0
-        if torch.is_grad_enabled():  # else nothing is kept; and ONNX would fix a shape that is asked for
+        if torch.is_grad_enabled():  # an evaluation saves nothing, and ONNX would fix the shape if it were read
             key = x.shape, linear is not frozen
             if key not in self.recomputed:
                 self.recomputed[key] = blocks_to_recompute(x, len(blocks), linear is not frozen)
@@ -217,10 +250,12 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer from token embeddings on; the name is CoOp's, the parameters' names are CLIP's.
+    """CLIP's text transformer, which starts from token embeddings. Its parameters have the names of CLIP.
+
+    The class has the name that CoOp's code uses.
 
     Attributes:
-        at_once: prompts that are encoded at once; 0: as many as memory has room for.
+        at_once: number of prompts that are encoded at once; 0: as many as fit into memory.
     """
 
     at_once = 0
@@ -241,28 +276,30 @@ class TextEncoder(nn.Module):
         insert: bool = False,
         linear: Callable = frozen,
     ) -> torch.Tensor:
-        """Features at the end-of-text tokens, not normalised; several processes share the classes in training.
+        """Return the features of the end-of-text tokens, not normalised.
+
+        In a training with several processes each of them encodes some of the classes.
 
         Args:
-            prompts: embeddings float [..., n, L, width], L <= context_length; None: those of the tokens themselves.
-            tokenized_prompts: ids int64 [n, L]; they say where each prompt ends. Not to be changed in place.
-            shared: leading positions at which all n prompts are equal. They are read from the first prompt, which gets
-                their whole gradient. None: as the ids say; of given `prompts`, 0.
-            deep: seam 1, float [n, width] each; replaces the tokens 1 to n, behind the start of text.
-            insert: `deep` starts as n tokens more, at those positions.
-            linear: seam 2.
+            prompts: embeddings float [..., n, L, width], L <= context_length; None: the embeddings of the tokens.
+            tokenized_prompts: ids int64 [n, L], which mark the end of each prompt. They must not be changed in place.
+            shared: number of leading positions at which all n prompts are equal. These positions are read from the
+                first prompt, which gets their whole gradient. None: found from the ids, or 0 with `prompts`.
+            deep: see above, float [n, width] each; replaces the tokens 1 to n, behind the start of text.
+            insert: whether `deep` starts as n additional tokens at those positions.
+            linear: see above.
 
         Returns:
             float [..., n, embed_dim].
 
         Raises:
-            ValueError: `deep` reaches beyond what is shared.
+            ValueError: `deep` reaches beyond the shared positions.
         """
-        here = partial(self.encode_here, shared=shared, deep=deep, insert=insert, linear=linear)
-        return each_its_part(here, prompts, tokenized_prompts)
+        encode = partial(self.encode_here, shared=shared, deep=deep, insert=insert, linear=linear)
+        return each_its_part(encode, prompts, tokenized_prompts)
 
     def encode_here(self, prompts, tokenized_prompts, shared, deep, insert, linear):
-        """`forward` in this process."""
+        """Return the result of `forward` for the classes of this process."""
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
@@ -282,14 +319,14 @@ class TextEncoder(nn.Module):
         return features.reshape(*lead, *features.shape[1:])
 
     def encode(self, x: torch.Tensor, packing: Packing, **seams) -> torch.Tensor:
-        """Features [N, classes, embed_dim] of packed embeddings float [N, T, width]."""
-        before, blocks = x.shape[1], self.transformer.resblocks
+        """Return the features [N, classes, embed_dim] of packed embeddings float [N, T, width]."""
+        length, blocks = x.shape[1], self.transformer.resblocks
         x = run_blocks(blocks, x, "text", causal=True, at=1, groups=packing.groups, **seams)
-        x = x.index_select(1, packing.ends + x.shape[1] - before)  # behind what was inserted
+        x = x.index_select(1, packing.ends + x.shape[1] - length)  # inserted tokens shift the ends
         return layer_norm(self.ln_final, x) @ self.text_projection
 
     def plan(self, tokens: torch.Tensor, shared: int | None, images: int = 1, changed: bool = False) -> Plan:
-        """Of the prompts with these ids [n, L]; made once, so that a step is computed as the step before."""
+        """Return the plan for prompts with these ids [n, L]. It is cached, so that all steps use the same one."""
         plans = PLANS.setdefault(tokens, {})
         layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
         key = shared, images, changed, torch.is_grad_enabled(), self.at_once, layers, width

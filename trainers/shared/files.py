@@ -1,4 +1,4 @@
-"""`dassl.files`, where a method finds it beside the original Dassl too, which checks nothing."""
+"""The functions of `dassl.files`, with substitutes for the original Dassl, which checks no files."""
 
 try:
     from dassl.files import check_hashes, check_regular, read_json, write_json

@@ -1,4 +1,4 @@
-"""`Key`, where a method's `defaults` find it beside the original Dassl too, whose config checks no value."""
+"""`Key` for the `defaults` of the methods, with a substitute for the original Dassl, whose config checks no values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,28 @@ except ImportError:
             return True
 
     def values(declared):
-        return {
-            name: values(key) if isinstance(key, dict) else key.default if isinstance(key, Key) else key
-            for name, key in declared.items()
-        }
+        defaults = {}
+        for name, key in declared.items():
+            if isinstance(key, dict):
+                defaults[name] = values(key)
+            else:
+                defaults[name] = key.default if isinstance(key, Key) else key
+        return defaults
 
 
 @dataclass(frozen=True)
 class Decides:
-    """The keys that a key of a method's node decides in place of, while it is on: not 0, False or "".
+    """The keys that a deciding key of a method's node overrides, while its value is not 0, False or "".
 
-    A key that is set later than it, by another file or on the command line, switches it off. Both in one file, or both
-    on the command line, is an error.
+    An overridden key that is set later, by another file or on the command line, switches the deciding key off. Setting
+    both in one file, or both on the command line, is an error.
 
     Attributes:
-        keys: of the node, or dotted, as OPTIM.LR.
-        agrees: whether a key at a value says the same as the deciding key does at its own: (key, value, deciding).
-        refused: whether a later key is an error, too, as in originals that let the deciding key win.
+        keys: the overridden keys: names in the same node, or full names such as OPTIM.LR.
+        agrees: function of (key, value, value of the deciding key) that returns whether an overridden key at a value
+            means the same as the deciding key.
+        refused: whether setting an overridden key later is an error too. In some originals the deciding key always
+            takes precedence.
     """
 
     keys: tuple[str, ...]
@@ -40,6 +45,6 @@ class Decides:
 
 
 TEMPLATE = Key("", rule=('with one {} where the class name goes, or ""', lambda t: not t or t.count("{}") == 1))
-SOME = ("at least one", len)  # a rule of lists
+SOME = ("at least one", len)  # a rule for lists
 
 __all__ = ["SOME", "TEMPLATE", "Decides", "Key", "values"]

@@ -1,7 +1,7 @@
-"""CLIP in the layouts of open_clip and transformers, to and from OpenAI's, which is the one here.
+"""Conversion of CLIPs between the layouts of open_clip and transformers and OpenAI's layout, which this project uses.
 
-A state dict tells all sizes. What it does not tell, an `Architecture` does, which their config files hold: heads,
-activation, epsilon. Other parts than those of CLIP's two transformers are refused with the reason.
+A state dict has all sizes. An `Architecture` has the rest (heads, activation, epsilon), which is read from the config
+files of these libraries. A model with other parts than CLIP's two transformers is an error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,19 +23,19 @@ RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # transformers has PIL
 
 
 class Tower(NamedTuple):
-    """What the tensors of one transformer do not tell."""
+    """The properties of one transformer that its tensors do not show."""
 
     heads: int
-    activation: str = "quick_gelu"  # of ACTIVATIONS
-    eps: float = 1e-5  # of its LayerNorms
+    activation: str = "quick_gelu"  # a key of ACTIVATIONS
+    eps: float = 1e-5  # epsilon of its LayerNorms
 
 
 class Architecture(NamedTuple):
-    """What the tensors of a CLIP do not tell."""
+    """The properties of a CLIP that its tensors do not show."""
 
     image: Tower
     text: Tower
-    side: int  # of the images, in pixels
+    side: int  # side of the images, in pixels
 
 
 def check_description(architecture: Architecture, keys: dict) -> None:
@@ -66,11 +66,15 @@ def is_number(value, low: float, high: float) -> bool:
 
 
 def build_clip(state: Mapping[str, torch.Tensor], architecture: Architecture) -> CLIP:
-    """OpenAI's class in fp32 with these tensors, which are in OpenAI's layout.
+    """Return a CLIP of OpenAI's class in fp32 with these tensors.
+
+    Args:
+        state: a state dict in OpenAI's layout.
+        architecture: the properties that it does not show.
 
     Raises:
         ValueError: the image encoder is no ViT, or the tokens are not those of CLIP's tokenizer.
-        Exception: of other types, if tensors are missing or do not fit.
+        Exception: tensors are missing or do not fit; the type varies.
     """
     if "visual.proj" not in state:
         raise ValueError("its image encoder is no ViT with a projection")
@@ -98,12 +102,13 @@ def build_clip(state: Mapping[str, torch.Tensor], architecture: Architecture) ->
 
 
 def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """Return the number of blocks of the transformer whose names start with `prefix`."""
     start = f"{prefix}transformer.resblocks."
     return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
 
 
 def architecture_of(model: CLIP) -> Architecture:
-    """That of a CLIP with a ViT."""
+    """Return the architecture of a CLIP with a ViT."""
     names = {QuickGELU: "quick_gelu", nn.GELU: "gelu"}
     towers = []
     for module in (model.visual, model):
@@ -116,12 +121,12 @@ def architecture_of(model: CLIP) -> Architecture:
 
 # ------------------------------------------------------------------ names
 
-# OpenAI's name: that of transformers
+# names of the tensors outside of the blocks: OpenAI's name: name in transformers
 OUTSIDE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # as it is spelt there
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # the spelling of transformers
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
@@ -135,7 +140,7 @@ OUTSIDE = {
 }
 TRANSPOSED = ("visual.proj", "text_projection")
 BLOCKS = {"visual.": "vision_model.encoder.layers", "": "text_model.encoder.layers"}
-INSIDE = {  # of a block; q, k and v lie below each other in one tensor of OpenAI's
+INSIDE = {  # names of the tensors of a block; OpenAI has q, k and v below each other in one tensor
     "attn.in_proj_": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
     "attn.out_proj.": ("self_attn.out_proj.",),
     "ln_1.": ("layer_norm1.",),
@@ -146,69 +151,75 @@ INSIDE = {  # of a block; q, k and v lie below each other in one tensor of OpenA
 
 
 def names(image_blocks: int, text_blocks: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every name of OpenAI's with those of transformers that it is made of."""
-    yield from ((ours, (theirs,)) for ours, theirs in OUTSIDE.items())
+    """Yield each of OpenAI's names with the names of the tensors in transformers that it consists of."""
+    for openai_name, name in OUTSIDE.items():
+        yield openai_name, (name,)
     for (prefix, layers), n in zip(BLOCKS.items(), (image_blocks, text_blocks), strict=True):
         for i in range(n):
-            for ours, theirs in INSIDE.items():
+            for openai_name, modules in INSIDE.items():
                 for kind in ("weight", "bias"):
-                    there = tuple(f"{layers}.{i}.{name}{kind}" for name in theirs)
-                    yield f"{prefix}transformer.resblocks.{i}.{ours}{kind}", there
+                    parts = tuple(f"{layers}.{i}.{module}{kind}" for module in modules)
+                    yield f"{prefix}transformer.resblocks.{i}.{openai_name}{kind}", parts
 
 
 def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of `transformers.CLIPModel` for one of OpenAI's layout."""
-    theirs = {}
-    for ours, there in names(depth(state, "visual."), depth(state, "")):
-        tensor = state[ours].mT if ours in TRANSPOSED else state[ours]
-        theirs |= zip(there, tensor.chunk(len(there)) if len(there) > 1 else [tensor], strict=True)
-    return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
+    """Convert a state dict in OpenAI's layout to that of `transformers.CLIPModel`."""
+    converted = {}
+    for name, parts in names(depth(state, "visual."), depth(state, "")):
+        tensor = state[name].mT if name in TRANSPOSED else state[name]
+        tensors = tensor.chunk(len(parts)) if len(parts) > 1 else [tensor]
+        converted.update(zip(parts, tensors, strict=True))
+    return {name: tensor.contiguous().clone() for name, tensor in converted.items()}
 
 
 def from_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """OpenAI's layout of the state dict of a `transformers.CLIPModel`.
+    """Convert the state dict of a `transformers.CLIPModel` to OpenAI's layout.
 
     Raises:
-        ValueError: it has other tensors than these.
+        ValueError: a tensor is missing, or there are further ones.
     """
     blocks = ({name.split(".")[3] for name in state if name.startswith(f"{layers}.")} for layers in BLOCKS.values())
-    ours, left = {}, {name for name in state if not name.endswith("position_ids")}
-    for name, there in names(*map(len, blocks)):
-        lacking = [part for part in there if part not in state]
-        if lacking:
-            raise ValueError(f"it lacks {lacking[0]}")
-        tensor = torch.cat([state[part] for part in there]) if len(there) > 1 else state[there[0]]
-        ours[name] = (tensor.mT if name in TRANSPOSED else tensor).contiguous()
-        left -= {*there}
-    if left:
-        raise ValueError(f"it has {min(left)}, which a CLIP has not")
-    return ours | {"logit_scale": ours["logit_scale"].reshape(())}
+    converted, unused = {}, {name for name in state if not name.endswith("position_ids")}
+    for name, parts in names(*map(len, blocks)):
+        missing = [part for part in parts if part not in state]
+        if missing:
+            raise ValueError(f"it lacks {missing[0]}")
+        tensor = torch.cat([state[part] for part in parts]) if len(parts) > 1 else state[parts[0]]
+        converted[name] = (tensor.mT if name in TRANSPOSED else tensor).contiguous()
+        unused -= set(parts)
+    if unused:
+        raise ValueError(f"it has {min(unused)}, which a CLIP has not")
+    converted["logit_scale"] = converted["logit_scale"].reshape(())
+    return converted
 
 
 def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """OpenAI's layout of a state dict of open_clip; the text encoder may be a module of its own (`custom_text`).
+    """Convert a state dict of open_clip to OpenAI's layout.
+
+    The text encoder may be a separate module (`custom_text`).
 
     Raises:
-        ValueError: it has a bias beside its scale.
+        ValueError: it has a bias beside its logit scale.
     """
     if "logit_bias" in state:
         raise ValueError("it has a logit_bias: it is a SigLIP, whose logits are no softmax over classes")
-    ours = {name.removeprefix("module.").removeprefix("text."): tensor for name, tensor in state.items()}
-    ours.pop("attn_mask", None)
-    return ours | {"logit_scale": ours["logit_scale"].reshape(())}
+    converted = {name.removeprefix("module.").removeprefix("text."): tensor for name, tensor in state.items()}
+    converted.pop("attn_mask", None)
+    converted["logit_scale"] = converted["logit_scale"].reshape(())
+    return converted
 
 
 # ------------------------------------------------------------------ open_clip's config
 
-# Keys that are read, or say nothing about the features; any other that is set is a part that is not here
-READ = {
+# keys that are read or have no influence on the features; any other key that is set is an unsupported part
+SUPPORTED = {
     "": "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale".split(),
     "vision_cfg": "layers width head_width mlp_ratio patch_size image_size act_kwargs norm_kwargs "
     "patch_dropout".split(),
     "text_cfg": "context_length vocab_size width heads layers mlp_ratio act_kwargs norm_kwargs pad_id eos_id "
     "hf_tokenizer_name tokenizer_kwargs".split(),
 }
-PLAIN = {  # values with which they say nothing either
+DEFAULTS = {  # values with which further keys have no influence
     "block_type": ("default",),
     "pool_type": ("tok", "argmax"),
     "proj_type": ("linear",),
@@ -217,9 +228,13 @@ PLAIN = {  # values with which they say nothing either
 
 
 def open_clip_architecture(config: dict) -> Architecture:
-    """Raises ValueError with the reason if such a model of open_clip does not fit."""
+    """Return the architecture by a config of open_clip.
+
+    Raises:
+        ValueError: the model has parts that OpenAI's CLIPs do not have; the message has the reason.
+    """
     vision, text = config["vision_cfg"], config["text_cfg"]
-    parts = [
+    problems = [  # (whether it applies, reason)
         ("multimodal_cfg" in config, "a CoCa, which has a decoder and pools by attention"),
         (config.get("init_logit_bias") is not None, "a SigLIP, whose logits are no softmax over classes"),
         (vision.get("timm_model_name"), f'its image encoder is "{vision.get("timm_model_name")}" of timm'),
@@ -228,13 +243,13 @@ def open_clip_architecture(config: dict) -> Architecture:
         (text.get("vocab_size", VOCABULARY) < VOCABULARY, f"its tokenizer is another, {text.get('hf_tokenizer_name')}"),
         ((text.get("tokenizer_kwargs") or {}).get("clean", "lower") != "lower", "its tokenizer cleans text otherwise"),
     ]
-    for part, kept in READ.items():
+    for part, keys in SUPPORTED.items():
         for key, value in (config[part] if part else config).items():
-            ignored = key in kept or key.startswith(("timm_", "hf_", "attn_pooler_"))
-            odd = not ignored and value and value not in PLAIN.get(key, ())
-            parts.append((odd, f"{part} has {key} {value}, a part that OpenAI's CLIPs have not"))
-    for found, reason in parts:
-        if found:
+            ignored = key in keys or key.startswith(("timm_", "hf_", "attn_pooler_"))
+            unsupported = not ignored and value and value not in DEFAULTS.get(key, ())
+            problems.append((unsupported, f"{part} has {key} {value}, a part that OpenAI's CLIPs have not"))
+    for applies, reason in problems:
+        if applies:
             raise ValueError(reason.strip())
     side = vision.get("image_size", 224)
     quick = config.get("quick_gelu", False)
@@ -254,7 +269,7 @@ def open_clip_tower(config: dict, heads: int, quick: bool) -> Tower:
 
 
 def open_clip_config(model: CLIP) -> dict:
-    """`model_cfg` of open_clip. Raises ValueError if the two encoders have different activations."""
+    """Return the `model_cfg` of open_clip. Raise ValueError if the two encoders have different activations."""
     image, text, side = architecture_of(model)
     if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
         raise ValueError("open_clip has one activation, QuickGELU or GELU, for both encoders")
@@ -280,10 +295,10 @@ def open_clip_config(model: CLIP) -> dict:
 
 
 def open_clip_extras(module: nn.Module, tower: Tower) -> dict:
-    """What differs from open_clip's defaults."""
+    """Return the config keys in which a tower differs from open_clip's defaults."""
     c_fc, extras = module.transformer.resblocks[0].mlp.c_fc, {}
     if c_fc.out_features != 4 * c_fc.in_features:
-        extras["mlp_ratio"] = (c_fc.out_features + 0.5) / c_fc.in_features  # which is rounded down there
+        extras["mlp_ratio"] = (c_fc.out_features + 0.5) / c_fc.in_features  # open_clip rounds the product down
     if tower.eps != 1e-5:
         extras["norm_kwargs"] = {"eps": tower.eps}
     if tower.activation == "gelu_pytorch_tanh":
@@ -295,10 +310,14 @@ def open_clip_extras(module: nn.Module, tower: Tower) -> dict:
 
 
 def transformers_architecture(config: dict) -> Architecture:
-    """Raises ValueError with the reason if such a model of transformers does not fit."""
+    """Return the architecture by a config of transformers.
+
+    Raises:
+        ValueError: the model is no CLIP, or has an unknown activation.
+    """
     kind = config.get("model_type")
     if kind != "clip":
-        raise ValueError(f'a "{kind}" of transformers, which is built otherwise: "clip" is what fits')
+        raise ValueError(f'its model_type in transformers is "{kind}": give a model of the type "clip"')
     vision, text = (
         {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
         for part in ("vision", "text")
@@ -316,7 +335,7 @@ def transformers_tower(config: dict, heads: int) -> Tower:
 
 
 def transformers_config(model: CLIP) -> dict:
-    """`config.json` of a `transformers.CLIPModel`."""
+    """Return the `config.json` of a `transformers.CLIPModel`."""
     image, text, side = architecture_of(model)
 
     def tower(module: nn.Module, tower: Tower) -> dict:
@@ -365,33 +384,33 @@ def input_of(side: int, mean=MEAN, std=STD, interpolation: str = "bicubic") -> d
 
 
 def open_clip_input(side: int, preprocess: dict) -> dict:
-    """Of `preprocess_cfg`, in `open_clip_config.json` or of a pretrained tag."""
-    given = {key: preprocess[key] for key in ("mean", "std", "interpolation") if preprocess.get(key)}
-    return input_of(side, **given)
+    """Return the keys for a `preprocess_cfg`, from `open_clip_config.json` or from a pretrained tag."""
+    settings = {key: preprocess[key] for key in ("mean", "std", "interpolation") if preprocess.get(key)}
+    return input_of(side, **settings)
 
 
 def transformers_input(side: int, processor: dict) -> dict:
-    """Of `preprocessor_config.json`."""
+    """Return the keys for a `preprocessor_config.json`."""
     names = {number: name for name, number in RESAMPLING.items()}
     mean, std = processor.get("image_mean") or MEAN, processor.get("image_std") or STD
     return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"))
 
 
-def image_processor(given: Mapping) -> dict:
-    """`preprocessor_config.json` of transformers for keys of `cfg.INPUT`."""
-    height, width = given["SIZE"]
+def image_processor(keys: Mapping) -> dict:
+    """Return the `preprocessor_config.json` of transformers for keys of `cfg.INPUT`."""
+    height, width = keys["SIZE"]
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": max(height, width)},
-        "resample": RESAMPLING[given["INTERPOLATION"]],
+        "resample": RESAMPLING[keys["INTERPOLATION"]],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(given["PIXEL_MEAN"]),
-        "image_std": list(given["PIXEL_STD"]),
+        "image_mean": list(keys["PIXEL_MEAN"]),
+        "image_std": list(keys["PIXEL_STD"]),
     }

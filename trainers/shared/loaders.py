@@ -1,4 +1,4 @@
-"""What methods ask of their data loader."""
+"""The options and functions of Dassl's data loaders that methods use."""
 
 from torch.utils.data import DataLoader
 
@@ -6,7 +6,7 @@ try:
     from dassl.data.transforms import is_fixed
 
     BY_ITEM = {"draws_by_item": True}  # for build_transform and build_data_loader
-except ImportError:  # beside the original Dassl, which knows one way to draw
+except ImportError:  # the original Dassl has one way to draw random numbers
     BY_ITEM = {}
 
     def is_fixed(transform) -> bool:
@@ -14,9 +14,10 @@ except ImportError:  # beside the original Dassl, which knows one way to draw
 
 
 def keep_last_batch(loader: DataLoader | None) -> None:
-    """The incomplete last batch of an epoch is trained on, too, as by originals that are not made with Dassl.
+    """Keep the last batch of an epoch if it is incomplete, like originals that do not use Dassl.
 
-    None: there is no training data.
+    Args:
+        loader: the training loader; None: there is no training data.
     """
     if loader is not None:
         loader.batch_sampler.drop_last = False

@@ -1,13 +1,15 @@
-"""How many tokens an encoder takes at once, by the free memory of its device.
+"""The number of tokens that an encoder takes at once, by the free memory of its device.
 
-What the backward pass needs is estimated as
+The memory of a forward and a backward pass is estimated as
 
-    bytes = 4 tokens (KEPT width layers + PASSING width)
+    bytes = 4 tokens (SAVED width layers + TEMPORARY width)
 
-KEPT counts float32 numbers that a token leaves in a block, in widths: inputs of both LayerNorms, q, k, v, c_fc's
-output, and up to 2 for the attention's weights; with changed linear maps also their inputs, once (18 in all) or, with
-dropout, more often. Calibrated by counting the tensors that autograd saves: tests/test_memory.py holds it against them.
-PASSING is what one block has at once: without gradients all there is; gradients of activations; the prompts.
+SAVED is the number of float32 values that autograd saves per token and block, in units of the width. These are the
+inputs of both LayerNorms, q, k, v, the output of c_fc, and up to 2 for the attention weights. Changed linear maps save
+their inputs too: once, which makes 18 in all, or more often with dropout. tests/test_memory.py compares SAVED with the
+tensors that autograd saves.
+
+TEMPORARY is the memory that one block needs at once: all of it without gradients, gradients of activations, prompts.
 """
 
 from math import ceil
@@ -18,51 +20,61 @@ from .console import say
 
 try:
     from dassl.utils import free_memory
-except ImportError:  # beside the original Dassl: all at once
+except ImportError:  # the original Dassl does not measure memory: all tokens are encoded at once
 
     def free_memory(device: torch.device | None = None) -> float:
         return float("inf")
 
 
-KEPT = {False: 12, True: 22}  # by whether linear maps are changed
-PASSING = 32
-SHARE = 0.75  # of the free memory, for these activations; the rest is for what comes after them
+SAVED = {False: 12, True: 22}  # the key: whether linear maps are changed
+TEMPORARY = 32
+SHARE = 0.75  # fraction of the free memory for these activations; later layers and the optimizer need the rest
 
 
-def needed(tokens: int, width: int, layers: int, changed: bool, device: torch.device) -> tuple[float, float]:
-    """GiB of the equation above (without gradients, of one block), and those that may be used."""
-    kept = KEPT[changed] * layers if torch.is_grad_enabled() else 0
-    return 4 * tokens * width * (kept + PASSING) / 2**30, SHARE * free_memory(device)
+def estimate(tokens: int, width: int, layers: int, changed: bool, device: torch.device) -> tuple[float, float]:
+    """Return the GiB of the equation above and the GiB that may be used. Without gradients nothing is saved."""
+    saved = SAVED[changed] * layers if torch.is_grad_enabled() else 0
+    return 4 * tokens * width * (saved + TEMPORARY) / 2**30, SHARE * free_memory(device)
 
 
 def split(classes: int, images: int, tokens: int, width: int, layers: int, changed: bool, device) -> tuple[int, int]:
-    """(parts of the classes, images at once) in which prompts are encoded; what does not fit is said.
+    """Return the number of parts of the classes, and the number of images at once, in which prompts are encoded.
+
+    Prints a line if the prompts do not fit into memory at once.
 
     Args:
-        tokens: of all classes, for each of the images that have prompts of their own.
+        classes: number of classes.
+        images: number of images that have prompts of their own; 1 if all share the prompts.
+        tokens: number of tokens of all classes, for one image.
+        width: width of the encoder.
+        layers: number of its blocks.
+        changed: whether its linear maps are changed.
+        device: its device.
     """
-    need, free = needed(images * tokens, width, layers, changed, device)
+    need, free = estimate(images * tokens, width, layers, changed, device)
     if need <= free:
         return 1, images
     room = max(1, int(images * tokens * free / need))  # tokens
     parts, at_once = min(classes, ceil(tokens / room)), max(1, room // tokens)
-    what = f"Classes in {parts} chunks of {ceil(classes / parts)}"
+    action = f"Classes in {parts} chunks of {ceil(classes / parts)}"
     if parts == 1:
-        what = f"Prompts of {images} images in chunks of {at_once}"
-    say_recomputed(what + " with recomputation" * torch.is_grad_enabled(), need, free)
+        action = f"Prompts of {images} images in chunks of {at_once}"
+    if torch.is_grad_enabled():
+        action += " with recomputation"
+    say_too_large(action, need, free)
     return parts, at_once
 
 
 def blocks_to_recompute(x: torch.Tensor, layers: int, changed: bool) -> int:
-    """Of how many blocks nothing but the input x float [N, L, width] is kept for the backward pass."""
+    """Return the number of blocks that save only their input x float [N, L, width] for the backward pass."""
     tokens, width = x.shape[:-1].numel(), x.shape[-1]
-    need, free = needed(tokens, width, layers, changed, x.device)
+    need, free = estimate(tokens, width, layers, changed, x.device)
     if need <= free or not torch.is_grad_enabled():
         return 0
-    again = min(layers, ceil((need - free) * 2**30 / (4 * tokens * width * (KEPT[changed] - 1))))
-    say_recomputed(f"{again} of {layers} blocks of the image encoder with recomputation", need, free)
-    return again
+    blocks = min(layers, ceil((need - free) * 2**30 / (4 * tokens * width * (SAVED[changed] - 1))))
+    say_too_large(f"{blocks} of {layers} blocks of the image encoder with recomputation", need, free)
+    return blocks
 
 
-def say_recomputed(what: str, need: float, free: float) -> None:
-    say(f"{what}: {need:.1f} GiB of activations would not fit into {free:.1f} GiB")
+def say_too_large(action: str, need: float, free: float) -> None:
+    say(f"{action}: {need:.1f} GiB of activations would not fit into {free:.1f} GiB")

@@ -1,11 +1,11 @@
-"""Which tokens of a set of prompts are encoded, and in which order.
+"""The order in which the tokens of a set of prompts are encoded, without repeated and useless ones.
 
-Attention is causal and the feature is read at the end of text. So what all prompts begin with is the same in every
-block, and what lies behind the end of text has no influence:
+Attention is causal, and the feature is read at the end of text. So leading tokens that all prompts share have the same
+output in every block, and tokens behind the end of text have no influence:
 
-    prompts of n classes, n x 77 tokens   ->   p shared tokens, then each class's own up to its end of text
+    prompts of n classes, n x 77 tokens   ->   p shared tokens, then a suffix per class up to its end of text
 
-A `Packing` is one sequence of these: the p shared ones, then the suffixes, sorted into groups of one length.
+A `Packing` is one sequence of these: the p shared tokens, then the suffixes, sorted into groups of one length.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import torch
 
 Groups = Sequence[tuple[int, int]]  # (suffixes, their length)
 
-# A further group costs about as much as this many tokens of padding: some 35 kernels to start in each block, forward
-# and backward, in which one CPU core passes 4 tokens through ViT-B/16's text block. For a GPU estimated, not measured
+# The cost of a group, in tokens of padding that cost as much. A group starts about 35 kernels in each block, forward
+# and backward. In that time one CPU core runs 4 tokens through a text block of ViT-B/16. The GPU's is an estimate.
 CPU_GROUP, GPU_GROUP = 4, 2048
 
 
@@ -24,9 +24,9 @@ class Packing(NamedTuple):
     """One sequence of the tokens of some classes.
 
     Attributes:
-        tokens: int64 [T]; the token t of class c, of prompts with L tokens, is c L + t.
-        ends: int64 [classes], where in the sequence the end of each text is.
-        groups: of the suffixes, behind the T - sum(n s) shared tokens.
+        tokens: int64 [T]; c L + t stands for token t of class c, L being the length of the prompts.
+        ends: int64 [classes], position of each end of text in the sequence.
+        groups: the groups of suffixes, behind the T - sum(n s) shared tokens.
     """
 
     tokens: torch.Tensor
@@ -35,12 +35,12 @@ class Packing(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the prompts of a class set are encoded.
+    """A plan for encoding the prompts of a class set.
 
     Attributes:
-        packings: of all classes, one or more.
-        place: int64 [n], where each class is among the ends of the packings.
-        images: that are encoded at once, if each has prompts of its own.
+        packings: one or more sequences, which together have all classes.
+        place: int64 [n], position of each class among the ends of the packings.
+        images: number of images whose prompts are encoded at once, if each image has prompts of its own.
     """
 
     packings: list[Packing]
@@ -49,18 +49,19 @@ class Plan(NamedTuple):
 
 
 def common_start(ids: torch.Tensor) -> int:
-    """At how many of the first positions all rows of ids int64 [n, L] are equal."""
+    """Return the number of leading positions at which all rows of ids int64 [n, L] are equal."""
     return int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum())
 
 
 def group(lengths: list[int], cost: int) -> list[tuple[int, int]]:
-    """(suffixes, their padded length) of suffixes in ascending order of length, with the fewest tokens in all.
+    """Return the groups (number of suffixes, padded length) with the lowest total cost.
 
     Args:
-        cost: of a group, in tokens.
+        lengths: lengths of the suffixes, in ascending order.
+        cost: cost of a group, in tokens.
     """
     steps = [k for k in range(1, len(lengths) + 1) if k == len(lengths) or lengths[k - 1] < lengths[k]]
-    best = {0: (0, [])}  # tokens and groups of the first k
+    best = {0: (0, [])}  # total cost and groups of the first k suffixes
     for k in steps:
         best[k] = min(
             (tokens + (k - j) * lengths[k - 1] + cost, groups + [(k - j, lengths[k - 1])])
@@ -70,16 +71,17 @@ def group(lengths: list[int], cost: int) -> list[tuple[int, int]]:
 
 
 def pack(ids: torch.Tensor, shared: int | None, parts: int, device: torch.device) -> tuple[list[Packing], torch.Tensor]:
-    """The prompts of a class set in one or more sequences, each with classes of all lengths.
+    """Pack the prompts of a class set into sequences. Each sequence has classes of all lengths.
 
     Args:
         ids: int64 [n, L], on the CPU.
-        shared: positions at which all prompts are equal, None: as the ids say. The end of text never counts as such.
+        shared: number of leading positions at which all prompts are equal; None: found from the ids. The end of text
+            never counts as shared.
         parts: number of sequences.
-        device: of the result.
+        device: device of the result.
 
     Returns:
-        The packings, and int64 [n], where each class is in the sequence of their ends.
+        The packings, and the position of each class among all their ends, int64 [n].
     """
     length = ids.shape[1]
     ends = ids.argmax(dim=-1)  # the end of text has the highest id
@@ -89,9 +91,9 @@ def pack(ids: torch.Tensor, shared: int | None, parts: int, device: torch.device
     for part in classes:
         groups = group((ends[part] - shared + 1).tolist(), CPU_GROUP if device.type == "cpu" else GPU_GROUP)
         tokens, starts = [part[0] * length + torch.arange(shared)], []
-        for mine, (n, size) in zip(part.split([n for n, _ in groups]), groups, strict=True):
+        for members, (n, size) in zip(part.split([n for n, _ in groups]), groups, strict=True):
             starts.append(sum(map(len, tokens)) + size * torch.arange(n))
-            tokens.append((mine[:, None] * length + shared + torch.arange(size)).flatten())
+            tokens.append((members[:, None] * length + shared + torch.arange(size)).flatten())
         packings.append(Packing(torch.cat(tokens), torch.cat(starts) + ends[part] - shared, groups))
     place = torch.cat(classes).argsort()
     return [Packing(p.tokens.to(device), p.ends.to(device), p.groups) for p in packings], place.to(device)

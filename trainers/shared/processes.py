@@ -1,4 +1,4 @@
-"""`dassl.distributed`, where a method finds it beside the original Dassl too, which knows one process only."""
+"""The functions of `dassl.distributed`, with substitutes for the original Dassl, which has one process only."""
 
 import contextlib
 
@@ -28,22 +28,30 @@ except ImportError:
         return ((batch, None) for batch in loader)
 
 
-_own = WeakTensorKeyDictionary()  # token ids of this process's classes: the same tensor in each step
-SPLIT_FROM = 32  # classes; of fewer, encoding a part of them saves about as little as sending features costs
+# token ids of all classes -> those of this process, so that each step has the same tensor
+_local_tokens = WeakTensorKeyDictionary()
+SPLIT_FROM = 32  # minimum number of classes; with fewer, sending the features costs as much as encoding all of them
 
 
 def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    """encode(prompts, tokens), features float [..., n_cls, d]: in a training step each process encodes its classes.
+    """Return encode(prompts, tokens), where in a training step each process encodes some of the classes.
 
-    Not in an evaluation, which encodes them once, and not where each image has its own prompts float [B, n_cls, ...].
+    An evaluation is not divided, because it encodes the classes only once. Prompts [B, n_cls, ...] that belong to the
+    images are not divided either.
+
+    Args:
+        encode: function that returns features float [..., n_cls, d].
+        prompts: embeddings, or None.
+        tokens: ids int64 [n_cls, L].
     """
     n = len(tokens)
     if size() == 1 or n < SPLIT_FROM or not torch.is_grad_enabled() or (prompts is not None and prompts.dim() > 3):
         return encode(prompts, tokens)
     start, end = bounds(n)
-    if tokens not in _own:
-        _own[tokens] = tokens[start:end].clone()  # no view, which would keep all of them
-    return gather_with_gradient(encode(None if prompts is None else prompts[start:end], _own[tokens]), n)
+    if tokens not in _local_tokens:
+        _local_tokens[tokens] = tokens[start:end].clone()  # a view would keep all tokens in memory
+    local_prompts = None if prompts is None else prompts[start:end]
+    return gather_with_gradient(encode(local_prompts, _local_tokens[tokens]), n)
 
 
 __all__ = ["add_up", "each_its_part", "gather", "is_first", "own_draws", "parts"]

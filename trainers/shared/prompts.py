@@ -1,4 +1,4 @@
-"""Words in, embeddings out: tokens, templates and learned contexts, once for all methods."""
+"""Prompts: tokens, templates and learned contexts, for all methods."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,13 +15,14 @@ POSITIONS = ["end", "middle", "front"]
 
 
 def tokenize(prompts: list[str], room: int = 77) -> torch.Tensor:
-    """Token ids int64 [n, L] with L up to the last end-of-text token of these prompts, not CLIP's fixed 77.
+    """Return token ids int64 [n, L], where L is the length of the longest prompt instead of CLIP's fixed 77.
 
-    Attention is causal and the feature is read at the end-of-text token, so what lies behind the last of them has
-    no influence on any feature: cutting it off is exact, and is most of the work for short prompts.
+    Attention is causal, and the feature is read at the end-of-text token. So positions behind it have no influence on
+    any feature, and leaving them out is exact. For short prompts they would be most of the work.
 
     Args:
-        room: tokens that the text encoder has positions for, `TextEncoder.context_length`.
+        prompts: the n prompts.
+        room: number of positions of the text encoder, `TextEncoder.context_length`.
 
     Raises:
         ValueError: a prompt has more tokens.
@@ -38,12 +39,12 @@ def tokenize(prompts: list[str], room: int = 77) -> torch.Tensor:
 
 
 def spoken(classnames: list[str]) -> list[str]:
-    """Class names as prompts have them: "_" reads as a space, as in CoOp."""
+    """Return the class names with "_" replaced by a space, as in CoOp's prompts."""
     return [name.replace("_", " ") for name in classnames]
 
 
 def fill_template(template: str, classnames: list[str]) -> list[str]:
-    """One prompt for each class.
+    """Return one prompt for each class.
 
     Raises:
         ValueError: the template has no {}.
@@ -54,10 +55,12 @@ def fill_template(template: str, classnames: list[str]) -> list[str]:
 
 
 def template_for(dataset: str, template: str = "", published: Mapping[str, str] = CUSTOM_TEMPLATES) -> str:
-    """`template` if given, else the hand-crafted one of the data set, else CLIP's default.
+    """Return `template` if it is not empty, else the hand-crafted one of the data set, else CLIP's default.
 
     Args:
-        published: templates by data set, where a method was published with others than CoOp's.
+        dataset: registered name of the data set.
+        template: the template of the config.
+        published: templates by data set, for methods whose publication has other templates than CoOp.
     """
     return template or published.get(dataset) or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
 
@@ -65,15 +68,18 @@ def template_for(dataset: str, template: str = "", published: Mapping[str, str] 
 def template_features(
     text_encoder: TextEncoder, classnames: list[str], templates: list[str], unit: bool = True
 ) -> torch.Tensor:
-    """Features of the classes, the mean over templates, of unit length; float32 [n_cls, embed_dim].
+    """Return the class features, a mean over templates, with unit length; float32 [n_cls, embed_dim].
 
     Args:
+        text_encoder: CLIP's text encoder.
+        classnames: names of the n_cls classes.
+        templates: prompts with {} for the class name.
         unit: whether each template's feature is made unit length before the mean (CLIP's ensembling) or not
             (PromptSRC's).
     """
     device, total = text_encoder.token_embedding.weight.device, 0
-    unit = unit and len(templates) > 1  # a single one gets its length in the end
-    for template in templates:  # one at a time: 80 x 1,000 prompts at once would not fit
+    unit = unit and len(templates) > 1  # a single one is normalised at the end
+    for template in templates:  # one at a time, because 80 x 1,000 prompts at once would not fit into memory
         features = text_encoder(
             None, tokenize(fill_template(template, classnames), text_encoder.context_length).to(device)
         )
@@ -82,7 +88,15 @@ def template_features(
 
 
 def agrees_with_words(key: str, value: object, words: object) -> bool:
-    """Whether N_CTX (0: that of the words) or CSC is what words as CTX_INIT make it; True: "a photo of a"."""
+    """Return whether N_CTX or CSC at a value agrees with the initial words CTX_INIT; see `Decides.agrees`.
+
+    N_CTX agrees at 0 and at the number of words, CSC at False.
+
+    Args:
+        key: "N_CTX" or "CSC".
+        value: its value.
+        words: value of CTX_INIT; True: "a photo of a".
+    """
     if key == "CSC" or not value:
         return not value
     words = "a photo of a" if words is True else str(words)
@@ -90,26 +104,28 @@ def agrees_with_words(key: str, value: object, words: object) -> bool:
 
 
 class PromptLearner(nn.Module):
-    """Learned context vectors, and the prompts "<start> context name . <end>" around them (Zhou et al. 2022, CoOp).
+    """Learned context vectors in prompts "<start> context name . <end>" (Zhou et al. 2022, CoOp).
 
     Args:
-        n_ctx: number n of context vectors; 0: as many as `words` has words. Of more tokens than vectors the rest stays
-            fixed behind the context ("a photo" learned, "of a" fixed), as in CoOp and MaPLe.
-        words: what the context starts from; "": random, N(0, 0.02^2).
-        csc: one context for each class; not with `words`, as in CoOp.
-        position: of the context: end, middle or front (of the prompt stands the name).
+        text_encoder: CLIP's text encoder.
+        classnames: names of the n_cls classes.
+        n_ctx: number n of context vectors; 0: the number of tokens in `words`. If `words` has more tokens than n, the
+            rest stays fixed behind the context ("a photo" learned, "of a" fixed), as in CoOp and MaPLe.
+        words: initial words of the context; "": random vectors from N(0, 0.02^2).
+        csc: whether each class has its own context; ignored with `words`, as in CoOp.
+        position: position of the class name in the prompt: end, middle or front.
 
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
         tokens: ids int64 [n_cls, L].
-        shared: leading positions at which all prompts are equal, whatever the context.
-        dead: what the original's checkpoints hold beside it, by the first part of its name; not loaded.
+        shared: number of leading positions at which all prompts are equal, for any context.
+        dead: names of tensors in the original's checkpoints that are not loaded, up to the first dot.
 
     Raises:
-        ValueError: n_ctx is more than `words` has tokens; a prompt of more tokens than the encoder takes.
+        ValueError: n_ctx is more than `words` has tokens, or a prompt has more tokens than the encoder has positions.
     """
 
-    dead = ("token_prefix", "token_suffix")  # the fixed tokens of the classes trained on
+    dead = ("token_prefix", "token_suffix")  # the fixed tokens of the classes of the training
 
     def __init__(
         self,
@@ -132,27 +148,33 @@ class PromptLearner(nn.Module):
         if words:
             ctx = embed(torch.tensor(ids[:n_ctx], device=device)).detach().clone()
         else:
-            ctx = 0.02 * torch.randn(*[n_cls] * csc, n_ctx, embed.embedding_dim, device=device)
+            shape = (n_cls, n_ctx) if csc else (n_ctx,)
+            ctx = 0.02 * torch.randn(*shape, embed.embedding_dim, device=device)
         self.ctx = nn.Parameter(ctx)
-        if csc:  # kept with the context: as many other classes would take it without a word
+        if csc:  # saved with the context, which would also fit the same number of other classes
             digest = hashlib.sha256("\n".join(classnames).encode()).digest()
             self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
 
         names = spoken(classnames)
-        before = words or " ".join(["X"] * n_ctx)  # placeholders keep the room of a random context
+        before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
         tokens = tokenize([f"{before} {name}." for name in names], text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)
         self.register_buffer("order", order, persistent=False)
-        learned = (order > 0) & (order <= n_ctx)  # a vector is equal to itself only, and with `csc` to none
+        # a learned vector equals only itself, so its position in the context stands for its id
+        learned = (order > 0) & (order <= n_ctx)
         alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
         self.shared = 1 if csc else common_start(alike)
 
     def places(self, position: str, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
-        """int64 [n_cls, L, 1]: which token of "<start> context name . <end>" stands at each place of the prompt.
+        """Return the order of the tokens of "<start> context name . <end>" in each prompt, int64 [n_cls, L, 1].
 
-        n_words: the context's tokens, of which the first n_ctx are learned.
+        Args:
+            position: position of the class name: end, middle or front.
+            n_ctx: number of learned tokens, the first ones of the context.
+            n_words: number of tokens of the context.
+            names: the class names.
         """
         order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
         before = {"end": n_words, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
@@ -164,7 +186,7 @@ class PromptLearner(nn.Module):
         return order.unsqueeze(-1).to(self.tokens.device)
 
     def forward(self, ctx: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompt embeddings, float [n_cls, L, width], or [B, n_cls, L, width] for contexts of B images.
+        """Return the prompt embeddings, float [n_cls, L, width], or [B, n_cls, L, width] for contexts of B images.
 
         Args:
             ctx: float [n, width]; with `csc` [n_cls, n, width], else [B, n, width] (CoCoOp); None: the learned one.
@@ -172,14 +194,16 @@ class PromptLearner(nn.Module):
         ctx = self.ctx if ctx is None else ctx
         n_cls, _, width = self.embedding.shape
         if self.ctx.dim() == 2:
-            ctx = ctx.unsqueeze(-3)  # the same for all classes
+            ctx = ctx.unsqueeze(-3)  # all classes share it
         ctx = ctx.expand(*ctx.shape[:-3], n_cls, -1, -1)  # [n_cls, n, width] or [B, n_cls, n, width]
         embedding = self.embedding.expand(*ctx.shape[:-3], -1, -1, -1)
         prompts = torch.cat([embedding[..., :1, :], ctx, embedding[..., 1 + ctx.shape[-2] :, :]], dim=-2)
         return prompts.gather(-2, self.order.expand(*ctx.shape[:-3], -1, -1, width))
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        kept = {name: value for name, value in state_dict.items() if name.split(".")[0] not in self.dead}
-        if self.ctx.dim() == 3 and not torch.equal(kept.setdefault("classes", self.classes).cpu(), self.classes.cpu()):
-            raise ValueError("a class-specific context (CSC) fits only the classes that it was trained on")
-        return super().load_state_dict(kept, *args, **kwargs)
+        state = {name: value for name, value in state_dict.items() if name.split(".")[0] not in self.dead}
+        if self.ctx.dim() == 3:
+            classes = state.setdefault("classes", self.classes)  # the original does not save them
+            if not torch.equal(classes.cpu(), self.classes.cpu()):
+                raise ValueError("a class-specific context (CSC) fits only the classes that it was trained on")
+        return super().load_state_dict(state, *args, **kwargs)

@@ -2,7 +2,8 @@
 
     R = blockdiag(R_1 ... R_m),   R_i = (I + Q_i)^-1 (I - Q_i) = 2 (I + Q_i)^-1 - I,   Q_i = -Q_i^T       (1, Cayley)
 
-Read downward: Q to R (`cayley`), R on rows (`rotate`), W R x and its gradients (`rotated_linear`), what is trained.
+The file reads downward: R from Q (`cayley`), R applied to rows (`rotate`), W R x with its gradients
+(`rotated_linear`), and the trained tensors (`Rotations`).
 """
 
 from collections import defaultdict
@@ -12,21 +13,22 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-TOLERANCE = 1e-5  # of |R^T R - I|, largest entry: what fp32 rounds W x by, summing a few thousand products, is as much
-CACHE = 2**20  # bytes of R that are computed at once on a CPU: 30 % less time than for those of an encoder
+# largest entry of |R^T R - I|; fp32 rounds W x, a sum of a few thousand products, by about as much
+TOLERANCE = 1e-5
+CACHE = 2**20  # bytes of R that are computed at once on a CPU; 30 % faster than a whole encoder at once
 
 
 class Cayley(torch.autograd.Function):
-    """R = 2 A - I with A = (I + Q)^-1, which is (1); dR = -2 A dQ A."""
+    """Equation (1) as R = 2 A - I with A = (I + Q)^-1, and its gradient dR = -2 A dQ A."""
 
     @staticmethod
     def forward(ctx, upper: torch.Tensor, b: int, inverse: Callable) -> torch.Tensor:
         row, col = torch.triu_indices(b, b, offset=1, device=upper.device)
-        at = torch.zeros(b, b, dtype=torch.int64, device=upper.device)  # of each entry of Q in `upper`
+        index = torch.zeros(b, b, dtype=torch.int64, device=upper.device)  # position in `upper` of each entry of Q
         sign, eye = upper.new_zeros(b, b), torch.eye(b, dtype=upper.dtype, device=upper.device)
-        at[row, col] = at[col, row] = torch.arange(len(row), device=upper.device)
+        index[row, col] = index[col, row] = torch.arange(len(row), device=upper.device)
         sign[row, col], sign[col, row] = 1, -1
-        entries = upper.index_select(1, at.flatten()).view(-1, b, b)
+        entries = upper.index_select(1, index.flatten()).view(-1, b, b)
         a = inverse(torch.addcmul(eye, entries, sign, out=entries))
         ctx.save_for_backward(a, row * b + col, col * b + row)
         return torch.add(-eye, a, alpha=2)
@@ -39,45 +41,48 @@ class Cayley(torch.autograd.Function):
         return 2 * (d.index_select(1, below) - d.index_select(1, above)), None, None
 
 
-def pivoted(matrices: torch.Tensor) -> torch.Tensor:
-    """Inverses of [m, b, b], without a check that would wait for the GPU."""
+def invert_exactly(matrices: torch.Tensor) -> torch.Tensor:
+    """Return the inverses of [m, b, b] by LU with pivoting, without an error check that would wait for the GPU."""
     return torch.linalg.inv_ex(matrices)[0]
 
 
-def inverse(matrices: torch.Tensor) -> torch.Tensor:
-    """The same by quarters, down to 16 x 16: products run at many times the speed of LAPACK's small solves.
+def invert_by_quarters(matrices: torch.Tensor) -> torch.Tensor:
+    """Return the inverses of [m, b, b] by quarters, recursively down to 16 x 16.
 
-    There is no pivoting. None is needed to go on, as the symmetric part of every block met here is no smaller than I,
-    that of I + Q; but digits are lost as |Q| grows.
+    Products run many times as fast as LAPACK's small solves. There is no pivoting. Every block has a symmetric part of
+    at least I, because that of I + Q is I, so it is invertible. Precision decreases as |Q| grows.
     """
     h = matrices.shape[-1] // 2
     if h < 16:
-        return pivoted(matrices)
+        return invert_exactly(matrices)
     (p, q), (r, s) = (rows.tensor_split([h], dim=-1) for rows in matrices.tensor_split([h], dim=-2))
-    p = inverse(p)
+    p = invert_by_quarters(p)
     pq, rp = p @ q, r @ p
-    s = inverse(torch.baddbmm(s, r, pq, alpha=-1))  # of the Schur complement
+    s = invert_by_quarters(torch.baddbmm(s, r, pq, alpha=-1))  # inverse of the Schur complement
     pqs = pq @ s
     upper, lower = [torch.baddbmm(p, pqs, rp), -pqs], [-(s @ rp), s]
     return torch.cat([torch.cat(upper, dim=-1), torch.cat(lower, dim=-1)], dim=-2)
 
 
 def cayley(upper: torch.Tensor, b: int, exact: bool = True) -> torch.Tensor:
-    """R of (1), by one batched inverse.
+    """Return R of (1), by one batched inverse.
 
     Args:
         upper: strict upper triangles of the skew-symmetric Q, row by row, float [m, b (b - 1) / 2].
         b: block size.
-        exact: orthogonal to rounding whatever Q; else three times as fast, and to `TOLERANCE` while |Q| is moderate.
+        exact: whether R is orthogonal to rounding for any Q. False is three times as fast, and R is orthogonal within
+            `TOLERANCE` while |Q| is moderate.
 
     Returns:
-        Orthogonal matrices [m, b, b] of the dtype given; exactly I for Q = 0.
+        Orthogonal matrices [m, b, b] of the dtype of `upper`; exactly I for Q = 0.
     """
-    return polish(Cayley.apply(upper, b, pivoted)) if exact else Cayley.apply(upper, b, inverse)
+    if exact:
+        return polish(Cayley.apply(upper, b, invert_exactly))
+    return Cayley.apply(upper, b, invert_by_quarters)
 
 
 def polish(r: torch.Tensor) -> torch.Tensor:
-    """R [m, b, b] after two Newton-Schulz steps towards the nearest orthogonal matrices: exact to rounding."""
+    """Return R [m, b, b] after two Newton-Schulz steps, which make it orthogonal to rounding."""
     eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
     for _ in range(2):
         r = r @ (1.5 * eye - 0.5 * r.mT @ r)
@@ -85,27 +90,35 @@ def polish(r: torch.Tensor) -> torch.Tensor:
 
 
 def blocks_of(rows: torch.Tensor, b: int) -> torch.Tensor:
-    """[n, m b] -> a view [m, n, b]."""
+    """Return a view [m, n, b] of rows [n, m b]."""
     return rows.unflatten(-1, (-1, b)).transpose(0, 1)
 
 
 def rotate(rows: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """Rows times block-diagonal R: rows float [n, m b], r [m, b, b] -> [n, m b]."""
+    """Return rows float [n, m b] times the block-diagonal R [m, b, b], [n, m b]."""
     return torch.bmm(blocks_of(rows, r.shape[-1]), r).transpose(0, 1).reshape(rows.shape)
 
 
 def rotate_t(rows: torch.Tensor, r: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The same transposed, [m b, n], which takes no copy; `out` gives the memory."""
+    """Return the transpose of `rotate`, [m b, n], which needs no copy.
+
+    Args:
+        rows: float [n, m b].
+        r: [m, b, b].
+        out: memory for the result, [m b, n].
+    """
     out = None if out is None else out.unflatten(0, r.shape[:2])
     return torch.bmm(r.mT, blocks_of(rows, r.shape[-1]).mT, out=out).flatten(0, 1)
 
 
 class Rotation:
-    """R [m, b, b] of a place in one step, and W R once that is worth its price: nothing is rotated twice.
+    """The rotation R of one place in one step. Caches W R, so that W is rotated at most once.
 
     Args:
-        spare: memory of earlier W R, which no graph needs any more: on a CPU new memory costs as much as rotating. None
-            where graphs would not hold the rotation that they were made with.
+        r: R [m, b, b].
+        spare: memory of earlier W R that no autograd graph needs any more. On a CPU new memory costs as much time as
+            the rotation. None: the memory is not reused, for example because a compiled graph does not keep this
+            object alive.
     """
 
     def __init__(self, r: torch.Tensor, spare: list[torch.Tensor] | None = None):
@@ -113,40 +126,42 @@ class Rotation:
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """W R [o, m b]: rotated in the precision of W and R, rounded once."""
+        """Return W R [o, m b], computed in the precision of W and R and rounded once to `dtype`."""
         if self._merged is None or self._merged.dtype != dtype:
             with torch.autocast(weight.device.type, enabled=False):
-                at = self.spare.pop() if self.spare and dtype == self.r.dtype else None
-                self._merged = rotate_t(weight, self.r, at).to(dtype).t()
+                memory = self.spare.pop() if self.spare and dtype == self.r.dtype else None
+                self._merged = rotate_t(weight, self.r, memory).to(dtype).t()
         return self._merged
 
     def __del__(self):
-        if self.spare is not None and self._merged is not None and self._merged.dtype == self.r.dtype:  # not rounded
+        if self.spare is None or self._merged is None:
+            return
+        if self._merged.dtype == self.r.dtype:  # a rounded copy has another dtype and cannot be reused
             self.spare.append(self._merged.t())
 
 
 class RotatedLinear(torch.autograd.Function):
-    """y = W R x + b of activations x float [..., d], with gradients of x and of the orthogonal R [m, b, b] alone.
+    """The map y = W R x + b of activations x float [..., d], with gradients of x and the orthogonal R [m, b, b] only.
 
-    For n vectors x and o rows of W, whichever takes fewer products:
+    There are two ways, for n vectors x and o rows of W. `rotated_linear` takes the one with fewer products:
 
-        forward        backward, with dy given
+        forward        backward for dy                                   products
         z = R x        u = W^T dy,   dx = R^T u,   dR = sum u x^T        6 n d b
-        W' = W R       dx = W'^T dy,               dR = R sum dx x^T     2 (n + o) d b, as u = R dx
+        W' = W R       dx = W'^T dy,               dR = R sum dx x^T     2 (n + o) d b, because u = R dx
 
-    The gradient of a whole weight is not formed in either.
+    Neither forms the gradient of a whole weight.
 
     Args:
-        weight: W, or W' if `merged`; of the dtype of x, as `bias` is.
-        merged: the `Rotation` whose memory W' is, which lives as long as the graph; None for W.
+        weight: W, or W' if `merged`; it has the dtype of x, as `bias` has.
+        merged: the `Rotation` that owns the memory of W', which the graph keeps alive; None for W.
     """
 
     @staticmethod
     def forward(ctx, x, r, weight, bias, merged: "Rotation | None"):
         rows, ctx.merged = x.reshape(-1, x.shape[-1]), merged
-        turned = rows if merged else rotate_t(rows, r.mT.to(x.dtype)).t()
+        rotated_rows = rows if merged else rotate_t(rows, r.mT.to(x.dtype)).t()
         ctx.save_for_backward(rows, r, weight)
-        return torch.addmm(bias, turned, weight.t()).unflatten(0, x.shape[:-1])
+        return torch.addmm(bias, rotated_rows, weight.t()).unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
@@ -164,7 +179,7 @@ class RotatedLinear(torch.autograd.Function):
 
 
 def rotated_linear(rotation: Rotation, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """W R x + b, by `RotatedLinear`; in the dtype of the autocast, if there is one, as `F.linear`."""
+    """Return W R x + b by `RotatedLinear`. Under autocast it has the autocast dtype, like `F.linear`."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     merged = rotation if len(weight) < 2 * x.shape[:-1].numel() else None
@@ -173,10 +188,13 @@ def rotated_linear(rotation: Rotation, x: torch.Tensor, weight: torch.Tensor, bi
 
 
 class Rotations(nn.Module):
-    """The trained tensors: one [m, b (b - 1) / 2] of zeros for each name; `sizes` gives (m, b) of each.
+    """The trained tensors: for each name one of shape [m, b (b - 1) / 2], initially zero.
+
+    Args:
+        sizes: (m, b) by name.
 
     Attributes:
-        exact: whether R is exact in training, too, not only without gradients, as in evaluation; see `check`.
+        exact: whether R is exact in training too; see `check`. Without gradients, as in evaluation, it always is.
     """
 
     def __init__(self, sizes: dict[str, tuple[int, int]]):
@@ -185,32 +203,39 @@ class Rotations(nn.Module):
         self.upper = nn.ParameterDict({name: torch.zeros(m, b * (b - 1) // 2) for name, (m, b) in sizes.items()})
 
     def forward(self, names: list[str], s: float = 1.0) -> dict[str, torch.Tensor]:
-        """R [m, b, b] of s Q by name, in fp32 or more whatever the autocast."""
+        """Return R [m, b, b] of s Q by name, in fp32 or fp64 even under autocast."""
         return self.compute(names, s, self.exact or not torch.is_grad_enabled())
 
     def compute(self, names: list[str], s: float, exact: bool) -> dict[str, torch.Tensor]:
         rotations = {}
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            for some in self.batches(names):
-                upper = torch.cat([self.upper[name] for name in some])
-                blocks = cayley(upper if s == 1 else s * upper, self.sizes[some[0]][1], exact)
-                rotations.update(zip(some, blocks.split([self.sizes[name][0] for name in some]), strict=True))
+            for batch in self.batches(names):
+                upper = torch.cat([self.upper[name] for name in batch])
+                b = self.sizes[batch[0]][1]
+                blocks = cayley(upper if s == 1 else s * upper, b, exact)
+                rotations.update(zip(batch, blocks.split([self.sizes[name][0] for name in batch]), strict=True))
         return rotations
 
     def batches(self, names: list[str]) -> list[list[str]]:
-        """Names of one block size, to be computed at once: all on a GPU, on a CPU what its cache holds."""
+        """Return the names in batches of one block size each.
+
+        The rotations of a batch are computed at once: all on a GPU, and on a CPU as many as `CACHE` allows.
+        """
         on_cpu, by_size = next(self.parameters()).device.type == "cpu", defaultdict(lambda: [[]])
         for name in names:
-            batches, b = by_size[self.sizes[name][1]], self.sizes[name][1]
+            b = self.sizes[name][1]
+            batches = by_size[b]
             blocks = sum(self.sizes[other][0] for other in [*batches[-1], name])
             if on_cpu and batches[-1] and 4 * blocks * b * b > CACHE:
                 batches.append([])
             batches[-1].append(name)
-        return [some for batches in by_size.values() for some in batches]
+        return [batch for batches in by_size.values() for batch in batches]
 
     @torch.no_grad()
     def check(self) -> float:
-        """Decides whether R has to be exact in training from here on: by the weights alone, as a resumed run does.
+        """Decide whether R has to be exact in training, and set `exact`.
+
+        The decision depends on the weights alone, so that a resumed run decides in the same way.
 
         Returns:
             The largest entry of |R^T R - I| of the fast way.
@@ -221,6 +246,6 @@ class Rotations(nn.Module):
 
 
 def max_error(rotations: Iterable[torch.Tensor]) -> float:
-    """The largest entry of |R^T R - I|."""
+    """Return the largest entry of |R^T R - I|."""
     errors = [(r.mT @ r - torch.eye(r.shape[-1], device=r.device)).abs().max() for r in rotations]
     return torch.stack(errors).max().item()  # NaN stays NaN

@@ -1,8 +1,8 @@
-"""How much of what was trained is used: s in [0, 1], from the pretrained CLIP (0) to the tuned one (1).
+"""The strength s in [0, 1], the fraction of the update that is used: 0 is the pretrained CLIP, 1 the tuned one.
 
-"auto" is chosen on val images of the data that was trained on, by the one-standard-error rule (Breiman et al. 1984,
-"Classification and Regression Trees", section 3.4.3): of the strengths tried the smallest whose accuracy is within one
-standard error, sqrt(p (1 - p) / n), of the best accuracy p of n images.
+"auto" selects it on val images of the training data set, by the one-standard-error rule (Breiman et al. 1984,
+"Classification and Regression Trees", section 3.4.3). p is the best accuracy of the strengths in TRIED on n images, and
+sqrt(p (1 - p) / n) its standard error. The rule takes the smallest strength within one standard error of p.
 """
 
 import os.path as osp
@@ -11,21 +11,22 @@ from .files import read_json, write_json
 
 AUTO = "auto"
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
-WITHOUT_VAL = 1.0  # "auto" for data without val images, as ImageNet's
-KEPT = "strength.json"  # beside the checkpoints
+WITHOUT_VAL = 1.0  # "auto" for data sets without val images, for example ImageNet
+FILE = "strength.json"  # in the directory of the training
 
 
 def standard_error(right: int, n: int) -> float:
-    """Of the share of n images that are right."""
+    """Return the standard error of an accuracy, as a fraction, with `right` of n images classified correctly."""
     p = right / n
     return (p * (1 - p) / n) ** 0.5
 
 
 def one_standard_error(right: dict[float, int], n: int) -> float:
-    """The smallest strength within one standard error of the best.
+    """Return the smallest strength within one standard error of the best.
 
     Args:
-        right: by strength, how many of the n images are classified rightly.
+        right: number of correctly classified images, by strength.
+        n: number of images.
     """
     best = max(right.values())
     least = best / n - standard_error(best, n)
@@ -33,10 +34,12 @@ def one_standard_error(right: dict[float, int], n: int) -> float:
 
 
 def choice(right: dict[float, int], n: int, epoch: int | None) -> dict:
-    """The chosen strength with all that it rests on, as `strength.json` holds it.
+    """Return the content of `strength.json`: the selected strength and the figures behind it.
 
     Args:
-        epoch: of the checkpoint; None: the best on val.
+        right: number of correctly classified images, by strength.
+        n: number of images.
+        epoch: epoch of the checkpoint; None: the best one on val.
     """
     best = max(right.values())
     return {
@@ -49,33 +52,33 @@ def choice(right: dict[float, int], n: int, epoch: int | None) -> dict:
 
 
 def without_val(epoch: int | None) -> dict:
+    """Return the content of `strength.json` for a data set without val images."""
     return {"strength": WITHOUT_VAL, "epoch": epoch, "val_images": 0}
 
 
-def told(chosen: dict) -> str:
-    """A small table and a line: what was tried on val, and what is taken."""
-    s, tried = chosen["strength"], chosen.get("val_accuracy")
-    if not tried:
+def format_choice(chosen: dict) -> str:
+    """Return a table of the accuracy on val by strength, and a line with the selected one."""
+    s, accuracies = chosen["strength"], chosen.get("val_accuracy")
+    if not accuracies:
         return f"Strength {s:g}: there are no val images to choose it by"
-    rows = [["strength", *tried], ["val", *(f"{accuracy:.1f}%" for accuracy in tried.values())]]
+    rows = [["strength", *accuracies], ["val", *(f"{accuracy:.1f}%" for accuracy in accuracies.values())]]
     lines = ["  ".join(word.rjust(8) for word in row) for row in rows]
-    rule = (
-        f"within one standard error ({chosen['standard_error']:.1f}) of the best of {chosen['val_images']:,} val images"
-    )
+    error, n = chosen["standard_error"], chosen["val_images"]
+    rule = f"within one standard error ({error:.1f}) of the best of {n:,} val images"
     return "\n".join([*lines, f"Strength {s:g}: the smallest {rule}"])
 
 
-def keep(chosen: dict, directory: str) -> None:
-    write_json(chosen, osp.join(directory, KEPT), seal=True)
+def write_choice(chosen: dict, directory: str) -> None:
+    write_json(chosen, osp.join(directory, FILE), seal=True)
 
 
-def kept(directory: str, epoch: int | None = None) -> dict | None:
-    """What was chosen for the model of a directory, or for its checkpoint of `epoch`; None: nothing.
+def read_choice(directory: str, epoch: int | None = None) -> dict | None:
+    """Return the choice for the model of a directory, or for its checkpoint of `epoch`; None: there is none.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = osp.join(directory, KEPT)
+    path = osp.join(directory, FILE)
     if not osp.isfile(path):
         return None
     chosen = read_json(path)

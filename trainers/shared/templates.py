@@ -1,4 +1,4 @@
-"""Hand-crafted prompt templates (data, not code): one a data set; CLIP's 80 and 7 (Radford et al. 2021)."""
+"""Hand-crafted prompt templates: one per data set, and CLIP's 80 and 7 (Radford et al. 2021)."""
 
 CUSTOM_TEMPLATES = {
     "OxfordPets": "a photo of a {}, a type of pet.",
@@ -13,7 +13,7 @@ CUSTOM_TEMPLATES = {
     "Patterns": "a photo of a {} shape.",
 }
 
-# what the authors' own code has in place of CoOp's
+# templates in the code of the authors that differ from CoOp's
 KGCOOP_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
 PROGRAD_TEMPLATES = {
     "OxfordPets": "a type of pet, a photo of a {}.",
@@ -44,9 +44,9 @@ a drawing of the {}.|a photo of the large {}.|a black and white photo of a {}.|t
 a dark photo of a {}.|itap of a {}.|graffiti of the {}.|a toy {}.
 itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}."""
 IMAGENET_TEMPLATES = [line for row in _FRAMES.splitlines() for line in row.split("|")]
-PROMPTSRC_TEMPLATES = IMAGENET_TEMPLATES[:60]  # the ones that PromptSRC averages over
+PROMPTSRC_TEMPLATES = IMAGENET_TEMPLATES[:60]  # PromptSRC averages over these
 
-IMAGENET_TEMPLATES_SELECT = [  # that CLIP's authors found to do as well as all of them
+IMAGENET_TEMPLATES_SELECT = [  # according to CLIP's authors, as accurate as all 80
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",

@@ -1,4 +1,7 @@
-"""Methods that change linear maps of CLIP's blocks: OrthCR, CLIP-LoRA and full fine-tuning differ in the change."""
+"""TunedCLIP: the base class for methods that change linear maps of CLIP's blocks.
+
+OrthCR, CLIP-LoRA and full fine-tuning differ only in the change.
+"""
 
 import copy
 from collections import defaultdict
@@ -16,56 +19,58 @@ from .prompts import fill_template, tokenize
 
 ENCODERS = ["image", "text"]
 WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
-ALIASES = {"o": "out"}  # CLIP-LoRA's own name
+ALIASES = {"o": "out"}  # the name in CLIP-LoRA's code
 
 
 class Place(NamedTuple):
-    """Where a weight W lies."""
+    """The location of a weight W."""
 
     encoder: str
-    parameter: str  # of the encoder
-    rows: slice  # of the parameter
+    parameter: str  # name within the encoder
+    rows: slice  # rows of that parameter
 
 
 class TunedCLIP(ClipClassifier):
-    """One CLIP in memory: its encoders called with changed linear maps are tuned, called without they are frozen.
+    """A tuned and a frozen CLIP that share one set of weights.
 
-    A method gives three functions of what it calls a change (OrthCR: R; LoRA: B A; full fine-tuning: the weight):
+    The encoders are tuned when they are called with changed linear maps, and frozen when they are called without.
+    A method defines its change (OrthCR: R; LoRA: B A; full fine-tuning: the weight) by three functions:
 
-    - `changes(names, s)`: those of the places named, by name, at strength s: for s = 0 such that nothing changes, for
-      s = 1 what was trained; asked for once a step;
-    - `tuned(change, x, weight, bias)`: the changed map of activations, for training, in which a changed weight would
-      cost a gradient of its size that nobody needs;
-    - `merge(change, weight)`: the changed weight, for evaluation and export, where it costs nothing per image.
+    - `changes(names, s)` returns the changes of these places by name, at strength s. At s = 0 they change nothing; at
+      s = 1 they are as trained. It is called once per step.
+    - `tuned(change, x, weight, bias)` applies the changed map to activations. Training uses it, because a changed
+      weight would cost a gradient of the size of the weight.
+    - `merge(change, weight)` returns the changed weight. Evaluation and export use it, because it costs nothing per
+      image.
 
     Args:
         clip_model, classnames: see `ClipClassifier`.
-        template: the prompt of both the tuned and the frozen side.
+        template: prompt of the tuned and of the frozen side.
         node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places.
-        where: name of the node, for messages.
+        node_name: full name of the node, for messages.
 
     Attributes:
-        strength: s from 0, the frozen CLIP to the bit, to 1, all that was trained; in evaluation, export included. In
-            training it is 1 always.
+        strength: fraction s of the update in evaluation and export. 0 is bit-identical to the frozen CLIP, and 1 is the
+            whole update. Training always uses 1.
 
     Raises:
-        ValueError: a ResNet's image encoder, or a layer that an encoder does not have.
+        ValueError: the image encoder is a ResNet, or an encoder does not have one of the layers.
     """
 
-    shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps are another for each class
+    shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps differ between the classes
 
-    def __init__(self, clip_model, classnames: list[str], template: str, node, where: str):
+    def __init__(self, clip_model, classnames: list[str], template: str, node, node_name: str):
         super().__init__(clip_model, classnames, [template])
         if "image" in node.ENCODERS and not is_vit(clip_model):
             raise ValueError(
                 f"the image encoder of this backbone is a ResNet, which has no transformer blocks to tune: take a ViT, "
-                f"or tune the text side alone with {where}.ENCODERS \"['text']\""
+                f"or tune the text side alone with {node_name}.ENCODERS \"['text']\""
             )
         self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
         self.places: dict[str, Place] = {}
         for encoder in node.ENCODERS:
             weights = [ALIASES.get(name, name) for name in node.WEIGHTS]
-            self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, weights, where)
+            self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, weights, node_name)
         tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
@@ -77,7 +82,7 @@ class TunedCLIP(ClipClassifier):
     @strength.setter
     def strength(self, s: float) -> None:
         self._strength = s
-        self._kept.clear()
+        self._cache.clear()
 
     def changes(self, names: list[str], s: float = 1.0) -> dict:
         raise NotImplementedError
@@ -91,15 +96,16 @@ class TunedCLIP(ClipClassifier):
     # ---------------------------------------------------------------- features
 
     def weight(self, name: str) -> torch.Tensor:
-        """The frozen W of a place; a view."""
+        """Return a view of the frozen W of a place."""
         encoder, parameter, rows = self.places[name]
         return self.encoders[encoder].get_parameter(parameter)[rows]
 
     def names(self, encoders: Iterable[str]) -> list[str]:
+        """Return the names of the places in these encoders."""
         return [name for name, place in self.places.items() if place.encoder in encoders]
 
     def linear(self, *encoders: str) -> Callable:
-        """The linear maps of these encoders with their changes, as `encoders.run_blocks` takes them."""
+        """Return the changed linear maps of these encoders, for the argument `linear` of `encoders.run_blocks`."""
         changes = self.changes(self.names(encoders), 1.0 if self.training else self.strength)
 
         def changed(place, x, weight, bias):
@@ -109,10 +115,13 @@ class TunedCLIP(ClipClassifier):
 
     @torch.no_grad()
     def merged(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
-        """The parameters of these encoders (default: both), changed by `strength`, to be written into a plain CLIP.
+        """Return the changed parameters of these encoders at `strength`, which fit into a plain CLIP.
+
+        Args:
+            encoders: their names; none: both.
 
         Returns:
-            {encoder: {name of the parameter: tensor}}, as in their state dicts.
+            {encoder: {name of the parameter: tensor}}, with the names of their state dicts.
         """
         encoders = encoders or tuple(self.encoders)
         parts = {encoder: defaultdict(dict) for encoder in encoders}
@@ -123,28 +132,48 @@ class TunedCLIP(ClipClassifier):
         return {e: {p: self._assemble(e, p, rows) for p, rows in parts[e].items()} for e in encoders}
 
     def _assemble(self, encoder: str, parameter: str, changed: dict[int, torch.Tensor]) -> torch.Tensor:
-        """A whole parameter: the changed tensor itself, or q, k, v below each other, those not chosen as they are."""
+        """Return a whole parameter from its changed rows.
+
+        q, k and v lie below each other in one parameter. Those that are not chosen stay unchanged.
+
+        Args:
+            encoder: name of the encoder.
+            parameter: name of the parameter.
+            changed: changed rows, by the number of their first row.
+        """
         weight = self.encoders[encoder].get_parameter(parameter)
         size = len(next(iter(changed.values())))
         return torch.cat([changed.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
 
     def encode_image(self, image: torch.Tensor, linear: Callable | None = None) -> torch.Tensor:
-        return self._tuned("image", (image,), linear) if self.names(["image"]) else self.frozen_image(image)
+        if not self.names(["image"]):
+            return self.frozen_image(image)
+        return self._encode("image", (image,), linear)
 
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
-        return (
-            self._tuned("text", (None, self.tokens, self.shared), linear) if self.names(["text"]) else self.frozen_text
-        )
+        if not self.names(["text"]):
+            return self.frozen_text
+        return self._encode("text", (None, self.tokens, self.shared), linear)
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits float32 [B, n_cls] of tuned x tuned, tuned image x frozen text, frozen image x tuned text, frozen."""
-        linear = self.linear("image", "text")  # every change of the step at once
+        """Return the four logits z, z_v, z_t, z_0 of orthcr.py, each float32 [B, n_cls].
+
+        They are those of tuned image x tuned text, tuned image x frozen text, frozen image x tuned text, and frozen
+        image x frozen text.
+        """
+        linear = self.linear("image", "text")  # computes the changes of both encoders at once
         f, g = self.encode_image(image, linear), self.encode_text(linear)
         f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
         return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
 
-    def _tuned(self, encoder: str, inputs: tuple, linear: Callable | None) -> torch.Tensor:
-        """With gradients by the changed maps, of which `linear` may be at hand already; else by merged weights."""
+    def _encode(self, encoder: str, inputs: tuple, linear: Callable | None) -> torch.Tensor:
+        """Return tuned features: with gradients by the changed maps, without them by merged weights.
+
+        Args:
+            encoder: name of the encoder.
+            inputs: its positional arguments.
+            linear: the changed maps, if they have been computed already.
+        """
         module = self.encoders[encoder]
         if self.training or torch.is_grad_enabled():
             return normalize(module(*inputs, linear=linear or self.linear(encoder)))
@@ -152,37 +181,48 @@ class TunedCLIP(ClipClassifier):
         return normalize(merged(*inputs))
 
     def merged_copy(self, encoder: str) -> nn.Module:
-        """Return the encoder with `merged` weights; it shares all other tensors with this one, which stays as it is."""
+        """Return a copy of the encoder with `merged` weights that shares all other tensors."""
         return copy_with(self.encoders[encoder], self.merged(encoder)[encoder])
 
 
 def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a module with other parameters of these names; all that has no other name is shared."""
+    """Return a copy of a module with new values for the parameters of these names. All other tensors are shared."""
     twin = copy.copy(module)
-    own = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in weights.items() if "." not in name}
-    twin._parameters = {**module._parameters, **own}
-    below = defaultdict(dict)
+    twin._parameters = dict(module._parameters)
+    weights_of_children = defaultdict(dict)
     for name, tensor in weights.items():
         child, _, rest = name.partition(".")
         if rest:
-            below[child][rest] = tensor
-    children = {
-        name: copy_with(child, below[name]) if name in below else child for name, child in module._modules.items()
-    }
-    twin._modules = children
+            weights_of_children[child][rest] = tensor
+        else:
+            twin._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    twin._modules = dict(module._modules)
+    for name, child_weights in weights_of_children.items():
+        twin._modules[name] = copy_with(module._modules[name], child_weights)
     return twin
 
 
-def find_places(encoder: str, module: nn.Module, layers, weights, where: str) -> dict[str, Place]:
-    """The chosen weights of an encoder by name: <encoder>_<block>_<weight>, as `encoders.run_blocks` calls them.
+def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str) -> dict[str, Place]:
+    """Return the chosen weights of an encoder by name.
+
+    The names are <encoder>_<block>_<weight>, as in `encoders.run_blocks`.
+
+    Args:
+        encoder: name of the encoder.
+        module: the encoder.
+        layers: numbers of the blocks; negative ones count from the end, none means all.
+        weights: names of the weights in each block, of WEIGHTS.
+        node_name: full name of the config node, for the message.
 
     Raises:
-        ValueError: a layer that the encoder does not have.
+        ValueError: the encoder does not have one of the layers.
     """
     blocks = module.transformer.resblocks
     outside = [i for i in layers if not -len(blocks) <= i < len(blocks)]
     if outside:
-        raise ValueError(f"{where}.LAYERS has {outside}, but the {encoder} encoder has blocks 0 to {len(blocks) - 1}")
+        raise ValueError(
+            f"{node_name}.LAYERS has {outside}, but the {encoder} encoder has blocks 0 to {len(blocks) - 1}"
+        )
     places = {}
     for i in sorted({i % len(blocks) for i in layers} or range(len(blocks))):
         d, block = blocks[i].attn.embed_dim, f"transformer.resblocks.{i}."

@@ -42,7 +42,7 @@ class MLP(nn.Module):
         self.out_features = in_features
 
     def forward(self, x):
-        """float [B, in_features] -> float [B, out_features]."""
+        """Return float [B, out_features] for x float [B, in_features]."""
         return self.mlp(x)
 
 

@@ -7,8 +7,11 @@ def mixup(x1, x2, y1, y2, beta, preserve_order=False):
     """Mix two batches: l * first + (1 - l) * second, where each pair draws its own l from Beta(beta, beta).
 
     Args:
-        x1, x2: images float [B, C, H, W].
-        y1, y2: class probabilities float [B, n_cls].
+        x1: first images float [B, C, H, W].
+        x2: second images, of the same shape.
+        y1: first class probabilities float [B, n_cls].
+        y2: second class probabilities, of the same shape.
+        beta: parameter of the distribution.
         preserve_order: replace l by max(l, 1 - l), so that the first of a pair weighs more.
 
     Returns:
