@@ -1,7 +1,7 @@
-"""One data set, one file, which registers it: `train.py` imports them all. Beside them:
+"""The data sets: each has a file, which registers it. `train.py` imports all of them.
 
-base.py         what all data sets share: split files, few shots, base and new classes
-benchmarks.py   the facts of each, a row: names, folder, size, where its files come from
-shared/         what several of them need
-tools/          the commands: prepare (download) and verify
+base.py         base class: split files, few-shot selection, base and new classes
+benchmarks.py   a row for each data set: names, folder, size, addresses of its files
+shared/         readers of annotations, splits, and the drawing of the embedded data sets
+tools/          commands: prepare (download) and verify
 """

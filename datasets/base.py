@@ -1,4 +1,4 @@
-"""What all data sets share: split files, few-shot selection, base and new classes."""
+"""The base class of the data sets: split files, few-shot selection, base and new classes."""
 
 import hashlib
 import math
@@ -24,21 +24,21 @@ Splits = tuple[list[Datum], list[Datum], list[Datum]]  # of PARTS
 class SplitDataset(DatasetBase):
     """A data set read from CoOp's split file: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
-    A data set sets three names, relative to `DATASET.ROOT`; where there is no split file, `raw_splits` may make the
-    splits from the annotations. The steps are CoOp's, in its order: split, then `DATASET.NUM_SHOTS` of every class,
-    then the base or new half of the classes.
+    A data set sets three names, relative to `DATASET.ROOT`. If there is no split file, `raw_splits` may make the splits
+    from the annotations. The steps are CoOp's, in its order: split, then `DATASET.NUM_SHOTS` of every class, then the
+    base or new half of the classes.
 
     Raises:
-        FileNotFoundError: no folder, split file, annotation or image where it should be; says where.
-        ValueError: a split file or an annotation that cannot be read.
+        FileNotFoundError: a folder, split file, annotation or image is missing; the message has its path.
+        ValueError: a split file or an annotation cannot be read.
     """
 
     dataset_dir = ""  # in DATASET.ROOT
     image_dir = ""  # in dataset_dir
-    split_file = ""  # in dataset_dir; "": always read from the annotations or folders
+    split_file = ""  # in dataset_dir; "": no split file, read the annotations or folders each time
     test_only = False  # the classes come from the test split, and nothing is trained on it
-    advice = "unpack the images there, or take the split file of your copy"  # if some are not there
-    listed = False  # the images were found by listing folders, so that none needs looking for
+    advice = "unpack the images there, or take the split file of your copy"  # for missing images
+    listed = False  # True: the paths come from listing folders, so that no image can be missing
 
     def __init__(self, cfg):
         self.set_paths(cfg.DATASET.ROOT)
@@ -62,13 +62,20 @@ class SplitDataset(DatasetBase):
         self.split_path = osp.join(self.dataset_dir, self.split_file)
 
     def source(self) -> str:
-        """What the splits were read from, for messages."""
+        """Return the origin of the splits, for messages."""
         return self.split_path if osp.isfile(self.split_path) else f"the annotations in {self.dataset_dir}"
 
     # -------------------------------------------------------------- splits
 
     def read_splits(self, keep: bool = True) -> Splits:
-        """From the split file, or, if there is none, from the annotations; these are then kept as split file."""
+        """Return the splits of the split file or, if there is none, of the annotations.
+
+        Args:
+            keep: write the splits of the annotations as split file.
+
+        Raises:
+            FileNotFoundError: there is neither a split file nor the annotations.
+        """
         if osp.isfile(self.split_path):
             return read_split(self.split_path, self.image_dir)
         name = type(self).__name__
@@ -91,11 +98,11 @@ class SplitDataset(DatasetBase):
         return splits
 
     def raw_splits(self) -> Splits:
-        """Train, val and test from the data set's own annotations and folders."""
+        """Return train, val and test, read from the data set's own annotations and folders."""
         raise FileNotFoundError("annotations")
 
     def keep(self, splits: Splits) -> None:
-        """Writes the split file, unless the copy is known not to be whole: it would stay like that for ever."""
+        """Write the split file, unless images are missing: the split would lack them for ever."""
         name, size = type(self).__name__, Size.of(*splits)
         benchmark = get(name)
         if benchmark and size != benchmark.size:
@@ -103,56 +110,64 @@ class SplitDataset(DatasetBase):
             return
         try:
             save_split(*splits, self.split_path, self.image_dir)
-            print(f"{name} was split by CoOp's rule, which is kept in {self.split_path}")
-        except OSError as error:  # a read-only data folder: it is split the same way next time
-            print(f"The split is not kept: {error}")
+            print(f"{name} was split by CoOp's rule. The split is saved as {self.split_path}")
+        except OSError as error:  # a read-only data folder; the next run makes the same split
+            print(f"The split is not saved: {error}")
 
     # -------------------------------------------------------------- few shots
 
     def few_shot(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
-        """`shots` images of every class for training and at most 4 for validation: the very ones CoOp takes.
+        """Return `shots` images of every class for training and at most 4 for validation: the same images as CoOp's.
 
-        Kept in `split_fewshot/` as JSON with relative paths; a selection from another split file is made again.
+        The selection is saved in `split_fewshot/` as JSON with relative paths. A selection from another split file is
+        made again.
+
+        Args:
+            train: training images.
+            val: validation images.
+            shots: number of training images of a class.
+            seed: of the selection; below 0: not seeded, and not saved.
         """
         if seed < 0:
             return self.sample(train, val, shots, random.Random())
         path = osp.join(self.dataset_dir, "split_fewshot", f"shot_{shots}-seed_{seed}.json")
         digest = file_hash(self.split_path) if osp.isfile(self.split_path) else self.rows_hash(train + val)
         try:
-            kept = read_json(path)
+            selection = read_json(path)
             sweep(osp.dirname(path))
-            if kept["split_sha256"] == digest:
-                return tuple(from_rows(kept[part], self.image_dir) for part in ("train", "val"))
+            if selection["split_sha256"] == digest:
+                return tuple(from_rows(selection[part], self.image_dir) for part in ("train", "val"))
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # not there yet, or not one of ours: select
+            pass  # missing, or written by other code: select below
         train, val = self.sample(train, val, shots, random.Random(seed))
         rows = {"split_sha256": digest, "train": self.to_rows(train), "val": self.to_rows(val)}
         try:
             write_json(rows, path)
-        except OSError as error:  # a read-only data folder: the same images are selected again next time
-            print(f"The few-shot selection is not kept: {error}")
+        except OSError as error:  # a read-only data folder; the next run selects the same images
+            print(f"The few-shot selection is not saved: {error}")
         return train, val
 
     def sample(self, train: list[Datum], val: list[Datum], shots: int, rng: random.Random) -> tuple[list, list]:
-        """CoOp's order: first train, then val with at most 4, from one random stream."""
+        """Select from train, then at most 4 of each class from val, in CoOp's order, from one random stream."""
         train = self.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
         return train, self.generate_fewshot_dataset(val, num_shots=min(shots, 4), rng=rng)
 
     def tell_fewer(self, train: list[Datum], shots: int) -> None:
-        """Print which classes have fewer training images than the shots that are asked for."""
+        """Print the classes that have fewer training images than `shots`."""
         count = Counter(item.classname for item in train)
         fewer = sorted((n, name) for name, n in count.items() if n < shots)
         if fewer:
             names = [f"{name} ({n})" for n, name in fewer]
-            names = names if len(names) <= 20 else [*names[:20], "..."]
-            asked = f"than DATASET.NUM_SHOTS asks for, {shots}"
-            print(f"{len(fewer)} of {len(count)} classes have fewer training images {asked}: {', '.join(names)}")
+            if len(names) > 20:
+                names = [*names[:20], "..."]
+            limit = f"than DATASET.NUM_SHOTS asks for, {shots}"
+            print(f"{len(fewer)} of {len(count)} classes have fewer training images {limit}: {', '.join(names)}")
 
     def to_rows(self, items: list[Datum]) -> list[list]:
         return to_rows(items, self.image_dir)
 
     def rows_hash(self, items: list[Datum]) -> str:
-        """SHA-256 of the rows, hexadecimal; stands for that of a split file where there is none."""
+        """Return the SHA-256 of the rows in hexadecimal, which replaces that of a split file if there is none."""
         digest = hashlib.sha256()
         for row in self.to_rows(items):
             digest.update(f"{row}\n".encode())
@@ -160,17 +175,17 @@ class SplitDataset(DatasetBase):
 
 
 class DrawnDataset(SplitDataset):
-    """An embedded data set: drawn into `DATASET.ROOT` when it is first asked for."""
+    """An embedded data set, drawn into `DATASET.ROOT` at its first use."""
 
     image_dir = "images"
     split_file = "split.json"
 
     def pictures(self) -> Iterator[tuple[str, int, str, Image.Image]]:
-        """Yields (split, label, class name, image)."""
+        """Yield (split, label, class name, image)."""
         raise NotImplementedError
 
     def read_splits(self, keep: bool = True) -> Splits:
-        sweep(self.root, SCRATCH.format(type(self).__name__))  # of a drawing that was killed
+        sweep(self.root, SCRATCH.format(type(self).__name__))  # left by a process that was killed while drawing
         if not osp.exists(self.split_path):
             self.draw()
         return super().read_splits(keep)
@@ -178,9 +193,9 @@ class DrawnDataset(SplitDataset):
     def draw(self) -> None:
         name, split = type(self).__name__, {"train": [], "val": [], "test": []}
         mkdir_if_missing(self.root)
-        # drawn elsewhere and moved in whole: another run may be drawing at the same time
+        # another run may be drawing at the same time: draw into a scratch folder, then move it in one step
         with scratch_folder(self.root, name) as scratch:
-            with own_generators():  # else a run that draws would go on from other random numbers than one that need not
+            with own_generators():  # a run that draws must have the same random numbers as one that does not
                 for part, label, classname, image in progress(self.pictures(), desc=f"drawing {name}", unit="image"):
                     path = osp.join(classname.replace(" ", "_"), f"{part}_{len(split[part]):05d}.png")
                     os.makedirs(osp.join(scratch, type(self).image_dir, osp.dirname(path)), exist_ok=True)
@@ -190,7 +205,7 @@ class DrawnDataset(SplitDataset):
             try:
                 os.rename(scratch, self.dataset_dir)
             except OSError as error:
-                if not osp.exists(self.split_path):  # else the other run was faster
+                if not osp.exists(self.split_path):  # if it exists, another run was faster
                     raise FileNotFoundError(
                         f"{self.dataset_dir} is there but lacks {self.split_file}: remove that folder, "
                         f"and {name} is drawn again"
@@ -201,7 +216,11 @@ class DrawnDataset(SplitDataset):
 
 
 def read_split(path: str, image_dir: str) -> Splits:
-    """Train, val and test of a split file; image paths in it are relative to `image_dir`."""
+    """Return train, val and test of a split file; image paths in it are relative to `image_dir`.
+
+    Raises:
+        ValueError: the file has another form.
+    """
     try:
         split = read_json(path)
         return tuple(from_rows(split[part], image_dir) for part in PARTS)
@@ -213,7 +232,7 @@ def read_split(path: str, image_dir: str) -> Splits:
 
 
 def save_split(train: list[Datum], val: list[Datum], test: list[Datum], path: str, image_dir: str) -> None:
-    """Writes a split file that `read_split` reads."""
+    """Write a split file that `read_split` reads."""
     write_json({part: to_rows(items, image_dir) for part, items in zip(PARTS, (train, val, test), strict=True)}, path)
 
 
@@ -224,7 +243,11 @@ def to_rows(items: list[Datum], image_dir: str) -> list[list]:
 
 
 def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
-    """Return the items of [path, label, class name] rows. Raises ValueError for a row that is none."""
+    """Return the items of [path, label, class name] rows.
+
+    Raises:
+        ValueError: a row has another form.
+    """
     items = []
     for row in rows:
         path, label, name = row
@@ -235,9 +258,11 @@ def from_rows(rows: list[list], image_dir: str) -> list[Datum]:
 
 
 def locate(path: str, folder: str) -> str:
-    """Return a path relative to `folder`, which may be written as on Windows, with backslashes, as one of this system.
+    """Return the path of a file in `folder`.
 
-    A file whose name has a backslash is found, too.
+    Args:
+        path: relative to `folder`. A backslash separates folders, as on Windows, unless a file has it in its name.
+        folder: any folder.
     """
     joined = osp.join(folder, path)
     if "\\" in path and not osp.exists(joined):
@@ -246,11 +271,16 @@ def locate(path: str, folder: str) -> str:
 
 
 def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list[Datum]]:
-    """All classes, the first ceil(n / 2) ("base") or the others ("new"), relabelled from 0 in order of their labels.
+    """Return the items of all classes, of the first ceil(n / 2) ("base"), or of the others ("new").
+
+    Base and new classes are relabelled from 0, in the order of their labels.
 
     Args:
-        splits: lists of items, the first of which has every class.
+        *splits: lists of items; the first list has every class.
         subsample: all, base or new.
+
+    Raises:
+        ValueError: fewer than two classes are left.
     """
     check_availability(subsample, ["all", "base", "new"])
     if subsample == "all":
@@ -266,7 +296,15 @@ def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list
 
 
 def check_labels(*splits: list[Datum], source: str) -> None:
-    """Raises ValueError unless the labels of the first are 0 to n - 1, all others among them, and each has one name."""
+    """Check that the first split has the labels 0 to n - 1, the others no more, and each label one class name.
+
+    Args:
+        *splits: lists of items.
+        source: file or folder of the splits, for the message.
+
+    Raises:
+        ValueError: the labels or the names are wrong.
+    """
     names = {item.label: item.classname for item in splits[0]}
     if sorted(names) != list(range(len(names))):
         raise ValueError(
@@ -275,17 +313,26 @@ def check_labels(*splits: list[Datum], source: str) -> None:
         )
     for item in (item for items in splits for item in items):
         if names.get(item.label) != item.classname:
-            known = f'"{names[item.label]}" too' if item.label in names else "no training image"
+            conflict = f'"{names[item.label]}" too' if item.label in names else "no training image"
             raise ValueError(
-                f'{source}: the class {item.label} is "{item.classname}" in {item.impath}, but has {known}'
+                f'{source}: the class {item.label} is "{item.classname}" in {item.impath}, but has {conflict}'
             )
 
 
 def check_images(items: list[Datum], source: str, advice: str) -> None:
-    """Raises FileNotFoundError with the number and the first three of those images that are not there."""
+    """Check that the images exist.
+
+    Args:
+        items: the images.
+        source: file or folder that names them, for the message.
+        advice: end of the message.
+
+    Raises:
+        FileNotFoundError: images are missing; the message has their number and the first three.
+    """
     missing = [i.impath for i in items if not osp.exists(i.impath)]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing):,} of the {len(items):,} images that {source} names are not there, first "
+            f"{len(missing):,} of the {len(items):,} images in {source} are not there, first "
             f"{', '.join(missing[:3])}: {advice}"
         )

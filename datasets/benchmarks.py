@@ -1,7 +1,7 @@
-"""The data sets of configs/datasets, a row each: names, folder, size, where the files come from, what it varies.
+"""The data sets of configs/datasets, a row each: names, folder, size, addresses of the files, source of a variant.
 
-Folders are CoOp's (its DATASETS.md). Checksums and megabytes are torchvision's, TensorFlow Datasets' or the host's;
-where none is published there is none here.
+Folders are CoOp's (its DATASETS.md). Checksums and megabytes are those of torchvision, TensorFlow Datasets or the host.
+A file without a published checksum has none here.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "datasets"
-# the archives of PromptKD's authors, in CoOp's layout: for what is gone from its own site
+# archives of PromptKD's authors, in CoOp's layout, for files that are gone from their own site
 MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset/resolve/ceb3112337fb6e1bf71534e355ca5569b63f19a6/"
 OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
 
@@ -27,7 +27,7 @@ class Size:
 
     @classmethod
     def of(cls, train: list, val: list, test: list) -> "Size":
-        """The size of three lists of `Datum`."""
+        """Return the size of three lists of `Datum`."""
         labels = {item.label for items in (train, val, test) for item in items}
         return cls(len(labels), len(train) or None, len(val) or None, len(test) or None)
 
@@ -38,33 +38,35 @@ class Size:
 
 @dataclass(frozen=True)
 class Item:
-    """One file to get: a file of the layout, or an archive that parts of it are taken from.
+    """A file to download: a file of the layout, or an archive with parts of it.
 
-    Several items may give the same: a later one is for when an earlier one could not be had.
+    Several items may give the same path. A later one is downloaded if an earlier one failed.
     """
 
-    gives: tuple[str, ...]  # paths in the data set's folder; the item is not asked for if they are all there
+    gives: tuple[str, ...]  # paths in the data set's folder; if all exist, the item is not downloaded
     url: str = ""
-    drive: str = ""  # or its id on Google Drive
-    archive: str = ""  # file name, if it is an archive
+    drive: str = ""  # id on Google Drive, instead of a URL
+    archive: str = ""  # file name of the archive; "": the item is no archive
     take: dict[str, str] = field(default_factory=dict)  # glob in the archive -> path in the data set's folder
-    inner: str = ""  # path in the archive of the archive to take from
+    inner: str = ""  # path of an archive in the archive; `take` refers to this one
     checksum: str | None = None  # MD5 or SHA-256
     megabytes: float = 0
     copy: str = ""  # the same file of another data set, below the root
-    by_hand: str = ""  # how to get what cannot be downloaded; {} stands for the data set's folder
-    unless: str = ""  # not asked for if this path is there
-    spare: str = ""  # what happens without it, if it is not needed
+    by_hand: str = ""  # instructions, if it cannot be downloaded; {} is replaced by the data set's folder
+    unless: str = ""  # if this path exists, the item is not needed
+    spare: str = ""  # effect of its absence; "": the item is necessary
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    stem: str  # configs/datasets/<stem>.yaml, as CoOp's scripts call it
+    """A data set: its names, its size and its files."""
+
+    stem: str  # configs/datasets/<stem>.yaml, the name in CoOp's scripts
     name: str  # in the registry
     short: str  # in tables and pictures
     folder: str  # below --root
     size: Size | None = None  # None: embedded, drawn into its folder at first use
-    items: tuple[Item, ...] = field(default=(), hash=False)  # what `datasets.tools.prepare` gets
+    items: tuple[Item, ...] = field(default=(), hash=False)  # downloads of `datasets.tools.prepare`
     variant_of: str = ""  # name of the source of which it is a domain-generalization variant
 
     @property
@@ -73,7 +75,7 @@ class Benchmark:
 
     @property
     def layout(self) -> list[str]:
-        """What the folder holds in the end, as in CoOp's DATASETS.md."""
+        """The paths of the complete folder, as in CoOp's DATASETS.md."""
         return list(dict.fromkeys(path for item in self.items if not item.unless for path in item.gives))
 
 
@@ -213,73 +215,86 @@ BENCHMARKS = (  # in the order of CoOp's tables; then the embedded ones
 
 
 def get(name: str) -> Benchmark | None:
-    """The row of a registered name; None: a user's own data set."""
+    """Return the row of a registered name; None for a user's own data set."""
     return next((b for b in BENCHMARKS if b.name == name), None)
 
 
 def find(word: str) -> Benchmark:
-    """The row of a registered name, stem or folder, whatever its case and dashes.
+    """Return the row of a registered name, stem or folder, whatever its case and dashes.
 
-    Raises ValueError with the nearest name for a word that is none of them.
+    Raises:
+        ValueError: no row has this name; the message has the nearest one.
     """
 
     def plain(text):
         return text.lower().replace("-", "").replace("_", "")
 
-    known = {plain(text): b for b in BENCHMARKS for text in (b.name, b.stem, b.folder)}
-    if plain(word) not in known:
-        nearest = known[get_close_matches(plain(word), known, 1, 0)[0]].name
+    rows = {plain(text): b for b in BENCHMARKS for text in (b.name, b.stem, b.folder)}
+    if plain(word) not in rows:
+        nearest = rows[get_close_matches(plain(word), rows, 1, 0)[0]].name
         names = ", ".join(b.name for b in BENCHMARKS)
         raise ValueError(f'no data set "{word}", do you mean "{nearest}"? There are: {names}')
-    return known[plain(word)]
+    return rows[plain(word)]
 
 
 def downloads(words: Iterable[str]) -> list[Benchmark]:
-    """Those that `words` name, "all" being all that are not embedded; raises ValueError as `find`, or if one is."""
-    found = []
+    """Return the data sets of some names, each once.
+
+    Args:
+        words: names, as `find` takes them, or "all" for all that are not embedded.
+
+    Raises:
+        ValueError: no data set has a name, or it is embedded.
+    """
+    rows = []
     for word in words:
-        found += [b for b in BENCHMARKS if not b.embedded] if word.lower() == "all" else [find(word)]
-    for b in found:
+        if word.lower() == "all":
+            rows += [b for b in BENCHMARKS if not b.embedded]
+        else:
+            rows.append(find(word))
+    for b in rows:
         if b.embedded:
             raise ValueError(f"{b.name} is embedded: it is drawn at first use, and has no files to get or check")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(rows))
 
 
 def source_of(benchmark: Benchmark) -> str:
-    """Name of what the models that are tested on it in transfer are trained on."""
+    """Return the name of the source data set of transfers to a data set."""
     return "Shapes" if benchmark.embedded else "ImageNet"
 
 
 def variants(source: str) -> list[Benchmark]:
-    """Of domain generalization, by the registered name of its source."""
+    """Return the targets of domain generalization from a source, given by its registered name."""
     return [b for b in BENCHMARKS if b.variant_of == source]
 
 
 def targets(source: str) -> list[Benchmark]:
-    """Of cross-dataset transfer, by the registered name of its source."""
+    """Return the targets of cross-dataset transfer from a source, given by its registered name."""
     return [b for b in BENCHMARKS if source_of(b) == source != b.name and not b.variant_of]
 
 
 @cache
 def stems() -> dict[str, str]:
-    """{stem of a YAML in configs/datasets: registered name}: those of the table, then a user's own."""
-    import yaml  # here: the table itself needs nothing
+    """Return the registered name of each stem of a YAML in configs/datasets: the table's, then a user's own."""
+    import yaml  # here, so that the table can be imported without PyYAML
 
-    known = {b.stem: b.name for b in BENCHMARKS}
-    own = [path for path in sorted(CONFIGS.glob("*.yaml")) if path.stem not in known]
-    return known | {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in own}
+    names = {b.stem: b.name for b in BENCHMARKS}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        if path.stem not in names:
+            names[path.stem] = yaml.safe_load(path.read_text())["DATASET"]["NAME"]
+    return names
 
 
 # ------------------------------------------------------------------ showing them
 
 
 def short(name: str) -> str:
-    """How tables and pictures call the data set of a registered name."""
+    """Return a data set's name in tables and pictures, from its registered name."""
     benchmark = get(name)
     return benchmark.short if benchmark else name
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once, in the table's order; a user's own data sets follow by name."""
-    order = [b.name for b in BENCHMARKS]
-    return sorted(set(names), key=lambda name: (order.index(name) if name in order else len(order), name))
+    """Return each name once, in the table's order; a user's own data sets follow by name."""
+    order = {b.name: k for k, b in enumerate(BENCHMARKS)}
+    return sorted(set(names), key=lambda name: (order.get(name, len(order)), name))

@@ -11,7 +11,7 @@ NEW_CNAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "
 
 @DATASET_REGISTRY.register()
 class Caltech101(SplitDataset):
-    """Layout below `DATASET.ROOT`: caltech-101/101_ObjectCategories/<class>/ and, beside it, the split file.
+    """Layout below `DATASET.ROOT`: caltech-101/101_ObjectCategories/<class>/ and the split file in caltech-101/.
 
     Without the split file, the class folders are split 50/20/30.
     """

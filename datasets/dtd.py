@@ -17,7 +17,7 @@ class DescribableTextures(SplitDataset):
     image_dir = "images"
     split_file = "split_zhou_DescribableTextures.json"
 
-    read_and_split_data = staticmethod(split_folders)  # its name in data-set files written for CoOp
+    read_and_split_data = staticmethod(split_folders)  # CoOp's name, which data-set files written for it call
 
     def raw_splits(self):
         return split_folders(self.image_dir)

@@ -12,7 +12,7 @@ from .shared.annotations import look_up, read_lines
 class FGVCAircraft(SplitDataset):
     """Layout below `DATASET.ROOT`: fgvc_aircraft/images/, variants.txt and images_variant_{train,val,test}.txt.
 
-    These lists are the split, as in CoOp; there is no split file.
+    The lists are the split, as in CoOp; there is no split file.
     """
 
     dataset_dir = "fgvc_aircraft"
@@ -23,9 +23,10 @@ class FGVCAircraft(SplitDataset):
         label_of = {name: k for k, (_, name) in enumerate(read_lines(variants, "variant"))}
 
         def read(name):
-            return [
-                Datum(self.image_dir + f"/{image}.jpg", look_up(variant, label_of, where, variants), classname=variant)
-                for where, image, variant in read_lines(osp.join(self.dataset_dir, name), "image variant")
-            ]
+            items = []
+            for place, image, variant in read_lines(osp.join(self.dataset_dir, name), "image variant"):
+                label = look_up(variant, label_of, place, variants)
+                items.append(Datum(self.image_dir + f"/{image}.jpg", label, classname=variant))
+            return items
 
         return tuple(read(f"images_variant_{part}.txt") for part in PARTS)

@@ -1,4 +1,4 @@
-"""ImageNet (Deng et al. 2009; ILSVRC 2012): 1,000 classes, and what its variants share."""
+"""ImageNet (Deng et al. 2009; ILSVRC 2012): 1,000 classes; and the base class of its variants."""
 
 import os.path as osp
 
@@ -14,8 +14,8 @@ CLASSNAMES = "classnames.txt"
 class ImageNet(SplitDataset):
     """Layout below `DATASET.ROOT`: imagenet/images/{train,val}/<wnid>/ and imagenet/classnames.txt ("n01440764 tench").
 
-    Labels are the order of the wnids. The official val is test, and there is no val: CoOp passes the test images as val
-    too, but nothing may be selected on them here.
+    Labels are the order of the wnids. The official val is the test split, and there is no val split. CoOp also uses the
+    test images as val; here nothing may be selected on them.
     """
 
     dataset_dir = "imagenet"
@@ -25,28 +25,32 @@ class ImageNet(SplitDataset):
 
     def raw_splits(self):
         names = read_classnames(osp.join(self.dataset_dir, CLASSNAMES), self.n_classes)
-        train, test = (
-            read_class_folders(osp.join(self.image_dir, part), names, self.n_classes) for part in ("train", "val")
-        )
+        train = read_class_folders(osp.join(self.image_dir, "train"), names, self.n_classes)
+        test = read_class_folders(osp.join(self.image_dir, "val"), names, self.n_classes)
         return train, [], test
 
 
 class ImageNetVariant(SplitDataset):
-    """Other images for ImageNet's classes, or some of them, to test on: one folder a class, named by the wnid.
+    """Test images of ImageNet's classes, or of a part of them: a folder for each class, named by the wnid.
 
-    classnames.txt lies in its own folder, as in CoOp, or else in imagenet/.
+    classnames.txt is read from the variant's own folder, as in CoOp, or from imagenet/ if it is not there.
     """
 
     listed = True
     test_only = True
-    n_classes = 1_000  # that it has images of
+    n_classes = 1_000  # classes with images
 
     def raw_splits(self):
-        own = osp.join(self.dataset_dir, CLASSNAMES)
-        path = own if osp.exists(own) else osp.join(self.root, ImageNet.dataset_dir, CLASSNAMES)
+        path = osp.join(self.dataset_dir, CLASSNAMES)
+        if not osp.exists(path):
+            path = osp.join(self.root, ImageNet.dataset_dir, CLASSNAMES)
         names = self.folders(read_classnames(path, ImageNet.n_classes))
         return [], [], read_class_folders(self.image_dir, names, self.n_classes)
 
     def folders(self, names: dict[str, str]) -> dict[str, str]:
-        """{folder: class name} in order of the labels, of {wnid: class name}."""
+        """Return {folder: class name} in the order of the labels.
+
+        Args:
+            names: {wnid: class name}.
+        """
         return names

@@ -9,7 +9,7 @@ from .imagenet import ImageNetVariant
 class ImageNetV2(ImageNetVariant):
     """Layout below `DATASET.ROOT`: imagenetv2/imagenetv2-matched-frequency-format-val/<0..999>/ and classnames.txt.
 
-    The folders are the labels: the wnids' order, so that 10 comes after 9.
+    The names of the folders are the labels, in the order of the wnids; 10 comes after 9.
     """
 
     dataset_dir = "imagenetv2"

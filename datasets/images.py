@@ -1,4 +1,4 @@
-"""A user's own images, for `train.py --images`: no code, no split file; `shared/image_files.py` says what is taken."""
+"""A user's own images, for `train.py --images`; `shared/image_files.py` describes the folders and lists it reads."""
 
 import os.path as osp
 import random
@@ -18,18 +18,17 @@ from .shared.image_split import as_split, class_problems, describe_copies, divid
 class Images(SplitDataset):
     """The images of `DATASET.IMAGES`, a folder, CSV or JSON file.
 
-    Where they come without a split, half of every class is for training, a fifth (or `VAL`) for validation, the rest
-    for test, shuffled by `SEED`; of few images the training gets the first. The split is kept as `split.json` in the
-    output directory, in CoOp's format, so that a run goes on with it, and is evaluated on it, whatever is added
-    meanwhile. Images of one content share a split.
+    Images without a split are shuffled by `SEED`. Half of every class is for training, a fifth (or `VAL`) for
+    validation, the rest for test; a class of few images has a training image first. Images with the same content share
+    a split. The split is saved as `split.json` in the output directory, in CoOp's format. A resumed run and an
+    evaluation read it, so that images added later do not change it.
 
-    With `ALL_TEST` nothing is divided, and only what is for `TEST.SPLIT` is taken: all that come without a split are
-    for test.
+    With `ALL_TEST` the images are not divided. Those of `TEST.SPLIT` are read; images without a split are for test.
 
     Raises:
         FileNotFoundError: nothing at `DATASET.IMAGES`, or no image in it.
-        ValueError: fewer than two classes, a class without training image, images that cannot be read, none for val
-            where val is asked for. Of several such problems each is printed.
+        ValueError: fewer than two classes, a class without training image, images that cannot be read, or no image for
+            val although a setting needs one. Several problems are printed, each in a line.
     """
 
     advice = "put them back, or take another --output-dir"
@@ -37,7 +36,7 @@ class Images(SplitDataset):
 
     def __init__(self, cfg):
         self.cfg = cfg
-        self.kept = osp.join(cfg.OUTPUT_DIR, "split.json")
+        self.saved_split = osp.join(cfg.OUTPUT_DIR, "split.json")
         super().__init__(cfg)
         self.check_val()
         for split, items in (("test", self.test), ("val", self.val)):
@@ -49,9 +48,10 @@ class Images(SplitDataset):
             print(self.class_balance())
 
     def class_balance(self, most: int = 20) -> str:
-        """Return a table of the images of each class and split; of more than `most` classes the smallest and largest.
+        """Return a table of the number of images of each class and split, ordered by the training images.
 
-        The classes are in the order of their training images.
+        Args:
+            most: largest number of rows; of more classes the smallest and the largest are shown.
         """
         splits = {"train": self.train_x, "val": self.val, "test": self.test}
         counts = {split: Counter(item.label for item in items) for split, items in splits.items()}
@@ -65,26 +65,32 @@ class Images(SplitDataset):
 
     def check_val(self) -> None:
         cfg = self.cfg
-        asks = {"DATASET.VAL": cfg.DATASET.VAL > 0, "TEST.SPLIT val": cfg.TEST.SPLIT == "val"}
-        asks["TEST.FINAL_MODEL best_val"] = cfg.TEST.FINAL_MODEL == "best_val"
-        if any(asks.values()) and not self.val and not cfg.DATASET.ALL_TEST:
-            first = next(key for key in asks if asks[key])
-            raise ValueError(f"no image is for val, which {first} asks for: {self.ask_for_val}")
+        if self.val or cfg.DATASET.ALL_TEST:
+            return
+        if cfg.DATASET.VAL > 0:
+            setting = "DATASET.VAL"
+        elif cfg.TEST.SPLIT == "val":
+            setting = "TEST.SPLIT val"
+        elif cfg.TEST.FINAL_MODEL == "best_val":
+            setting = "TEST.FINAL_MODEL best_val"
+        else:
+            return
+        raise ValueError(f"no image is for val, which {setting} asks for: {self.ask_for_val}")
 
     def source(self) -> str:
-        return self.kept
+        return self.saved_split
 
     def read_splits(self, keep: bool = True) -> Splits:
         if self.cfg.DATASET.ALL_TEST:
             return self.read_evaluated()
         source, keys = self.cfg.DATASET.IMAGES, self.cfg.DATASET
         rows, problems = find_images(source)
-        if osp.exists(self.kept) and osp.exists(osp.join(self.cfg.OUTPUT_DIR, "config.yaml")):
-            splits = read_split(self.kept, "")
-            added = {row.path for row in rows} - {item.impath for part in splits for item in part}
-            print(f"Going on with the split of {self.kept}")
-            if added:
-                print(f"{len(added):,} images that are not in it play no part: take another --output-dir for them")
+        if osp.exists(self.saved_split) and osp.exists(osp.join(self.cfg.OUTPUT_DIR, "config.yaml")):
+            splits = read_split(self.saved_split, "")
+            new_images = {row.path for row in rows} - {item.impath for part in splits for item in part}
+            print(f"Going on with the split of {self.saved_split}")
+            if new_images:
+                print(f"{len(new_images):,} images that are not in it play no part: take another --output-dir for them")
             return splits
         readable = self.readable(rows, problems)
         problems += split_problems(readable, keys.VAL)
@@ -92,11 +98,14 @@ class Images(SplitDataset):
         originals = same_content([row.path for row in readable])
         folder = source if osp.isdir(source) else osp.dirname(source)
         print_lines(describe_copies(readable, originals, folder))
-        write_json(as_split(divide(readable, self.cfg.SEED, keys.VAL, originals)), self.kept)
-        return read_split(self.kept, "")
+        write_json(as_split(divide(readable, self.cfg.SEED, keys.VAL, originals)), self.saved_split)
+        return read_split(self.saved_split, "")
 
     def read_evaluated(self) -> Splits:
-        """Read all that is for `TEST.SPLIT`, among the model's classes if these are some of them."""
+        """Read the images of `TEST.SPLIT`.
+
+        Their labels are those of the model, if the model knows all of their classes; else they are numbered anew.
+        """
         source, part = self.cfg.DATASET.IMAGES, self.cfg.TEST.SPLIT
         rows, problems = find_images(source)
         names = sorted({row.classname for row in rows})
@@ -108,40 +117,46 @@ class Images(SplitDataset):
                 advice = self.ask_for_val if divided else "they are not divided, all are for test: leave out TEST.SPLIT"
             problems.append(f"{source} has no {part} images: {advice}")
         rows = self.readable(rows, problems)
-        known = list(self.cfg.DATASET.CLASSES)
-        if known and set(names) <= set(known):
-            names = known
-        elif known:
+        model_classes = list(self.cfg.DATASET.CLASSES)
+        if model_classes and set(names) <= set(model_classes):
+            names = model_classes
+        elif model_classes:
             print(f"Not all of these classes were trained: the {len(names)} of the images alone are told apart")
         raise_problems(source, problems + class_problems(names))
         items = [Datum(row.path, names.index(row.classname), classname=row.classname) for row in rows]
-        train = [Datum(rows[0].path, label, classname=name) for label, name in enumerate(names)]  # for its classes only
+        # the training split is never read, but the list of classes is taken from it
+        train = [Datum(rows[0].path, label, classname=name) for label, name in enumerate(names)]
         return (train, items, []) if part == "val" else (train, [], items)
 
     def few_shot(self, train, val, shots, seed):
         if self.cfg.DATASET.ALL_TEST:
             return train, val
-        return self.sample(train, val, shots, random.Random(seed if seed >= 0 else None))  # kept nowhere but in OUT
+        return self.sample(train, val, shots, random.Random(seed if seed >= 0 else None))  # nothing is saved
 
     def tell_fewer(self, train: list[Datum], shots: int) -> None:
         if not self.cfg.DATASET.ALL_TEST:
             super().tell_fewer(train, shots)
 
     def readable(self, rows: list[Row], problems: list[str]) -> list[Row]:
-        """Return the rows whose images can be read; tell the others, and put among the problems what they prevent."""
+        """Return the rows whose images can be read, and print the others.
+
+        Args:
+            rows: all images.
+            problems: gets a line if an image cannot be read and none may be left out, or if a class has none left.
+        """
         unread = unreadable([row.path for row in rows], "reading all images")
         if not unread:
             return rows
         print_lines(listing([f"{path}: {reason}" for path, reason in unread.items()]))
         count = f"{len(unread):,} of {len(rows):,} images cannot be read, see above"
-        left = [row for row in rows if row.path not in unread]
+        readable = [row for row in rows if row.path not in unread]
         if not self.cfg.DATASET.SKIP_UNREADABLE:
             install = next((reason for reason in unread.values() if "pip install" in reason), "")
             advice = install or "replace or remove them"
             problems.append(f"{count}: {advice}, or leave them out with --skip-unreadable")
-            return rows  # with them, so that only what else is wrong is told, too
+            return rows  # all of them, so that the checks that follow report no class as empty
         print(f"{count}; they are left out")
-        lost = sorted({row.classname for row in rows} - {row.classname for row in left})
+        lost = sorted({row.classname for row in rows} - {row.classname for row in readable})
         if lost:
             problems.append(f"no image of {', '.join(lost)} can be read: replace them, or remove the class")
-        return left
+        return readable

@@ -12,7 +12,8 @@ from .shared.annotations import look_up, read_dict, read_mat, split_groups
 class OxfordFlowers(SplitDataset):
     """Layout below `DATASET.ROOT`: oxford_flowers/jpg/image_00001.jpg... and split_zhou_OxfordFlowers.json beside jpg/.
 
-    Without the split file, imagelabels.mat has the class of each image, cat_to_name.json the names; 50/20/30 of each.
+    Without the split file, each class is split 50/20/30. imagelabels.mat has the class of each image, cat_to_name.json
+    the names.
     """
 
     dataset_dir = "oxford_flowers"
@@ -20,7 +21,8 @@ class OxfordFlowers(SplitDataset):
     split_file = "split_zhou_OxfordFlowers.json"
 
     def raw_splits(self):
-        labels, names = (osp.join(self.dataset_dir, name) for name in ("imagelabels.mat", "cat_to_name.json"))
+        labels = osp.join(self.dataset_dir, "imagelabels.mat")
+        names = osp.join(self.dataset_dir, "cat_to_name.json")
         name_of, groups = read_dict(names), {}
         for k, number in enumerate(map(int, read_mat(labels, "labels")), start=1):
             image = f"image_{k:05d}.jpg"

@@ -19,7 +19,7 @@ class OxfordPets(SplitDataset):
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
 
-    # what data-set files written for CoOp call
+    # CoOp's names, which data-set files written for it call
     read_split = staticmethod(read_split)
     save_split = staticmethod(save_split)
     subsample_classes = staticmethod(subsample_classes)
@@ -30,10 +30,11 @@ class OxfordPets(SplitDataset):
 
     def read_list(self, name: str) -> list[Datum]:
         path = osp.join(self.dataset_dir, "annotations", name)
-        return [
-            Datum(osp.join(self.image_dir, f"{image}.jpg"), to_label(number, where), classname=breed(image))
-            for where, image, number, *_ in read_lines(path, "image class species breed")
-        ]
+        items = []
+        for place, image, number, *_ in read_lines(path, "image class species breed"):
+            label = to_label(number, place)
+            items.append(Datum(osp.join(self.image_dir, f"{image}.jpg"), label, classname=breed(image)))
+        return items
 
 
 def breed(image: str) -> str:

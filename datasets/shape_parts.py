@@ -1,7 +1,8 @@
-"""Other questions about drawn pictures: the embedded benchmark's cross-dataset transfer.
+"""The targets of the embedded benchmark's cross-dataset transfer: other tasks on drawn pictures.
 
-Colours, Patterns and Outlines ask for one part of a composition that the tiny CLIP never saw; Compositions are
-the 60 of those that Shapes does not have. Patterns has the style of Shapes, the others have another one.
+The classes of Colours, Patterns and Outlines are one part of a composition that the tiny CLIP never saw. Those of
+Compositions are the 60 unseen compositions that Shapes does not have. Patterns has the style of Shapes, the others have
+styles of their own.
 """
 
 import numpy as np
@@ -14,18 +15,20 @@ from .shared import drawing
 
 
 class ShapePart(DrawnDataset):
-    part = 0  # of a composition: pattern, colour, shape
+    """The base class of data sets whose classes are the values of one part of a composition."""
+
+    part = 0  # index in a composition: pattern, colour, shape
     names: tuple[str, ...] = ()
     style = ""
     images = {"train": 20, "val": 10, "test": 40}  # of each class
 
     def pictures(self):
         for label, name in enumerate(self.names):
-            having = [c for c in drawing.UNSEEN if c[self.part] == name]
+            compositions = [c for c in drawing.UNSEEN if c[self.part] == name]
             for k, (split, count) in enumerate(self.images.items()):
                 rng = np.random.default_rng([17, self.part, label, k])
                 for _ in range(count):
-                    composition = having[rng.integers(len(having))]
+                    composition = compositions[rng.integers(len(compositions))]
                     yield split, label, name, drawing.draw(composition, drawing.STYLES[self.style], rng)
 
 

@@ -12,9 +12,9 @@ BASE_SHAPES = ("circle", "triangle", "square", "hexagon", "star")
 
 @DATASET_REGISTRY.register()
 class Shapes(DrawnDataset):
-    """32 x 32 pictures on a blotchy canvas; 20 train, 20 val and 40 test images of each of 40 classes.
+    """Pictures of 32 x 32 pixels on a blotchy canvas; 20 train, 20 val and 40 test images of each of 40 classes.
 
-    As in the real benchmarks, the new classes are other things: no base class has the shape of a new one.
+    As in the real benchmarks, the new classes are other objects: no base class has the shape of a new one.
     """
 
     dataset_dir = "shapes"
@@ -23,7 +23,7 @@ class Shapes(DrawnDataset):
 
     @staticmethod
     def compositions() -> list[tuple[str, str, str]]:
-        """The 20 base classes, then the 20 new ones."""
+        """Return the 20 base classes, then the 20 new ones."""
         base = [c for c in drawing.UNSEEN if c[2] in BASE_SHAPES]
         new = [c for c in drawing.UNSEEN if c[2] not in BASE_SHAPES]
         return base[:20] + new[:20]

@@ -9,6 +9,8 @@ from .shapes import Shapes
 
 
 class ShapesVariant(Shapes):
+    """The base class of the variants."""
+
     images = {"test": 10}  # of each class
     test_only = True
 

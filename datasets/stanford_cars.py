@@ -25,11 +25,12 @@ class StanfordCars(SplitDataset):
 
         def read(folder, annotations):
             path = osp.join(self.dataset_dir, annotations)
-            return [
-                Datum(osp.join(self.image_dir, folder, car["fname"]), int(car["class"]) - 1, classname=name)
-                for car in read_mat(path, "annotations", ("fname", "class"))
-                for name in [look_up(car["class"], names, f"{path}, {car['fname']}", meta)]
-            ]
+            items = []
+            for car in read_mat(path, "annotations", ("fname", "class")):
+                name = look_up(car["class"], names, f"{path}, {car['fname']}", meta)
+                image = osp.join(self.image_dir, folder, car["fname"])
+                items.append(Datum(image, int(car["class"]) - 1, classname=name))
+            return items
 
         trainval = read("cars_train", osp.join("devkit", "cars_train_annos.mat"))
         return *split_trainval(trainval), read("cars_test", "cars_test_annos_withlabels.mat")

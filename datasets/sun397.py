@@ -24,11 +24,12 @@ class SUN397(SplitDataset):
         label_of = {scene: k for k, (_, scene) in enumerate(read_lines(classes, "/letter/scene"))}
 
         def read(name):
-            return [
-                Datum(self.image_dir + path, look_up(scene, label_of, where, classes), classname=inside_out(scene))
-                for where, path in read_lines(osp.join(self.dataset_dir, name), "/letter/scene/image.jpg")
-                for scene in [osp.dirname(path)]
-            ]
+            items = []
+            for place, path in read_lines(osp.join(self.dataset_dir, name), "/letter/scene/image.jpg"):
+                scene = osp.dirname(path)
+                label = look_up(scene, label_of, place, classes)
+                items.append(Datum(self.image_dir + path, label, classname=inside_out(scene)))
+            return items
 
         trainval = read("Training_01.txt")
         return *split_trainval(trainval), read("Testing_01.txt")

@@ -24,21 +24,22 @@ class UCF101(SplitDataset):
     def raw_splits(self):
         lists = osp.join(self.dataset_dir, "ucfTrainTestlist")
         classes = osp.join(lists, "classInd.txt")
-        label_of = {action: to_label(number, where) for where, number, action in read_lines(classes, "number action")}
+        label_of = {action: to_label(number, place) for place, number, action in read_lines(classes, "number action")}
 
         def read(name, form):
-            return [
-                Datum(self.frame(action, video), look_up(action, label_of, where, classes), classname=apart(action))
-                for where, path, *_ in read_lines(osp.join(lists, name), form)
-                for action, _, video in [path.partition("/")]
-            ]
+            items = []
+            for place, path, *_ in read_lines(osp.join(lists, name), form):
+                action, _, video = path.partition("/")
+                label = look_up(action, label_of, place, classes)
+                items.append(Datum(self.frame(action, video), label, classname=split_words(action)))
+            return items
 
         trainval = read("trainlist01.txt", "action/video.avi number")
         return *split_trainval(trainval), read("testlist01.txt", "action/video.avi")
 
     def frame(self, action: str, video: str) -> str:
-        return osp.join(self.image_dir, apart(action), video.replace(".avi", ".jpg"))
+        return osp.join(self.image_dir, split_words(action), video.replace(".avi", ".jpg"))
 
 
-def apart(action: str) -> str:
+def split_words(action: str) -> str:
     return "_".join(re.findall("[A-Z][^A-Z]*", action))  # ApplyEyeMakeup -> Apply_Eye_Makeup

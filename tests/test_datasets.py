@@ -275,7 +275,7 @@ def test_a_read_only_folder_still_works(pets, monkeypatch, capsys):
     root, folder, split = pets
     data = build_dataset(cfg_of(root, shots=2))
     assert rows(data.train_x, folder / "images") == coop_selection(split, 2, 1)["train"]
-    assert "is not kept: [Errno 30]" in capsys.readouterr().out
+    assert "is not saved: [Errno 30]" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ two processes at once

@@ -201,7 +201,7 @@ def test_a_read_only_folder_still_works_without_split_file(lay, tmp_path, monkey
     monkeypatch.setattr(base, "write_json", refuse)
     data = build_dataset(cfg_of(tmp_path, "SUN397", 2))
     assert as_split(data, cls, tmp_path) == {**split, **coop_selection(split, 2, 1)}
-    assert "The split is not kept: [Errno 30]" in capsys.readouterr().out
+    assert "The split is not saved: [Errno 30]" in capsys.readouterr().out
 
 
 def test_two_runs_at_once_split_the_same(lay, tmp_path):

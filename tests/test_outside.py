@@ -52,7 +52,7 @@ def foreign(tmp_path, victim):
 def test_no_selection_is_written_into_a_folder_that_the_config_names(foreign, victim, capsys):
     before = files_of(victim)
     assert main(["--eval-only", "--model-dir", str(foreign), "VERBOSE", "False"]) == 0
-    assert files_of(victim) == before and "The few-shot selection is not kept" in capsys.readouterr().out
+    assert files_of(victim) == before and "The few-shot selection is not saved" in capsys.readouterr().out
     assert main(["--eval-only", "--model-dir", str(foreign), "--root", str(victim), "VERBOSE", "False"]) == 0
     assert len(files_of(victim)) == len(before) + 2, "with a word of the user"
 

@@ -1,1 +1,1 @@
-"""What several data sets need, once each; nothing in here registers a data set."""
+"""Code that several data sets share; no module here registers a data set."""

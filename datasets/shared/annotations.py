@@ -1,7 +1,7 @@
-"""What several data sets share when there is no split file: readers of raw annotations, and CoOp's rules for splits.
+"""Readers of raw annotations, and CoOp's rules for splits, for data sets without a split file.
 
-A file or folder that is not there raises FileNotFoundError, to which `SplitDataset.read_splits` adds what to do; one
-that does not read as it should raises ValueError with the file and the line.
+A missing file or folder raises FileNotFoundError; `SplitDataset.read_splits` adds the advice. A file of another form
+raises ValueError with the file and the line.
 """
 
 import os
@@ -15,18 +15,21 @@ from dassl.utils import progress, read_json
 from dassl.utils.images import is_image, is_system_folder
 from datasets.base import Splits
 
-SEED = 1  # CoOp's split depends on the seed of the run that comes first; its scripts begin with 1
+SEED = 1  # CoOp's split depends on the seed of the first run; its scripts begin with 1
 
 
 # ------------------------------------------------------------------ folders
 
 
 def list_classes(image_dir: str, ignored: Collection[str] = ()) -> dict[str, list[str]]:
-    """Return {class folder: paths of its images, relative to `image_dir`}.
+    """Return the paths of the images of each class folder, relative to `image_dir`.
 
-    Links are followed, other files and system folders left out.
+    Links are followed; other files and system folders are left out. Folders and images are sorted. CoOp shuffles and
+    samples the order of `os.listdir`, which differs between file systems.
 
-    Sorted, because the order of `os.listdir`, which CoOp shuffles and samples, is another one on every file system.
+    Args:
+        image_dir: holds the class folders.
+        ignored: names of folders that are no classes.
     """
     with os.scandir(image_dir) as entries:
         names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
@@ -41,43 +44,56 @@ def list_images(image_dir: str, folder: str) -> list[str]:
 
 
 def read_class_folders(image_dir: str, names: dict[str, str], n_classes: int) -> list[Datum]:
-    """All images of `n_classes` class folders, labelled by their order in `names`, {folder: class name}.
+    """Return the images of `n_classes` class folders, labelled by the order of the folders in `names`.
 
-    Raises ValueError, with the missing ones, unless exactly so many of these folders hold images.
+    Args:
+        image_dir: holds the class folders.
+        names: {folder: class name}; may have folders that do not exist.
+        n_classes: number of folders that must hold images.
+
+    Raises:
+        ValueError: another number of folders hold images, or a folder is not in `names`.
     """
-    found = list_classes(image_dir)
-    unknown = sorted(found.keys() - names.keys())
+    images = list_classes(image_dir)
+    unknown = sorted(images.keys() - names.keys())
     if unknown:
-        raise ValueError(f"{image_dir} has {name_some(unknown)}, which is no class of classnames.txt: remove it")
-    folders = [folder for folder in names if found.get(folder)]
+        raise ValueError(f"{image_dir} has {format_names(unknown)}, which is no class of classnames.txt: remove it")
+    folders = [folder for folder in names if images.get(folder)]
     if len(folders) != n_classes:
-        missing = [folder for folder in names if not found.get(folder)] if len(names) == n_classes else []
-        named = f"; missing or empty: {name_some(missing)}" if missing else ""
+        hint = ""
+        missing = [folder for folder in names if not images.get(folder)]
+        if missing and len(names) == n_classes:
+            hint = f"; missing or empty: {format_names(missing)}"
         raise ValueError(
-            f"{image_dir} has {len(folders):,} of the {n_classes:,} class folders{named}: complete the copy, or "
+            f"{image_dir} has {len(folders):,} of the {n_classes:,} class folders{hint}: complete the copy, or "
             f"unpack it with one folder for each class"
         )
     return [
         Datum(impath=osp.join(image_dir, path), label=label, classname=names[folder])
         for label, folder in enumerate(folders)
-        for path in found[folder]
+        for path in images[folder]
     ]
 
 
-def name_some(names: list[str], most: int = 20) -> str:
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def format_names(names: list[str], most: int = 20) -> str:
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most:,} more"
+    return text
 
 
 # ------------------------------------------------------------------ files
 
 
 def read_lines(path: str, form: str) -> Iterator[tuple[str, ...]]:
-    """Yields (where, word, ...) for every line that is not blank; where is "file, line n", for messages.
+    """Yield (place, word, ...) for every line that is not blank; the place is "file, line n", for messages.
 
     Args:
         path: text file.
-        form: what a line holds, word by word, e.g. "image class"; the last one may contain spaces.
+        form: the words of a line, e.g. "image class"; the last one may contain spaces.
+
+    Raises:
+        ValueError: a line has fewer words, or the file is no text.
     """
     n_words = len(form.split())
     with open(path, encoding="utf-8") as f:
@@ -93,7 +109,11 @@ def read_lines(path: str, form: str) -> Iterator[tuple[str, ...]]:
 
 
 def read_classnames(path: str, n_classes: int) -> dict[str, str]:
-    """{folder: class name}, sorted by folder, of ImageNet's classnames.txt; raises ValueError unless it has so many."""
+    """Return {folder: class name}, sorted by folder, of ImageNet's classnames.txt.
+
+    Raises:
+        ValueError: the file does not have `n_classes` folders.
+    """
     names = {folder: name for _, folder, name in read_lines(path, "folder name")}
     if len(names) != n_classes:
         raise ValueError(f"{path} names {len(names):,} classes instead of {n_classes:,}: take CoOp's classnames.txt")
@@ -101,7 +121,11 @@ def read_classnames(path: str, n_classes: int) -> dict[str, str]:
 
 
 def read_dict(path: str) -> dict:
-    """The content of a JSON file that holds an object."""
+    """Return the content of a JSON file that holds an object.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} should read {{"key": "value", ...}}: get it again')
@@ -109,8 +133,17 @@ def read_dict(path: str) -> dict:
 
 
 def read_mat(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
-    """The array `key` of a MATLAB file as a list: of numbers, strings, or dicts for structures with `fields`."""
-    from scipy.io import loadmat  # here: it takes a while to import, and only raw annotations need it
+    """Return an array of a MATLAB file as a list of numbers, of strings, or of dicts for structures.
+
+    Args:
+        path: MATLAB file.
+        key: name of the array.
+        fields: names that each structure must have; empty: the array holds no structures.
+
+    Raises:
+        ValueError: the array or a field is missing.
+    """
+    from scipy.io import loadmat  # here, because it is slow to import and only raw annotations need it
 
     with open_regular(path) as f:
         try:
@@ -126,32 +159,67 @@ def read_mat(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
     return values
 
 
-def to_label(number: str, where: str) -> int:
-    """The label from 0 of a class number from 1."""
+def to_label(number: str, place: str) -> int:
+    """Return the label from 0 of a class number from 1.
+
+    Args:
+        number: the word of a file.
+        place: its file and line, for the message.
+
+    Raises:
+        ValueError: the word is no such number.
+    """
     if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f'{where}: "{number}" should be the number of a class, from 1')
+        raise ValueError(f'{place}: "{number}" should be the number of a class, from 1')
     return int(number) - 1
 
 
-def look_up(name: str | int, known: dict, where: str, source: str):
-    """known[name]; raises ValueError for a class that the file `source` does not have."""
-    if name not in known:
-        raise ValueError(f'{where}: "{name}" is no class of {source}')
-    return known[name]
+def look_up(name: str | int, classes: dict, place: str, source: str):
+    """Return `classes[name]`.
+
+    Args:
+        name: of a class.
+        classes: the content of `source`.
+        place: file and line of the name, for the message.
+        source: file with the classes, for the message.
+
+    Raises:
+        ValueError: `classes` lacks the name.
+    """
+    if name not in classes:
+        raise ValueError(f'{place}: "{name}" is no class of {source}')
+    return classes[name]
 
 
 # ------------------------------------------------------------------ CoOp's rules
 
 
 def split_folders(image_dir: str, ignored: Collection[str] = (), new_cnames: dict[str, str] | None = None) -> Splits:
-    """50/20/30 of every class folder; labels in order of the folders, some of which have another class name."""
-    folders = list_classes(image_dir, ignored)
-    groups = {(k, (new_cnames or {}).get(name, name)): paths for k, (name, paths) in enumerate(folders.items())}
+    """Split every class folder 50/20/30; the labels are in the order of the folders.
+
+    Args:
+        image_dir: holds the class folders.
+        ignored: names of folders that are no classes.
+        new_cnames: {folder: class name} of classes that are not called as their folder.
+    """
+    new_cnames = new_cnames or {}
+    groups = {}
+    for label, (folder, paths) in enumerate(list_classes(image_dir, ignored).items()):
+        groups[label, new_cnames.get(folder, folder)] = paths
     return split_groups(groups, image_dir)
 
 
 def split_groups(groups: dict[tuple[int, str], list[str]], image_dir: str) -> Splits:
-    """50 % train, 20 % val, the rest test of each class, after shuffling; `groups` is {(label, class name): paths}."""
+    """Split each class into 50 % train, 20 % val and the rest test, after shuffling.
+
+    Args:
+        groups: {(label, class name): paths}.
+        image_dir: folder to which the paths are relative.
+
+    Raises:
+        FileNotFoundError: there is no class.
+        ValueError: a class has fewer than 4 images.
+    """
     rng, splits = random.Random(SEED), ([], [], [])
     if not groups:
         raise FileNotFoundError(f"a class folder in {image_dir}")
@@ -160,15 +228,18 @@ def split_groups(groups: dict[tuple[int, str], list[str]], image_dir: str) -> Sp
         if n_val == 0 or n_train + n_val == len(paths):
             raise ValueError(f'{image_dir} has {len(paths)} images of "{name}": train, val and test need 4 to share')
         rng.shuffle(paths)
-        for items, chosen in zip(
-            splits, (paths[:n_train], paths[n_train : n_train + n_val], paths[n_train + n_val :]), strict=True
-        ):
-            items += [Datum(impath=osp.join(image_dir, path), label=label, classname=name) for path in chosen]
+        parts = paths[:n_train], paths[n_train : n_train + n_val], paths[n_train + n_val :]
+        for items, part in zip(splits, parts, strict=True):
+            items += [Datum(impath=osp.join(image_dir, path), label=label, classname=name) for path in part]
     return splits
 
 
 def split_trainval(trainval: list[Datum]) -> tuple[list[Datum], list[Datum]]:
-    """20 % of each class for val, the rest for train, after shuffling; classes in order of first appearance."""
+    """Split each class into 20 % val and the rest train, after shuffling; classes in order of first appearance.
+
+    Raises:
+        ValueError: a class has fewer than 3 images.
+    """
     rng, train, val, by_label = random.Random(SEED), [], [], {}
     for item in trainval:
         by_label.setdefault(item.label, []).append(item)

@@ -1,9 +1,9 @@
-"""Draws the embedded benchmark: a coloured, patterned shape in a style, and the digits as strokes.
+"""The drawing of the embedded benchmark: a coloured, patterned shape in a style, and the digits as strokes.
 
-A *composition* is (pattern, colour, shape), e.g. "striped red heart". All 400 of them are divided once, by a fixed
-seed: `SEEN` ones are what the tiny CLIP is pre-trained on, `UNSEEN` ones are what the data sets are made of. Styles
-are divided in the same way. Everything random comes from the NumPy generator given, so a picture is a function of
-its seed.
+A *composition* is (pattern, colour, shape), e.g. "striped red heart". The 400 compositions are divided once, by a fixed
+seed. The tiny CLIP is pre-trained on the `SEEN` ones; the data sets are drawn from the `UNSEEN` ones. The styles are
+divided in the same way. All random numbers come from the NumPy generator in the arguments, so that a picture is a
+function of its seed.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,13 @@ PATTERNS = ("plain", "striped", "dotted", "checkered", "hollow")
 
 
 def _regular(corners: int, turn: float = 0.0, inner: float = 1.0) -> list[tuple[float, float]]:
-    """Corners of a regular polygon; with `inner` < 1 of a star whose every second corner lies at that radius."""
+    """Return the corners of a regular polygon or a star.
+
+    Args:
+        corners: of the polygon, or tips of the star.
+        turn: angle in radians.
+        inner: 1: a polygon; less: a star whose inner corners have this radius.
+    """
     n = corners if inner == 1.0 else 2 * corners
     radius = [1.0 if inner == 1.0 or k % 2 == 0 else inner for k in range(n)]
     angle = [2 * np.pi * k / n - np.pi / 2 + turn for k in range(n)]
@@ -63,15 +69,15 @@ DIGITS = {  # strokes in the unit square, y pointing down
 
 @dataclass(frozen=True)
 class Style:
-    """How a picture is made; intervals are drawn from uniformly. Lengths are fractions of the picture's side."""
+    """The look of a picture; an interval is sampled uniformly. Lengths are fractions of the picture's side."""
 
     paper: tuple[float, float] = (0.85, 1.0)  # brightness of the background
-    tint: float = 0.0  # how coloured the background is
+    tint: float = 0.0  # colourfulness of the background
     texture: float = 0.0  # strength of the blotches in the background
     radius: tuple[float, float] = (0.28, 0.42)
-    tilt: float = 0.15  # radians either way
-    ink: float = 1.0  # 1: the shape covers the paper, less: the paper shines through
-    hue: float = 0.0  # how far each RGB channel is mixed into the next one
+    tilt: float = 0.15  # radians, in both directions
+    ink: float = 1.0  # opacity of the shape
+    hue: float = 0.0  # fraction of each RGB channel that is mixed into the next one
     blur: float = 0.0  # radius
     noise: float = 0.0  # standard deviation
     clutter: int = 0  # thin grey lines across the picture
@@ -93,13 +99,13 @@ STYLES = {
 SEEN_STYLES = ("flat", "dark", "grey", "grainy")
 
 _all = [(p, c, s) for p in PATTERNS for c in COLOURS for s in SHAPES]
-_order = np.random.RandomState(20240917).permutation(len(_all))  # RandomState: its stream is frozen for ever
+_order = np.random.RandomState(20240917).permutation(len(_all))  # RandomState, because its stream never changes
 UNSEEN = [_all[k] for k in _order[:100]]
 SEEN = [_all[k] for k in _order[100:]]
 
 
 def name(composition: tuple[str, str, str]) -> str:
-    """("striped", "red", "heart") -> "striped red heart"."""
+    """Return the class name of a composition, as "striped red heart" of ("striped", "red", "heart")."""
     return " ".join(composition)
 
 
@@ -112,7 +118,7 @@ def _background(style: Style, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ink(pattern: str, colour: np.ndarray, n: int, angle: float, rng: np.random.Generator) -> np.ndarray:
-    """The filled plane of a pattern, [n, n, 3]; "plain" and "hollow" are one colour."""
+    """Return the plane filled with a pattern, [n, n, 3]; "plain" and "hollow" are one colour."""
     y, x = np.mgrid[0:n, 0:n] / n
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     period, phase = rng.uniform(0.19, 0.24), rng.uniform(0, 1, 2)
@@ -147,19 +153,19 @@ def _finish(picture: np.ndarray, style: Style, size: int, rng: np.random.Generat
 
 
 def draw(composition: tuple[str, str, str], style: Style, rng: np.random.Generator, size: int = 32) -> Image.Image:
-    """One picture of a composition.
+    """Draw a picture of a composition.
 
     Args:
         composition: (pattern, colour, shape), each a name of the tables above.
         style: one of the values of `STYLES`.
-        rng: source of everything random.
+        rng: source of the random numbers.
         size: side of the picture in pixels.
 
     Returns:
         RGB image, size x size.
     """
     pattern, colour, shape = composition
-    n = 3 * size  # drawn larger and averaged down: smooth edges
+    n = 3 * size  # draw larger and average down, for smooth edges
     angle, radius = rng.uniform(-style.tilt, style.tilt), rng.uniform(*style.radius) * n
     centre = n / 2 + rng.uniform(-0.08, 0.08, 2) * n
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -179,7 +185,7 @@ def draw(composition: tuple[str, str, str], style: Style, rng: np.random.Generat
 
 
 def draw_digit(digit: str, style: Style, rng: np.random.Generator, size: int = 32) -> Image.Image:
-    """One picture of a digit ("zero" ... "nine") as light strokes on dark or dark on light; RGB, size x size."""
+    """Draw a picture of a digit ("zero" ... "nine"), light strokes on dark or dark on light; RGB, size x size."""
     n = 3 * size
     angle, height = rng.uniform(-0.2, 0.2), rng.uniform(0.55, 0.85) * n
     shape = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * height

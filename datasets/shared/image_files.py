@@ -1,6 +1,6 @@
-"""Finding a user's own images, and telling which cannot be read.
+"""The search for a user's own images, and for those that cannot be read.
 
-photos/cat/1.jpg                     one folder a class
+photos/cat/1.jpg                     a folder for each class
 photos/train/cat/1.jpg               train/, test/ and, if wanted, val/ with such folders
 photos.csv, .json, .jsonl            path, label[, split], or their other HEADS; paths are relative to the file
 """
@@ -30,7 +30,7 @@ from dassl.utils.images import (
 from datasets.base import PARTS, locate, read_split
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-HEADS = {  # of lists, the first that is there; where there is a class name, a label is its number
+HEADS = {  # of a list's columns: the first one that exists counts. Beside a class name, a label is its number.
     "path": "path filename file_name file filepath file_path image image_path img impath".split(),
     "label": "classname class_name class label category".split(),
     "split": "split subset partition".split(),
@@ -38,16 +38,18 @@ HEADS = {  # of lists, the first that is there; where there is a class name, a l
 
 
 class Row(NamedTuple):
+    """An image of the user."""
+
     path: str  # absolute
     classname: str
-    split: str  # train, val, test, or "" if none was said
+    split: str  # train, val, test, or "" if it has none
 
 
 def find_images(source: str) -> tuple[list[Row], list[str]]:
     """Find the images of a folder, a CSV, JSON or JSON lines file.
 
     Returns:
-        The rows, sorted by class and path, and a line for each thing that is wrong with them.
+        The rows, sorted by class and path, and a line for each problem.
 
     Raises:
         FileNotFoundError: nothing is there, or no image in it.
@@ -81,7 +83,7 @@ def find_images(source: str) -> tuple[list[Row], list[str]]:
 
 
 def raise_problems(source: str, problems: list[str]) -> None:
-    """Raise ValueError if there are problems; print them first if there are several, as an error is one line."""
+    """Raise ValueError if there are problems; print several of them first, because an error has one line."""
     if len(problems) == 1:
         raise ValueError(problems[0])
     if problems:
@@ -90,11 +92,11 @@ def raise_problems(source: str, problems: list[str]) -> None:
 
 
 def from_folders(source: str, problems: list[str]) -> list[Row]:
-    """Return the images of one folder a class, or of such folders within train/, val/ and test/.
+    """Return the images of class folders, or of class folders within train/, val/ and test/.
 
     Args:
         source: the folder.
-        problems: gets a line for each thing that is wrong.
+        problems: gets a line for each problem.
     """
     names = os.listdir(source)
     folders = {name: osp.join(source, name) for name in visible(names) if osp.isdir(osp.join(source, name))}
@@ -113,16 +115,16 @@ def from_folders(source: str, problems: list[str]) -> list[Row]:
     rows, empty = [], []
     for name, folder in progress(folders.items(), desc="looking for images", unit="folder", delay=2):
         try:
-            found = images_in(folder)
+            content = images_in(folder)
         except OSError as error:
             problems.append(f"{error.filename or folder} cannot be read ({error.strerror}): change its permissions")
             continue
-        if not found.images:
+        if not content.images:
             empty.append(name)
         else:
-            print_lines(found._replace(system_folders=[]).omissions(folder))
-        system += found.system_folders
-        rows += [Row(path, normal(name), "") for path in found.images]
+            print_lines(content._replace(system_folders=[]).omissions(folder))
+        system += content.system_folders
+        rows += [Row(path, normal(name), "") for path in content.images]
     print_lines(describe_system_folders(system))
     if empty and rows:
         problems.append(f"{source} has class folders without images: {', '.join(empty)}: fill or remove them")
@@ -135,7 +137,11 @@ def print_lines(lines: list[str]) -> None:
 
 
 def from_csv(source: str) -> list[Row]:
-    """Return the images of a CSV file. Raises ValueError that tells all its lines that are wrong."""
+    """Return the images of a CSV file.
+
+    Raises:
+        ValueError: lines are malformed. If there are several, each is printed.
+    """
     text = read_text(source)
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
@@ -147,12 +153,12 @@ def from_csv(source: str) -> list[Row]:
     rows = []
     try:
         for line in reader:
-            where = f"line {reader.line_num}"
+            place = f"line {reader.line_num}"
             if None in line:
-                problems.append(f"{source}, {where} has more fields than the first line: quote what has a comma in it")
+                problems.append(f"{source}, {place} has more fields than the first line: quote what has a comma in it")
                 continue
             with collected(problems):
-                rows.append(make_row(source, where, line[path], line[label], line[split] if split else None))
+                rows.append(make_row(source, place, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
         raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
     raise_problems(source, problems)
@@ -161,7 +167,7 @@ def from_csv(source: str) -> list[Row]:
 
 @contextlib.contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Put the message of a ValueError among the problems, and go on."""
+    """Add the message of a ValueError to the problems, and go on."""
     try:
         yield
     except ValueError as error:
@@ -169,9 +175,12 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def from_json(source: str) -> list[Row]:
-    """Return the images of a JSON file. Raises ValueError that tells all its entries that are wrong.
+    """Return the images of a JSON file.
 
     It holds [{"path": ..., "label": ..., "split": ...}, ...], [[path, label, split], ...], or is CoOp's split file.
+
+    Raises:
+        ValueError: entries are malformed. If there are several, each is printed.
     """
     try:
         content = read_json(source)
@@ -191,9 +200,12 @@ def from_json(source: str) -> list[Row]:
 
 
 def from_json_lines(source: str) -> list[Row]:
-    """Return the images of a JSON lines file. Raises ValueError that tells all its lines that are wrong.
+    """Return the images of a JSON lines file.
 
     A line holds {"path": ..., "label": ..., "split": ...} or [path, label, split].
+
+    Raises:
+        ValueError: lines are malformed. If there are several, each is printed.
     """
     rows, problems = [], []
     for k, line in enumerate(read_text(source).split("\n"), start=1):
@@ -212,41 +224,43 @@ def json_line(source: str, number: int, line: str) -> Row:
     return json_row(source, f"line {number}", entry)
 
 
-def json_row(source: str, where: str, entry: object) -> Row:
-    fields = [entry[head] if head else None for head in heads(entry)] if isinstance(entry, dict) else entry
+def json_row(source: str, place: str, entry: object) -> Row:
+    fields = entry
+    if isinstance(entry, dict):
+        fields = [entry[head] if head else None for head in heads(entry)]
     if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
-        raise ValueError(f'{source}, {where} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
-    return make_row(source, where, *fields)
+        raise ValueError(f'{source}, {place} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
+    return make_row(source, place, *fields)
 
 
-def heads(given: Iterable[str]) -> list[str]:
-    """Which of the `given` heads has the path, which the class, which the split; "" for what is not there."""
-    given = set(given)
-    return [next((name for name in names if name in given), "") for names in HEADS.values()]
+def heads(columns: Iterable[str]) -> list[str]:
+    """Return the columns of the path, of the class and of the split; "" for each that is missing."""
+    columns = set(columns)
+    return [next((name for name in names if name in columns), "") for names in HEADS.values()]
 
 
-def make_row(source: str, where: str, path: object, label: object, split: object = None) -> Row:
+def make_row(source: str, place: str, path: object, label: object, split: object = None) -> Row:
     path, label, split = ("" if value is None else str(value).strip() for value in (path, label, split))
     if not path or not label:
-        raise ValueError(f"{source}, {where}: the {'label' if path else 'path'} is missing")
+        raise ValueError(f"{source}, {place}: the {'label' if path else 'path'} is missing")
     part = part_of(split) if split else ""
     if part is None:
-        raise ValueError(f'{source}, {where}: the split is "{split}", but should be train, val or test')
+        raise ValueError(f'{source}, {place}: the split is "{split}", but should be train, val or test')
     return Row(osp.normpath(locate(osp.expanduser(path), osp.dirname(source))), normal(label), part)
 
 
 def part_of(name: str) -> str | None:
-    """train, val or test, for the names that people give them."""
+    """Return train, val or test for one of its usual names; None for another name."""
     return next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
 def normal(name: str) -> str:
-    """One spelling of accented letters: macOS writes file names with the accent as a character of its own."""
+    """Return a name with each accented letter as one character; macOS writes the accent as a second one."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_undecoded(path: str) -> bool:
-    """Whether bytes of a file name could not be read as characters; nothing can write such a name down."""
+    """Return whether a file name has bytes that are not UTF-8, so that it cannot be written to a file."""
     return any("\udc80" <= character <= "\udcff" for character in path)
 
 
@@ -263,7 +277,7 @@ def holds_folders(folder: str) -> bool:
 
 
 def same_content(paths: list[str]) -> dict[str, str]:
-    """Return {path: first path with the same bytes} of the files that have copies; only equal sizes are read."""
+    """Return {path: first path with the same bytes} of files with copies; only files of equal size are read."""
     sizes = {}
     for path in dict.fromkeys(paths):
         if osp.isfile(path):
@@ -276,18 +290,31 @@ def same_content(paths: list[str]) -> dict[str, str]:
 
 
 def unreadable(paths: list[str], title: str) -> dict[str, str]:
-    """{path: what is wrong} of those images that cannot be read; all are decoded."""
+    """Return {path: problem} of the images that cannot be decoded.
+
+    Args:
+        paths: images; each is decoded.
+        title: of the progress bar.
+    """
     return {path: problem for path, problem in of_all(image_problem, paths, title).items() if problem}
 
 
 def of_all(function: Callable[[str], object], paths: list[str], title: str) -> dict:
-    """{path: function(path)}, by several threads."""
+    """Return {path: function(path)}, computed by several threads.
+
+    Args:
+        function: is called with each path.
+        paths: each once.
+        title: of the progress bar.
+    """
     with in_threads(function, paths) as results:
         bar = progress(results, desc=title, total=len(paths), unit="image", delay=1)
         return dict(zip(paths, bar, strict=True))
 
 
 def listing(lines: list[str], most: int = 20) -> list[str]:
-    """The first of many lines, indented, and how many more there are."""
-    rest = [f"  ... and {len(lines) - most:,} more"] if len(lines) > most else []
-    return [*(f"  {line}" for line in lines[:most]), *rest]
+    """Return the first `most` lines, indented, and a line with the number of the others."""
+    shown = [f"  {line}" for line in lines[:most]]
+    if len(lines) > most:
+        shown.append(f"  ... and {len(lines) - most:,} more")
+    return shown

@@ -1,4 +1,4 @@
-"""Dividing a user's own images into train, val and test."""
+"""The division of a user's own images into train, val and test."""
 
 import math
 import os.path as osp
@@ -16,16 +16,17 @@ from .image_files import Row, listing
 def divide(
     rows: list[Row], seed: int, val: float = -1.0, originals: Mapping[str, str] = MappingProxyType({})
 ) -> list[Row]:
-    """Return the same rows, each with a split; by the rule of `Images` where none was given.
+    """Return the same rows, each with a split; rows without one are divided by the rule of `Images`.
 
-    Images of one content go to one split, and count as one image. What two classes hold trains both, and tests neither.
+    Images of one content get one split and count as one image. A content of several classes is for training in each of
+    them.
 
     Args:
-        rows: all with a split, or none; `split_problems` finds nothing wrong.
+        rows: all with a split, or all without; `split_problems` has no line for them.
         seed: of the shuffling; negative: not seeded.
-        val: of each class, a share below 1 or a number of images, for validation. Negative: a fifth where none has a
-            split. Where all have one, and none is for val, they are taken from the training images.
-        originals: {path: path of the first image of the same content} of those that have copies.
+        val: validation images of each class: a fraction below 1, or a number. Negative: a fifth if the rows have no
+            split, else none. Rows with a split have none for val: they are taken from the training images.
+        originals: {path: path of the first image of the same content} of images with copies.
     """
     rng = random.Random(seed if seed >= 0 else None)
     divided = [row for row in rows if row.split]
@@ -34,29 +35,37 @@ def divide(
     shared = shared_contents(rows, originals)
     for contents in contents_by_class(rows, originals).values():
         parts = {content: "train" for content in contents if content in shared}
-        own = [content for content in contents if content not in shared]
-        n = len(own)
+        unique = [content for content in contents if content not in shared]
+        n = len(unique)
         n_train = max(1, round(0.5 * n))
-        n_val = max(0, min(wanted(n, 0.2 if val < 0 else val), n - n_train - 1))  # one at least is for test
+        n_val = max(0, min(count_images(n, 0.2 if val < 0 else val), n - n_train - 1))  # at least one is for test
         names = ["train"] * n_train + ["val"] * n_val + ["test"] * (n - n_train - n_val)
-        parts |= zip(rng.sample(own, n), names, strict=False)
+        parts |= zip(rng.sample(unique, n), names, strict=False)
         divided += [row._replace(split=part) for content, part in parts.items() for row in contents[content]]
     return divided
 
 
 def val_from_train(rows: list[Row], rng: random.Random, val: float, originals: Mapping[str, str]) -> list[Row]:
-    """Return the same rows, of which some training images of each class, but never the last one, are for val."""
+    """Return the same rows with some training images of each class moved to val; at least one stays.
+
+    Args:
+        rows: all with a split.
+        rng: of the selection.
+        val: fraction below 1, or number, of the training images of each class.
+        originals: see `divide`.
+    """
     train, moved = [row for row in rows if row.split == "train"], set()
     shared = shared_contents(train, originals)
     for contents in contents_by_class(train, originals).values():
-        own = [content for content in contents if content not in shared]
-        for content in rng.sample(own, max(0, min(wanted(len(own), val), len(own) - 1))):
+        unique = [content for content in contents if content not in shared]
+        n_val = max(0, min(count_images(len(unique), val), len(unique) - 1))
+        for content in rng.sample(unique, n_val):
             moved.update(contents[content])
     return [row._replace(split="val") if row in moved else row for row in rows]
 
 
 def contents_by_class(rows: list[Row], originals: Mapping[str, str]) -> dict[str, dict[str, list[Row]]]:
-    """Return {class name: {path of the first image of a content: the class's rows of it}}."""
+    """Return {class name: {content: rows}}; a content is the path of its first image."""
     classes = {}
     for row in rows:
         content = originals.get(row.path, row.path)
@@ -72,7 +81,13 @@ def shared_contents(rows: list[Row], originals: Mapping[str, str]) -> set[str]:
 
 
 def describe_copies(rows: list[Row], originals: Mapping[str, str], folder: str) -> list[str]:
-    """Return lines that name the images of one content that lie in several classes, or in several given splits."""
+    """Return lines about the copies among the images, and about those in several classes or several splits.
+
+    Args:
+        rows: all images.
+        originals: see `divide`.
+        folder: paths are shown relative to it.
+    """
     by_content = {}
     for row in rows:
         if row.path in originals:
@@ -80,7 +95,8 @@ def describe_copies(rows: list[Row], originals: Mapping[str, str], folder: str) 
     divided = any(row.split for row in rows)
     split = [same for same in by_content.values() if len({row.split for row in same}) > 1]
     classes = [same for same in by_content.values() if len({row.classname for row in same}) > 1]
-    count, lines = sum(len(same) for same in by_content.values()), []
+    count = sum(len(same) for same in by_content.values())
+    lines = []
     if count and not divided:
         lines.append(
             f"{count:,} images are copies of each other, {len(by_content):,} different ones: copies share a split"
@@ -99,13 +115,12 @@ def describe_copies(rows: list[Row], originals: Mapping[str, str], folder: str) 
 
 
 def name_copies(groups: Iterable[list[Row]], folder: str) -> list[str]:
-    """Return a line for each group of copies, of the first 20: their paths below `folder`."""
-    names = [[osp.relpath(row.path, folder) for row in group] for group in groups]
-    return listing([" = ".join(of_group) for of_group in names])
+    """Return a line for each of the first 20 groups of copies, with their paths below `folder`."""
+    return listing([" = ".join(osp.relpath(row.path, folder) for row in group) for group in groups])
 
 
-def wanted(n: int, val: float) -> int:
-    """Return the number of images that a share, or a number, of `n` images is."""
+def count_images(n: int, val: float) -> int:
+    """Return the number of images that `val` asks for: a fraction of `n` if it is below 1, else the number itself."""
     return round(val * n) if val < 1 else int(val)
 
 
@@ -114,15 +129,15 @@ def split_problems(rows: list[Row], val: float) -> list[str]:
     problems = []
     if not (val < 1 or math.isfinite(val) and val == int(val)):
         problems.append(f"--val is {val:g}: give a share of each class below 1, or a whole number of images")
-    unsaid = [row for row in rows if not row.split]
-    if unsaid and len(unsaid) < len(rows):
-        some = f"{len(unsaid):,} of {len(rows):,} images"
-        problems.append(f"{some} have no split, first {unsaid[0].path}: give all one, or none")
+    unsplit = [row for row in rows if not row.split]
+    if unsplit and len(unsplit) < len(rows):
+        count = f"{len(unsplit):,} of {len(rows):,} images"
+        problems.append(f"{count} have no split, first {unsplit[0].path}: give all one, or none")
     problems += class_problems({row.classname for row in rows})
     classes = sorted({row.classname for row in rows})
     trained = {row.classname for row in rows if row.split == "train"}
     without = [name for name in classes if name not in trained]
-    if without and not unsaid and len(classes) > 1:
+    if without and not unsplit and len(classes) > 1:
         near = get_most_similar_str_to_a_from_b(without[0], trained)
         hint = f' (did you mean "{near}"?)' if near else ""
         problems.append(f'{len(without)} classes have no training image, first "{without[0]}"{hint}')
@@ -139,6 +154,6 @@ def class_problems(names: Collection[str]) -> list[str]:
 
 
 def as_split(rows: list[Row]) -> dict:
-    """CoOp's split file, labels in order of the class names, with absolute paths."""
+    """Return the content of CoOp's split file, with labels in the order of the class names and absolute paths."""
     label = {name: k for k, name in enumerate(sorted({row.classname for row in rows}))}
     return {part: [[r.path, label[r.classname], r.classname] for r in rows if r.split == part] for part in PARTS}

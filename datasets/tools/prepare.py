@@ -1,11 +1,11 @@
-"""Downloads benchmarks into CoOp's layout; an interrupted or repeated command does only what is left to do.
+"""Download benchmarks into CoOp's layout. A repeated command does only what is left to do.
 
     python -m datasets.tools.prepare --list
     python -m datasets.tools.prepare Caltech101 OxfordPets --root DATA
     python -m datasets.tools.prepare all --root DATA --dry-run
 
-A name is the registered one (DescribableTextures) or that of the config (dtd). What needs an account or cannot be
-downloaded is listed, with the place for its files; the rest is fetched all the same. No existing file is overwritten.
+A name is the registered one (DescribableTextures) or that of the config (dtd). Files that need an account or cannot be
+downloaded are listed with their place; the others are downloaded. No existing file is overwritten.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dassl.utils import atomic_write, locked, read_json
 from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
 from datasets.benchmarks import Benchmark, Item, downloads
 
-SCRATCH = ".prepare"  # in the data set's folder: what is unpacked, before it is moved in place
+SCRATCH = ".prepare"  # in the data set's folder: unpacked files, before they are moved in place
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,9 +33,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, or: all")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
-    parser.add_argument("--list", action="store_true", help="only say what there is, how large, from where")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-    parser.add_argument("--keep-archives", action="store_true", help="keep what was downloaded to be unpacked")
+    parser.add_argument("--list", action="store_true", help="only list the data sets, their sizes and their hosts")
+    parser.add_argument("--dry-run", action="store_true", help="only list the steps")
+    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after unpacking")
     args = parser.parse_intermixed_args(argv)
     if not args.names and not args.list:
         parser.error("which data set? Give names, all, or --list")
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def table() -> str:
-    """What --list prints."""
+    """Return the table of --list."""
     rows = []
     for benchmark in downloads(["all"]):
         items = benchmark.items
@@ -61,14 +61,23 @@ def table() -> str:
 
 
 def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool = False) -> list[str]:
-    """Completes the benchmark's folder below `root`; returns the paths that it still lacks and needs.
+    """Complete the benchmark's folder below `root`.
+
+    Args:
+        benchmark: the data set.
+        root: folder of the data sets.
+        keep: keep the archives after unpacking.
+        dry_run: only print the steps.
+
+    Returns:
+        The necessary paths that are still missing.
 
     Raises:
         OSError: another `prepare` is at work there, or the folder cannot be written to.
     """
     folder = osp.join(root, benchmark.folder)
     print(f"{benchmark.name}: {folder}")
-    there(folder)  # raises for a link to nothing
+    has_content(folder)  # raises for a broken link
     if dry_run:
         promised = set()
         for item in benchmark.items:
@@ -81,27 +90,31 @@ def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool =
             if missing(item, folder) and not item.by_hand:
                 try:
                     fetch(item, folder, root, keep)
-                except OSError as error:  # the other items are fetched all the same, and one may make up for it
+                except OSError as error:  # go on: another item may give the same path
                     print(f"warning: {error}", file=sys.stderr)
     return report(benchmark, folder)
 
 
-def there(path: str) -> bool:
-    """Whether there is a file or a folder that holds something; raises OSError for a link to nothing."""
+def has_content(path: str) -> bool:
+    """Return whether a path is a file, or a folder that is not empty.
+
+    Raises:
+        OSError: it is a broken link.
+    """
     if osp.islink(path) and not osp.exists(path):
         raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mend or remove it")
     return any(os.scandir(path)) if osp.isdir(path) else osp.exists(path)
 
 
 def missing(item: Item, folder: str) -> list[str]:
-    """The paths that `item` is to give and that are not there."""
-    if item.unless and there(osp.join(folder, item.unless)):
+    """Return the paths of an item that do not exist."""
+    if item.unless and has_content(osp.join(folder, item.unless)):
         return []
-    return [path for path in item.gives if not there(osp.join(folder, path))]
+    return [path for path in item.gives if not has_content(osp.join(folder, path))]
 
 
 def describe(item: Item, folder: str, root: str) -> str:
-    """What would be done about `item`, in a line."""
+    """Return a line about the step for an item."""
     paths = ", ".join(missing(item, folder))
     if not paths:
         return f"there already: {', '.join(item.gives)}"
@@ -114,9 +127,19 @@ def describe(item: Item, folder: str, root: str) -> str:
 
 
 def fetch(item: Item, folder: str, root: str, keep: bool) -> None:
-    """Gets `item` and puts what it gives in place; raises OSError in one line."""
+    """Download an item, and unpack it into the folder if it is an archive.
+
+    Args:
+        item: the file.
+        folder: of the data set.
+        root: folder of the data sets.
+        keep: keep the archive after unpacking.
+
+    Raises:
+        OSError: it cannot be downloaded or unpacked; the message has one line.
+    """
     dst = osp.join(folder, item.archive or item.gives[0])
-    mark = dst + ".fetched"  # tells our archives from those that somebody put there, which stay
+    mark = dst + ".fetched"  # marks an archive as downloaded here; one that a user has put there is not removed
     if not osp.exists(dst):
         download(item, dst, root)
         if not item.archive:
@@ -127,7 +150,7 @@ def fetch(item: Item, folder: str, root: str, keep: bool) -> None:
     try:
         unpack(item, dst, folder)
     except DamagedArchive:
-        if osp.exists(mark):  # the next run fetches it again
+        if osp.exists(mark):  # the next run downloads it again
             os.remove(dst)
             os.remove(mark)
         raise
@@ -151,7 +174,7 @@ def download(item: Item, dst: str, root: str) -> None:
     if dst.endswith(".json"):
         try:
             read_json(dst)
-        except ValueError as error:  # a page that asks to log in, say
+        except ValueError as error:  # for example a page that asks to log in
             os.remove(dst)
             address = DRIVE.format(item.drive) if item.drive else item.url
             advice = f"open {address} in a browser, and save the file as {dst}"
@@ -159,9 +182,20 @@ def download(item: Item, dst: str, root: str) -> None:
 
 
 def unpack(item: Item, archive: str, folder: str) -> None:
-    """Moves the parts of `archive` in place, each in whole: an interruption leaves nothing that looks complete."""
+    """Unpack an archive into a scratch folder, then move each part in place in one step.
+
+    An interruption leaves no part that looks complete but is not.
+
+    Args:
+        item: the archive's description.
+        archive: the file.
+        folder: of the data set.
+
+    Raises:
+        OSError: the archive is damaged, or lacks a part.
+    """
     scratch = osp.join(folder, SCRATCH)
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     os.mkdir(scratch)
     try:
         extract_archive(archive, scratch)
@@ -171,10 +205,12 @@ def unpack(item: Item, archive: str, folder: str) -> None:
                 raise OSError(f"{archive} holds no {item.inner}: it is another archive than expected")
             extract_archive(inner, osp.dirname(inner))
         for pattern, place in item.take.items():
-            found = sorted(Path(scratch).glob(pattern), key=lambda path: (len(path.parts), path))
-            for path in found if place == "." else found[:1]:  # of several with that name the outermost
+            paths = sorted(Path(scratch).glob(pattern), key=lambda path: (len(path.parts), path))
+            if place != ".":
+                paths = paths[:1]  # the outermost of several with that name
+            for path in paths:
                 target = osp.join(folder, path.name if place == "." else place)
-                if not there(target):
+                if not has_content(target):
                     os.rename(path, target)
         lacking = missing(item, folder)
         if lacking:
@@ -184,7 +220,7 @@ def unpack(item: Item, archive: str, folder: str) -> None:
 
 
 def report(benchmark: Benchmark, folder: str) -> list[str]:
-    """Prints what the folder lacks; returns what of it is needed."""
+    """Print the missing paths of a folder, and return the necessary ones."""
     name, needed = benchmark.name, {}
     for item in benchmark.items:
         for path in missing(item, folder):
@@ -192,20 +228,21 @@ def report(benchmark: Benchmark, folder: str) -> list[str]:
                 print(f"warning: {name} has no {osp.join(folder, path)}: {item.spare}", file=sys.stderr)
             else:
                 needed[osp.join(folder, path)] = item.by_hand.format(folder) if item.by_hand else ""
-    for how in dict.fromkeys(needed.values()):
-        paths = ", ".join(path for path in needed if needed[path] == how)
-        print(f"{name} lacks {paths}" + (f": {how}" if how else ""), file=sys.stderr)
+    for advice in dict.fromkeys(needed.values()):
+        line = f"{name} lacks " + ", ".join(path for path in needed if needed[path] == advice)
+        if advice:
+            line += f": {advice}"
+        print(line, file=sys.stderr)
     if needed:
-        print(
-            f"The whole of {name} is {', '.join(osp.join(folder, path) for path in benchmark.layout)}", file=sys.stderr
-        )
+        layout = ", ".join(osp.join(folder, path) for path in benchmark.layout)
+        print(f"The whole of {name} is {layout}", file=sys.stderr)
     else:
         print(f"{name} is there. Check it: python -m datasets.tools.verify {name} --root {osp.dirname(folder) or '.'}")
     return list(needed)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 if everything asked for is there, 1 if something is missing, 130 after Ctrl-C."""
+    """Return 0 if every data set in the command is complete, 1 if not, 130 after Ctrl-C."""
 
     def work() -> list[str]:
         args = parse(argv)
@@ -219,14 +256,14 @@ def main(argv: list[str] | None = None) -> int:
         for benchmark in downloads(args.names):
             try:
                 lacking = prepare(benchmark, root, args.keep_archives, args.dry_run)
-            except OSError as error:  # the other data sets are prepared all the same
+            except OSError as error:  # go on with the other data sets
                 failed.append(f"{benchmark.name}: {error}")
                 continue
             if lacking:
                 failed.append(f"{benchmark.name} is not complete, see above")
         return failed
 
-    return command(work, "interrupted: what has come is kept; given again, the same command goes on")
+    return command(work, "interrupted: the finished downloads are kept; the same command goes on with the others")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Checks the benchmarks on disk: classes and images against the expected sizes, every image decoded. Writes nothing.
+"""Check the benchmarks on disk: compare the classes and images with the expected sizes, and decode every image.
 
-    python -m datasets.tools.verify --root DATA                       all that are there
+    python -m datasets.tools.verify --root DATA                       all that exist
     python -m datasets.tools.verify OxfordPets sun397 --root DATA     these, by registered name or YAML
     python -m datasets.tools.verify --fast --root DATA                without decoding
 
-The exit status is 1 if one of those named, or found, is wrong.
+It writes no file. The exit status is 1 if a data set is wrong, or was named and does not exist.
 """
 
 import argparse
@@ -30,15 +30,15 @@ HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "s
 
 @dataclass
 class Report:
-    """What was found of one data set; `error` is why it could not be read."""
+    """The result of the check of a data set."""
 
     benchmark: Benchmark
     present: bool = True
-    error: str = ""
+    error: str = ""  # reason why it cannot be read
     size: Size | None = None
-    missing: list[str] = field(default_factory=list)  # images that the splits name
-    unreadable: dict[str, str] | None = None  # {image: what is wrong}; None: not decoded
-    same_name: list[str] = field(default_factory=list)  # class names that several labels have
+    missing: list[str] = field(default_factory=list)  # images of the splits that do not exist
+    unreadable: dict[str, str] | None = None  # {image: problem}; None: not decoded
+    same_name: list[str] = field(default_factory=list)  # class names of several labels
 
     @property
     def name(self) -> str:
@@ -46,21 +46,24 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Classes of the same name do not count: ImageNet's own list has some."""
+        """The verdict: True if the data set is complete. Several classes may have one name, as in ImageNet."""
         return self.size == self.benchmark.size and not self.missing and not self.unreadable
 
     def row(self) -> list[str]:
-        present = "incomplete" if self.error and self.present else "yes" if self.present else "no"
+        if not self.present:
+            present = "no"
+        else:
+            present = "incomplete" if self.error else "yes"
         if self.size is None:
             return [self.name, present, *["-"] * 7, "wrong" if self.present else "not there"]
-        want = self.benchmark.size
-        counts = [against(getattr(self.size, part), getattr(want, part)) for part in ("classes", *PARTS)]
+        expected = self.benchmark.size
+        counts = [format_count(getattr(self.size, part), getattr(expected, part)) for part in ("classes", *PARTS)]
         unreadable = "not checked" if self.unreadable is None else f"{len(self.unreadable):,}"
         verdict = "ok" if self.ok else "wrong"
         return [self.name, present, *counts, f"{len(self.missing):,}", unreadable, f"{len(self.same_name):,}", verdict]
 
     def details(self) -> list[str]:
-        """Lines for below the table."""
+        """Return the lines below the table."""
         lines = [f"{self.name}: {self.error}"] if self.error else []
         if self.same_name:
             lines.append(f"{self.name}, several classes of the same name: {', '.join(self.same_name)}")
@@ -72,12 +75,14 @@ class Report:
         return lines
 
 
-def against(found: int | None, expected: int | None) -> str:
-    return "-" if found == expected is None else f"{found or 0:,}/{expected or 0:,}"
+def format_count(count: int | None, expected: int | None) -> str:
+    if count is None and expected is None:
+        return "-"
+    return f"{count or 0:,}/{expected or 0:,}"
 
 
 def locate(benchmark: Benchmark, root: str) -> SplitDataset:
-    """The data set with its paths, of which nothing is read yet."""
+    """Return the data set with its paths, without reading any file."""
     importlib.import_module(f"datasets.{benchmark.stem}")
     cls = DATASET_REGISTRY.get(benchmark.name)
     dataset = cls.__new__(cls)
@@ -86,7 +91,13 @@ def locate(benchmark: Benchmark, root: str) -> SplitDataset:
 
 
 def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
-    """Checks the benchmark in `root`; `fast` decodes no image."""
+    """Check a benchmark.
+
+    Args:
+        benchmark: the data set.
+        root: folder of the data sets.
+        fast: decode no image.
+    """
     dataset = locate(benchmark, root)
     name, report = benchmark.name, Report(benchmark, present=osp.isdir(dataset.dataset_dir))
     try:  # imagenet/ may hold nothing but the list of class names, for its variants
@@ -104,27 +115,27 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
     report.same_name = sorted(name for name, count in names.items() if count > 1)
     paths = list(dict.fromkeys(item.impath for item in items))
     if not dataset.listed:
-        there = of_all(osp.exists, paths, f"{name}, looking for")
-        report.missing = [path for path in paths if not there[path]]
-        paths = [path for path in paths if there[path]]
+        exists = of_all(osp.exists, paths, f"{name}, looking for")
+        report.missing = [path for path in paths if not exists[path]]
+        paths = [path for path in paths if exists[path]]
     if not fast:
         report.unreadable = unreadable(paths, f"{name}, decoding")
     return report
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 if all is as it should be, 1 if something is not."""
+    """Return 0 if the data sets are complete, 1 if not."""
     return command(lambda: work(argv))
 
 
 def work(argv: list[str] | None) -> list[str]:
-    """Check the data sets and print what is wrong; return a line if something is."""
+    """Check the data sets, print the problems, and return a line if there are any."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.tools.verify",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, default: all that are there")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets, default: all that exist")
     parser.add_argument("--root", default="data", help="folder of the data sets, default: data")
     parser.add_argument("--fast", action="store_true", help="do not decode the images, only look for their files")
     args = parser.parse_intermixed_args(argv)
@@ -141,7 +152,7 @@ def work(argv: list[str] | None) -> list[str]:
     if absent:
         print(f"not there: {', '.join(absent)}")
     wrong = [report.name for report in shown if not report.ok]
-    return [f"not as they should be: {', '.join(wrong)}"] if wrong else []
+    return [f"incomplete or damaged: {', '.join(wrong)}"] if wrong else []
 
 
 if __name__ == "__main__":
