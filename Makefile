@@ -2,7 +2,7 @@
 # make protocols  set-up, then all four protocols on the embedded data: tables, pictures, report.html in output/protocols
 # make compare    the same with every method: output/compare
 # make test       set-up, then the tests
-# make lint       ruff: rules and format
+# make lint       ruff: rules and format; scripts/lint.py: docstrings, names and lines
 # make bench      time and memory of all trainers beside the originals' formulation, 20 minutes: output/bench
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ test: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) scripts/lint.py
 
 bench: setup
 	$(PY) -m benchmarks

@@ -168,7 +168,8 @@ def settle(cfg: CfgNode, args: argparse.Namespace) -> None:
                 continue
             off = format_value(type(deciding_value)())
             if last == since or decides.refused:
-                wrong = f"{key} {format_value(value)} {layers[last][0]} has no effect with {deciding} {format_value(deciding_value)}"
+                setting = f"{key} {format_value(value)} {layers[last][0]}"
+                wrong = f"{setting} has no effect with {deciding} {format_value(deciding_value)}"
                 raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
             say(f"{deciding} is {off} instead of {format_value(deciding_value)}: {key} {layers[last][0]} comes later")
             cfg.TRAINER[node][name] = type(deciding_value)()

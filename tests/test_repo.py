@@ -163,6 +163,33 @@ def test_ruff_has_nothing_to_say(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_docstrings_and_names_are_plain():
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "lint.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "code, kind",
+    [
+        ('def f():\n    """What it holds."""', "docstring"),
+        ("found = 1", "name"),
+        ("def f(given): ...", "name"),
+        ("x = [y] * bool(y)", "boolean"),
+        ("x = 's' * (n > 1)", "boolean"),
+        ("x = f'{y}' * (y and z)", "boolean"),
+        ("x = [y] * n", ""),
+        ("results = 's' * len(y)", ""),
+    ],
+)
+def test_what_is_not_plain(code, kind):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from lint import problems
+    finally:
+        sys.path.pop(0)
+    assert [found for _, found, _ in problems(ast.parse(code))] == ([kind] if kind else [])
+
+
 def test_the_table_of_data_sets_is_the_one_in_the_code():
     from datasets.benchmarks import downloads
 
