@@ -1,8 +1,9 @@
-"""Dassl: the training engine, with the public API of KaiyangZhou/Dassl.pytorch, written anew for today's PyTorch.
+"""Dassl: the training engine with the public API of KaiyangZhou/Dassl.pytorch, rewritten for current PyTorch.
 
-Nothing in here imports clip, trainers or datasets: those build on this package, never the other way round.
+No module of this package imports clip, trainers or datasets, which build on it.
 
-Kept, with Dassl's names, arguments and results, its config keys and the methods and attributes of its trainers:
+These names are available with Dassl's arguments and results, its config keys, and the methods and attributes of its
+trainers:
 
     dassl.config          get_cfg_default clean_cfg
     dassl.data            DataManager DatasetWrapper
@@ -20,7 +21,7 @@ Kept, with Dassl's names, arguments and results, its config keys and the methods
                           save_checkpoint load_checkpoint resume_from_checkpoint load_pretrained_weights
                           open_all_layers open_specified_layers init_network_weights
 
-and in the modules that other code imports from directly, beside what is above:
+Other code also imports names from these modules directly:
 
     dassl.config.defaults            _C
     dassl.data.data_manager          DataManager DatasetWrapper build_data_loader
@@ -49,8 +50,8 @@ and in the modules that other code imports from directly, beside what is above:
     dassl.utils.torchtools           load_checkpoint load_pretrained_weights count_num_param resume_from_checkpoint
                                      init_network_weights adjust_learning_rate set_bn_to_eval
 
-Not here: Dassl's own trainers, data sets and special networks. `dassl.absent` lists them, and importing one is an error
-that says where Dassl has it. docs/coop.md has the table of all public names.
+Dassl's own trainers, data sets and special networks are missing. `dassl.absent` lists them. Importing one raises an
+error with its file in Dassl. docs/coop.md has the table of all public names.
 """
 
 __version__ = "1.4.0"

@@ -1,4 +1,4 @@
-"""Public names of Dassl.pytorch that are not here, with the file of Dassl that has them."""
+"""The public names of Dassl.pytorch that this package does not have, with their files in Dassl."""
 
 _TRAINERS = {
     "da": "AdaBN ADDA CDAC DAEL DANN M3SDA MCD MME SE SourceOnly",
@@ -36,7 +36,7 @@ _OPS = {
     "run_without_efdmix",
 }
 
-# Module of Dassl -> {name: what it is and the place in Dassl that has it}
+# module of Dassl -> {name: description and place in Dassl}
 ABSENT = {
     "dassl.engine": {
         name: f"a trainer of Dassl's own, of dassl/engine/{folder}/"
@@ -65,7 +65,7 @@ ABSENT = {
 
 
 def explain(name, module):
-    """Return a line about a name of Dassl's `module` that is not here; "" for any other name."""
+    """Return a line about a name of Dassl's `module` that is missing here; "" for any other name."""
     description = ABSENT[module].get(name)
     if not description:
         return ""
@@ -74,7 +74,7 @@ def explain(name, module):
 
 
 def absent_names(module):
-    """Return a module's `__getattr__`: it raises ImportError with the reason for a name of Dassl that is not here."""
+    """Return a `__getattr__` for a module. It raises ImportError with the reason for a missing name of Dassl."""
 
     def __getattr__(name):
         reason = explain(name, module)
@@ -89,7 +89,7 @@ def check_registered(name, registry, module):
     """Check that `name` is registered.
 
     Raises:
-        ValueError: it is not. The message says where Dassl has it, or else the nearest name that is registered.
+        ValueError: it is not. The message has its file in Dassl, or else the nearest registered name.
     """
     from dassl.names import check_availability
 

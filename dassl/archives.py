@@ -34,7 +34,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 
 
 class Stub:
-    """Stands for an object of another class, or for that class or function itself.
+    """A placeholder for an object of another class, or for that class or function itself.
 
     Attributes:
         name: of the class or function, with its module.

@@ -1,4 +1,4 @@
-"""Lines on the standard output, which a caller may silence for itself without silencing the rest of its program."""
+"""Printed lines that a caller may silence in its own thread, without silencing the rest of the program."""
 
 import contextlib
 from contextvars import ContextVar
@@ -7,7 +7,7 @@ _silent = ContextVar("silent", default=False)  # of a thread or an asynchronous 
 
 
 def say(*values, **options):
-    """Print as `print` does, unless `silence` is in force in this thread."""
+    """Print like `print`, unless `silence` is active in this thread."""
     if not _silent.get():
         print(*values, **options)
 

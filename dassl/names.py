@@ -1,12 +1,12 @@
-"""Names that are not there, and the nearest that are. Nothing but Python is needed."""
+"""Errors for unknown names, with the nearest valid name. This module needs only Python."""
 
 from difflib import SequenceMatcher
 
 
 def get_most_similar_str_to_a_from_b(a, b):
-    """Return the string in `b`, an iterable, that is most similar to the string `a`, ignoring case.
+    """Return the string in the iterable `b` that is most similar to the string `a`, ignoring case.
 
-    None if `b` is empty; the first of several that are equally similar.
+    The result is None if `b` is empty, and the first of several strings that are equally similar.
     """
     return max(b, key=lambda s: SequenceMatcher(None, str(a).lower(), s.lower()).ratio(), default=None)
 

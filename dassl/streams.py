@@ -1,6 +1,6 @@
-"""Standard output and error that end no run, whatever their encoding and also where they are closed.
+"""Standard output and error that accept any text with any encoding, even if they are closed.
 
-Nothing but Python and tqdm is needed.
+This module needs only Python and tqdm.
 """
 
 import os
@@ -12,13 +12,13 @@ STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by file descript
 
 
 def open_streams():
-    """Make this process's output and error take every text; every command calls this first.
+    """Make the output and error of this process accept any text. Every command calls this first.
 
-    A character outside the stream's encoding is shown as an escape. A closed stream becomes os.devnull: else the next
-    file that is opened would get its descriptor, and what a library prints would go into that file.
+    A character outside of a stream's encoding is printed as an escape. A closed stream becomes os.devnull. Otherwise
+    the next opened file would get its descriptor, and the output of libraries would go into that file.
     """
     closed = [_is_closed(getattr(sys, name)) for name, _ in STREAMS]
-    for descriptor in range(len(STREAMS)):  # all three first: a stream below would get the descriptor of the next
+    for descriptor in range(len(STREAMS)):  # before the loop below, which could open the descriptor of another stream
         if closed[descriptor]:
             _open_descriptor(descriptor)
     for descriptor, (name, mode) in enumerate(STREAMS):
@@ -37,7 +37,7 @@ def _is_closed(stream):
 
 
 def _open_descriptor(descriptor):
-    """Lead a closed descriptor to os.devnull, in this process and in those that it starts."""
+    """Connect a closed descriptor to os.devnull, in this process and its child processes."""
     try:
         os.fstat(descriptor)
     except OSError:
@@ -50,7 +50,7 @@ def _open_descriptor(descriptor):
 
 
 def write_text(stream, text):
-    """Write `text` to a stream of any encoding, with escapes where the encoding lacks a character; None: nowhere."""
+    """Write `text` to a stream, with escapes for characters outside of its encoding. Do nothing if it is None."""
     if stream is None:
         return
     try:
@@ -61,15 +61,15 @@ def write_text(stream, text):
 
 
 def progress(items=None, **options):
-    """Return a tqdm bar over `items` on standard error: shown on a terminal, and nowhere else.
+    """Return a tqdm bar over `items` on standard error. It is visible on a terminal only.
 
     Args:
         items: an iterable, or None for a bar that is advanced by hand.
-        options: of tqdm.
+        **options: options of tqdm.
     """
     return tqdm(items, disable=without_bars(), **options)
 
 
 def without_bars():
-    """Return tqdm's `disable`: True where standard error is closed, None to show bars on a terminal only."""
+    """Return tqdm's `disable`: True if standard error is closed, None to show bars on a terminal only."""
     return True if _is_closed(sys.stderr) else None

@@ -71,7 +71,7 @@ def build_data_loader(
 
 
 class Loader(WorkerLoader):
-    """A loader whose data set decodes what it keeps before the first batch, and before workers are forked."""
+    """A loader whose data set decodes the images to keep before the first batch, and before workers are forked."""
 
     def __iter__(self):
         if isinstance(self.dataset, DatasetWrapper):

@@ -37,10 +37,14 @@ def _num_batches(counts, n):
 
 
 def _deal(groups, n):
-    """Return `_num_batches` random batches of n groups of different keys. groups: {key: [group]}, used up.
+    """Return `_num_batches` random batches of n groups of different keys.
 
-    The keys with the most groups left go first, or fewer batches could be formed; ties and the order of the
-    batches are random.
+    Keys with the most remaining groups go first, because otherwise there could be fewer batches. Ties and the order of
+    the batches are random.
+
+    Args:
+        groups: {key: [group]}, which this function empties.
+        n: number of groups in a batch.
     """
     batches = []
     for _ in range(_num_batches([len(g) for g in groups.values()], n)):
@@ -56,9 +60,12 @@ def per_group(batch_size, n, what):
 
 
 class FullRandomDomainSampler(Sampler):
-    """Each batch: `n_domain` random domains (all of them if `n_domain` <= 0) with equally many images each.
+    """A sampler of batches with `n_domain` random domains and the same number of images of each.
 
-    Raises ValueError if `batch_size` is not a multiple of `n_domain` or there are fewer domains.
+    With `n_domain` <= 0 each batch has all domains.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of `n_domain`, or there are fewer domains.
     """
 
     def __init__(self, data_source, batch_size, n_domain):
@@ -79,9 +86,10 @@ class FullRandomDomainSampler(Sampler):
 
 
 class FullSeqDomainSampler(Sampler):
-    """Each batch: all domains in sorted order, with equally many random images each.
+    """A sampler of batches with all domains in sorted order and the same number of random images of each.
 
-    Raises ValueError if `batch_size` is not a multiple of the number of domains.
+    Raises:
+        ValueError: `batch_size` is not a multiple of the number of domains.
     """
 
     def __init__(self, data_source, batch_size):
@@ -99,10 +107,12 @@ class FullSeqDomainSampler(Sampler):
 
 
 class FullRandomClassSampler(Sampler):
-    """Each batch: batch_size / n_ins random classes with `n_ins` images each.
+    """A sampler of batches with batch_size / n_ins random classes and `n_ins` images of each.
 
-    A class of fewer than `n_ins` images is drawn from with replacement. Raises ValueError if `batch_size`
-    is not a multiple of `n_ins` or there are too few classes.
+    Images of a class with fewer than `n_ins` are drawn with replacement.
+
+    Raises:
+        ValueError: `batch_size` is not a multiple of `n_ins`, or there are too few classes.
     """
 
     def __init__(self, data_source, batch_size, n_ins):
@@ -110,8 +120,8 @@ class FullRandomClassSampler(Sampler):
         self.n_ins = n_ins
         self.ncls_per_batch = per_group(batch_size, n_ins, "n_ins")
         if self.ncls_per_batch > len(self.indices):
-            needed = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
-            raise ValueError(f"{needed}, but the data has only {len(self.indices)}")
+            requirement = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
+            raise ValueError(f"{requirement}, but the data has only {len(self.indices)}")
         counts = [max(1, len(indices) // n_ins) for indices in self.indices.values()]
         self.length = _num_batches(counts, self.ncls_per_batch) * batch_size
 
@@ -129,9 +139,9 @@ class FullRandomClassSampler(Sampler):
 
 
 class Place(int):
-    """An index into the data, with the seed of what is random in the item: (of the epoch, place in the epoch).
+    """An index into the data, with the seed of the item's random transforms: (seed of the epoch, place in the epoch).
 
-    The place, not the index: a sampler may ask twice for an item in an epoch, and gets two augmentations.
+    The seed has the place and not the index. So an item that a sampler draws twice in an epoch gets two augmentations.
     """
 
     seed = (0, 0)
@@ -146,7 +156,7 @@ class Place(int):
 
 
 class Seeded(Sampler):
-    """The indices of another sampler, as `Place`s; the epoch's seed is torch's global generator's next number."""
+    """A sampler of the indices of another one as `Place`s. Torch's global generator draws the seed of the epoch."""
 
     def __init__(self, sampler):
         self.sampler = sampler

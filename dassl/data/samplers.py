@@ -30,7 +30,7 @@ class _EpochSampler(Sampler):
 
 
 class _DomainSampler(_EpochSampler):
-    """Draws groups of images of one domain each, until a domain has too few images left for another group."""
+    """A sampler of groups of images of one domain each, until a domain has too few images left for another group."""
 
     def draw_epoch(self):
         left = {domain: list(indices) for domain, indices in self.indices.items()}

@@ -1,6 +1,6 @@
-"""Worker processes of data loaders: as many as shared memory has room for, and errors that reach the user in one line.
+"""Worker processes of data loaders. Their number is limited by shared memory, and their errors are one line.
 
-A worker hands its batches over in shared memory, of which a container may have little (Docker: 64 MiB).
+A worker returns its batches in shared memory. A container may have little of it (Docker: 64 MiB).
 """
 
 import errno
@@ -17,32 +17,32 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 from dassl.utils import end_with_parent
 
 SHARED_MEMORY = "/dev/shm"
-QUEUE = 2**16  # bytes of the semaphores of a worker's queue, and of what they are rounded up to
+QUEUE = 2**16  # size of the semaphores of a worker's queue, rounded up, in bytes
 PREFETCH = 2  # batches that PyTorch's DataLoader has each worker prepare
 ADVICE = "give DATALOADER.NUM_WORKERS 0, or the container more memory (docker run --shm-size 1g)"
 _printed = set()
 
 
 class WorkerFailed(OSError):
-    """A worker process has ended, or could not hand over what it read."""
+    """An error of a worker process, which has ended or could not return a batch."""
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader whose workers never leave the main process waiting: each of their failures is a `WorkerFailed`.
+    """A DataLoader that raises `WorkerFailed` for every failure of a worker, so that the main process never hangs.
 
-    The arguments are DataLoader's.
+    The arguments are those of DataLoader.
     """
 
     def __init__(self, dataset, batch_size=1, collate_fn=None, worker_init_fn=None, **options):
-        if not isinstance(collate_fn, SharedCollate):  # which a twin of a loader has, see `dassl.distributed`
+        if not isinstance(collate_fn, SharedCollate):  # the twin of a loader has one, see `dassl.distributed`
             collate_fn = SharedCollate(collate_fn or default_collate)
         start = worker_init_fn or start_worker
         super().__init__(dataset, batch_size, collate_fn=collate_fn, worker_init_fn=start, **options)
 
     def __iter__(self):
         try:
-            batches = super().__iter__()  # now, as it draws from the generators
-        except OSError as error:  # of the queues between the processes
+            batches = super().__iter__()  # not later, because it draws from the generators
+        except OSError as error:  # an error of the queues between the processes
             if not self.num_workers or error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.EAGAIN):
                 raise
             reason = f"the worker processes that read images cannot be started ({error.strerror})"
@@ -64,10 +64,10 @@ class WorkerLoader(DataLoader):
 
 
 class SharedCollate:
-    """Collates items and, in a worker, moves the tensors to shared memory, where a lack of it is an ordinary error.
+    """A collate function that, in a worker, also moves the tensors to shared memory.
 
-    Else a background thread of the worker would move them: it prints the error, loses the batch, and the main process
-    waits for ever.
+    Here a lack of shared memory raises an error. Otherwise a background thread of the worker would move the tensors,
+    print the error and lose the batch, and the main process would wait forever.
     """
 
     def __init__(self, collate):

@@ -63,28 +63,33 @@ class Classification(EvaluatorBase):
 
     def process(self, mo, gt):
         """Add a batch: scores `mo` [batch, classes] and true labels `gt`, int64 [batch], on any device."""
-        # Kept on the device: a copy to the CPU for every batch would stall CUDA
+        # the tensors stay on the device, because a copy to the CPU for every batch would stall CUDA
         self._y_pred.append(mo.argmax(1))
-        self._finite.append(mo.amax(1).isfinite())  # NaN is the largest of all; minus infinity may hide a class
+        # the largest score is NaN if any score is; minus infinity is allowed for a hidden class
+        self._finite.append(mo.amax(1).isfinite())
         self._sure.append(confidence(mo, self.temperature or 1.0))
-        self._scores += [mo] * self.keep_scores
+        if self.keep_scores:
+            self._scores.append(mo)
         self._n_classes = max(self._n_classes, mo.shape[1])
         self._y_true.append(gt)
 
     def evaluate(self):
         """Print and return the results over all batches since the last reset().
 
-        The F1 of a class is 2 TP / (2 TP + FP + FN); macro-F1 is its mean over the classes that have samples,
-        like scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). With TEST.COMPUTE_CMAT the
-        confusion matrix is saved to OUTPUT_DIR/cmat.pt, a dict for `torch.load(path, weights_only=True)`:
-        "matrix", float64 [n_cls, n_cls], rows the true and columns the predicted classes, each row sums to 1, or to 0
-        without samples; and "classnames", n_cls strings. Both have all classes, in the order of their labels.
-        The labels themselves stay as `y_true` and `y_pred`, int64 [samples], in the order of the batches. The expected
-        calibration error is of the probabilities that softmax makes of the scores, whatever a method means by them.
+        The F1 of a class is 2 TP / (2 TP + FP + FN). Macro-F1 is its mean over the classes that have samples, like
+        scikit-learn's f1_score(average="macro", labels=np.unique(y_true)). The expected calibration error is that of
+        softmax(scores / T), for all methods. The labels remain in `y_true` and `y_pred`, int64 [samples], in the order
+        of the batches.
+
+        With TEST.COMPUTE_CMAT the confusion matrix is saved to OUTPUT_DIR/cmat.pt, a dict for
+        `torch.load(path, weights_only=True)`. Its "matrix" is float64 [n_cls, n_cls], with true classes as rows and
+        predicted classes as columns. Each row sums to 1, or to 0 without samples. Its "classnames" are n_cls strings.
+        Both have all classes, in the order of their labels.
 
         Returns:
-            OrderedDict: accuracy (first: models are selected by it), error_rate, macro_f1, ece and, with
-            TEST.PER_CLASS_RESULT, perclass_accuracy; floats, in percent. And, if there is one, the temperature.
+            OrderedDict: accuracy, error_rate, macro_f1, ece and, with TEST.PER_CLASS_RESULT, perclass_accuracy: floats,
+            in percent. If it is set, also the temperature. The accuracy is the first entry, by which models are
+            selected.
 
         Raises:
             ValueError: no batch was processed.

@@ -24,7 +24,7 @@ AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
 
 
 class _WarmupScheduler(LRScheduler):
-    """Follows `warmup_lr` for `warmup_epoch` epochs, then `successor`, a scheduler of the same optimizer."""
+    """A schedule by `warmup_lr` for `warmup_epoch` epochs, then by `successor`, a scheduler of the same optimizer."""
 
     def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1):
         self.successor = successor
@@ -82,7 +82,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
 
 
 class _MultiStepLR(MultiStepLR):
-    """Saves its milestones as a plain dict, which every PyTorch loads with weights_only=True."""
+    """A MultiStepLR that saves its milestones as a plain dict, which every PyTorch loads with weights_only=True."""
 
     def state_dict(self):
         return super().state_dict() | {"milestones": dict(self.milestones)}

@@ -15,7 +15,7 @@ from .tools import mkdir_if_missing
 
 
 class Logger:
-    """Replaces sys.stdout: writes to the console (`.console`) and to the file `fpath`.
+    """A replacement for sys.stdout that writes to the console (`.console`) and to the file `fpath`.
 
     `close()`, or leaving a `with` block, restores the console. All other attributes (`isatty`, `fileno`,
     `encoding`...) are the console's. Progress bars stay out of the file and below the printed lines. Control characters

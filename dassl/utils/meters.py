@@ -6,7 +6,7 @@ import torch
 
 
 class AverageMeter:
-    """Keeps the last value (`val`), the sum, the count and the average (`avg`) of a number.
+    """The last value (`val`), the sum, the count and the average (`avg`) of a number.
 
     Args:
         ema (bool): `avg` is the exponential moving average, 0.9 old + 0.1 new, instead of the mean.

@@ -2,7 +2,7 @@
 
 
 class Registry:
-    """Maps the names of functions and classes to them.
+    """A table of functions and classes by name.
 
     Use as a decorator, `@REGISTRY.register()`, or as a call, `REGISTRY.register(MyClass)`.
     """

@@ -58,7 +58,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def name_newest(save_dir, name):
-    """Write the file `checkpoint`, which names the newest one in `save_dir`, unless it does so already."""
+    """Write the name of the newest checkpoint in `save_dir` to its file `checkpoint`, unless it is there already."""
     pointer, line = osp.join(save_dir, "checkpoint"), f"{name}\n".encode()
     with contextlib.suppress(OSError, ValueError):
         if read_bytes(pointer) == line:
@@ -68,11 +68,11 @@ def name_newest(save_dir, name):
 
 
 def load_checkpoint(fpath):
-    """Load a checkpoint onto the CPU; nothing that is pickled in it ever runs: see `dassl.archives`.
+    """Load a checkpoint onto the CPU, without running code from its pickles; see `dassl.archives`.
 
     Returns:
-        dict: what was saved; objects that are neither tensors nor plain containers, as the schedulers in checkpoints
-            of the original Dassl, are inert `dassl.archives.Stub`s.
+        dict: its content. Objects that are neither tensors nor plain containers, for example the schedulers of the
+            original Dassl, are inert `dassl.archives.Stub`s.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,7 +89,7 @@ def load_checkpoint(fpath):
         checkpoint = archives.load(fpath)
     except NotAsWritten:
         raise
-    except Exception as e:  # zipfile, too, raises of several types
+    except Exception as e:  # zipfile also raises several types
         raise ValueError(f'"{fpath}" is not a checkpoint or is cut off: copy or save it again') from e
     if not isinstance(checkpoint, dict):
         raise ValueError(f'"{fpath}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
@@ -97,9 +97,9 @@ def load_checkpoint(fpath):
 
 
 def check_resumable(checkpoint, path):
-    """Raise ValueError if a checkpoint has objects in place of what a training needs to go on, as the original's have.
+    """Raise ValueError if a checkpoint has pickled objects in place of the state that a resumed training needs.
 
-    Dassl's own pickles the schedule behind the warm-up.
+    Checkpoints of the original Dassl do, because it pickles the scheduler that follows the warm-up.
     """
     names = archives.stubs([value for key, value in checkpoint.items() if key != "val_result"])
     if names:
@@ -108,19 +108,24 @@ def check_resumable(checkpoint, path):
 
 
 def own_weights(model, checkpoint, path):
-    """Return the weights in a checkpoint, either {"state_dict": {...}} or these alone, by the names of the model.
+    """Return the weights in a checkpoint with the names of the model.
 
-    A model that knows the names of another code base has a method `renamed(weights)` for it.
+    A model that supports the names of another code base has a method `renamed(weights)`.
+
+    Args:
+        model: the module.
+        checkpoint: {"state_dict": {...}}, or a state dict alone.
+        path: its file, for the message.
 
     Raises:
-        ValueError: they are not tensors by name.
+        ValueError: the weights are not tensors by name.
     """
     weights = checkpoint.get("state_dict", checkpoint)
     if isinstance(weights, dict) and hasattr(model, "renamed"):
-        with contextlib.suppress(AttributeError, KeyError, TypeError):  # it is not what it seemed to be
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # the content only looked like such a file
             weights = model.renamed(weights)
-    named = isinstance(weights, dict) and all(type(name) is str for name in weights)
-    if not named or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    has_names = isinstance(weights, dict) and all(type(name) is str for name in weights)
+    if not has_names or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
     return weights
 
@@ -129,7 +134,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load the newest checkpoint of the directory `fdir` into a model and, if given, optimizer and scheduler.
 
     Returns:
-        int: the number of epochs done, that is the epoch to start with.
+        int: number of finished epochs, which is the epoch to start with.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`.
@@ -200,12 +205,13 @@ def adjust_learning_rate(
 ):
     """Set the learning rate of all parameter groups for an epoch, without a scheduler.
 
-    base_lr * gamma ** (epoch // stepsize); with `linear_decay` on the line from `base_lr` to `final_lr` at `max_epoch`.
+    The rate is base_lr * gamma ** (epoch // stepsize). With `linear_decay` it falls linearly from `base_lr` to
+    `final_lr` at `max_epoch`.
     """
     lr = base_lr * gamma ** (epoch // stepsize)
     if linear_decay:
-        done = epoch / max_epoch
-        lr = done * final_lr + (1 - done) * base_lr
+        progress = epoch / max_epoch
+        lr = progress * final_lr + (1 - progress) * base_lr
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -222,7 +228,7 @@ def init_network_weights(model, init_type="normal", gain=0.02):
     Args:
         model (nn.Module): changed in place.
         init_type (str): normal (with standard deviation `gain`), xavier, kaiming or orthogonal.
-        gain (float): of normal, xavier and orthogonal.
+        gain (float): gain of xavier and orthogonal, standard deviation of normal.
 
     Raises:
         ValueError: another `init_type`.

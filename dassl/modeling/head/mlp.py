@@ -10,7 +10,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
 class MLP(nn.Module):
-    """For each hidden width: linear, batch normalisation, activation, dropout.
+    """A multilayer perceptron with linear map, batch normalisation, activation and dropout for each hidden width.
 
     Args:
         in_features: width of the input.

@@ -16,7 +16,7 @@ class _ReverseGrad(torch.autograd.Function):
 
 
 class ReverseGrad(nn.Module):
-    """Returns its input; the gradient changes its sign and is multiplied by `grad_scaling` >= 0."""
+    """The identity with a reversed gradient, which is multiplied by -`grad_scaling`, with `grad_scaling` >= 0."""
 
     def forward(self, x, grad_scaling=1.0):
         if grad_scaling < 0:
