@@ -1,11 +1,11 @@
-"""Measures training steps and evaluations beside the originals' formulation: time, memory, and what was predicted.
+"""Measure time and memory of training steps and evaluations, beside the originals' formulation and the prediction.
 
-    python -m benchmarks                                              the most telling cases first, 20 minutes
-    python -m benchmarks --trainers CoOp --classes 50 --minutes 4     some of them
-    python -m benchmarks --full                                       all, for as long as it takes
+    python -m benchmarks                                              the most important cases first, 20 minutes
+    python -m benchmarks --trainers CoOp --classes 50 --minutes 4     a part of them
+    python -m benchmarks --full                                       all cases, without a limit of time
 
-CLIP's architecture with random weights. After each case, results.json, table.md and the pictures are written; the same
-command goes on with the cases that are missing.
+CLIP has its architecture and random weights. After each case, results.json and table.md are written; the pictures are
+drawn at the end. The same command goes on with the missing cases.
 """
 
 import argparse
@@ -27,56 +27,63 @@ from . import flops
 from .cases import BATCHES, CLASSES, SETTINGS, Case, plan
 
 ROOT = Path(__file__).resolve().parents[1]
-START = 12  # s until a case's process has its trainer
-RATE = {"cpu": 60, "cuda": 10_000}  # GFLOP/s, until the first case says better
+START = 12  # s from the start of a case's process until its trainer is built
+RATE = {"cpu": 60, "cuda": 10_000}  # GFLOP/s, a guess that the first case corrects
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--trainers", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--classes", nargs="+", type=int, default=CLASSES)
-    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="of training; evaluation has 32 and 100")
+    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="training; evaluation has 32 and 100")
     parser.add_argument("--prec", nargs="+", help="fp32, amp, bf16; default: fp32 on a CPU, fp32 and bf16 on CUDA")
     parser.add_argument("--backbones", nargs="+", choices=list(flops.BACKBONES), default=list(flops.BACKBONES))
-    parser.add_argument("--steps", type=int, default=3, help="rounds of both formulations, at most; gives medians")
-    parser.add_argument("--minutes", type=float, default=20, help="cases for which no time is left are listed")
-    parser.add_argument("--full", action="store_true", help="no limit of time")
+    parser.add_argument("--steps", type=int, default=3, help="largest number of rounds, of which medians are taken")
+    parser.add_argument("--minutes", type=float, default=20, help="time limit; cases that do not fit are listed")
+    parser.add_argument("--full", action="store_true", help="no time limit")
     parser.add_argument("--output-dir", default="output/bench")
     return parser.parse_args(argv)
 
 
 class Pace:
-    """How long cases take: START and their operations at `rate`, times what those measured took beyond that.
+    """The expected seconds of cases, corrected by the seconds of the cases that are done.
+
+    A case is expected to take START and its operations at `rate`, times the ratio of measured to expected seconds.
 
     Args:
-        steps: rounds of a case, at most.
+        steps: largest number of rounds of a case.
         rate: GFLOP a second.
         share: s after which a case begins no further round.
     """
 
     def __init__(self, steps: int, rate: float, share: float):
         self.steps, self.rate, self.share = steps, rate, share
-        self.taken = self.told = 1.0  # s, of what was measured, and as `plain` had it
+        self.measured_seconds = self.guessed_seconds = 1.0
 
-    def plain(self, case: Case, skip: str) -> float:
+    def guess(self, case: Case, skip: str) -> float:
         reference, ours = case.measured
-        once = (ours + (0 if skip else reference)) / self.rate
-        warm = once if case.kind == "train" else 0  # the step of which the memory is measured
-        return START + warm + once * min(self.steps, 1 + max(0, self.share - warm) // once)
+        once = (ours if skip else ours + reference) / self.rate
+        warm_up = once if case.kind == "train" else 0  # the step of which the memory is measured
+        return START + warm_up + once * min(self.steps, 1 + max(0, self.share - warm_up) // once)
 
     def expected(self, case: Case, skip: str) -> float:
-        """Seconds of a case; `skip`: why its reference is not run, if so."""
-        return self.plain(case, skip) * self.taken / self.told
+        """Return the expected seconds of a case.
+
+        Args:
+            case: the case.
+            skip: reason why its reference is not run; "": it is run.
+        """
+        return self.guess(case, skip) * self.measured_seconds / self.guessed_seconds
 
     def learn(self, case: Case, skip: str, seconds: float) -> None:
-        self.taken += seconds
-        self.told += self.plain(case, skip)
+        self.measured_seconds += seconds
+        self.guessed_seconds += self.guess(case, skip)
 
 
 def main(argv: list[str] | None = None) -> list[str]:
-    """A line for each case that failed."""
+    """Measure the cases of a command, and return a line for each case that failed."""
     args = parse(argv)
-    import torch  # not above: it takes seconds, and --help needs none
+    import torch  # here, because it takes seconds and --help does not need it
 
     from experiments.run import git_revision
 
@@ -88,7 +95,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     versions = {"torch": f"torch {torch.__version__}", "commit": f"commit {git_revision()}"}
     folder = Path(args.output_dir)
     results = Results(folder, {"device": device, **versions})
-    cases = plan(args.trainers, args.classes, args.batch, args.prec or ["fp32", "bf16"][: 1 + cuda], args.backbones)
+    precisions = args.prec or (["fp32", "bf16"] if cuda else ["fp32"])
+    cases = plan(args.trainers, args.classes, args.batch, precisions, args.backbones)
     cases = [case for case in cases if case not in results.cases]
     limit = float("inf") if args.full else 60 * args.minutes
     pace = Pace(args.steps, RATE["cuda" if cuda else "cpu"], min(limit, 1200) / 10)
@@ -101,28 +109,40 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -> list[str]:
-    """Measures those cases for which there is time, s, and writes what is known after each; a line for each failure."""
+    """Measure the cases for which there is time, and write the results after each.
+
+    Args:
+        cases: in their order.
+        results: get the measurements, and the reasons of cases that are left out.
+        pace: the expected seconds of a case.
+        limit: seconds for all cases.
+        cuda: they run on a GPU.
+
+    Returns:
+        A line for each case that failed.
+    """
     from .measure import random_clip
 
     end, failed = time.time() + limit, []
     with tempfile.TemporaryDirectory() as scratch, progress(total=len(cases), unit="case") as bar:
         for k, case in enumerate(cases):
-            begun, skip = time.time(), too_large(case, free_memory(cuda))
-            if begun + pace.expected(case, skip) > end:
+            start, skip = time.time(), too_large(case, free_memory(cuda))
+            if start + pace.expected(case, skip) > end:
                 results.left_out[case] = "no time was left"
                 continue
             bar.set_postfix_str(str(case))
             task = {"weights": random_clip(case.backbone, Path(scratch)), "steps": pace.steps, "seconds": pace.share}
-            measured, wrong = run({**case._asdict(), **task, "skip": skip})
-            if wrong:
-                failed.append(f"{case}: {wrong}")
-                results.left_out[case] = f"failed ({wrong})"
+            measurement, error = run({**case._asdict(), **task, "skip": skip})
+            if error:
+                failed.append(f"{case}: {error}")
+                results.left_out[case] = f"failed ({error})"
                 tqdm.write(failed[-1])
             else:
-                results.cases[case] = {**measured, "predicted": case.predicted, "date": date()}
-                pace.learn(case, skip, time.time() - begun)
-                wanted = sum(pace.expected(other, too_large(other, free_memory(cuda))) for other in cases[k + 1 :])
-                minutes = max(0, min(wanted, end - time.time())) / 60
+                results.cases[case] = {**measurement, "predicted": case.predicted, "date": date()}
+                pace.learn(case, skip, time.time() - start)
+                others = cases[k + 1 :]
+                seconds = sum(pace.expected(other, too_large(other, free_memory(cuda))) for other in others)
+                minutes = max(0, min(seconds, end - time.time())) / 60
                 tqdm.write(f"[{k + 1} of {len(cases)}, {minutes:.0f} min left] {results.line(case)}")
             results.write()
             sys.stdout.flush()
@@ -132,18 +152,31 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
 
 
 def run(task: dict) -> tuple[dict, str]:
-    """What a case's process measured, or why it failed."""
+    """Run a case in a process.
+
+    Args:
+        task: of `benchmarks.measure`.
+
+    Returns:
+        The measurement, and the reason if the process failed.
+    """
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", json.dumps(task)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]), ""
-    if done.returncode < 0:
-        return {}, f"ended by signal {-done.returncode}, which is most often for want of memory"
-    return {}, (done.stderr.strip().splitlines() or ["without a word"])[-1][:300]
+    process = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1]), ""
+    if process.returncode < 0:
+        return {}, f"ended by signal {-process.returncode}, which is most often for want of memory"
+    lines = process.stderr.strip().splitlines() or ["without a word"]
+    return {}, lines[-1][:300]
 
 
 def too_large(case: Case, free: float) -> str:
-    """Why the reference's training step cannot be run, if so; free: GiB."""
+    """Return the reason why the reference's training step cannot be run, or an empty text.
+
+    Args:
+        case: the case.
+        free: memory in GiB.
+    """
     if case.kind == "eval":
         return ""
     itemsize = 4 if case.prec == "fp32" else 3  # LayerNorms and sums stay in fp32
@@ -152,14 +185,14 @@ def too_large(case: Case, free: float) -> str:
 
 
 def free_memory(cuda: bool) -> float:
-    """GiB of the GPU, or of the machine without what can be given back."""
+    """Return the free memory of the GPU, or the available memory of the machine, in GiB."""
     if cuda:
         import torch
 
         return torch.cuda.mem_get_info()[0] / 2**30
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20  # from KiB
     except OSError:  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 

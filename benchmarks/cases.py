@@ -1,5 +1,6 @@
-"""What a case is, which cases there are, and in which order they are measured: the most telling first."""
+"""The cases and the order of their measurements: the most important first."""
 
+from itertools import product
 from typing import NamedTuple
 
 from . import flops
@@ -8,7 +9,7 @@ CLASSES = [10, 50, 100, 500, 1000]
 BATCHES = [1, 4, 32]
 EVAL_BATCHES = [32, 100]
 FIRST = "ViT-B/16"
-OTHERS = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # of other backbones, at batch 4
+OTHERS = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # (trainer, classes) of other backbones
 
 SETTINGS = {  # YAML in configs/trainers/<trainer>, and KEY VALUE pairs
     "CoOp": ("vit_b16", []),
@@ -16,7 +17,7 @@ SETTINGS = {  # YAML in configs/trainers/<trainer>, and KEY VALUE pairs
     "MaPLe": ("vit_b16_c2_ep5_batch4_2ctx", []),
     "PromptSRC": ("vit_b16_c2_ep20_batch4_4+4ctx", []),
     "CoCoOp": ("vit_b16_c4_ep10_batch1_ctxv1", []),
-    "CLIPLoRA": ("vit_b16", ["TRAINER.CLIPLORA.DROPOUT", "0.0"]),  # a formed weight can have none
+    "CLIPLoRA": ("vit_b16", ["TRAINER.CLIPLORA.DROPOUT", "0.0"]),  # the reference forms W', which can have no dropout
     "KgCoOp": ("vit_b16_ep100_ctxv1", []),
     "ProGrad": ("vit_b16_ep100_ctx", []),
     "IVLP": ("vit_b16_c2_ep20_batch4_4+4ctx", []),
@@ -29,9 +30,9 @@ SETTINGS = {  # YAML in configs/trainers/<trainer>, and KEY VALUE pairs
 
 
 class Case(NamedTuple):
-    """kind: "train", a step, or "eval", a batch of an evaluation."""
+    """A measurement: one training step, or one batch of an evaluation."""
 
-    kind: str
+    kind: str  # "train" or "eval"
     trainer: str
     backbone: str
     classes: int
@@ -47,12 +48,12 @@ class Case(NamedTuple):
 
     @property
     def predicted(self) -> float:
-        """Ratio reference / ours of the operations."""
+        """The ratio reference / ours of the operations."""
         return self.gflop("reference") / self.gflop("ours")
 
     @property
     def measured(self) -> tuple[float, float]:
-        """GFLOP of what is run once: (reference, ours). Of an evaluation of ours, the first batch and a later one."""
+        """The GFLOP of a round: (reference, ours). A round of an evaluation of ours has the first and a later batch."""
         if self.kind == "train":
             return self.gflop("reference"), self.gflop("ours")
         image = self.batch * flops.image_forward(flops.BACKBONES[self.backbone])
@@ -60,7 +61,7 @@ class Case(NamedTuple):
 
 
 def telling(prec: str) -> list[Case]:
-    """The cases that the others wait for."""
+    """Return the most important cases, which are measured first."""
     both = "CoOp", "OrthCR"
     cases = [Case("train", name, FIRST, n, 4, prec) for n in (50, 500, 1000) for name in both]
     cases += [Case("eval", "CoOp", FIRST, 1000, batch, prec) for batch in (100, 32)]
@@ -71,17 +72,22 @@ def telling(prec: str) -> list[Case]:
 def plan(
     trainers: list[str], classes: list[int], batches: list[int], precs: list[str], backbones: list[str]
 ) -> list[Case]:
-    """All cases of these, the telling ones first, then those of `FIRST` by their operations, then other backbones."""
-    grid = [
-        Case(kind, name, backbone, n, batch, prec)
-        for backbone in backbones
-        for prec in precs
-        for name in trainers
-        for kind, some in (("train", batches), ("eval", EVAL_BATCHES))
-        for n in classes
-        for batch in some
-        if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS)
-    ]
+    """Return the cases of these values in their order.
+
+    The most important cases come first, then those of `FIRST` by their operations, then those of other backbones.
+
+    Args:
+        trainers: names.
+        classes: numbers of classes.
+        batches: batch sizes of training.
+        precs: precisions.
+        backbones: names.
+    """
+    kinds = [("train", batch) for batch in batches] + [("eval", batch) for batch in EVAL_BATCHES]
+    grid = set()
+    for backbone, prec, name, n, (kind, batch) in product(backbones, precs, trainers, classes, kinds):
+        if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS):
+            grid.add(Case(kind, name, backbone, n, batch, prec))
     first = [case for prec in precs for case in telling(prec) if case in grid]
-    rest = sorted(set(grid) - set(first), key=lambda case: (case.backbone != FIRST, sum(case.measured), case))
+    rest = sorted(grid - set(first), key=lambda case: (case.backbone != FIRST, sum(case.measured), case))
     return first + rest

@@ -1,12 +1,13 @@
-"""Figures of docs/ that are no case of `python -m benchmarks`, each a function that can be run again.
+"""Measure the figures of docs/ that are no case of `python -m benchmarks`, each by a function.
 
-    python -m benchmarks.costs                      all, some 9 minutes, of which 5 compile
-    python -m benchmarks.costs merged start         some
+    python -m benchmarks.costs                      all, about 9 minutes, 5 of them for the compiler
+    python -m benchmarks.costs merged start         a part of them
 
-Each prints a table and is added to costs.json in --output-dir. CLIP's architecture with random weights, JPEGs of noise,
-one thread. CPU seconds are those of the process and of what it started and waited for: medians of rounds in which what
-is compared takes turns, so a ratio is of one run. Wall times suffer from others on the machine, whose load is noted.
-Where there is a GPU, CPU seconds of a model are the time between events instead.
+Each figure is printed as a table and added to costs.json in --output-dir. CLIP has its architecture and random weights;
+the images are JPEGs of noise; there is one thread. CPU seconds are those of the process and of its finished children.
+They are medians over rounds in which the compared models take turns, so that a ratio is of one run. Other processes
+change the wall times; the load of the machine is in the table's caption. On a GPU the CPU seconds of a model are the
+time between events.
 """
 
 import argparse
@@ -46,15 +47,15 @@ from .measure import Watch, build, draw_jpegs, epoch_seconds, in_turn, items_of,
 from .steps import ROOT, Steps
 
 NAME = "costs.json"
-Rows = list[dict]  # of a table, by heading
+Rows = list[dict]  # of a table: values by column head
 
 
 class Bench(NamedTuple):
-    """What a figure gets.
+    """The arguments of a figure's function.
 
     Attributes:
-        folder: for what it writes; random CLIPs stay there for the next one.
-        say: tells what is running.
+        folder: for temporary files; the next figure uses the same random CLIPs.
+        say: shows a text beside the progress bar.
     """
 
     folder: Path
@@ -64,13 +65,13 @@ class Bench(NamedTuple):
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def build(self, case: Case):
-        """The trainer of a case, in this process."""
+        """Build the trainer of a case in this process."""
         self.say(f"builds {case.trainer}")
         with redirect_stdout(StringIO()):
             return build(case, random_clip(case.backbone, self.folder), self.scratch())
 
     def steps(self, case: Case, opts: list[str] = (), n: int = 1, env: dict[str, str] | None = None) -> Steps:
-        """The same in processes of its own."""
+        """Build the trainer of a case in n other processes; see `Steps`."""
         self.say(f"builds {case.trainer} {' '.join(opts)}")
         return Steps(case, random_clip(case.backbone, self.folder), opts, n, env)
 
@@ -79,7 +80,7 @@ class Bench(NamedTuple):
 
 
 class Unrotated(torch.autograd.Function):
-    """W x + b in place of `RotatedLinear`, with the same gradient of x, and none of R."""
+    """The map W x + b in place of `RotatedLinear`, with the same gradient of x, and none of R."""
 
     @staticmethod
     def forward(ctx, x, r, weight, bias):
@@ -95,35 +96,39 @@ class Unrotated(torch.autograd.Function):
 
 @contextmanager
 def unrotated():
-    """Inside, OrthCR's step is what it would be without rotations: no R, no W R, no gradient of either."""
-    some = mock.patch.object(Rotations, "compute", lambda self, names, s, exact: {n: self.upper[n][0] for n in names})
-    linear = mock.patch.object(orthcr, "rotated_linear", lambda change, x, w, b: Unrotated.apply(x, change.r, w, b))
-    with some, linear:
+    """Remove the rotations from OrthCR's step in the context: no R, no W R, no gradient of either."""
+
+    def compute(self, names, s, exact):
+        return {name: self.upper[name][0] for name in names}
+
+    def linear(change, x, weight, bias):
+        return Unrotated.apply(x, change.r, weight, bias)
+
+    with mock.patch.object(Rotations, "compute", compute), mock.patch.object(orthcr, "rotated_linear", linear):
         yield
 
 
 def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=5) -> Rows:
-    """All that rotations cost in a step: R, rotating, forward and backward; of a turn the second step is measured."""
+    """Measure the costs of rotations in a step: R, rotating, forward and backward."""
     rows = []
     for batch in batches:
         trainer = bench.build(Case("train", "OrthCR", backbone, classes, batch, "fp32"))
-        given, watch = next(iter(trainer.train_loader_x)), Watch(trainer.device)
+        images, watch = next(iter(trainer.train_loader_x)), Watch(trainer.device)
         trainer.set_model_mode("train")
 
-        def turn(form, trainer=trainer, given=given, watch=watch):
+        def turn(form, trainer=trainer, images=images, watch=watch):
             with form():
-                trainer.forward_backward(given)  # malloc gives memory back and fetches it again where steps differ
+                trainer.forward_backward(images)  # after a step of the other form, malloc allocates memory again
                 with watch.span("step"):
-                    trainer.forward_backward(given)
+                    trainer.forward_backward(images)
             return watch.read()
 
         bench.say(f"steps, batch {batch}")
         works = {"rotated": partial(turn, nullcontext), "unrotated": partial(turn, unrotated)}
-        taken = in_turn(works, rounds if batch <= 4 else 1)
-        with_them, without = (taken[name]["step"]["seconds"] for name in works)
-        rows.append(
-            {"batch": batch, "step, s": with_them, "without, s": without, "share, %": 100 - 100 * without / with_them}
-        )
+        times = in_turn(works, rounds if batch <= 4 else 1)
+        rotated, plain = (times[name]["step"]["seconds"] for name in works)
+        share = 100 - 100 * plain / rotated
+        rows.append({"batch": batch, "step, s": rotated, "without, s": plain, "share, %": share})
     return rows
 
 
@@ -131,22 +136,24 @@ def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=
 
 
 def compiled(bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST, classes=50, batch=4, rounds=3) -> Rows:
-    """A step with TRAIN.COMPILE beside a plain one. The compiler has one process, and a cache that is empty.
+    """Compare a step with TRAIN.COMPILE with a plain one. The compiler has one process and an empty cache.
 
-    The first two steps are what compiling costs: in the second, plans that the first made are compiled with.
+    The costs of compiling are those of the first two steps: in the second step more is compiled, with the plans that
+    the first one made.
     """
     rows = []
     for trainer in trainers:
         case, cache = Case("train", trainer, backbone, classes, batch, "fp32"), str(bench.scratch())
         alone = {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         with bench.steps(case) as plain, bench.steps(case, ["TRAIN.COMPILE", "True"], env=alone) as fast:
-            plain.ready(), fast.ready()  # both, before one is measured
+            plain.ready()
+            fast.ready()
             bench.say(f"compiles {trainer}")
-            begun = [[steps()["step"] for _ in range(2)] for steps in (plain, fast)]
-            (plain_cpu, plain_wall), (cpu, wall) = (map(sum, zip(*pairs, strict=True)) for pairs in begun)
+            plain_cpu, plain_wall = first_steps(plain)
+            cpu, wall = first_steps(fast)
             bench.say(f"steps of {trainer}")
-            taken = in_turn({"plain": plain, "compiled": fast}, rounds)
-        step = {name: some["step"] for name, some in taken.items()}
+            times = in_turn({"plain": plain, "compiled": fast}, rounds)
+        step = {name: spans["step"] for name, spans in times.items()}
         row = {"trainer": trainer, "plain s": step["plain"]["seconds"], "compiled s": step["compiled"]["seconds"]}
         row["plain / compiled"] = row["plain s"] / row["compiled s"]
         row |= {"to compile, CPU s": cpu - plain_cpu, "wall s": wall - plain_wall}
@@ -156,8 +163,20 @@ def compiled(bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST,
     return rows
 
 
+def first_steps(steps: Steps, n: int = 2) -> tuple[float, float]:
+    """Return the seconds and the wall seconds of n steps together."""
+    seconds, walls = zip(*(steps()["step"] for _ in range(n)), strict=True)
+    return sum(seconds), sum(walls)
+
+
 def break_even(extra: float, plain: float, fast: float) -> int | str:
-    """Steps after which `extra` seconds are made up for; "never" if the fast step is not faster."""
+    """Return the number of steps that save `extra` seconds; "never" if the fast step is not faster.
+
+    Args:
+        extra: seconds of the compiler.
+        plain: seconds of a plain step.
+        fast: seconds of a compiled step.
+    """
     return math.ceil(extra / (plain - fast)) if fast < plain else "never"
 
 
@@ -165,7 +184,7 @@ def break_even(extra: float, plain: float, fast: float) -> int | str:
 
 
 def processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, batch=8, rounds=3) -> Rows:
-    """A step of one process beside one of two, on the CPU (gloo)."""
+    """Compare a step of one process with one of two processes, on the CPU (gloo)."""
     case = Case("train", trainer, backbone, classes, batch, "fp32")
     numbers, cpu = (1, 2), ["USE_CUDA", "False"]
     with bench.steps(case, cpu) as one, bench.steps(case, cpu, n=2) as two:
@@ -174,7 +193,7 @@ def processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, b
             bench.say(f"first step, processes: {n}")
             steps()
         bench.say("steps of 1 process and of 2")
-        step = {n: some["step"] for n, some in in_turn(works, rounds).items()}
+        step = {n: spans["step"] for n, spans in in_turn(works, rounds).items()}
     return [
         {
             "processes": n,
@@ -193,34 +212,48 @@ def processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, b
 def loading(
     bench: Bench, trainer="CoOp", backbone=FIRST, classes=100, batches=(4, 32), test_batch=100, images=96, rounds=3
 ) -> Rows:
-    """Milliseconds an image of the loaders, and of what is done with it: a step, or an evaluation.
+    """Measure the milliseconds an image of the loaders, and of a training step or an evaluation.
 
     Args:
-        images: of an epoch of training, each a file; of the evaluation they are `test_batch`, one batch.
-        rounds: later epochs, and steps; of the evaluation, and of steps with more than 4 images, one.
+        bench: folder and progress.
+        trainer: name of the method.
+        backbone: name of the CLIP.
+        classes: number of classes.
+        batches: batch sizes of training.
+        test_batch: batch size of the evaluation, which has one batch.
+        images: number of files of an epoch of training.
+        rounds: number of epochs after the first, and of steps. Steps with more than 4 images, and the evaluation, are
+            measured once.
     """
     model = bench.build(Case("train", trainer, backbone, classes, min(batches), "fp32"))
     bench.say("draws JPEGs")
     files, watch = draw_jpegs(bench.scratch(), max(images, test_batch)), Watch(model.device)
-    clock = Watch(torch.device("cpu"))  # reading is the CPU's work
+    clock = Watch(torch.device("cpu"))  # the CPU reads the images, also if the model is on a GPU
     kilobytes = mean(os.path.getsize(file) for file in files) / 1000
 
     def loader(batch, train):
-        items = items_of(files[: images if train else test_batch], classes, images if train else test_batch)
+        count = images if train else test_batch
+        items = items_of(files[:count], classes, count)
         transform = build_transform(model.cfg, is_train=train, draws_by_item=True)
-        how = {"tfm": transform, "is_train": train, "draws_by_item": True}
         sampler = model.cfg.DATALOADER.TRAIN_X.SAMPLER if train else model.cfg.DATALOADER.TEST.SAMPLER
-        return build_data_loader(model.cfg, sampler, items, batch, **how)
+        options = {"tfm": transform, "is_train": train, "draws_by_item": True}
+        return build_data_loader(model.cfg, sampler, items, batch, **options)
 
     def timed(work, *args):
         with watch.span("model"):
             work(*args)
         return watch.read()
 
-    def row(what, batch, data, then):  # data, then: s of a batch
-        per_image = {"reading, ms": 1000 * data / batch, "model, ms": 1000 * then / batch}
-        row = {"what": what, "batch": batch, **per_image, "reading, %": 100 * data / (data + then)}
-        return row | {"images/s": batch / (data + then), "read alone": batch / data}
+    def row(name, batch, reading, work):  # reading, work: seconds of a batch
+        return {
+            "what": name,
+            "batch": batch,
+            "reading, ms": 1000 * reading / batch,
+            "model, ms": 1000 * work / batch,
+            "reading, %": 100 * reading / (reading + work),
+            "images/s": batch / (reading + work),
+            "read alone": batch / reading,
+        }
 
     rows = []
     with redirect_stdout(StringIO()):
@@ -231,17 +264,17 @@ def loading(
             bench.say(f"training, batch {batch}")
             first, *later = [epoch["seconds"] for epoch in epoch_seconds(train, 1 + rounds, clock)]
             work = {"step": partial(timed, model.forward_backward, next(iter(train)))}
-            taken = in_turn(work, rounds if batch <= 4 else 1)["step"]["model"]["seconds"]
-            rows += [row("training, first epoch", batch, first, taken)]
-            rows += [row("training, later epochs", batch, median(later), taken)]
+            seconds = in_turn(work, rounds if batch <= 4 else 1)["step"]["model"]["seconds"]
+            rows.append(row("training, first epoch", batch, first, seconds))
+            rows.append(row("training, later epochs", batch, median(later), seconds))
         bench.say(f"evaluation, batch {test_batch}")
         test = loader(test_batch, False)
         data = median(epoch["seconds"] for epoch in epoch_seconds(test, rounds, clock))
-        given = next(iter(test))["img"].to(model.device)
+        image = next(iter(test))["img"].to(model.device)
         model.set_model_mode("eval")
         with torch.no_grad():
-            model.model_inference(given[:1])  # encodes the text
-            rows.append(row("evaluation", test_batch, data, timed(model.model_inference, given)["model"][0]))
+            model.model_inference(image[:1])  # encodes the text
+            rows.append(row("evaluation", test_batch, data, timed(model.model_inference, image)["model"][0]))
     return [{**row, "kB a file": kilobytes} for row in rows]
 
 
@@ -249,12 +282,18 @@ def loading(
 
 
 def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviation=0.02) -> Rows:
-    """Images to logits, with class features at hand: plain CLIP, OrthCR by merged weights and by its training's maps.
+    """Measure the time from images to logits, with cached class features.
 
-    Those compute R in each batch, exactly, as there are no gradients.
+    It compares plain CLIP, OrthCR with merged weights, and OrthCR with the maps of its training. The latter compute R
+    in each batch, exactly, because there are no gradients.
 
     Args:
-        deviation: of the normal distribution that the entries of Q come from.
+        bench: folder and progress.
+        backbone: name of the CLIP.
+        classes: number of classes.
+        batch: number of images.
+        rounds: number of batches.
+        deviation: standard deviation of the entries of Q, which are normally distributed.
     """
     plain = bench.build(Case("eval", "ZeroshotCLIP", backbone, classes, batch, "fp32"))
     tuned, watch = bench.build(Case("eval", "OrthCR", backbone, classes, batch, "fp32")), Watch(plain.device)
@@ -281,8 +320,8 @@ def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviatio
         first = classify(models["OrthCR, merged"], texts["OrthCR, merged"])["batch"][0]
         logits = {name: model(image) for name, model in models.items()}
         bench.say("batches in turn")
-        taken = in_turn({name: partial(classify, models[name], texts[name]) for name in models}, rounds)
-    seconds = {name: some["batch"]["seconds"] for name, some in taken.items()}
+        times = in_turn({name: partial(classify, models[name], texts[name]) for name in models}, rounds)
+    seconds = {name: spans["batch"]["seconds"] for name, spans in times.items()}
     seconds["OrthCR, merged, first batch"] = first
     logits["OrthCR, merged, first batch"] = logits["OrthCR, merged"]
     base = logits["OrthCR, merged"]
@@ -302,7 +341,7 @@ def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviatio
 
 
 def start(bench: Bench, rounds=3) -> Rows:
-    """One image with the tiny CLIP, from the command to its end, beside `import torch`."""
+    """Compare `predict.py` on one image, with the tiny CLIP, from start to end, with `import torch`."""
     folder = bench.scratch()
     for k, file in enumerate(draw_jpegs(folder, 12)):
         path = folder / "photos" / f"class {k % 2}" / f"{k}.jpg"
@@ -312,11 +351,11 @@ def start(bench: Bench, rounds=3) -> Rows:
     python, out, watch = [sys.executable, "-W", "ignore"], str(folder / "out"), Watch(torch.device("cpu"))
     bench.say("trains the tiny CLIP")
     words = ["train.py", "--trainer", "OrthCR", "--images", str(folder / "photos"), "--output-dir", out]
-    ended([*python, *words, "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True", "DATALOADER.NUM_WORKERS", "0"])
+    run([*python, *words, "OPTIM.MAX_EPOCH", "1", "TEST.NO_TEST", "True", "DATALOADER.NUM_WORKERS", "0"])
 
     def timed(words):
         with watch.span("command"):
-            ended([*python, *words])
+            run([*python, *words])
         return watch.read()
 
     commands = {
@@ -324,23 +363,28 @@ def start(bench: Bench, rounds=3) -> Rows:
         "predict.py": ["predict.py", "--model-dir", out, str(folder / "image.png")],
     }
     bench.say("starts in turn")
-    taken = in_turn({name: partial(timed, words) for name, words in commands.items()}, rounds)
-    rows = {name: some["command"] for name, some in taken.items()}
-    beyond = {key: rows["predict.py"][key] - rows["import torch"][key] for key in ("seconds", "wall")}
-    rows["beyond it"] = beyond
-    return [{"what": name, "CPU s": some["seconds"], "wall s": some["wall"]} for name, some in rows.items()]
+    results = in_turn({name: partial(timed, words) for name, words in commands.items()}, rounds)
+    times = {name: spans["command"] for name, spans in results.items()}
+    times["beyond it"] = {key: times["predict.py"][key] - times["import torch"][key] for key in ("seconds", "wall")}
+    return [{"what": name, "CPU s": t["seconds"], "wall s": t["wall"]} for name, t in times.items()]
 
 
-def ended(words: list[str]) -> None:
-    """Runs a command. Raises ChildProcessError with its last line if it fails."""
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise ChildProcessError((done.stderr.strip().splitlines() or [f"{words[3]}: status {done.returncode}"])[-1])
+def run(words: list[str]) -> None:
+    """Run a command.
+
+    Raises:
+        ChildProcessError: it fails; the message is its last line.
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"{words[3]}: status {process.returncode}"]
+        raise ChildProcessError(lines[-1])
 
 
 # -------------------------------------------------------------------- the command
 
-FIGURES = {  # a name and its function; what is added here is run, printed and kept as the others
+FIGURES = {  # functions by name; a new figure needs an entry here and nothing else
     "rotations": rotations,
     "compile": compiled,
     "processes": processes,
@@ -355,7 +399,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
     parser.add_argument("--output-dir", default="output/bench")
     args = parser.parse_intermixed_args(argv)
-    if unknown := [name for name in args.names if name not in FIGURES]:
+    unknown = [name for name in args.names if name not in FIGURES]
+    if unknown:
         parser.error(f"{', '.join(unknown)}: no such figure; there are {', '.join(FIGURES)}")
     return args
 
@@ -372,11 +417,12 @@ def main(argv: list[str] | None = None) -> None:
             begun = time.perf_counter()
             bench = Bench(Path(folder), lambda text, name=name: bar.set_postfix_str(f"{name}: {text}"))
             rows = FIGURES[name](bench)
-            took = {"took": time.perf_counter() - begun, "load": os.getloadavg()[0]}
-            entry = {"name": name, "date": date(), **about, **took, "rows": rows}
-            write_json([*(read_json(path) if path.exists() else []), entry], path)
-            where = ", ".join(map(str, [*about.values(), f"load {took['load']:.1f}"]))
-            tqdm.write(f"\n**{name}** ({where})\n\n{table(rows)}")
+            seconds, load = time.perf_counter() - begun, os.getloadavg()[0]
+            entry = {"name": name, "date": date(), **about, "took": seconds, "load": load, "rows": rows}
+            entries = read_json(path) if path.exists() else []
+            write_json([*entries, entry], path)
+            caption = ", ".join(map(str, [*about.values(), f"load {load:.1f}"]))
+            tqdm.write(f"\n**{name}** ({caption})\n\n{table(rows)}")
             sys.stdout.flush()
             bar.update()
     print(f"\nResults are in {path}")

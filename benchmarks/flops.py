@@ -1,14 +1,15 @@
-"""What a case should need: GFLOP by the size of CLIP's linear maps, and GiB of the reference formulation.
+"""The predicted costs of a case: GFLOP by the size of CLIP's linear maps, and GiB of the reference formulation.
 
-Of N tokens through a map W [o, d]: 2 N o d forward, as much again for the gradient of its input (dx), and as much
-again where the gradient of a whole weight (dW) is formed. A ViT-B/16 has 35 GFLOP forward for an image, attention and
-patches included, and 0.075 for a token of text. OrthCR's rotations are counted, too, forward and backward: of W
-4 o d b, of activations 6 N d b (b the block size), and Cayley's solves.
+N tokens through a map W [o, d] cost 2 N o d forward. The gradient of the input (dx) costs as much again, and so does
+the gradient of a whole weight (dW), if it is formed. An image costs a ViT-B/16 35 GFLOP forward, with attention and
+patches; a token of text costs 0.075. OrthCR's rotations cost, forward and backward: 4 o d b for W, or 6 N d b for
+activations (b: block size), and Cayley's solves.
 
     reference   77 tokens for each prompt, dW of each changed weight
     ours        the tokens that all prompts share once, then SUFFIX tokens a class; no dW
 
-In evaluation the reference encodes the text for each batch; ours once for EVAL_BATCHES batches, few for a test set.
+In evaluation the reference encodes the text for each batch. Ours encodes it once for EVAL_BATCHES batches; a real test
+set has more.
 """
 
 from typing import NamedTuple
@@ -17,17 +18,17 @@ LENGTH = 77  # tokens of a prompt in the reference
 SUFFIX = 5  # of the benchmark's class names: "harbour red car . <end>"
 EVAL_BATCHES = 4
 BLOCK = 64  # OrthCR's block size
-KEPT = 16  # numbers of the width that the graph keeps of a token in a block; CoOp's measured 15, and some room
+SAVED_ACTIVATIONS = 16  # vectors of the width that autograd saves of a token in a block; 15 were measured for CoOp
 START_AND_WORDS = 5  # "<start> a photo of a"
 START_AND_16 = 17
 
 
 class Backbone(NamedTuple):
-    """image, text: (width, blocks) of an encoder."""
+    """The sizes of a CLIP."""
 
     patch: int
-    image: tuple[int, int]
-    text: tuple[int, int]
+    image: tuple[int, int]  # (width, blocks) of the encoder
+    text: tuple[int, int]  # (width, blocks) of the encoder
     embed: int
 
     @property
@@ -43,18 +44,19 @@ BACKBONES = {
 
 
 class Method(NamedTuple):
-    """What a training step of a method computes, beside what an evaluation does.
+    """The computations of a training step of a method.
 
     Attributes:
-        prefix: tokens that its prompts share; 0: it encodes no text in a step.
-        image_dx, text_dx: share of an encoder's blocks that gradients go through.
-        bypass: passes of the frozen image encoder beside the tuned one's.
-        weights: share of a block's weights that are changed.
-        rotated: whether that is done by OrthCR's rotations.
-        whole: whether whole weights are trained, so that dW is needed in ours, too.
-        per_image: whether each image has its own prompts.
+        prefix: tokens that the prompts share; 0: a step encodes no text.
+        image_dx: fraction of the image encoder's blocks with a gradient of their input.
+        text_dx: fraction of the text encoder's blocks with a gradient of their input.
+        bypass: passes of the frozen image encoder, in addition to the tuned one's.
+        weights: fraction of a block's weights that are changed.
+        rotated: OrthCR's rotations change them.
+        whole: whole weights are trained, so that ours needs dW, too.
+        per_image: each image has its own prompts.
         backwards: backward passes of a step.
-        extra: tokens more in each encoder.
+        extra: additional tokens in each encoder.
     """
 
     prefix: int = START_AND_WORDS
@@ -88,18 +90,18 @@ METHODS = {  # with the settings of benchmarks/cases.py
 
 
 def image_forward(clip: Backbone, extra: int = 0) -> float:
-    """GFLOP of one image."""
+    """Return the GFLOP of one image."""
     (d, blocks), n = clip.image, clip.patches + 1 + extra
     return patches_forward(clip) + blocks * (24 * n * d**2 + 4 * n**2 * d) / 1e9
 
 
 def patches_forward(clip: Backbone) -> float:
-    """GFLOP of an image's patch embedding, through which no gradient goes."""
+    """Return the GFLOP of an image's patch embedding, which has no backward pass."""
     return 6 * clip.patches * clip.patch**2 * clip.image[0] / 1e9
 
 
 def token_forward(clip: Backbone) -> float:
-    """GFLOP of one token of text."""
+    """Return the GFLOP of one token of text."""
     d, blocks = clip.text
     return blocks * 24 * d**2 / 1e9
 
@@ -108,21 +110,23 @@ def text_tokens(method: Method, classes: int, batch: int, formulation: str) -> i
     if not method.prefix:
         return 0
     sets = batch if method.per_image else 1
-    extra = method.extra if method is METHODS["MMRL"] else 0  # its tokens are shared, too; the others' replace some
-    return sets * (LENGTH * classes if formulation == "reference" else method.prefix + extra + SUFFIX * classes)
+    if formulation == "reference":
+        return sets * LENGTH * classes
+    extra = method.extra if method is METHODS["MMRL"] else 0  # shared by all prompts; other methods replace tokens
+    return sets * (method.prefix + extra + SUFFIX * classes)
 
 
 def of_step(trainer: str, backbone: str, classes: int, batch: int, formulation: str) -> float:
-    """GFLOP of a training step; formulation: "reference" or "ours"."""
+    """Return the GFLOP of a training step; the formulation is "reference" or "ours"."""
     method, clip = METHODS[trainer], BACKBONES[backbone]
     tokens = text_tokens(method, classes, batch, formulation)
     weights = method.weights if formulation == "reference" or method.whole else 0
 
-    def passes(dx):  # forward, and backward with dW where it is needed
-        return 1 + method.backwards * (dx + (weights if dx else 0))
+    def passes(dx):  # one forward, and the backwards with dW of the changed weights
+        return 1 + method.backwards * (dx + weights) if dx else 1
 
     patches = patches_forward(clip)
-    image = patches + (image_forward(clip, method.extra * (method.image_dx > 0)) - patches) * passes(method.image_dx)
+    image = patches + (image_forward(clip, image_tokens(method)) - patches) * passes(method.image_dx)
     image = batch * (image + method.bypass * image_forward(clip))
     text = tokens * token_forward(clip) * passes(method.text_dx)
     if not method.rotated:
@@ -131,28 +135,56 @@ def of_step(trainer: str, backbone: str, classes: int, batch: int, formulation: 
     return image + text + sum(rotation(*side, formulation) for side in sides)
 
 
+def image_tokens(method: Method) -> int:
+    """Return the number of additional tokens of an image."""
+    return method.extra if method.image_dx > 0 else 0
+
+
 def rotation(width: int, blocks: int, tokens: int, formulation: str) -> float:
-    """GFLOP of rotating all weights of an encoder, or what goes into them, and of Cayley's solves; both directions."""
-    inputs = 9 * width  # of the six maps of a block: c_proj has four times as many as the others
-    turned = 4 * 12 * width**2 * BLOCK if formulation == "reference" else 6 * tokens * inputs * BLOCK
+    """Return the GFLOP of an encoder's rotations and Cayley's solves, forward and backward.
+
+    The reference rotates the weights, ours the inputs of the maps.
+
+    Args:
+        width: of the encoder.
+        blocks: of the encoder.
+        tokens: of a step.
+        formulation: "reference" or "ours".
+    """
+    inputs = 9 * width  # of the six maps of a block: c_proj has four times as many as each of the others
+    rotated = 4 * 12 * width**2 * BLOCK if formulation == "reference" else 6 * tokens * inputs * BLOCK
     solves = 3 * 8 / 3 * BLOCK**3 * inputs / BLOCK
-    return blocks * (turned + solves) / 1e9
+    return blocks * (rotated + solves) / 1e9
 
 
 def of_evaluation(trainer: str, backbone: str, classes: int, batch: int, formulation: str) -> float:
-    """GFLOP of one batch of an evaluation of EVAL_BATCHES."""
+    """Return the GFLOP of one batch of an evaluation of EVAL_BATCHES batches; see `of_step`."""
     method, clip = METHODS[trainer], BACKBONES[backbone]
-    image = batch * image_forward(clip, method.extra * (method.image_dx > 0))
+    image = batch * image_forward(clip, image_tokens(method))
     text = text_tokens(method, classes, batch, formulation) * token_forward(clip)
-    return image + text / (1 if formulation == "reference" or method.per_image else EVAL_BATCHES)
+    if formulation == "reference" or method.per_image:
+        return image + text
+    return image + text / EVAL_BATCHES
 
 
 def reference_memory(trainer: str, backbone: str, classes: int, batch: int, itemsize: int = 4) -> float:
-    """GiB at the peak of a training step of the reference: CLIP, changed weights and their gradients, activations."""
+    """Return the GiB at the peak of a training step of the reference.
+
+    It has CLIP, the changed weights and their gradients, and the activations that autograd saves.
+
+    Args:
+        trainer: name of the method.
+        backbone: name of the CLIP.
+        classes: number of classes.
+        batch: number of images.
+        itemsize: bytes of a number in an activation.
+    """
     method, clip = METHODS[trainer], BACKBONES[backbone]
-    sizes = [12 * width**2 * blocks for width, blocks in (clip.image, clip.text)]
-    clips = sum(sizes) + 49408 * clip.text[0]
-    total = 4 * (clips + 2 * method.weights * sum(sizes))
-    sides = ((clip.image, batch * (clip.patches + 1) * method.image_dx),)
-    sides += ((clip.text, text_tokens(method, classes, batch, "reference") * method.text_dx),)
-    return (total + itemsize * sum(tokens * width * blocks * KEPT for (width, blocks), tokens in sides)) / 2**30
+    weights = sum(12 * width**2 * blocks for width, blocks in (clip.image, clip.text))
+    parameters = weights + 49408 * clip.text[0]
+    total = 4 * (parameters + 2 * method.weights * weights)
+    tokens_of_images = batch * (clip.patches + 1) * method.image_dx
+    tokens_of_text = text_tokens(method, classes, batch, "reference") * method.text_dx
+    for (width, blocks), tokens in ((clip.image, tokens_of_images), (clip.text, tokens_of_text)):
+        total += itemsize * tokens * width * blocks * SAVED_ACTIVATIONS
+    return total / 2**30

@@ -1,11 +1,11 @@
-"""One case, in a process of its own: `python -m benchmarks.measure TASK` prints what it measured as its last line.
+"""The measurement of one case: `python -m benchmarks.measure TASK` prints the result as JSON in its last line.
 
 TASK is JSON: the case's fields, the file of CLIP's `weights`, the number of `steps`, the `seconds` after which no
-further one begins, and `skip`, the reason why the reference formulation is not run, if so.
+further step begins, and `skip`, the reason why the reference formulation is not run ("": it is run).
 
-The two formulations take turns, step by step. Time is, on a CPU, that of the process (one thread), which others on the
-machine hardly change, with the wall's beside it; on CUDA it is the time between events. The parts of a step are taken
-around `losses` (forward), `backward` and the optimizer's `step`; data is what the training loader takes for a batch.
+The two formulations take turns, step by step. On a CPU the compared time is that of the process (one thread), which
+other processes hardly change; wall time is measured, too. On CUDA it is the time between events. The parts of a step
+are `losses` (forward), `backward` and the optimizer's `step`; data is the time of the training loader for a batch.
 """
 
 import io
@@ -36,19 +36,22 @@ from trainers.base import node_of
 
 from . import flops
 from .cases import SETTINGS, Case
-from .memory import held, peak_of
+from .memory import peak_of, trainer_tensors
 from .reference import reference
 
-JPEGS, SIZE = 32, (500, 375)  # files, and their width and height: those of ImageNet's most frequent size
-BATCHES = 8  # of an epoch, at least
+JPEGS, SIZE = 32, (500, 375)  # number of files, and ImageNet's most frequent width and height
+BATCHES = 8  # smallest number of batches of an epoch
 FORMS = {"reference": reference, "ours": nullcontext}
 
 
-# -------------------------------------------------------------------- what it is measured on
+# -------------------------------------------------------------------- model and data
 
 
 def class_names(n: int) -> list[str]:
-    """Different in their first token; each has three, with ". <end>" the five of benchmarks/flops.py."""
+    """Return n names that differ in their first token.
+
+    Each has three tokens. With ". <end>" these are the five (SUFFIX) of benchmarks/flops.py.
+    """
     tokenizer = clip._tokenizer
     words = (token.removesuffix("</w>") for token in tokenizer.encoder if token.endswith("</w>"))
     words = (word for word in words if len(word) > 3 and word.isascii() and word.isalpha())
@@ -56,7 +59,12 @@ def class_names(n: int) -> list[str]:
 
 
 def random_clip(backbone: str, folder: Path) -> str:
-    """File of the state dict of a CLIP of this architecture with random weights; made when it is first asked for."""
+    """Return the file of the state dict of a CLIP with random weights, which is made at the first call.
+
+    Args:
+        backbone: name of its architecture.
+        folder: of the file.
+    """
     path = folder / f"{backbone.replace('/', '-')}.pt"
     if not path.exists():
         size = flops.BACKBONES[backbone]
@@ -68,7 +76,15 @@ def random_clip(backbone: str, folder: Path) -> str:
 
 
 def draw_jpegs(folder: Path, n: int | None = None) -> list[str]:
-    """Coarse noise with fine noise on it, 50 to 100 KB a file, about what a photograph has; n: default JPEGS."""
+    """Draw JPEGs of coarse noise with fine noise on it, 50 to 100 KB each, which is about the size of a photograph.
+
+    Args:
+        folder: of the files.
+        n: number of files; None: JPEGS.
+
+    Returns:
+        The paths.
+    """
     paths = []
     for k in range(n or JPEGS):
         coarse = Image.effect_noise((25, 19), 120).resize(SIZE, Image.Resampling.BICUBIC)
@@ -85,27 +101,36 @@ def items_of(files: list[str], classes: int, count: int) -> list[Datum]:
 
 @DATASET_REGISTRY.register()
 class BenchmarkJPEGs(DatasetBase):
-    items: list[Datum] = []  # of the trainer that `build` builds
+    """A data set of the items that `build` sets."""
+
+    items: list[Datum] = []
 
     def __init__(self, cfg):
         super().__init__(train_x=self.items, test=self.items[:1])
 
 
 def build(case: Case, weights: str, folder: Path, opts: list[str] = ()):
-    """The trainer, on JPEGs of no meaning: a few files, which the classes share. opts: KEY VALUE pairs, the last."""
+    """Return the trainer of a case, on a few JPEGs of noise that the classes share.
+
+    Args:
+        case: the case.
+        weights: file of CLIP.
+        folder: of the JPEGs, and output directory of the trainer.
+        opts: KEY VALUE pairs, which have precedence over the case's.
+    """
     count = max(case.classes, JPEGS, BATCHES * case.batch)
     BenchmarkJPEGs.items = items_of(draw_jpegs(folder), case.classes, count)
-    yaml, own = SETTINGS.get(case.trainer, ("vit_b16", []))
+    yaml, settings = SETTINGS.get(case.trainer, ("vit_b16", []))
     words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{yaml}.yaml"]
     words += ["--backbone", weights, "--output-dir", str(folder), "DATASET.NAME", "BenchmarkJPEGs"]
     words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(case.batch), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"]
     discover(trainers)
     words += [f"TRAINER.{node_of(TRAINER_REGISTRY.get(case.trainer))}.PREC", case.prec]
-    cfg = setup_cfg(parse([*words, *own, *opts]))
+    cfg = setup_cfg(parse([*words, *settings, *opts]))
     set_random_seed(0)
     random.seed(0)
     trainer = build_trainer(cfg)
-    trainer.model.templates = trainer.model.templates[:1]  # PromptSRC's 60 are encoded before the first step, once
+    trainer.model.templates = trainer.model.templates[:1]  # PromptSRC's 60 are encoded before training, not in a step
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 10**9  # no step ends an epoch
     return trainer
 
@@ -114,23 +139,23 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = ()):
 
 
 def spent() -> float:
-    """CPU seconds of this process, and of those that it started and waited for: a compiler's, for example."""
+    """Return the CPU seconds of this process and of its finished children, such as a compiler."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class Watch:
-    """Seconds of named spans.
+    """A stopwatch: the seconds of named spans.
 
     Attributes:
-        spans: name -> [(start, end)], each what `now` gives.
+        spans: {name: [(start, end), ...]}, times of `now`.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.spans = device, {}
 
     def now(self):
-        """(the time that is compared, the wall's)."""
+        """Return the time that is compared (seconds of the process, or an event on CUDA), and the wall time."""
         if self.device.type != "cuda":
             return spent(), time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -151,11 +176,15 @@ class Watch:
         return timed
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """{name: (seconds, wall)}, each the sum of its spans; forgets them."""
+        """Return {name: (seconds, wall seconds)}, each the sum of its spans, and remove the spans."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        spans, self.spans = self.spans, {}
-        return {name: tuple(map(sum, zip(*map(self.between, some), strict=True))) for name, some in spans.items()}
+        sums = {}
+        for name, spans in self.spans.items():
+            seconds, walls = zip(*map(self.between, spans), strict=True)
+            sums[name] = sum(seconds), sum(walls)
+        self.spans = {}
+        return sums
 
     def between(self, span) -> tuple[float, float]:
         (start, wall), (end, wall_end) = span
@@ -165,7 +194,12 @@ class Watch:
 
 @contextmanager
 def parts_timed(trainer, watch: Watch):
-    """Inside, `watch` has the spans forward, backward and optimizer of each training step."""
+    """Measure the spans forward, backward and optimizer of each training step in the context.
+
+    Args:
+        trainer: the trainer.
+        watch: gets the spans.
+    """
     with ExitStack() as stack:
         for owner, method, part in (
             (trainer, "losses", "forward"),
@@ -184,23 +218,32 @@ def medians(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str,
 
 
 def in_turn(works: dict, rounds: int, end: float = float("inf")) -> dict[str, dict]:
-    """Medians of what each of `works` says that it took, over rounds in which each has its turn.
+    """Run functions in turn, and return the medians of their times over the rounds.
 
     Args:
-        works: each returns what `Watch.read` does.
-        end: of `time.perf_counter`, after which no further round begins; one is made in any case.
+        works: functions by name, which return the times of `Watch.read`.
+        rounds: largest number of rounds.
+        end: time of `time.perf_counter` after which no further round begins; at least one is made.
     """
-    taken = {name: [] for name in works}
+    times = {name: [] for name in works}
     for k in range(rounds):
         if k and time.perf_counter() > end:
             break
         for name, work in works.items():
-            taken[name].append(work())
-    return {name: {**medians(some), "rounds": len(some)} for name, some in taken.items()}
+            times[name].append(work())
+    return {name: {**medians(results), "rounds": len(results)} for name, results in times.items()}
 
 
 def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
-    """`in_turn` of works by formulation, each inside its own."""
+    """Call `in_turn` with a function for each formulation, which runs in that formulation.
+
+    Args:
+        model: the model that the formulations change.
+        works: functions by formulation; `watch` gets their spans.
+        task: `steps` is the largest number of rounds, `seconds` the time for all.
+        watch: of the spans.
+        begun: time of `time.perf_counter` at the start of the case.
+    """
 
     def inside(form, work):
         with FORMS[form](model):
@@ -215,14 +258,23 @@ def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> 
 
 
 def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
-    """Memory of a step of each formulation, which is its warm-up, then time."""
+    """Measure the memory of a step of each formulation, which is the warm-up, then the time.
+
+    Args:
+        trainer: the trainer.
+        forms: formulations.
+        task: see the module.
+        watch: of the spans.
+        begun: time of `time.perf_counter` at the start of the case.
+    """
     data = dict(zip(("first", "later"), epoch_seconds(trainer.train_loader_x, 2, watch), strict=True))
     batch = next(iter(trainer.train_loader_x))
     trainer.set_model_mode("train")
     peaks = {}
     for form in forms:
         with FORMS[form](trainer.model):
-            peaks[form] = peak_of(lambda: trainer.forward_backward(batch), held(trainer), trainer.device)
+            tensors = trainer_tensors(trainer)
+            peaks[form] = peak_of(lambda: trainer.forward_backward(batch), tensors, trainer.device)
 
     def step():
         with watch.span("step"):
@@ -234,7 +286,7 @@ def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
 
 
 def epoch_seconds(loader, n: int, watch: Watch) -> list[dict[str, float]]:
-    """Of a batch of a loader, in each of its next n epochs."""
+    """Return the mean seconds and wall seconds of a batch of a loader, in each of the next n epochs."""
     epochs = []
     for _ in range(n):
         with watch.span("data"):
@@ -245,7 +297,10 @@ def epoch_seconds(loader, n: int, watch: Watch) -> list[dict[str, float]]:
 
 
 def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
-    """A batch of each formulation; of ours the first one, with the text, and a later one."""
+    """Measure a batch of each formulation; of ours the first one, which encodes the text, and a later one.
+
+    The arguments are those of `train`.
+    """
     image = torch.randn(task["batch"], 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
 
     def batch(name):
@@ -253,7 +308,7 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
             trainer.model_inference(image)
 
     def first_and_later():
-        trainer.set_model_mode("eval")  # forgets the text
+        trainer.set_model_mode("eval")  # clears the cache of the text
         batch("first")
         batch("later")
 
@@ -266,9 +321,10 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
 
 
 def measure(task: dict) -> dict:
-    """What `results.json` holds of a case."""
+    """Measure a case, and return its entry of `results.json`."""
     torch.set_num_threads(1)
-    case, begun = Case(*(task[field] for field in Case._fields)), time.perf_counter()
+    case = Case(*(task[field] for field in Case._fields))
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         trainer = build(case, task["weights"], Path(folder))
         forms = [form for form in FORMS if form == "ours" or not task["skip"]]

@@ -1,4 +1,4 @@
-"""The peak of a training step, by the bytes of allocated tensors: on a GPU the allocator's, on a CPU counted here."""
+"""The peak memory of a training step in bytes of tensors: counted by the allocator on a GPU, by `Tracker` on a CPU."""
 
 import weakref
 from collections.abc import Iterable
@@ -8,32 +8,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Tracker(TorchDispatchMode):
-    """Counts the storages of `tensors`, and of all tensors that operations return inside it, while they live.
+    """A counter of the storages of `tensors`, and of tensors that operations in its context return, while they live.
 
-    What an operation takes and gives back within itself is not seen, nor is memory that the allocator keeps.
+    It does not count temporary memory within an operation, nor memory that the allocator caches.
 
     Attributes:
-        now, peak: bytes.
+        now: bytes at present.
+        peak: largest number of bytes so far.
     """
 
     def __init__(self, tensors: Iterable[torch.Tensor] = ()):
         super().__init__()
         self.now = self.peak = 0
-        self.known = set()
+        self.storages = set()
         for tensor in tensors:
             self.add(tensor)
 
     def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
+        if key not in self.storages:
+            self.storages.add(key)
             weakref.finalize(storage, self.remove, key, size)
             self.now += size
             self.peak = max(self.peak, self.now)
 
     def remove(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self.storages.discard(key)
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -43,7 +44,13 @@ class Tracker(TorchDispatchMode):
 
 
 def peak_of(work, tensors: Iterable[torch.Tensor], device: torch.device) -> float:
-    """MiB at the peak of work(), with the tensors that were there before."""
+    """Return the MiB at the peak of work().
+
+    Args:
+        work: function.
+        tensors: those that exist before, which count on a CPU.
+        device: of the work.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -54,8 +61,8 @@ def peak_of(work, tensors: Iterable[torch.Tensor], device: torch.device) -> floa
     return tracker.peak / 2**20
 
 
-def held(trainer) -> list[torch.Tensor]:
-    """What a trainer keeps between steps: CLIP, the trained tensors, their gradients, the optimizer's state."""
+def trainer_tensors(trainer) -> list[torch.Tensor]:
+    """Return the tensors that live between steps: CLIP, trained tensors, their gradients, the optimizer's state."""
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     tensors += [p.grad for p in trainer.model.parameters() if p.grad is not None]
     states = trainer.optim.state.values() if trainer.optim else ()

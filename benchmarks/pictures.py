@@ -1,4 +1,4 @@
-"""Time and memory of a training step against the number of classes, the operation count's prediction as a line."""
+"""Pictures of time and memory of a training step against the number of classes, with the prediction as a line."""
 
 from pathlib import Path
 from statistics import median
@@ -17,15 +17,27 @@ CLASSES = np.geomspace(10, 1000, 30)
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """time_batch<b>.png and memory_batch<b>.png of each batch size; a panel for trainers with two class numbers."""
+    """Draw time_batch<b>.png and memory_batch<b>.png for each batch size.
+
+    They have a panel for each trainer and precision that is measured at two numbers of classes or more.
+
+    Args:
+        results: the measurements.
+        folder: of the files.
+
+    Returns:
+        The paths of the files.
+    """
     paths, lines = [], {}
     for case in sorted(results.cases, key=lambda case: case.classes):
         if (case.kind, case.backbone) == ("train", FIRST):
             lines.setdefault(case.batch, {}).setdefault((case.trainer, case.prec), []).append(case)
-    for batch, some in lines.items():
-        some = {line: cases for line, cases in some.items() if len(cases) > 1}
-        for name, panel in (("time", time), ("memory", memory)) if some else ():
-            paths.append(save(panels(results, some, panel), folder / f"{name}_batch{batch}.png"))
+    for batch, batch_lines in lines.items():
+        curves = {line: cases for line, cases in batch_lines.items() if len(cases) > 1}
+        if not curves:
+            continue
+        for name, panel in (("time", time), ("memory", memory)):
+            paths.append(save(panels(results, curves, panel), folder / f"{name}_batch{batch}.png"))
     return paths
 
 
@@ -45,25 +57,26 @@ def panels(results: Results, lines: dict[tuple[str, str], list[Case]], panel):
 
 
 def time(ax, results: Results, cases: list[Case]) -> None:
-    """Hollow: on the line through the two largest numbers of classes at which the reference could be run."""
+    """Draw the seconds of a step; hollow points are extrapolated, see `Results.reference`."""
     measured = [case for case in cases if results.reference(case)[1]]
-    guessed = [case for case in cases if case not in measured and results.reference(case)[0]]
+    extrapolated = [case for case in cases if case not in measured and results.reference(case)[0]]
     rates = [case.gflop("reference") / results.seconds(case, "reference") for case in measured]
     for form, (colour, marker) in STYLES.items():
-        known = {case.classes: results.seconds(case, form) for case in cases if form in results.cases[case]}
-        ax.plot(list(known), list(known.values()), marker, color=colour, label=form)
+        seconds = {case.classes: results.seconds(case, form) for case in cases if form in results.cases[case]}
+        ax.plot(list(seconds), list(seconds.values()), marker, color=colour, label=form)
         if rates:
             predicted = [cases[0]._replace(classes=n).gflop(form) / median(rates) for n in CLASSES]
             ax.plot(CLASSES, predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
-    guesses = [results.reference(case)[0] for case in guessed]
-    ax.plot([case.classes for case in guessed], guesses, "o", color=GREY, mfc="none")
+    estimates = [results.reference(case)[0] for case in extrapolated]
+    ax.plot([case.classes for case in extrapolated], estimates, "o", color=GREY, mfc="none")
     ax.set_ylabel("s a step")
 
 
 def memory(ax, results: Results, cases: list[Case]) -> None:
     for form, (colour, marker) in STYLES.items():
-        known = {case.classes: results.cases[case][form] for case in cases if form in results.cases[case]}
-        ax.plot(list(known), [r["peak_mib"] / 1024 for r in known.values()], marker, color=colour, label=form)
+        measured = [case for case in cases if form in results.cases[case]]
+        peaks = [results.cases[case][form]["peak_mib"] / 1024 for case in measured]
+        ax.plot([case.classes for case in measured], peaks, marker, color=colour, label=form)
     estimate = [flops.reference_memory(cases[0].trainer, FIRST, n, cases[0].batch) for n in CLASSES]
     ax.plot(CLASSES, estimate, "--", color=GREY, lw=1, label="reference, estimated")
     ax.set_ylabel("GiB at the peak of a step")

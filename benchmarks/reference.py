@@ -1,4 +1,4 @@
-"""The formulation of the original code bases, behind the interface of the trainers here: what they are held against.
+"""The formulation of the original code bases, behind the interface of the trainers here, for comparison.
 
     with reference(trainer.model):
         trainer.forward_backward(batch)
@@ -9,7 +9,8 @@
 - a changed weight is formed and goes through autograd as a parameter of the encoder (`torch.func.functional_call`), R
   by one Cayley solve for each weight in a Python loop; in evaluation, too, for each batch.
 
-Numerically it is the same model, tensors included, but for the dropout of CLIPLoRA, which a formed weight cannot have.
+Numerically it is the same model with the same tensors. Only the dropout of CLIPLoRA is missing, because a formed weight
+cannot have it.
 """
 
 from collections import defaultdict
@@ -29,43 +30,53 @@ LENGTH = 77
 
 @contextmanager
 def reference(model):
-    """Inside, this `ClipClassifier` computes as the originals do, with the same tensors."""
+    """Make a `ClipClassifier` compute as the originals do, with the same tensors, in the context."""
     kinds = {model: Classifier, model.text_encoder: Text}
     if isinstance(model, TunedCLIP):
         kinds[model] = Rotated if isinstance(model, OrthogonalCLIP) else Tuned
     if isinstance(model.image_encoder, ImageEncoder):
         kinds[model.image_encoder] = Image
-    own = {module: module.__class__ for module in kinds}
+    classes = {module: module.__class__ for module in kinds}
     for module, kind in kinds.items():
-        module.__class__ = type(f"Reference{own[module].__name__}", (kind, own[module]), {})
+        module.__class__ = type(f"Reference{classes[module].__name__}", (kind, classes[module]), {})
     try:
         yield model
     finally:
-        for module, cls in own.items():
+        for module, cls in classes.items():
             module.__class__ = cls
 
 
 def run(blocks: nn.Sequential, x: torch.Tensor, deep: dict | None, at: int | None, insert: bool) -> torch.Tensor:
-    """x float [N, L, width] through CLIP's own blocks; `deep`, `at`, `insert`: see `trainers.shared.encoders`."""
-    x = x.permute(1, 0, 2)  # as OpenAI's blocks take it
+    """Return x after CLIP's own blocks.
+
+    Args:
+        blocks: of a transformer.
+        x: float [N, L, width].
+        deep: see `trainers.shared.encoders`.
+        at: see `trainers.shared.encoders`.
+        insert: see `trainers.shared.encoders`.
+    """
+    x = x.permute(1, 0, 2)  # OpenAI's blocks have the batch in the second dimension
     for i, block in enumerate(blocks):
         if deep and i in deep:
             tokens = deep[i].to(x.dtype).unsqueeze(1).expand(-1, x.shape[1], -1)
             n = len(tokens)
             start = len(x) - n if at is None else at
-            x = torch.cat([x[:start], tokens, x[start + n * (not insert or i > min(deep)) :]])
+            inserts = insert and i <= min(deep)
+            rest = x[start:] if inserts else x[start + n :]
+            x = torch.cat([x[:start], tokens, rest])
         x = block(x)
     return x.permute(1, 0, 2)
 
 
-# What goes before the product's classes, whose methods it takes the place of
+# Mixins that override methods of the trainers' classes
 
 
 class Image:
-    """Before `ImageEncoder`."""
+    """A mixin of `ImageEncoder`."""
 
     def tokens(self, image, context=None, deep=None, insert=False, linear=frozen):
-        if linear is not frozen:  # OrthSR looks at the attention
+        if linear is not frozen:  # OrthSR reads the attention
             return super().tokens(image, context, deep, insert=insert, linear=linear)
         x = self.conv1(image).flatten(2).permute(0, 2, 1)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
@@ -75,7 +86,7 @@ class Image:
 
 
 class Text:
-    """Before `TextEncoder`."""
+    """A mixin of `TextEncoder`."""
 
     def forward(self, prompts, tokenized_prompts, shared=None, deep=None, insert=False):
         inserted = deep[min(deep)].shape[-2] if deep and insert else 0
@@ -91,17 +102,17 @@ class Text:
 
 
 class Classifier:
-    """Before any `ClipClassifier`."""
+    """A mixin of any `ClipClassifier`."""
 
     def once(self, name, compute):
         return compute()
 
 
 class Tuned(Classifier):
-    """Before a `TunedCLIP`."""
+    """A mixin of `TunedCLIP`."""
 
     def linear(self, *encoders):
-        return None  # nothing is done to activations
+        return None  # the weights are changed, not the activations
 
     def encode_image(self, image, linear=None):
         return self.through_weights("image", image) if self.names(["image"]) else self.frozen_image(image)
@@ -110,7 +121,12 @@ class Tuned(Classifier):
         return self.through_weights("text", None, self.tokens) if self.names(["text"]) else self.frozen_text
 
     def through_weights(self, encoder: str, *inputs) -> torch.Tensor:
-        """Unit-length features, float [n, d], of an encoder whose parameters are the changed ones."""
+        """Return unit-length features, float [n, d], of an encoder with its changed weights.
+
+        Args:
+            encoder: "image" or "text".
+            *inputs: of the encoder.
+        """
         module, parts = self.encoders[encoder], defaultdict(dict)
         with torch.autocast(self.logit_scale.device.type, enabled=False):
             for name in self.names([encoder]):
@@ -123,12 +139,12 @@ class Tuned(Classifier):
         return normalize(functional_call(module, changed, inputs))
 
     def changed(self, name: str) -> torch.Tensor:
-        """W' of a place, with its gradient."""
+        """Return the changed weight W' of a place, with its gradient."""
         return self.merge(self.changes([name])[name], self.weight(name))
 
 
 class Rotated(Tuned):
-    """Before an `OrthogonalCLIP`."""
+    """A mixin of `OrthogonalCLIP`."""
 
     def changed(self, name):
         m, b = self.rotations.sizes[name]

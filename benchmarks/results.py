@@ -1,4 +1,4 @@
-"""What was measured: one JSON file, and tables of it."""
+"""The measurements: one JSON file, and tables of it."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -14,14 +14,15 @@ NAME = "results.json"
 
 
 class Results:
-    """`results.json` of a folder, gone on with if it was measured by the same code on the same device.
+    """The results of a folder; those of an existing `results.json` are kept.
 
     Args:
+        folder: of results.json and table.md.
         identity: device, torch, commit.
 
     Attributes:
-        cases: what `measure.measure` returned, by case.
-        left_out: a reason, by case.
+        cases: the results of `measure.measure` by case.
+        left_out: the reasons of other cases.
 
     Raises:
         ValueError: the file is of another device, torch or commit.
@@ -33,14 +34,14 @@ class Results:
         self.left_out: dict[Case, str] = {}
         if (folder / NAME).exists():
             content = read_json(folder / NAME)
-            for key, now in identity.items():
-                if content[key] != now:
-                    wrong = f"{folder / NAME} was measured with {key} {content[key]}, not {now}"
-                    raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+            for key, value in identity.items():
+                if content[key] != value:
+                    difference = f"{folder / NAME} was measured with {key} {content[key]}, not {value}"
+                    raise ValueError(f"{difference}: choose another --output-dir, or remove that one")
             self.cases = {case_of(result): result for result in content["cases"]}
 
     def write(self) -> None:
-        """results.json and table.md."""
+        """Write results.json and table.md."""
         content = {**self.identity, "cases": list(self.cases.values())}
         content["left_out"] = [{**case._asdict(), "reason": reason} for case, reason in self.left_out.items()]
         write_json(content, self.folder / NAME)
@@ -50,7 +51,16 @@ class Results:
     # ---------------------------------------------------------------- figures
 
     def seconds(self, case: Case, form: str, part: str = "") -> float | None:
-        """Of a step, of a part of it, or of a batch of an evaluation of `flops.EVAL_BATCHES`; None: not measured."""
+        """Return the seconds of a step, or of a batch of an evaluation of `flops.EVAL_BATCHES` batches.
+
+        Args:
+            case: the case.
+            form: formulation.
+            part: of a step: forward, backward or optimizer; "": the whole.
+
+        Returns:
+            None if it was not measured.
+        """
         times = self.cases.get(case, {}).get(form)
         if times is None:
             return None
@@ -60,14 +70,19 @@ class Results:
         return times[part or ("step" if case.kind == "train" else "batch")]["seconds"]
 
     def reference(self, case: Case) -> tuple[float | None, bool]:
-        """The reference's seconds, and whether they are measured: else on a line through two smaller class numbers."""
-        if (own := self.seconds(case, "reference")) is not None:
-            return own, True
-        run = [c for c, result in self.cases.items() if "reference" in result]
-        fewer = [c for c in run if c._replace(classes=case.classes) == case]
-        if len(fewer) < 2:
+        """Return the reference's seconds, and True if they are measured.
+
+        Other seconds are extrapolated on a line through the two largest numbers of classes that are measured. They are
+        None if there are fewer.
+        """
+        seconds = self.seconds(case, "reference")
+        if seconds is not None:
+            return seconds, True
+        measured = [c for c, result in self.cases.items() if "reference" in result]
+        similar = [c for c in measured if c._replace(classes=case.classes) == case]
+        if len(similar) < 2:
             return None, False
-        a, b = sorted(fewer, key=lambda c: c.classes)[-2:]
+        a, b = sorted(similar, key=lambda c: c.classes)[-2:]
         low, high = self.seconds(a, "reference"), self.seconds(b, "reference")
         return high + (high - low) / (b.classes - a.classes) * (case.classes - b.classes), False
 
@@ -77,14 +92,17 @@ class Results:
 
     def line(self, case: Case) -> str:
         reference, ours, ratio = self.seconds(case, "reference"), self.seconds(case, "ours"), self.ratio(case)
-        against = f", the reference's {reference:.2f} s" if reference else ""
-        times = f", ratio {ratio:.2f}" if ratio else ""
-        return f"{case}: {ours:.2f} s{against}{times} (predicted {case.predicted:.2f})"
+        text = f"{case}: {ours:.2f} s"
+        if reference:
+            text += f", the reference's {reference:.2f} s"
+        if ratio:
+            text += f", ratio {ratio:.2f}"
+        return f"{text} (predicted {case.predicted:.2f})"
 
     # ---------------------------------------------------------------- tables
 
     def text(self) -> str:
-        """Markdown."""
+        """Return the tables in Markdown."""
         parts = [", ".join(self.identity.values())]
         for backbone in dict.fromkeys(case.backbone for case in self.cases):
             for kind, row in (("train", self.step), ("eval", self.evaluation)):
@@ -126,20 +144,20 @@ class Results:
 
     def head(self, case: Case) -> dict[str, str]:
         (reference, measured), ratio = self.reference(case), self.ratio(case)
-        about = "" if measured else "~"
+        sign = "" if measured else "~"
         return {
             "trainer": case.trainer,
             "classes": f"{case.classes:,}",
             "batch": str(case.batch),
             "prec": case.prec,
-            "reference s": f"{about}{reference:.3f}" if reference else "",
+            "reference s": f"{sign}{reference:.3f}" if reference else "",
             "ours s": f"{self.seconds(case, 'ours'):.3f}",
-            "ratio": f"{about}{ratio:.2f}" if ratio else "",
+            "ratio": f"{sign}{ratio:.2f}" if ratio else "",
             "predicted": f"{case.predicted:.2f}",
         }
 
     def gaps(self) -> list[str]:
-        """A line for each kind of case that was left out."""
+        """Return a line for each kind of case that was left out."""
         kinds = defaultdict(list)
         for case, reason in self.left_out.items():
             kinds[case.kind, case.trainer, case.backbone, case.prec, reason].append(f"{case.classes} x {case.batch}")

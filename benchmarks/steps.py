@@ -1,8 +1,8 @@
-"""Training steps when they are asked for: `python -m benchmarks.steps TASK` makes one for each line that it reads.
+"""Training steps on request: `python -m benchmarks.steps TASK` makes one for each line on its standard input.
 
-TASK is JSON: the case's fields, the file of CLIP's `weights`, and `opts`, KEY VALUE pairs. It answers with a line when
-it is ready, and after each step with one of JSON: [seconds, wall]. `Steps` is its other side: so trainers that need
-processes of their own still take turns.
+TASK is JSON: the case's fields, the file of CLIP's `weights`, and `opts`, KEY VALUE pairs. It writes a line when it is
+ready, and after each step the JSON [seconds, wall seconds]. `Steps` starts such processes, so that trainers that need
+other processes can take turns, too.
 """
 
 import contextlib
@@ -27,27 +27,34 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Steps:
-    """A trainer in n processes, which make its steps together, one thread each; a context.
+    """A trainer in n processes of one thread, which make its steps together; a context manager.
 
-    They are started with the variables that torchrun gives, and wait without using the CPU.
+    The processes have the variables of torchrun. They use no CPU while they wait.
+
+    Args:
+        case: the case.
+        weights: file of CLIP.
+        opts: KEY VALUE pairs.
+        n: number of processes.
+        env: more variables of the processes.
 
     Raises:
-        ChildProcessError: one of them has ended; with the last line that it wrote.
+        ChildProcessError: a process has ended; the message has its last line.
     """
 
     def __init__(self, case: Case, weights: str, opts: list[str] = (), n: int = 1, env: dict[str, str] | None = None):
         task = json.dumps({**case._asdict(), "weights": weights, "opts": list(opts)})
         words = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", task]
-        given = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         self.processes, self.errors = [], []
         for rank in places(n):
             self.errors.append(tempfile.TemporaryFile("w+"))
             streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors[-1]}
-            self.processes.append(subprocess.Popen(words, text=True, cwd=ROOT, env={**given, **rank}, **streams))
+            self.processes.append(subprocess.Popen(words, text=True, cwd=ROOT, env={**env, **rank}, **streams))
         self.waiting = True  # until they are ready
 
-    def hear(self) -> list:
-        """The next line of each, from JSON."""
+    def read_lines(self) -> list:
+        """Return the next line of each process, decoded from JSON."""
         lines = [process.stdout.readline() for process in self.processes]
         if not all(lines):
             errors = self.errors[lines.index("")]
@@ -58,17 +65,20 @@ class Steps:
 
     def ready(self) -> "Steps":
         if self.waiting:
-            self.hear()
+            self.read_lines()
         self.waiting = False
         return self
 
     def __call__(self) -> dict[str, tuple[float, float]]:
-        """Makes a step: what `Watch.read` gives, the seconds of one process (their mean) and the wall's of the last."""
+        """Make a step, and return its times as `Watch.read` does.
+
+        The seconds are the mean of the processes, the wall seconds those of the slowest.
+        """
         self.ready()
         for process in self.processes:
-            with contextlib.suppress(BrokenPipeError):  # `hear` says why
+            with contextlib.suppress(BrokenPipeError):  # `read_lines` raises an error with the reason
                 print(file=process.stdin, flush=True)
-        seconds, walls = zip(*self.hear(), strict=True)
+        seconds, walls = zip(*self.read_lines(), strict=True)
         return {"step": (mean(seconds), max(walls))}
 
     def __enter__(self) -> "Steps":
@@ -84,7 +94,7 @@ class Steps:
 
 
 def places(n: int) -> list[dict[str, str]]:
-    """Variables of n processes on this machine, as torchrun sets them; of one, none."""
+    """Return the variables of each of n processes on this machine, as torchrun sets them; one process has none."""
     if n == 1:
         return [{}]
     with socket.socket() as free:
@@ -100,8 +110,8 @@ def serve(task: dict) -> None:
     torch.set_num_threads(1)
     case = Case(*(task[field] for field in Case._fields))
 
-    def answer(what):
-        print(json.dumps(what), file=sys.__stdout__, flush=True)
+    def answer(content):
+        print(json.dumps(content), file=sys.__stdout__, flush=True)
 
     quiet = contextlib.redirect_stdout(io.StringIO())
     with quiet, distributed.processes(), tempfile.TemporaryDirectory() as folder:
