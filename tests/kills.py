@@ -6,9 +6,9 @@
 A trial of a training is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and
 tests. A trial of another command reads a finished training and writes beside it; `tests.kill_benchmark` has
 benchmark.py. It gets SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms
-after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed once to three times
-and then left alone. What it leaves must be, but for logs and times, what the undisturbed run left, weights, optimizer
-and random generators bit for bit, with no file more and none less; the data set too.
+after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed
+once to three times and then left alone. What it leaves must be, but for logs and times, what the undisturbed run left,
+weights, optimizer and random generators bit for bit, with no file more and none less; the data set too.
 """
 
 import argparse
