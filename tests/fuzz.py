@@ -51,15 +51,17 @@ import yaml
 from PIL import Image
 
 import benchmark
+import datasets
 import export
 import report
+import trainers
 from dassl.config import flatten
 from dassl.data import data_manager
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
 from datasets.shapes import Shapes
 from datasets.tools import prepare, verify
 from experiments import calibrate, engines, run, strength
-from experiments.config import default_cfg, parse, plain, setup_cfg
+from experiments.config import default_cfg, discover, parse, plain, setup_cfg
 from predict import main as predict
 from tests import hostile
 from trainers import base
@@ -663,13 +665,20 @@ def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False, kinds=SET
     report_ = Report()
     with tempfile.TemporaryDirectory() as folder, cut_short():
         world = Path(folder).resolve()
-        assert in_child(lambda tell: make_world(world), seconds=600) == (0, []), "the world cannot be made"
+        if in_child(lambda tell: make_world(world), lambda row: None, seconds=600):
+            raise AssertionError("the world cannot be made")
+        for package in (trainers, datasets):
+            discover(package)
         case, end = start, start + count
+
+        def keep(row: Row) -> None:
+            nonlocal case
+            add(report_, row, verbose)
+            case = row.case + 1
+
         while case < end:
-            status, done = in_child(lambda tell, first=case: run_cases(range(first, end), seed, world, kinds, tell))
-            for row in done:
-                add(report_, row, verbose)
-            case += len(done)
+            rest = range(case, end)
+            status = in_child(lambda tell, rest=rest: run_cases(rest, seed, world, kinds, tell), keep)
             if case < end:
                 outcome = "hang" if status is None else "killed"
                 kind, how, argv = describe(world)
@@ -706,11 +715,11 @@ def add(report_: Report, row: Row, verbose: bool) -> None:
         )
 
 
-def in_child(work, seconds: float = SECONDS) -> tuple[int | None, list[Row]]:
-    """Call work(tell) in a forked process.
+def in_child(work, keep, seconds: float = SECONDS) -> int | None:
+    """Call work(tell) in a forked process, and keep(row) here for each row that it tells.
 
     Returns:
-        Its exit status, None if nothing was told for `seconds`; and the rows that it told.
+        Its exit status; None if nothing was told for `seconds`.
     """
     sys.stdout.flush()
     reading, writing = os.pipe()
@@ -728,19 +737,19 @@ def in_child(work, seconds: float = SECONDS) -> tuple[int | None, list[Row]]:
             sys.stdout.flush()
             os._exit(status)
     os.close(writing)
-    rows, hanging = [], False
+    hanging = False
     with os.fdopen(reading) as pipe:
         while not hanging:
             hanging = not select.select([pipe], [], [], seconds)[0]
             line = "" if hanging else pipe.readline()  # a row is written at once
             if line:
-                rows.append(Row(**json.loads(line)))
+                keep(Row(**json.loads(line)))
             else:
                 break
     if hanging:
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return None if hanging else status, rows
+    return None if hanging else status
 
 
 def run_cases(cases: range, seed: int, world: Path, kinds, tell) -> None:

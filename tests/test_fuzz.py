@@ -1,20 +1,47 @@
 """The fuzz test, and that it finds what is not checked."""
 
-from fuzz import fuzz
+import random
 
-from experiments import config
+import pytest
+from PIL import Image
+
+from dassl.utils import images
+from experiments import config, exported
+from tests.fuzz import FILES, SETTINGS, fuzz, odd_export, odd_pictures
 
 
 def test_no_case_ends_in_a_traceback_or_in_nonsense():
-    outcomes, faults = fuzz(count=500, seed=0)
-    assert not faults, "\n".join(faults)
-    assert sum(outcomes.values()) == 500
-    assert outcomes["must_fail: refused"] > 40 and not outcomes["must_fail: ran"]
-    assert sum(number for outcome, number in outcomes.items() if outcome.endswith(": ran")) > 50
+    done = fuzz(count=500, seed=0)
+    assert not done.faults, "\n".join(done.faults)
+    assert sum(done.outcomes.values()) == 500
+    assert done.outcomes["must_fail: refused"] > 40 and not done.outcomes["must_fail: ran"]
+    assert sum(number for outcome, number in done.outcomes.items() if outcome.endswith(": ran")) > 50
+
+
+def test_no_hostile_file_ends_in_a_traceback_a_hang_or_a_full_memory():
+    seed = random.randrange(10**6)
+    done = fuzz(count=120, seed=seed, kinds=FILES)
+    assert not done.faults, f"seed {seed}\n" + "\n".join(done.faults)
+    assert sum(done.outcomes.values()) == 120
 
 
 def test_it_finds_what_is_not_checked(monkeypatch):
     monkeypatch.setattr(config, "check_config", lambda cfg, declared: None)
-    outcomes, faults = fuzz(count=60, seed=0)
-    kinds = {outcome.split(": ")[1] for outcome in outcomes}
-    assert len(faults) >= 5 and kinds == {"refused", "ran", "nonsense", "traceback"}
+    done = fuzz(count=60, seed=0, kinds=SETTINGS)
+    kinds = {outcome.split(": ")[1] for outcome in done.outcomes}
+    assert len(done.faults) >= 5 and kinds == {"refused", "ran", "nonsense", "traceback"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "name", "without", "outcomes"),
+    [
+        (odd_export, exported, "check_facts", lambda facts: None, {"traceback"}),
+        (odd_pictures, images, "open_image", Image.open, {"hang", "memory", "killed", "nonsense"}),
+    ],
+)
+def test_it_finds_files_that_are_not_checked(kind, module, name, without, outcomes, monkeypatch):
+    monkeypatch.setattr(module, name, without)
+    monkeypatch.setattr("tests.fuzz.SECONDS", 5.0)
+    monkeypatch.setattr("tests.fuzz.MEMORY", 900)
+    done = fuzz(count=60, seed=0, kinds=(kind,))
+    assert outcomes & {outcome.split(": ")[1] for outcome in done.outcomes}, done.outcomes

@@ -1,6 +1,8 @@
 """Own photographs are read as a viewer shows them, no larger than needed; benchmarks exactly as Dassl reads them."""
 
+import os
 import pickle
+import random
 import sys
 
 import numpy as np
@@ -16,7 +18,7 @@ from dassl.data import DatasetWrapper, data_manager
 from dassl.data.data_manager import needed_side
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
-from dassl.utils import read_image, read_photo
+from dassl.utils import as_photo, images, read_image, read_photo
 from datasets.shared.image_files import image_problem
 from predict import Predictor
 from reports.predictions import contact_sheet
@@ -69,6 +71,59 @@ def test_what_is_transparent_is_on_white(kind, tmp_path):
     assert got.mode == "RGB" and np.abs(np.asarray(got, float) - wanted).max() <= 1
     (item,) = DatasetWrapper(cfg_of(), [Datum(str(tmp_path / "a.png"))], np.asarray, is_train=True)
     assert np.array_equal(item["img"], got), "in training"
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "RGBA", "LA", "P", "RGB key", "L key"])
+def test_large_images_are_converted_in_parts_to_the_same_pixels(kind, monkeypatch):
+    rng = np.random.default_rng()
+    if kind in ("RGB", "L", "CMYK"):
+        image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).convert(kind)
+    else:
+        image, _ = transparent(kind, rng)
+    for orientation in range(9):
+        image.getexif()[0x0112] = orientation
+        whole = as_photo(image)
+        for rows in (1, 2, 4):
+            monkeypatch.setattr(images, "LARGE", 7 * rows)
+            parts = as_photo(image)
+            assert parts.mode == "RGB" and np.array_equal(parts, whole), (orientation, rows)
+            monkeypatch.undo()
+
+
+def promise(kind, side, path, **how):
+    """Write a JPEG whose head says that it is `side` pixels wide and high, with the data of a small one."""
+    Image.new(kind, (64, 64)).save(path, "JPEG", **how)
+    data = bytearray(path.read_bytes())
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    data[at + 5 : at + 9] = 2 * side.to_bytes(2, "big")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("read", [read_photo, read_image])
+def test_cmyk_has_the_limit_of_four_bands(read, progressive, tmp_path, one_line):
+    side = random.randint(8193, 13_000)
+    promise("CMYK", side, tmp_path / "a.jpg", progressive=progressive)
+    with pytest.raises(OSError) as caught:
+        read(tmp_path / "a.jpg")
+    assert f"it is {side} x {side} pixels, more than 67 million" in one_line(caught)
+
+
+@pytest.mark.parametrize("read", [read_photo, read_image])
+def test_pipes_and_devices_are_not_read(read, tmp_path, one_line):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(OSError) as caught:
+            read(tmp_path / name)
+        assert "is a device, a pipe or a socket" in one_line(caught)
+
+
+def test_what_is_not_there_is_said_without_numbers_of_the_system(trained, tmp_path):
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    predictions = list(Predictor(trained)([str(tmp_path / "none.png"), str(tmp_path / "circle.png")]))
+    assert predictions[0].error == "there is no such file"
+    assert all(p.error and "Errno" not in p.error for p in predictions)
 
 
 def test_two_drawings_on_transparent_ground_are_told_apart(trained, tmp_path):

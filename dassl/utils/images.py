@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dassl.files import check_regular
 from dassl.streams import progress
 
 # Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
@@ -24,7 +25,11 @@ SUFFIXES = tuple(
 )
 # Pillow also opens formats that run a program (EPS starts Ghostscript) or read other files: none of these is here
 FORMATS = "JPEG MPO PNG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF HEIF TGA".split()
-TRANSPARENT_PIXELS = 2**26  # that an image may have if it is transparent, of which three copies are needed
+LARGE = 2**22  # pixels of an image that is converted in parts
+PIXELS = 2**26  # an image may have
+MANY_PIXELS = (
+    178_956_970  # a JPEG or a picture of one byte a pixel may have; Pillow decodes no more without a complaint
+)
 # Folders that file servers and systems keep for themselves, in lower case: thumbnails, bins, snapshots, repairs
 SYSTEM_FOLDERS = frozenset(
     "@eadir #recycle #snapshot @tmp @recycle @recently-snapshot @transcode @sharebin $recycle.bin __macosx __pycache__ "
@@ -45,6 +50,9 @@ def read_image(path):
         OSError: the file cannot be read or decoded, e.g. because copying it was cut short.
     """
     with _opened(path) as img:
+        problem = size_problem(img)
+        if problem:
+            raise UnsupportedImage(problem)
         return img.convert("RGB")
 
 
@@ -79,8 +87,23 @@ def as_photo(img):
     if problem:
         raise UnsupportedImage(problem)
     img.load()  # first: Pillow turns a TIFF here, and then removes its orientation
-    photo = on_white(turned_upright(img))
+    turn = turn_of(img)
+    photo = in_bands(img, turn) if img.width * img.height > LARGE else turned(on_white(img), turn)
     photo.info = {}  # no orientation is left, so that this may be read again
+    return photo
+
+
+def in_bands(img, turn):
+    """Return `turned(on_white(img), turn)`, made of some rows at a time, so that the memory holds no third copy."""
+    width, height = img.size
+    swaps = turn in ("TRANSPOSE", "TRANSVERSE", "ROTATE_90", "ROTATE_270")
+    from_end = turn in ("ROTATE_180", "FLIP_TOP_BOTTOM", "ROTATE_270", "TRANSVERSE")
+    photo, rows = Image.new("RGB", (height, width) if swaps else (width, height)), max(1, LARGE // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        place = height - bottom if from_end else top
+        band = turned(on_white(img.crop((0, top, width, bottom))), turn)
+        photo.paste(band, (place, 0) if swaps else (0, place))
     return photo
 
 
@@ -88,11 +111,18 @@ def pixel_problem(img):
     """Return why the pixels of an opened `PIL.Image` cannot be used, "" if they can."""
     if max(img.size) > 100 * min(img.size):
         return f"it is {img.width} x {img.height} pixels: more than 100 times as long as wide"
-    if img.has_transparency_data and img.width * img.height > TRANSPARENT_PIXELS:
-        most = f"{TRANSPARENT_PIXELS / 1e6:.0f} million of a transparent image"
-        return f"it is {img.width} x {img.height} pixels, more than {most}: make it smaller"
-    if img.mode.startswith(("I", "F")):
+    problem = size_problem(img)
+    if not problem and img.mode.startswith(("I", "F")):
         return f"its pixels are of mode {img.mode}, not 8 bits, and would be read as white: convert it"
+    return problem
+
+
+def size_problem(img):
+    """Return why an opened `PIL.Image` takes too much memory, "" if it does not."""
+    is_small = img.mode in ("1", "L", "P") or img.mode == "RGB" and img.format in ("JPEG", "MPO")
+    most = MANY_PIXELS if is_small and not img.has_transparency_data else PIXELS
+    if img.width * img.height > most:
+        return f"it is {img.width} x {img.height} pixels, more than {most / 1e6:.0f} million: make it smaller"
     return ""
 
 
@@ -116,17 +146,22 @@ def reduced(img, side):
     return img.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def turned_upright(img):
-    """Return the decoded `PIL.Image` rotated as its EXIF orientation says; unchanged if its EXIF cannot be read.
+def turn_of(img):
+    """Return the name of the `Image.Transpose` that turns a decoded `PIL.Image` upright; "" for none.
 
     Not with `ImageOps.exif_transpose`, which rewrites all other EXIF tags too and fails on those of some cameras.
     """
     try:
         orientation = img.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises a dozen types
-        return img
+        return ""
     turns = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
-    return img.transpose(Image.Transpose[turns[orientation - 2]]) if orientation in range(2, 9) else img
+    return turns[orientation - 2] if orientation in range(2, 9) else ""
+
+
+def turned(img, turn):
+    """Return the `PIL.Image` turned as `turn_of` says."""
+    return img.transpose(Image.Transpose[turn]) if turn else img
 
 
 def open_image(file):
@@ -135,7 +170,10 @@ def open_image(file):
     Raises:
         UnsupportedImage: it is HEIF, and pillow-heif is not installed.
         PIL.UnidentifiedImageError: it is no image of these formats.
+        ValueError: it is a device, a pipe or a socket, which reading might never end.
     """
+    if not hasattr(file, "read"):
+        check_regular(file)
     try:
         return Image.open(file, formats=known_formats())
     except UnidentifiedImageError:
@@ -180,7 +218,16 @@ def _opened(path):
     except UnsupportedImage as e:
         raise UnsupportedImage(f'Cannot read the image "{path}": {e}') from None
     except Exception as e:  # Pillow raises a dozen types
-        raise OSError(f'Cannot read the image "{path}" ({e}): replace it with an intact copy') from e
+        raise OSError(f'Cannot read the image "{path}" ({describe(e)}): replace it with an intact copy') from e
+
+
+def describe(error):
+    """Return why an image cannot be read, in a line without the system's numbers."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -305,4 +352,4 @@ def image_problem(path, decode=True):
                 image.load()
             return problem
     except Exception as error:  # Pillow raises a dozen types
-        return " ".join(str(error).split()) or type(error).__name__
+        return describe(error)
