@@ -47,7 +47,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
         if interrupted:
             print(interrupted, file=sys.stderr)
         return 128 + signal.SIGTERM if isinstance(error, Terminated) else status
-    for line in failed:
+    for line in map(without_numbers, failed):
         print(f"error: {visible(line, keep=LINE_END)}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -75,6 +75,11 @@ def one_line(error: Exception) -> str:
         return f"{error.object[:100]!r} has characters that {error.encoding} cannot write: give other names"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
+    return without_numbers(text)
+
+
+def without_numbers(text: str) -> str:
+    """Return a message without the numbers that a system has for its errors."""
     return re.sub(r"\[(Errno|WinError) \d+\] ", "", text)
 
 

@@ -255,6 +255,8 @@ def file_hash(path):
 
 def check_hashes(folder, hashes):
     """Raise NotAsWritten if a file of `folder` is gone or has another SHA-256 than `hashes`, {name: hex}, says."""
+    if not isinstance(hashes, dict):
+        raise NotAsWritten(f"{folder} has no list of checksums where one should be: put the original back")
     for name, expected in hashes.items():
         path = osp.join(folder, name)
         if osp.basename(name) != name or not osp.isfile(path):

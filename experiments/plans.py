@@ -83,7 +83,11 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
             return run(args)
         check_same_run(setup_cfg(args), FINISHED_MAY_DIFFER)
     try:
-        return read_json(done)
+        results = read_json(done)
+        accuracy = results.get("accuracy", 0.0) if isinstance(results, dict) else None
+        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 100:
+            raise ValueError(f"{done} has no results of a run: put the original back")
+        return results
     except ValueError as error:
         raise ValueError(f"{error}; or remove it, and the run is finished again") from error
 

@@ -101,13 +101,13 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             keys = layouts.transformers_input(architecture.side, processor)
             layouts.check_description(architecture, keys)
             return Source(path, architecture, layouts.from_transformers, keys)
+        if processor:
+            side = processor["crop_size"]["height"]
+            return Source(path, input=layouts.transformers_input(side, processor))
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder} has a damaged config ({type(error).__name__}: {error}): put it back") from error
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, file)} does not fit: {error}") from None
-    if processor:
-        side = processor["crop_size"]["height"]
-        return Source(path, input=layouts.transformers_input(side, processor))
     return Source(path)
 
 
