@@ -678,7 +678,7 @@ def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False, kinds=SET
 
         while case < end:
             rest = range(case, end)
-            status = in_child(lambda tell, rest=rest: run_cases(rest, seed, world, kinds, tell), keep)
+            status = in_child(lambda tell, rest=rest: run_cases(rest, seed, world, kinds, tell), keep, SECONDS)
             if case < end:
                 outcome = "hang" if status is None else "killed"
                 kind, how, argv = describe(world)
@@ -715,7 +715,7 @@ def add(report_: Report, row: Row, verbose: bool) -> None:
         )
 
 
-def in_child(work, keep, seconds: float = SECONDS) -> int | None:
+def in_child(work, keep, seconds: float) -> int | None:
     """Call work(tell) in a forked process, and keep(row) here for each row that it tells.
 
     Returns:
