@@ -123,7 +123,7 @@ NONSENSE = [
     ("DATASET.NAME", "../..", "one of"),
     ("TEST.SPLIT", "../x", "one of test, val"),
     ("TRAINER.NAME", "CoOp", "the trainer is OrthCR: give --trainer"),
-    ("TRAINER.COOP.N_CTX", 4, "another trainer than OrthCR"),
+    ("TRAINER.COOP.N_CTX", 4, "is no key of OrthCR"),
     ("USE_CUDA", "maybe", "True or False"),
     ("INPUT.TRANSFORMS", ["cutuot"], 'do you mean "cutout"?'),
     ("DATALOADER.TEST.SAMPLER", "RandomClassSampler", "one of RandomSampler, SequentialSampler"),

@@ -307,7 +307,7 @@ def test_bad_folders_get_one_line(photos, tmp_path, capsys):
     assert 'one class only, "cat"' in said(capsys, "--images", empty, *out)
     (photos / "dog").mkdir()
     assert "class folders without images: dog" in said(capsys, "--images", photos, *out)
-    assert "not both" in said(capsys, "--images", photos, "--dataset-config-file", "x.yaml", *out)
+    assert "both name a data set" in said(capsys, "--images", photos, "--dataset-config-file", "x.yaml", *out)
     assert "CoOp takes no --template" in said(capsys, "--images", photos, "--trainer", "CoOp", "--template", "{}", *out)
     (photos / "dog").rmdir()
     assert not (tmp_path / "OUT" / "split.json").exists()

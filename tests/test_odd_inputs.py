@@ -38,7 +38,7 @@ trained = own_photos.trained  # the fixture
         (RecursionError("maximum recursion depth exceeded"), "nested too deep"),
         (FileExistsError(17, "File exists", "a name"), "error: File exists: 'a name'\n"),
         (ValueError("something\n\nwrong"), "error: wrong\n"),
-        ("\ud800".encode, "cannot write: take other names"),
+        ("\ud800".encode, "cannot write: give other names"),
     ],
 )
 def test_errors_in_a_line(error, words, capsys):

@@ -123,7 +123,7 @@ def test_the_words_behind_a_sweep():
     [
         (("OPTIM.LR", "1e-3", "fast"), ["CoOp"], "OPTIM.LR"),
         (("OPTIM.LRR", "1", "2"), ["CoOp"], "OPTIM.LR"),
-        (("TRAINER.ORTHCR.BLOCK_SIZE", "16", "32"), ["CoOp"], "none of these trainers"),
+        (("TRAINER.ORTHCR.BLOCK_SIZE", "16", "32"), ["CoOp"], "is no key of CoOp"),
         (("OPTIM.LR", "1e-3", "2e-3"), ["ZeroshotCLIP"], "needs a method that is trained"),
         (("TRAINER.COOP.CTX_INIT", "a b", "a  b"), ["CoOp"], "same name for a folder"),
         (("TRAINER.COOP.N_CTX", "4", "8"), ["CoOp"], "CTX_INIT"),

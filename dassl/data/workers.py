@@ -55,6 +55,8 @@ class WorkerLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
+            except (ConnectionError, EOFError) as error:  # of the pipe through which the worker hands over
+                raise WorkerFailed(f"a worker process that reads images has ended: {ADVICE}") from error
             except RuntimeError as error:
                 line = describe_failure(error)
                 if not line:
