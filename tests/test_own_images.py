@@ -237,7 +237,7 @@ def test_the_command(trained, photos, tmp_path, capsys):
         assert picture.width > 500 and len(picture.convert("L").getcolors()) > 50
 
     for argv, told in (
-        ([str(photos / "nowhere.jpg")], "No such file"),
+        ([str(photos / "nowhere.jpg")], "there is no such file"),
         ([str(tmp_path / "my photos" / "猫"), "--classes", "one"], "two or more different classes"),
         ([str(photos), "--classes", ""], "two or more different classes, not none"),
         ([str(photos), "--classes", "A_cat,a cat"], 'two or more different classes, not "A_cat" and "a cat"'),

@@ -101,7 +101,7 @@ def test_what_the_page_says_is_what_predict_says(trained, folder):
     for path, words, told in (
         (folder / "none.png", "", "cannot identify"),
         (image, "one", "two or more different classes"),
-        (folder / "gone.png", "", "No such file"),
+        (folder / "gone.png", "", "there is no such file"),
     ):
         with pytest.raises((ValueError, OSError), match=told):
             served.classify(str(path), words, None)
