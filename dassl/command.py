@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from dassl.files import visible
+from dassl.interrupts import raise_interrupts
 from dassl.streams import open_streams
 
 GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
@@ -31,6 +32,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     """
     open_streams()
     try:
+        raise_interrupts()
         with terminated():
             failed = list(work() or ())
             sys.stdout.flush()

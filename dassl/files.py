@@ -243,6 +243,15 @@ class NotAsWritten(ValueError):
     """A file that was damaged or changed since it was written."""
 
 
+def misfit(error):
+    """Return why a file's content does not fit, in plain words, from the exception that reading its values raised."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    if isinstance(error, (TypeError, AttributeError)):
+        return "a value is of another type"
+    return str(error)
+
+
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
@@ -254,9 +263,12 @@ def file_hash(path):
 
 
 def check_hashes(folder, hashes):
-    """Raise NotAsWritten if a file of `folder` is gone or has another SHA-256 than `hashes`, {name: hex}, says."""
+    """Raise NotAsWritten if a file of `folder` is gone or has another SHA-256 than `hashes`, {name: hex}, says.
+
+    Also if `hashes`, which may come from a file of somebody else, is no such dict.
+    """
     if not isinstance(hashes, dict):
-        raise NotAsWritten(f"{folder} has no list of checksums where one should be: put the original back")
+        raise NotAsWritten(f"the checksums of the files in {folder} are no object of names: put the original back")
     for name, expected in hashes.items():
         path = osp.join(folder, name)
         if osp.basename(name) != name or not osp.isfile(path):

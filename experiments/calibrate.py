@@ -20,7 +20,7 @@ import torch
 from dassl.command import command
 from dassl.engine import build_trainer
 from dassl.engine.checkpoint import find_checkpoint
-from dassl.files import file_hash, read_json, write_json
+from dassl.files import file_hash, misfit, read_json, write_json
 from dassl.metrics import confidence, expected_calibration_error, fit_temperature
 from dassl.metrics.calibration import cross_entropy
 from dassl.streams import open_streams, progress
@@ -107,7 +107,7 @@ def read_temperature(folder: str) -> dict | None:
         if not 1e-4 < content["temperature"] < 1e4 or not isinstance(content["of"], dict):
             raise ValueError(f"a temperature of {content['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, or calibrate again") from error
+        raise ValueError(f"{path} is damaged ({misfit(error)}): remove it, or calibrate again") from error
     return content
 
 

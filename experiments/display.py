@@ -107,8 +107,8 @@ class Display:
 
 
 def newest_log(folder: Path, since: float) -> Path | None:
-    """Return the newest log in a folder, None if it is older than `since`."""
-    logs = [(path.stat().st_mtime, path) for path in folder.glob("log.txt*")]
+    """Return the newest log in a folder, None if it is older than `since`; what is no file is passed over."""
+    logs = [(path.stat().st_mtime, path) for path in folder.glob("log.txt*") if path.is_file()]
     return max(logs)[1] if logs and max(logs)[0] >= since else None
 
 

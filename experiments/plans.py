@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.command import USER_ERRORS
+from dassl.command import USER_ERRORS, one_line
 from dassl.utils import locked, read_json
 
 from .config import setup_cfg
@@ -84,12 +84,19 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
         check_same_run(setup_cfg(args), FINISHED_MAY_DIFFER)
     try:
         results = read_json(done)
-        accuracy = results.get("accuracy", 0.0) if isinstance(results, dict) else None
-        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 100:
-            raise ValueError(f"{done} has no results of a run: put the original back")
+        check_results(results, done)
         return results
     except ValueError as error:
         raise ValueError(f"{error}; or remove it, and the run is finished again") from error
+
+
+def check_results(results: object, path: Path) -> None:
+    """Raise ValueError if a `results.json` does not hold what a plan reads of it."""
+    if not isinstance(results, dict) or not isinstance(results.get("classes", ""), str):
+        raise ValueError(f"{path} is not what train.py wrote: put an intact copy there")
+    accuracy = results.get("accuracy", 0.0)
+    if type(accuracy) not in (int, float) or not 0 <= accuracy <= 100:
+        raise ValueError(f"{path} has the accuracy {accuracy!r}: put an intact copy there")
 
 
 @contextmanager
@@ -181,7 +188,7 @@ def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
         try:
             results.append(make_run(planned, quiet))
         except USER_ERRORS as error:
-            return results, f"{planned.name}: {error}"
+            return results, f"{planned.name}: {one_line(error)}"
     if quiet and torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # other processes share the GPU
     return results, ""

@@ -3,7 +3,7 @@
 import os.path as osp
 
 from dassl.data.datasets import Datum
-from dassl.files import file_hash, read_json, write_json
+from dassl.files import file_hash, misfit, read_json, write_json
 
 SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 
@@ -43,7 +43,7 @@ class Seen:
                     self.parts[digest] = part
                     self.sizes.add(size)
         except (ValueError, TypeError, AttributeError) as error:
-            wrong = f"{path}, the list of the images that the model was trained on, is damaged ({error})"
+            wrong = f"{path}, the list of the images that the model was trained on, is damaged ({misfit(error)})"
             raise ValueError(f"{wrong}: put it back, or remove it to do without") from error
 
     def part_of(self, path: str) -> str:

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
 
     def keep(job: Job, results: list[dict]) -> str:
         point, seed = trainings[job]
+        check_tested(job, results)
         measured[point].val[seed] = results[0]["accuracy"]
         return tell(job, results)
 
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
 
     def keep_test(job: Job, results: list[dict]) -> str:
         point, seed = tests[job]
+        check_tested(job, results)
         for result in results:
             measured[point].test.setdefault(result["classes"], {})[seed] = result["accuracy"]
         return tell(job, results)
@@ -86,6 +88,14 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
             tests |= {Job(sweep.tests(point, seed)): (point, seed) for seed in args.seeds}
         failed += execute(list(tests), title="tests of the chosen", done=keep_test, engine=engine)
     return failed, [item for item in measured.values() if item.val]
+
+
+def check_tested(job: Job, results: list[dict]) -> None:
+    """Raise ValueError if a run of a sweep has no accuracy, or not the classes that it is of."""
+    for planned, result in zip(job.runs, results, strict=True):
+        if not {"accuracy", "classes"} <= result.keys():
+            path = planned.folder / "results.json"
+            raise ValueError(f"{path} has no accuracy: leave out TEST.NO_TEST, remove that file, and begin again")
 
 
 def chosen(measured: list[Measured], seeds: list[int]) -> list[Point]:

@@ -38,6 +38,7 @@ from dassl.utils import load_checkpoint
 from datasets.shapes import Shapes
 from experiments import calibrate, strength
 from experiments.run import main as train
+from tests.processes import fork
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events
@@ -107,9 +108,9 @@ def make_model(folder: Path) -> None:
 
 
 def start(case: Case, folder: Path) -> tuple[int, int]:
-    """Forks a run, for which nothing needs importing again; its id, and a pipe with a byte for each change to files."""
+    """Fork a run, for which nothing needs importing again; return its id and a pipe: a byte for each change."""
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if child:
         os.close(writing)
         return child, reading

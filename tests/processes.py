@@ -8,17 +8,31 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 LOOPBACK = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
 
 
+def fork() -> int:
+    """Fork as `os.fork` does; in the child, PyTorch's pool of threads is made anew.
+
+    The pool does not survive a fork. PyTorch replaces it at its next use, and fails with "Invalid thread pool!" where
+    two threads, such as the main one and one of `backward`, use it for the first time at the same moment.
+    """
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(torch.get_num_threads())
+    return child
+
+
 def in_processes(work: Callable[[], int | None], log: Path, n: int = 2) -> list[int]:
-    """The exit statuses of n processes that each call `work()`; what each prints is in `<log>.<rank>`."""
+    """Return the exit statuses of n processes that each call `work()` and print into `<log>.<rank>`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
     for rank in range(n):
-        child = os.fork()
+        child = fork()
         if not child:
             told = {"WORLD_SIZE": n, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ |= {name: str(value) for name, value in told.items()}

@@ -35,7 +35,7 @@ def test_it_finds_what_is_not_checked(monkeypatch):
     ("kind", "module", "name", "without", "outcomes"),
     [
         (odd_export, exported, "check_facts", lambda facts: None, {"traceback"}),
-        (odd_pictures, images, "size_problem", lambda image: "", {"memory", "killed", "hang"}),
+        (odd_pictures, images, "check_regular", lambda path: None, {"memory", "killed", "hang"}),
     ],
 )
 def test_it_finds_files_that_are_not_checked(kind, module, name, without, outcomes, monkeypatch):

@@ -17,11 +17,16 @@ import torch
 from dassl.command import command
 from dassl.files import spreadsheet_cell, write_json
 from datasets.base import DrawnDataset, read_split
+from datasets.shared.annotations import read_lines
 from datasets.shared.image_files import find_images
 from datasets.tools import prepare
+from experiments import plans
 from experiments.calibrate import TEMPERATURE, read_temperature
+from experiments.display import newest_log
 from experiments.own_images import write_wrong
 from experiments.run import main
+from experiments.sweep import check_tested
+from trainers.shared.backbones import find
 
 trained = own_photos.trained  # the fixture
 
@@ -85,7 +90,7 @@ def test_sigterm_ends_as_ctrl_c_does(root):
 
 
 def test_ctrl_c_while_a_module_is_imported(root):
-    """At a random moment: a line or nothing, never a trace."""
+    """At a random moment: status 130 and a word, or the command's own end; never a trace of ours."""
     for seconds in np.random.default_rng().uniform(0.4, 2.5, 3):
         words = [sys.executable, "-m", "experiments.calibrate", "--model-dir", "nowhere"]
         child = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -142,6 +147,77 @@ def test_temperatures_that_are_none(tmp_path, t, one_line):
     with pytest.raises(ValueError, match="damaged") as error:
         read_temperature(str(tmp_path))
     one_line(error)
+
+
+ODD_RESULTS = [{"accuracy": []}, {"accuracy": "90"}, {"accuracy": 1e4}, {"accuracy": True}, {"accuracy": None}]
+ODD_RESULTS += [{"classes": []}, [], 5, "x"]
+
+
+@pytest.mark.parametrize("odd", ODD_RESULTS, ids=str)
+def test_results_of_a_plan_that_are_none(tmp_path, odd, monkeypatch):
+    """Of a finished run, which a benchmark reads instead of making it again."""
+    results = {"accuracy": 90.0, "classes": "base", **odd} if isinstance(odd, dict) else odd
+    write_json(results, tmp_path / "results.json")
+    monkeypatch.setattr(plans, "check_same_run", lambda *_: None)
+    (results, failure) = plans.make_job(plans.Job((plans.PlannedRun("a run", tmp_path, ()),)))
+    assert failure.startswith(f"a run: {tmp_path}/results.json ") and "or remove it" in failure and not results
+
+
+def test_a_plan_tells_failures_without_numbers_of_the_system(tmp_path, monkeypatch):
+    (tmp_path / "results.json").mkdir()
+    monkeypatch.setattr(plans, "check_same_run", lambda *_: None)
+    monkeypatch.setattr(plans, "read_json", lambda path: open(path))
+    _, failure = plans.make_job(plans.Job((plans.PlannedRun("a run", tmp_path, ()),)))
+    assert failure == f"a run: Is a directory: '{tmp_path}/results.json'"
+
+
+def test_logs_that_are_no_files(tmp_path):
+    """In the tree of a benchmark, whose display opens the newest one."""
+    os.mkfifo(tmp_path / "log.txt-2")
+    (tmp_path / "log.txt-3").symlink_to(tmp_path / "nowhere")
+    assert newest_log(tmp_path, 0) is None
+    (tmp_path / "log.txt").write_text("text")
+    assert newest_log(tmp_path, 0) == tmp_path / "log.txt"
+
+
+def test_a_sweep_of_runs_without_a_test(tmp_path, one_line):
+    job = plans.Job((plans.PlannedRun("a run", tmp_path, ()),))
+    check_tested(job, [{"accuracy": 1.0, "classes": "all"}])
+    with pytest.raises(ValueError, match="has no accuracy") as error:
+        check_tested(job, [{"classes": "all"}])
+    one_line(error)
+
+
+@pytest.mark.parametrize("files", [5, 0.5, [], "x", None], ids=str)
+def test_checksums_of_a_folder_that_are_none(tmp_path, files, one_line):
+    write_json({"files": files}, tmp_path / "export.json")
+    with pytest.raises(ValueError, match="checksums") as error:
+        find(str(tmp_path))
+    one_line(error)
+
+
+@pytest.mark.parametrize("config", [{"model_cfg": "x"}, {"model_cfg": {}}, {"model_cfg": {"vision_cfg": 5}}], ids=str)
+def test_damaged_configs_are_told_without_words_of_python(tmp_path, config, one_line):
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
+    write_json(config, tmp_path / "open_clip_config.json")
+    with pytest.raises(ValueError, match="damaged config .(it lacks '|a value is of another type)") as error:
+        find(str(tmp_path))
+    assert "object" not in one_line(error) and "Error" not in one_line(error)
+
+
+@pytest.mark.parametrize("processor", [{"crop_size": []}, {"crop_size": {}}, {"crop_size": 5}, {"x": 1}], ids=str)
+def test_a_processor_without_a_size_beside_weights_of_openai(tmp_path, processor, one_line):
+    (tmp_path / "model.pt").write_bytes(b"")
+    write_json(processor, tmp_path / "preprocessor_config.json")
+    with pytest.raises(ValueError, match="damaged config") as error:
+        find(str(tmp_path / "model.pt"))
+    one_line(error)
+
+
+def test_annotations_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+        list(read_lines(str(tmp_path / "list.txt"), "image class"))
 
 
 def test_lists_that_are_no_files_or_nested(tmp_path, one_line):

@@ -4,6 +4,7 @@ A missing file or folder raises FileNotFoundError; `SplitDataset.read_splits` ad
 raises ValueError with the file and the line.
 """
 
+import io
 import os
 import os.path as osp
 import random
@@ -96,7 +97,7 @@ def read_lines(path: str, form: str) -> Iterator[tuple[str, ...]]:
         ValueError: a line has fewer words, or the file is no text.
     """
     n_words = len(form.split())
-    with open(path, encoding="utf-8") as f:
+    with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8") as f:
         try:
             for k, line in enumerate(f, start=1):
                 words = line.strip().split(maxsplit=n_words - 1)

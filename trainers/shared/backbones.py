@@ -22,7 +22,7 @@ from clip.model import CLIP, VisionTransformer
 from dassl.utils import get_most_similar_str_to_a_from_b
 
 from . import archives, layouts
-from .files import check_hashes, check_regular, read_json
+from .files import check_hashes, check_regular, misfit, read_json
 from .privacy import report_nothing
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
@@ -105,7 +105,7 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             side = processor["crop_size"]["height"]
             return Source(path, input=layouts.transformers_input(side, processor))
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{folder} has a damaged config ({type(error).__name__}: {error}): put it back") from error
+        raise ValueError(f"{folder} has a damaged config ({misfit(error)}): put it back") from error
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, file)} does not fit: {error}") from None
     return Source(path)

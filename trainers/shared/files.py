@@ -1,13 +1,16 @@
 """The functions of `dassl.files`, with substitutes for the original Dassl, which checks no files."""
 
 try:
-    from dassl.files import check_hashes, check_regular, read_json, write_json
+    from dassl.files import check_hashes, check_regular, misfit, read_json, write_json
 except ImportError:
     import json
 
     def check_hashes(folder: str, hashes: dict) -> None: ...
 
     def check_regular(path: str) -> None: ...
+
+    def misfit(error: Exception) -> str:
+        return str(error)
 
     def read_json(path: str):
         with open(path, encoding="utf-8") as f:
@@ -18,4 +21,4 @@ except ImportError:
             json.dump(content, f)
 
 
-__all__ = ["check_hashes", "check_regular", "read_json", "write_json"]
+__all__ = ["check_hashes", "check_regular", "misfit", "read_json", "write_json"]
