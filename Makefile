@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 .PHONY: demo protocols compare test lint bench setup
 
 demo: setup
-	$(PY) scripts/demo.py
+	$(PY) -m scripts.demo
 
 protocols: setup
 	$(PY) benchmark.py --trainers ZeroshotCLIP CoOp OrthCR --output-dir output/protocols
@@ -26,7 +26,7 @@ test: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) scripts/lint.py
+	$(PY) -m scripts.lint
 
 bench: setup
 	$(PY) -m benchmarks

@@ -15,16 +15,16 @@ import argparse
 import sys
 
 from dassl.command import command
-from experiments.flags import arguments
-from experiments.packages import check_installed
+from orthcr.compare.command_line import arguments
+from orthcr.packages import check_installed
 
 
 def sweep(args: argparse.Namespace) -> list[str]:
     """Run `--sweep` and write its table; return a line for each training that failed."""
-    from experiments.sweep import run  # not above: it imports PyTorch
+    from orthcr.compare.sweep import run  # not above: it imports PyTorch
 
     failed, measured = run(args)
-    from reports.sweep import write_sweep
+    from orthcr.reports.sweep_tables import write_sweep
 
     if measured:
         write_sweep(args.sweep[0], measured, args.seeds, args.output_dir)
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
             check_installed(("ray",), "--engine ray", "cluster")
         if args.sweep:
             return sweep(args)
-        from experiments.benchmark import run  # not above: it imports PyTorch, which takes seconds
+        from orthcr.compare.schedule import run  # not above: it imports PyTorch, which takes seconds
 
         failed, outdated = run(args)
-        from reports.comparison import compare  # not above: it imports matplotlib
+        from orthcr.reports.comparison import compare  # not above: it imports matplotlib
 
         if any(args.output_dir.rglob("results.json")):
             compare([args.output_dir], args.output_dir, args.seeds, outdated)

@@ -14,8 +14,8 @@ import argparse
 import sys
 
 from dassl.command import command
-from experiments.card import FORMATS
-from experiments.packages import ONNX, check_installed
+from orthcr.deploy.card import FORMATS
+from orthcr.packages import ONNX, check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         if args.to == "onnx":
             check_installed(ONNX, "--to onnx", "onnx")
-        from experiments.export import export  # not above: it imports PyTorch, which takes seconds
+        from orthcr.deploy.exporter import export  # not above: it imports PyTorch, which takes seconds
 
         export(args.model_dir, args.to, args.output, args.load_epoch, args.strength)
 

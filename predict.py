@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from dassl.command import command
 from dassl.files import atomic_write, visible
-from experiments.packages import check_installed
+from orthcr.packages import check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,15 +109,15 @@ def predict(args: argparse.Namespace) -> list[str]:
         check_installed(("gradio",), "--serve", "serve")
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
-    from experiments.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
-    from reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
+    from orthcr.deploy.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
+    from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
     classes = None if args.classes is None else names_in(args.classes)
     options = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
-        from experiments.serve import serve
+        from orthcr.deploy.web_page import serve
 
         serve(args.model_dir, classes, args.threshold, args.port, **options)
         return []
@@ -151,7 +151,7 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
         path: of the file; None: the function is not called.
         classnames: for the head.
     """
-    from reports.predictions import csv_head, printable
+    from orthcr.reports.predictions import csv_head, printable
 
     if path and path != "-":
         is_stream = osp.exists(path) and not osp.isfile(path)  # /dev/null, /dev/stdout, a named pipe

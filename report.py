@@ -17,7 +17,7 @@ import sys
 
 from dassl.command import command
 from dassl.streams import open_streams
-from reports.report import write_report
+from orthcr.reports.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ setup(
     description="Few-shot adaptation of CLIP by orthogonal fine-tuning, beside prompt learning, on Dassl's API",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["orthcr", "experiments", "trainers", "trainers.*", "dassl", "dassl.*"]),
+    packages=find_packages(include=["orthcr", "orthcr.*", "trainers", "trainers.*", "dassl", "dassl.*"]),
     entry_points={"console_scripts": ["orthcr = orthcr.__main__:main"]},
     install_requires=[
         "torch>=2.4",

@@ -14,16 +14,15 @@ An interrupted run resumes from its last checkpoint when the same command is giv
 import sys
 
 from dassl.command import GOES_ON, command
-from experiments.flags import parse
+from orthcr.run.flags import parse
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
-        args = parse(argv, __doc__)
-        from experiments.run import run  # not above: it imports PyTorch, which takes seconds, and --help needs none
-        from reports.predictions import confusion_picture, contact_sheet
+        spec = parse(argv, __doc__)
+        from orthcr.run.runner import run  # not above: it imports PyTorch, which takes seconds, and --help needs none
 
-        run(args, contact_sheet, confusion_picture)
+        run(spec)
 
     return command(work, GOES_ON)
 

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     args = parse(argv)
     import torch  # here, because it takes seconds and --help does not need it
 
-    from experiments.run import git_revision
+    from orthcr.run.results import git_revision
 
     from .pictures import draw
     from .results import Results

@@ -37,7 +37,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.files import read_json, write_json
 from dassl.streams import progress
-from experiments.run import git_revision
+from orthcr.run.results import git_revision
 from trainers import orthcr
 from trainers.shared.rotations import Rotations
 

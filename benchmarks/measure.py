@@ -31,7 +31,8 @@ import trainers
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from experiments.config import CONFIGS, discover, parse, setup_cfg
+from orthcr.run.config import CONFIGS, discover, setup_cfg
+from orthcr.run.flags import parse
 from trainers.base import node_of
 
 from . import flops

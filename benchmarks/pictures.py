@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 
 from dassl.palette import BLUE, GREY
-from reports.pictures import plt, save
+from orthcr.reports.pictures import plt, save
 
 from . import flops
 from .cases import FIRST, Case

@@ -179,6 +179,7 @@ class DrawnDataset(SplitDataset):
 
     image_dir = "images"
     split_file = "split.json"
+    is_drawn = True
 
     def pictures(self) -> Iterator[tuple[str, int, str, Image.Image]]:
         """Yield (split, label, class name, image)."""

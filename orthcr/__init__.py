@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors
-    from experiments.predictor import Prediction, Predictor
+    from orthcr.deploy.predictor import Prediction, Predictor
 
 __all__ = ["Prediction", "Predictor"]
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("dassl", "trainers", "experiments")  # never `datasets`: other programs mean Hugging Face's
+PACKAGES = ("dassl", "trainers")  # never `datasets`: other programs mean Hugging Face's
 
 
 def __getattr__(name: str):
@@ -22,7 +22,7 @@ def __getattr__(name: str):
     try:
         for package in PACKAGES:
             load(package)
-        return getattr(importlib.import_module("experiments.predictor"), name)
+        return getattr(importlib.import_module("orthcr.deploy.predictor"), name)
     except AttributeError as error:  # Python would print "cannot import name" and hide the reason
         raise ImportError(f"{name} cannot be imported, because of an error in what it needs: {error}") from error
 
@@ -31,7 +31,7 @@ def load(package: str) -> None:
     """Import a package of this clone, even if the program's folder has a package of the same name.
 
     Args:
-        package: its name, for example `experiments`.
+        package: its name, for example `trainers`.
 
     Raises:
         ImportError: the program has already imported another package of this name.

@@ -5,9 +5,9 @@
     orthcr export ...         python export.py ...                     a trained model in the files of others
     orthcr report ...         python report.py ...                     tables and pictures of any tree of results
     orthcr benchmark ...      python benchmark.py ...                  all methods, all data sets
-    orthcr calibrate ...      python -m experiments.calibrate ...      finds the temperature of a trained model on val
-    orthcr strength ...       python -m experiments.strength ...       a trained model at several strengths
-    orthcr new-trainer NAME   python -m experiments.new_trainer NAME   starts a method of your own: code, YAML, test
+    orthcr calibrate ...      python -m orthcr calibrate ...   finds the temperature of a trained model on val
+    orthcr strength ...       python -m orthcr strength ...    a trained model at several strengths
+    orthcr new-trainer NAME   python -m orthcr new-trainer     starts a method of your own: code, YAML, test
 
 What is relative, as --output-dir and --root, is so to the folder where you are; configs/... is also found in the clone.
 """
@@ -20,9 +20,9 @@ from . import ROOT
 
 COMMANDS = {  # name -> module with a function main()
     **{name: name for name in ("train", "predict", "export", "report", "benchmark")},
-    "calibrate": "experiments.calibrate",
-    "strength": "experiments.strength",
-    "new-trainer": "experiments.new_trainer",
+    "calibrate": "orthcr.calibrate",
+    "strength": "orthcr.compare.strength_curve",
+    "new-trainer": "orthcr.new_trainer",
 }
 
 

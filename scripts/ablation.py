@@ -1,6 +1,6 @@
 """Ablation of OrthCR's parts on the test images of Shapes: base-to-new, seeds 1-3.
 
-    python scripts/ablation.py [--output-dir output/ablation]
+    python -m scripts.ablation [--output-dir output/ablation]
 
 Each regularizer has its own best setting on val. Every other case differs from OrthCR's configuration in one key. The
 last column is the harmonic mean minus that of OrthCR, paired by seed. The same command given again resumes.
@@ -12,12 +12,12 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
+from dassl.command import command
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.stages import SEEDS, Method, Stages
+from orthcr.reports.tables import harmonic_mean, spread
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
-from reports.tables import harmonic_mean, spread  # noqa: E402
 
 KEY = "TRAINER.ORTHCR."
 CASES = {  # regularizers have the settings in bold in docs/tuning.md

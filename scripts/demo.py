@@ -1,6 +1,6 @@
 """The demo: base-to-new on the embedded Shapes with ZeroshotCLIP, CoOp and OrthCR, seeds 1-3, 16 shots.
 
-    python scripts/demo.py [--output-dir output/demo]
+    python -m scripts.demo [--output-dir output/demo]
 
 It trains for real, writes summary.json, report.html, report.md, report.csv and the runs, and ends with a table. The
 same command given again resumes.
@@ -9,18 +9,18 @@ same command given again resumes.
 import sys
 from pathlib import Path
 
+from dassl.command import command
+from dassl.utils import write_json
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.stages import SEEDS, Method, Stages
+from orthcr.reports.comparison import costs_of, grids
+from orthcr.reports.page import examples, figure, page, section
+from orthcr.reports.pictures import save
+from orthcr.reports.report import write_report
+from orthcr.reports.tables import costs, harmonic_mean
+from orthcr.reports.training import loss_and_accuracy, orthogonality
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from dassl.utils import write_json  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
-from reports.comparison import costs_of, grids  # noqa: E402
-from reports.page import examples, figure, page, section  # noqa: E402
-from reports.pictures import save  # noqa: E402
-from reports.report import write_report  # noqa: E402
-from reports.tables import costs, harmonic_mean  # noqa: E402
-from reports.training import loss_and_accuracy, orthogonality  # noqa: E402
 
 SECONDS = {"ZeroshotCLIP": 3.0, "CoOp": 17.0, "OrthCR": 45.0}  # of a run on 2 CPU cores; for the order and the ETA only
 TEXT = """Each method adapts the tiny CLIP from 16 images of each of 20 base classes and is tested on these classes and

@@ -1,6 +1,6 @@
 """Check what ruff has no rule for: docstrings without a verb or a subject, vague names, arithmetic with booleans.
 
-    python scripts/lint.py [FILE OR FOLDER ...]      default: all of the project but its tests
+    python -m scripts.lint [FILE OR FOLDER ...]      default: all of the project but its tests
 
 Prints a line for each place and a count of each kind; exits with 1 if there is any.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
 FIRST_WORDS = set("What That Those Of From How Which Whether All In".split())
 VAGUE = set("found given told kept taken known had some many own mine theirs where away".split())
 BOOLEAN = (ast.Compare, ast.BoolOp)

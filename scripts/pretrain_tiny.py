@@ -1,6 +1,6 @@
 """Pre-training of the tiny CLIP in `assets/tiny_clip.safetensors`, from scratch, on drawn pictures with captions.
 
-    python scripts/pretrain_tiny.py            # writes assets/tiny_clip.safetensors
+    python -m scripts.pretrain_tiny            # writes assets/tiny_clip.safetensors
 
 Architecture and tokenizer are OpenAI's. The loss is that of Radford et al. 2021: symmetric cross-entropy over the
 batch. The pictures have the compositions of `drawing.SEEN` and the styles of `drawing.SEEN_STYLES`. A batch holds each
@@ -9,7 +9,6 @@ time and the accuracies of the run that made the committed file.
 """
 
 import argparse
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,15 +19,15 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 import trainers  # noqa: E402, F401  before `clip`, whose warning it silences
 
 # isort: split
-from clip import clip  # noqa: E402
-from clip.model import CLIP  # noqa: E402
+from clip import clip
+from clip.model import CLIP
 
-from datasets.shared import drawing  # noqa: E402
+from datasets.shared import drawing
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CAPTIONS = (
     "a photo of a {}.|a picture of a {}.|a drawing of a {}.|an image of a {}.|a {}.|{}|a photo of one {}.|"

@@ -1,6 +1,6 @@
 """A study on val of OrthCR's REACH: does it transfer to other numbers of steps, batches, epochs and data sets?
 
-    python scripts/reach.py [--output-dir output/reach]
+    python -m scripts.reach [--output-dir output/reach]
 
 REACH is rate x sqrt(steps). Each case is trained with four values of it and seeds 1 and 2, everything else as in
 `tiny.yaml`. The table has the accuracy on val (Shapes: the harmonic mean of base and new classes) with the mean angle
@@ -13,12 +13,12 @@ from statistics import fmean
 
 from tabulate import tabulate
 
+from dassl.command import command
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.stages import Method, Stages
+from orthcr.reports.tables import harmonic_mean
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import Method, Stages  # noqa: E402
-from reports.tables import harmonic_mean  # noqa: E402
 
 SEEDS = (1, 2)
 REACHES = (0.0025, 0.005, 0.01, 0.02)

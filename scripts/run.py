@@ -1,11 +1,11 @@
 """The stages of the protocols for any trainer. The scripts scripts/<method>/*.sh call this one.
 
-    python scripts/run.py TRAINER base2new_train DATASET [SEED] [KEY VALUE ...]   16 shots of the base classes
-    python scripts/run.py TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    the same model on the new classes
-    python scripts/run.py TRAINER fewshot DATASET [SEED [SHOTS]] [KEY VALUE ...]  1, 2, 4, 8, 16 shots, all classes
-    python scripts/run.py TRAINER xd_train [DATASET [SEED]] [KEY VALUE ...]       16 shots, all classes of the source
-    python scripts/run.py TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        the same model on another data set
-    python scripts/run.py TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        the same model on its variants
+    python -m scripts.run TRAINER base2new_train DATASET [SEED] [KEY VALUE ...]   16 shots of the base classes
+    python -m scripts.run TRAINER base2new_test DATASET [SEED] [KEY VALUE ...]    the same model on the new classes
+    python -m scripts.run TRAINER fewshot DATASET [SEED [SHOTS]] [KEY VALUE ...]  1, 2, 4, 8, 16 shots, all classes
+    python -m scripts.run TRAINER xd_train [DATASET [SEED]] [KEY VALUE ...]       16 shots, all classes of the source
+    python -m scripts.run TRAINER xd_test [DATASET [SEED]] [KEY VALUE ...]        the same model on another data set
+    python -m scripts.run TRAINER dg_test [DATASET [SEED]] [KEY VALUE ...]        the same model on its variants
 
 DATASET is a name in configs/datasets; "all" is the whole benchmark: its 11 data sets, 10 targets or 4 variants.
 SEED and SHOTS may be "all", which is their default: 1 2 3 and 1 2 4 8 16.
@@ -24,16 +24,15 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import datasets  # noqa: E402
-import trainers  # noqa: E402
-from dassl.command import command  # noqa: E402
-from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.utils import check_availability  # noqa: E402
-from datasets.benchmarks import stems  # noqa: E402
-from experiments.config import discover  # noqa: E402
-from experiments.plans import Job, execute, format_accuracy  # noqa: E402
-from experiments.protocols import STAGES, Method, Stages, arguments  # noqa: E402
+import datasets
+import trainers
+from dassl.command import command
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability
+from datasets.benchmarks import stems
+from orthcr.compare.plans import Job, execute, format_accuracy
+from orthcr.compare.stages import STAGES, Method, Stages, arguments
+from orthcr.run.config import discover
 
 BY_WORDS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
 

@@ -1,6 +1,6 @@
 """A study of the stability of OrthCR's training against two controls: full fine-tuning of the same weights, and LoRA.
 
-    python scripts/stability.py [--output-dir output/stability]
+    python -m scripts.stability [--output-dir output/stability]
 
 The protocol is base-to-new on Shapes, seeds 1-3, at five learning rates from a tenth to ten times that of `tiny.yaml`,
 everything else as there. Two figures are compared:
@@ -18,16 +18,16 @@ from statistics import mean
 import numpy as np
 from tabulate import tabulate
 
+from dassl.command import command
+from dassl.palette import colour_of
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.stages import SEEDS, Method, Stages
+from orthcr.reports.pictures import plt, save
+from orthcr.reports.tables import harmonic_mean, spread
+from orthcr.reports.training import curves
+from orthcr.run.config import setup_cfg
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from dassl.palette import colour_of  # noqa: E402
-from experiments.config import parse, setup_cfg  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import SEEDS, Method, Stages  # noqa: E402
-from reports.pictures import plt, save  # noqa: E402
-from reports.tables import harmonic_mean, spread  # noqa: E402
-from reports.training import curves  # noqa: E402
 
 TRAINERS = ("OrthCR", "FullFT", "CLIPLoRA")
 FACTORS = (0.1, 0.32, 1.0, 3.2, 10.0)  # of the configured learning rate
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     jobs, measured, rates = {}, {}, {}  # measured: {(trainer, factor, seed): (harmonic mean, (steps, accuracies))}
     for trainer in TRAINERS:
         planned = Stages(Method(trainer), ROOT / "data", args.output_dir).base2new_train("shapes", SEEDS[0])
-        rates[trainer] = setup_cfg(parse(list(planned.argv))).OPTIM.LR
+        rates[trainer] = setup_cfg(planned.spec).OPTIM.LR
         for factor in FACTORS:
             opts = ("OPTIM.LR", f"{factor * rates[trainer]:.3g}")
             stages = Stages(Method(trainer, opts=opts), ROOT / "data", args.output_dir / f"{trainer}_x{factor:g}")

@@ -1,23 +1,23 @@
 """The tables and pictures of docs/strength.md: every weight method at each strength, on the embedded data.
 
-    python scripts/strength.py [--trainers OrthCR FullFT CLIPLoRA OrthSR] [--points CoOp] [--output-dir output/strength]
+    python -m scripts.strength [--trainers OrthCR FullFT CLIPLoRA OrthSR] [--points CoOp] [--output-dir output/strength]
 
 It trains each method as `benchmark.py` does, by all four protocols with seeds 1, 2, 3, in the same folders. With the
-`--output-dir` of a finished benchmark nothing is trained. Then it does what `python -m experiments.strength` does with
+`--output-dir` of a finished benchmark nothing is trained. Then it does what `python -m orthcr strength` does with
 all these models. The same command given again resumes.
 """
 
 import sys
 from pathlib import Path
 
+from dassl.command import command
+from orthcr.compare.command_line import NAMES, arguments
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.schedule import plan, registered
+from orthcr.compare.stages import Method
+from orthcr.compare.strength_curve import curve
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from experiments.benchmark import plan, registered  # noqa: E402
-from experiments.flags import NAMES, arguments  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import Method  # noqa: E402
-from experiments.strength import curve  # noqa: E402
 
 TRAINERS = ("OrthCR", "OrthSR", "FullFT", "CLIPLoRA")
 

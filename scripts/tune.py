@@ -1,6 +1,6 @@
 """The tuning of every method on the `val` split of Shapes, 8 settings each, and its table in docs/tuning.md.
 
-    python scripts/tune.py [METHOD ...]       # 8 x 2 runs a method; finished settings are not run again
+    python -m scripts.tune [METHOD ...]       # 8 x 2 runs a method; finished settings are not run again
 
 A setting is trained on 16 shots of the base classes with seeds 1 and 2 and judged by the harmonic mean of its
 accuracy on the val images of the base and of the new classes. No test image is looked at.
@@ -15,12 +15,12 @@ from statistics import fmean
 
 from tabulate import tabulate
 
+from dassl.command import command
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.stages import Method, Stages
+from orthcr.reports.tables import harmonic_mean
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from dassl.command import command  # noqa: E402
-from experiments.plans import Job, execute, parser  # noqa: E402
-from experiments.protocols import Method, Stages  # noqa: E402
-from reports.tables import harmonic_mean  # noqa: E402
 
 REG, TAU, LAMBDA = "TRAINER.ORTHCR.REG", "TRAINER.ORTHCR.TAU", "TRAINER.ORTHCR.LAMBDA"
 LR, EPOCHS, N_CTX = "OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.COOP.N_CTX"  # N_CTX 0: from the words "a photo of a"
@@ -127,7 +127,7 @@ def page(tuned: list[dict]) -> str:
     """Return docs/tuning.md: a table for each method, mean of the seeds in percent, the best setting in bold."""
     intro = __doc__.split("\n\n")[-1].strip()
     text = [
-        f"# Tuning\n\nWritten by `python scripts/tune.py`. {intro}\n\nEverything else is as in "
+        f"# Tuning\n\nWritten by `python -m scripts.tune`. {intro}\n\nEverything else is as in "
         "`configs/trainers/*/tiny.yaml`. Accuracies on val in percent, mean of the seeds; the best in bold. For "
         'CoOp, `N_CTX 0` means a context that starts from the words "a photo of a". Before, '
         "OrthCR alone had a first pass of 16 settings and its regularizer none one of 6, at the end of the page.\n"

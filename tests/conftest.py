@@ -25,7 +25,8 @@ from dassl.config import get_cfg_default, merge_config  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from dassl.utils import set_random_seed  # noqa: E402
 from datasets.shapes import Shapes  # noqa: E402
-from experiments.config import parse, setup_cfg  # noqa: E402
+from orthcr.run.config import setup_cfg  # noqa: E402
+from orthcr.run.flags import parse  # noqa: E402
 from trainers.shared.backbones import load_clip  # noqa: E402
 
 VOCABULARY = 49408

@@ -60,8 +60,11 @@ from dassl.data import data_manager
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
 from datasets.shapes import Shapes
 from datasets.tools import prepare, verify
-from experiments import calibrate, engines, run, strength
-from experiments.config import default_cfg, discover, parse, plain, setup_cfg
+from orthcr import calibrate
+from orthcr.compare import engines, strength_curve
+from orthcr.run import runner
+from orthcr.run.config import default_cfg, discover, plain, setup_cfg
+from orthcr.run.flags import parse
 from predict import main as predict
 from tests import hostile
 from tests.processes import fork
@@ -94,7 +97,7 @@ COMMANDS = {  # any other name is train.py
     "report": report.main,
     "benchmark": benchmark.main,
     "calibrate": calibrate.main,
-    "strength": strength.main,
+    "strength": strength_curve.main,
     "prepare": prepare.main,
     "verify": verify.main,
 }
@@ -557,10 +560,10 @@ def call(how: str, argv: list[str]) -> tuple[int, str, str, str]:
         used.append(cfg.OUTPUT_DIR)
         return cfg
 
-    watched = mock.patch.object(run, "setup_cfg", set_up)
+    watched = mock.patch.object(runner, "setup_cfg", set_up)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said), watched:
         try:
-            status = COMMANDS.get(how, run.main)(argv)
+            status = COMMANDS.get(how, runner.main)(argv)
         except SystemExit as end:
             status = end.code
     return status, printed.getvalue(), said.getvalue(), used[-1] if used else ""

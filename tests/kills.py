@@ -36,8 +36,9 @@ import report
 from dassl.engine import TrainerBase
 from dassl.utils import load_checkpoint
 from datasets.shapes import Shapes
-from experiments import calibrate, strength
-from experiments.run import main as train
+from orthcr import calibrate
+from orthcr.compare import strength_curve
+from orthcr.run.runner import main as train
 from tests.processes import fork
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -89,7 +90,9 @@ CASES = {  # what is run, beside the data set of 40 classes
     "calibrate": of_model(calibrate.main, "--model-dir {}/model --root {}/data"),
     "csv": of_model(predict.main, "--model-dir {}/model {}/images --csv {}/table.csv --picture {}/sheet.png"),
     "report": of_model(report.main, "{}/model --output-dir {}/out"),
-    "strength": of_model(strength.main, "--model-dir {}/model --root {}/data --output-dir {}/out --strengths 0 1"),
+    "strength": of_model(
+        strength_curve.main, "--model-dir {}/model --root {}/data --output-dir {}/out --strengths 0 1"
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from datasets.benchmarks import Size
 from datasets.imagenet import ImageNet, ImageNetVariant
 from datasets.imagenet_a import ImageNetA
 from datasets.imagenet_r import ImageNetR
-from experiments.config import discover
+from orthcr.run.config import discover
 
 discover(datasets)
 

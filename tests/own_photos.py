@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from datasets.images import Images
-from experiments.config import parse, setup_cfg
-from experiments.run import main
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 
 COLOURS = {
     "café crème": (205, 160, 110),

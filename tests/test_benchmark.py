@@ -12,13 +12,13 @@ import pytest
 
 import benchmark
 from datasets import benchmarks
-from experiments import plans
-from experiments.benchmark import learns, named, plan, registered, share
-from experiments.config import parse, setup_cfg
-from experiments.display import Display, stage
-from experiments.flags import arguments
-from experiments.plans import Job, PlannedRun
-from experiments.protocols import PROTOCOLS, Method, published
+from orthcr.compare import plans
+from orthcr.compare.command_line import PROTOCOLS, arguments
+from orthcr.compare.display import Display, stage
+from orthcr.compare.plans import Job, PlannedRun
+from orthcr.compare.schedule import learns, named, plan, registered, share
+from orthcr.compare.stages import Method, published
+from orthcr.run.config import setup_cfg
 from trainers.base import ClipTrainer
 
 
@@ -80,7 +80,7 @@ def test_the_plan_of_the_embedded_data():
     assert len(few) == 15 and len([path for path in found if "/fewshot/digits/ZeroshotCLIP/" in path]) == 1
     for trainer, epochs in (("CoOp", 25), ("OrthCR", 20)):
         source = found[f"output/bench/xd/shapes/shots16/{trainer}/tiny/seed2"]
-        assert setup_cfg(parse(list(source.argv))).OPTIM.MAX_EPOCH == epochs
+        assert setup_cfg(source.spec).OPTIM.MAX_EPOCH == epochs
         (job,) = [job for job in jobs if source in job.runs]
         assert len(job.runs) == 10 and all(run.model == source.folder for run in job.runs[1:])
 
@@ -91,7 +91,7 @@ def test_the_plan_of_the_real_data():
     assert "output/bench/base2new/dtd/shots16/CoOp/vit_b16_ctxv1/seed1/new" in found
     words = ["--datasets", "caltech101", "dtd", "--seeds", "1", "--shots", "2", "OPTIM.LR", "0.1"]
     few = planned(words, ["fewshot"])
-    assert [job.runs[0].argv[-2:] for job in few] == [("OPTIM.LR", "0.1")] * 2
+    assert [job.runs[0].spec.opts[-2:] for job in few] == [("OPTIM.LR", "0.1")] * 2
     assert str(few[0].runs[0].folder) == "output/bench/fewshot/caltech101/CoOp/vit_b16_ep100/shots2/seed1"
 
 
@@ -106,7 +106,7 @@ def test_which_data_sets_a_protocol_takes():
 
 
 def test_published_settings_by_the_names_of_the_originals(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.protocols.CONFIGS", tmp_path)
+    monkeypatch.setattr("orthcr.compare.stages.CONFIGS", tmp_path)
     folder = tmp_path / "trainers" / "New"
     folder.mkdir(parents=True)
     assert published("New", "dtd", "base2new", None) == "vit_b16"
@@ -126,8 +126,8 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     words = ["--protocol", "few_shot", "--datasets", "patterns", "dtd", "--shots", "1", "--seeds", "1"]
     words += ["--trainers", "ZeroshotCLIP", "CoOp", "--root", str(data_root), "--output-dir", str(tmp_path)]
 
-    monkeypatch.setattr("experiments.engines.local", inline)
-    monkeypatch.setattr("experiments.benchmark.fetch", str)  # as if the weights were there
+    monkeypatch.setattr("orthcr.compare.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.schedule.fetch", str)  # as if the weights were there
     assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 1
     done = capsys.readouterr()
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
@@ -152,9 +152,9 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
     (tmp_path / "configs/datasets/mine.yaml").write_text("DATASET:\n  NAME: Patterns\n")
     stems = {**benchmarks.stems(), "mine": "Mine"}
     monkeypatch.setattr("datasets.benchmarks.stems", lambda: stems)
-    for module in ("config", "protocols"):
-        monkeypatch.setattr(f"experiments.{module}.CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr("experiments.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))
+    for module in ("run.config", "compare.stages"):
+        monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("orthcr.compare.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))
     monkeypatch.setattr("trainers.shared.backbones.CACHE", str(tmp_path / "cache"))
     asked = []
 
@@ -173,7 +173,7 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
 
 
 def test_results_of_other_settings_are_in_no_table(tmp_path, monkeypatch, capsys, data_root):
-    monkeypatch.setattr("experiments.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.engines.local", inline)
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--root", str(data_root)]
     words += ["--output-dir", str(tmp_path), "--trainers", "CoOp", "ZeroshotCLIP"]
     quick = ["OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False", "TRAINER.COOP.CTX_INIT", "a"]
@@ -265,7 +265,7 @@ def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--trainers", "ZeroshotCLIP", "CoOp"]
     words += ["--root", str(pictures)]
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.engines.local", inline)
+        patch.setattr("orthcr.compare.engines.local", inline)
         assert benchmark.main([*words, "--output-dir", str(tmp_path / "runs"), *kill_benchmark.QUICK]) == 0
     rng, signals = random.Random(), [signal.SIGKILL, random.choice([signal.SIGTERM, signal.SIGINT])]
     kill_benchmark.prove(words, tmp_path, signals, rng, known=(kill_benchmark.tables(tmp_path), 10.0))

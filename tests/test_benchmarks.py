@@ -17,7 +17,7 @@ from dassl.utils import read_json
 from datasets import benchmarks
 from datasets.base import DrawnDataset, SplitDataset
 from datasets.benchmarks import BENCHMARKS, downloads, find, get, in_order, short, source_of, stems, targets, variants
-from experiments.config import discover
+from orthcr.run.config import discover
 
 REPO = Path(__file__).resolve().parents[1]
 discover(datasets)

@@ -13,9 +13,10 @@ from dassl.evaluation import build_evaluator
 from dassl.metrics import confidence, expected_calibration_error, fit_temperature
 from dassl.metrics.calibration import cross_entropy
 from dassl.utils import read_json, write_json
-from experiments import calibrate
-from experiments.predictor import Predictor
-from experiments.run import main
+from orthcr import calibrate
+from orthcr.deploy.predictor import Predictor
+from orthcr.run import temperature
+from orthcr.run.runner import main
 
 # ------------------------------------------------------------------ the error
 
@@ -220,7 +221,7 @@ def test_a_temperature_is_of_its_checkpoint(calibrated, pictures, tmp_path, caps
 
 
 def test_val_that_tells_nothing_ends_no_training(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(calibrate, "scores", lambda *args: (torch.eye(3), torch.arange(3)))
+    monkeypatch.setattr(temperature, "scores", lambda *args: (torch.eye(3), torch.arange(3)))
     assert main(words(pictures, tmp_path / "OUT", "TEST.CALIBRATE", "True")) == 0
     assert "TEST.CALIBRATE: no temperature can be found: every image is right" in capsys.readouterr().out
     assert not (tmp_path / "OUT" / "temperature.json").exists()

@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import locked
-from experiments.config import parse, plain, read_config, setup_cfg
-from experiments.run import main
+from orthcr.run.config import plain, read_config, setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 from trainers.shared import backbones
 
 REPO = Path(__file__).resolve().parents[1]

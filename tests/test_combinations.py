@@ -12,9 +12,9 @@ from PIL import Image
 
 import predict
 from dassl.files import read_json, write_json
-from experiments.export import export
-from experiments.predictor import Predictor
-from experiments.serve import Served
+from orthcr.deploy.exporter import export
+from orthcr.deploy.predictor import Predictor
+from orthcr.deploy.web_page import Served
 
 trained = own_photos.trained  # the fixture
 FOLDERS = ["run", "openai", "open_clip", "transformers", "onnx"]
@@ -86,7 +86,7 @@ def test_the_page(folders, images, kind):
         with pytest.raises(ValueError, match="export again"):
             served.classify(str(path), CLASSES, None)
     if find_spec("gradio"):
-        from experiments.serve import Received, page
+        from orthcr.deploy.web_page import Received, page
 
         assert page(served, Received(str(images)))
 

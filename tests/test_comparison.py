@@ -11,10 +11,10 @@ from PIL import Image
 from trees import SEEDS, accuracy, made, only, ours, train_and_new, write_transfer
 
 from datasets.benchmarks import BENCHMARKS
-from reports.comparison import compare, costs_of, headline
-from reports.page import Entry, figure, grid, page, section
-from reports.pictures import styles_of
-from reports.published import BASE_TO_NEW, eleven
+from orthcr.reports.comparison import compare, costs_of, headline
+from orthcr.reports.page import Entry, figure, grid, page, section
+from orthcr.reports.pictures import styles_of
+from orthcr.reports.published import BASE_TO_NEW, eleven
 
 HOSTILE = '<script>document.title = "hacked"</script><b title="x">&amp; $x_{$'
 NAMES = "chromium-headless-shell chromium chromium-browser google-chrome chrome headless_shell".split()

@@ -149,7 +149,7 @@ def test_allow_new(tmp_path):
 
 
 def test_every_default_is_read_somewhere(root):
-    folders = [root / name for name in ("dassl", "trainers", "datasets", "experiments")]
+    folders = [root / name for name in ("dassl", "trainers", "datasets", "orthcr")]
     files = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}

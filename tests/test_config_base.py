@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dassl.config import get_cfg_default, merge_config
-from experiments.config import parse, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

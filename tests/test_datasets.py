@@ -18,7 +18,8 @@ from datasets.caltech101 import Caltech101
 from datasets.dtd import DescribableTextures
 from datasets.oxford_pets import OxfordPets
 from datasets.shapes import Shapes
-from experiments.config import parse, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
 
 REPO = Path(__file__).resolve().parents[1]
 REFERENCE = REPO.parent / "shared" / "reference"
@@ -396,7 +397,7 @@ def test_unknown_half(classes):
 def test_nothing_is_pickled():
     sources = [
         REPO / "train.py",
-        *(p for d in ("dassl", "datasets", "experiments", "trainers") for p in (REPO / d).rglob("*.py")),
+        *(p for d in ("dassl", "datasets", "orthcr", "trainers") for p in (REPO / d).rglob("*.py")),
     ]
     assert len(sources) > 20
     for path in sources:

@@ -13,7 +13,7 @@ from dassl import distributed
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
 from dassl.utils import set_random_seed
 from datasets.shapes import Shapes
-from experiments.run import main
+from orthcr.run.runner import main
 from tests.processes import LOOPBACK, in_processes
 from tests.test_resume import interrupted, load, same
 from tests.test_trainers import METHODS

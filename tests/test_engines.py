@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import engines
-from experiments.engines import local, on_ray, slots
-from experiments.plans import Job, PlannedRun, crash, execute
+from orthcr.compare import engines
+from orthcr.compare.engines import local, on_ray, slots
+from orthcr.compare.plans import Job, PlannedRun, crash, execute
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -13,9 +13,9 @@ from PIL import Image
 import export as entry
 from dassl.files import read_json, write_json
 from dassl.utils import set_random_seed
-from experiments.card import table
-from experiments.export import export, load_trained, plain_clip
-from experiments.predictor import Predictor
+from orthcr.deploy.card import table
+from orthcr.deploy.exporter import export, load_on_cpu, plain_clip
+from orthcr.deploy.predictor import Predictor
 from trainers.shared.backbones import input_keys, load_clip
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.prompts import tokenize
@@ -57,7 +57,7 @@ def make_run(make_cfg, make_trainer, tmp_path, small):
 
 def logits_of(run, images):
     """Of the trained model, before any export."""
-    trainer = load_trained(run, None, None)
+    trainer = load_on_cpu(run, None, None)
     with torch.no_grad():
         return trainer.model_inference(images)
 
@@ -105,13 +105,13 @@ def test_the_libraries_give_the_same_logits(make_run, tmp_path, noise, name, to)
     wanted = logits_of(run, images)
     with torch.no_grad():
         close(with_libraries(to, folder, images), wanted)
-    trained = load_trained(run, None, None).model
+    trained = load_on_cpu(run, None, None).model
     if name != "ZeroshotCLIP":  # it is another model than the one that it started from
         assert (wanted - ClipClassifier(trained_from(run), NAMES, trained.templates).eval()(images)).abs().max() > 0.1
 
 
 def trained_from(run):
-    return load_clip(load_trained(run, None, None).cfg.MODEL.BACKBONE.NAME)
+    return load_clip(load_on_cpu(run, None, None).cfg.MODEL.BACKBONE.NAME)
 
 
 @pytest.mark.parametrize("name", ["OrthCR", "MaPLe"])
@@ -163,7 +163,7 @@ def test_a_round_trip_as_a_backbone(make_run, make_cfg, tmp_path, noise, to):
         tmp_path / "x",
     )
     export(run, to, str(folder))
-    merged, back = plain_clip(load_trained(run, None, None)).state_dict(), load_clip(str(folder)).state_dict()
+    merged, back = plain_clip(load_on_cpu(run, None, None)).state_dict(), load_clip(str(folder)).state_dict()
     assert merged.keys() == back.keys() and all(torch.equal(merged[name], back[name]) for name in merged)
     assert input_keys(str(folder))["PIXEL_STD"] == [0.1, 0.2, 0.3]
     cfg = make_cfg("MODEL.BACKBONE.NAME", folder, trainer="ZeroshotCLIP", dataset="Digits")
@@ -177,7 +177,7 @@ def test_a_foreign_clip_goes_out_again(make_run, tmp_path, noise, start, to):
     made, case = (open_clip_folder, "gelu, 30 tokens") if start == "open_clip" else (transformers_folder, "quick")
     made(case, tmp_path / "clip")
     run, folder = make_run("FullFT", backbone=str(tmp_path / "clip")), tmp_path / "exported"
-    images = noise(3, 3, *load_trained(run, None, None).cfg.INPUT.SIZE)
+    images = noise(3, 3, *load_on_cpu(run, None, None).cfg.INPUT.SIZE)
     export(run, to, str(folder))
     with torch.no_grad():
         close(with_libraries(to, folder, images), logits_of(run, images))
@@ -245,7 +245,7 @@ def test_at_a_strength(make_run, tmp_path, noise, small, one_line):
     run, images = make_run("OrthCR"), noise(3, 3, 32, 32)
     for s in (0.0, 0.5):
         export(run, "openai", str(tmp_path / f"s{s}"), strength=s)
-        tuned = load_trained(run, None, s)
+        tuned = load_on_cpu(run, None, s)
         with torch.no_grad():
             given = load_clip(str(tmp_path / f"s{s}")).encode_image(images)
             wanted = load_clip(small).encode_image(images) if s == 0 else tuned.model.encode_image(images)

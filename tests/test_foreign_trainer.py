@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from experiments.config import discover
+from orthcr.run.config import discover
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -205,7 +205,7 @@ MYCOOP_CONFIG = {
 def elsewhere(tmp_path_factory, pictures):
     """A copy of the repository with two files of somebody else in trainers/, and a home with downloaded weights."""
     tree, home = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("home")
-    for part in ("dassl", "trainers", "datasets", "experiments", "reports", "configs", "assets"):
+    for part in ("dassl", "trainers", "datasets", "orthcr", "configs", "assets"):
         shutil.copytree(REPO / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "train.py", tree)
     weights = home / ".cache" / "clip" / "Nano-8.pt"

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from dassl.utils import images
-from experiments import config, exported
+from orthcr.deploy import exported
+from orthcr.run import config
 from tests.fuzz import FILES, SETTINGS, fuzz, odd_export, odd_pictures
 
 

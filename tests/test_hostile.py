@@ -16,7 +16,7 @@ import yaml
 from own_photos import COLOURS, SMALL, make_photos
 
 from dassl.files import sealed
-from experiments.run import main as train
+from orthcr.run.runner import main as train
 from predict import main as predict
 from report import main as report
 

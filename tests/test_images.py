@@ -24,8 +24,9 @@ from dassl.utils.images import images_in
 from datasets.base import read_split
 from datasets.shared.image_files import Row, image_problem, unreadable
 from datasets.shared.image_split import divide
-from experiments.config import parse, setup_cfg
-from experiments.run import main
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 from predict import Predictor
 from trainers.shared.classes import same_to_clip
 

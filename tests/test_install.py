@@ -12,8 +12,8 @@ import pytest
 import setuptools
 
 import orthcr
-from experiments.run import main as train
 from orthcr import Prediction, Predictor
+from orthcr.run.runner import main as train
 
 SLOW = {"torch", "numpy", "matplotlib", "PIL"}
 THEIRS = "def load_dataset(name):\n    return 'theirs: ' + name\n"  # as Hugging Face's
@@ -61,10 +61,10 @@ def setup_words(root):
 def anywhere(setup_words, root, tmp_path_factory):
     """anywhere(*argv): Python in a folder elsewhere, with what setup.py installs and, before it, another `datasets`.
 
-    That folder has an `experiments` and a `trainers` of its own, without __init__.py.
+    That folder has a `trainers` of its own, without __init__.py.
     """
     base = tmp_path_factory.mktemp("anywhere")
-    for folder in ("here/experiments", "here/trainers", "theirs/datasets", "site"):
+    for folder in ("here/trainers", "theirs/datasets", "site"):
         (base / folder).mkdir(parents=True)
     (base / "theirs" / "datasets" / "__init__.py").write_text(THEIRS)
     names = {name.split(".")[0] for name in setup_words["packages"]}
@@ -117,14 +117,11 @@ def test_help_imports_no_pytorch(name, root, anywhere):
 
 
 @pytest.mark.parametrize("module", ["calibrate", "strength"])
-def test_modules_of_experiments_run_from_any_folder(module, anywhere):
-    """They import this clone's `datasets`, which is not installed, although another one stands before it.
-
-    Not from a folder with an `experiments` of its own, which Python takes: there `orthcr calibrate` works.
-    """
-    done = anywhere("-m", f"experiments.{module}", "--help", folder="site")
-    assert done.returncode == 0 and f"{module}.py" in done.stdout, done.stderr
-    done = anywhere("-m", f"experiments.{module}", "--model-dir", "nowhere", folder="site")
+def test_commands_of_the_package_run_from_any_folder(module, anywhere):
+    """They import this clone's `datasets`, which is not installed, although another one stands before it."""
+    done = anywhere("-m", "orthcr", module, "--help")
+    assert done.returncode == 0 and f"usage: orthcr {module}" in done.stdout, done.stderr
+    done = anywhere("-m", "orthcr", module, "--model-dir", "nowhere")
     assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
 
 
@@ -154,8 +151,8 @@ def test_wrong_flags_are_told_before_pytorch_is_imported(argv, status, words, ro
 
 def test_what_is_installed(setup_words, root):
     packages = setup_words["packages"]
-    assert {"orthcr", "dassl.engine", "trainers.shared", "experiments"} < set(packages)
-    assert not [name for name in packages if name.split(".")[0] in ("datasets", "tests", "reports")]
+    assert {"orthcr", "dassl.engine", "trainers.shared", "orthcr.run"} < set(packages)
+    assert not [name for name in packages if name.split(".")[0] in ("datasets", "tests", "scripts")]
     assert all((root / name.replace(".", "/") / "__init__.py").exists() for name in packages)
 
 
@@ -174,14 +171,14 @@ def test_a_predictor_beside_another_datasets(anywhere, model, root):
         assert [q for _, q in top] == pytest.approx([q for _, q in p.top], rel=1e-5)
 
 
-@pytest.mark.parametrize("file", ["/home/me/experiments/__init__.py", None], ids=["package", "folder"])
-def test_a_program_that_has_imported_an_experiments_of_its_own(file, monkeypatch):
-    own = ModuleType("experiments")
+@pytest.mark.parametrize("file", ["/home/me/trainers/__init__.py", None], ids=["package", "folder"])
+def test_a_program_that_has_imported_a_trainers_of_its_own(file, monkeypatch):
+    own = ModuleType("trainers")
     own.__file__ = file
-    monkeypatch.setitem(sys.modules, "experiments", own)
-    with pytest.raises(ImportError, match="a package experiments.*a process of its own") as error:
+    monkeypatch.setitem(sys.modules, "trainers", own)
+    with pytest.raises(ImportError, match="a package trainers.*a process of its own") as error:
         orthcr.__getattr__("Predictor")
-    assert (file or "<module 'experiments'") in str(error.value)
+    assert (file or "<module 'trainers'") in str(error.value)
 
 
 def test_its_names():

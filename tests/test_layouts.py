@@ -30,7 +30,7 @@ from dassl.utils import read_json, write_json
 from datasets import base
 from datasets.benchmarks import BENCHMARKS, Size
 from datasets.shared import annotations
-from experiments.config import discover
+from orthcr.run.config import discover
 
 discover(datasets)
 lay = miniatures.lay  # the fixture

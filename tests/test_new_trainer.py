@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from experiments import new_trainer
+from orthcr import new_trainer
 
-FOLDERS = ("dassl", "trainers", "datasets", "experiments", "reports", "orthcr", "configs", "assets")
+FOLDERS = ("dassl", "trainers", "datasets", "orthcr", "configs", "assets")
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from datasets.base import DrawnDataset, read_split
 from datasets.shared.annotations import read_lines
 from datasets.shared.image_files import find_images
 from datasets.tools import prepare
-from experiments import plans
-from experiments.calibrate import TEMPERATURE, read_temperature
-from experiments.display import newest_log
-from experiments.own_images import write_wrong
-from experiments.run import main
-from experiments.sweep import check_tested
+from orthcr.compare import plans
+from orthcr.compare.display import newest_log
+from orthcr.compare.sweep import check_tested
+from orthcr.run.own_images import write_wrong
+from orthcr.run.runner import main
+from orthcr.run.temperature import TEMPERATURE, read_temperature
 from trainers.shared.backbones import find
 
 trained = own_photos.trained  # the fixture
@@ -92,18 +92,18 @@ def test_sigterm_ends_as_ctrl_c_does(root):
 def test_ctrl_c_while_a_module_is_imported(root):
     """At a random moment: status 130 and a word, or the command's own end; never a trace of ours."""
     for seconds in np.random.default_rng().uniform(0.4, 2.5, 3):
-        words = [sys.executable, "-m", "experiments.calibrate", "--model-dir", "nowhere"]
+        words = [sys.executable, "-m", "orthcr", "calibrate", "--model-dir", "nowhere"]
         child = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         time.sleep(seconds)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
-        assert "Traceback" not in err or "experiments" not in err, "but in Python's own start"
+        assert "Traceback" not in err or "orthcr" not in err, "but in Python's own start"
 
 
 def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
     """A folder of an export that was killed goes with the next one; that of one at work stays."""
     from dassl.files import scratch_folder
-    from experiments.export import export
+    from orthcr.deploy.exporter import export
 
     (tmp_path / ".orthcr-export-0123abcd").mkdir()
     with scratch_folder(str(tmp_path), "orthcr-export") as at_work:

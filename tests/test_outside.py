@@ -10,7 +10,7 @@ from PIL import Image
 
 import benchmark
 from dassl.files import atomic_write, protected, scratch_folder, sweep, write_json
-from experiments.run import main
+from orthcr.run.runner import main
 
 
 def files_of(folder):

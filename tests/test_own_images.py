@@ -14,7 +14,7 @@ from PIL import Image
 
 import predict
 from dassl.utils import read_json
-from experiments.run import main
+from orthcr.run.runner import main
 from predict import Predictor
 
 photos, trained = own_photos.photos, own_photos.trained  # the fixtures

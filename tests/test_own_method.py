@@ -7,10 +7,11 @@ import pytest
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from experiments.benchmark import plan
-from experiments.config import discover, setup_cfg
-from experiments.flags import arguments, parse
-from experiments.protocols import Method, Stages
+from orthcr.compare.command_line import arguments
+from orthcr.compare.schedule import plan
+from orthcr.compare.stages import Method, Stages
+from orthcr.run.config import discover, setup_cfg
+from orthcr.run.flags import parse
 from trainers.base import ClipTrainer
 
 discover(trainers)
@@ -20,8 +21,8 @@ discover(trainers)
 def configs(tmp_path, monkeypatch, root):
     """A copy of configs/ to write into; trainers Mine, and MyOrthCR and MyMaPLe, which extend others."""
     shutil.copytree(root / "configs", tmp_path / "configs")
-    for module in ("config", "protocols"):
-        monkeypatch.setattr(f"experiments.{module}.CONFIGS", tmp_path / "configs")
+    for module in ("run.config", "compare.stages"):
+        monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
     parents = {
         "Mine": ClipTrainer,
@@ -57,7 +58,7 @@ def test_each_data_set_can_be_planned(configs, trainer):
     args = arguments(["--datasets", "embedded", "dtd", "--seeds", "1"])
     for job in plan([Method(trainer)], ["base2new", "fewshot", "xd", "dg"], args):
         run = job.runs[0]
-        (name,) = {setup_cfg(parse(list(run.argv))).MODEL.BACKBONE.NAME}
+        (name,) = {setup_cfg(run.spec).MODEL.BACKBONE.NAME}
         assert name == ("ViT-B/16" if {"dtd", "imagenet"} & set(run.folder.parts) else "tiny")
 
 
@@ -80,7 +81,7 @@ def test_a_copied_file(configs, one_line):
 
 
 def test_the_defaults_are_told(configs, pictures, tmp_path, capsys):
-    from experiments.run import main
+    from orthcr.run.runner import main
 
     zero = TRAINER_REGISTRY.get("ZeroshotCLIP")
     TRAINER_REGISTRY._obj_map["Mine"] = type("Mine", (zero,), {"__module__": __name__})

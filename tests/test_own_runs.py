@@ -18,11 +18,11 @@ import predict
 from dassl.utils import read_json
 from datasets.shared.image_files import Row
 from datasets.shared.image_split import divide
-from experiments.own_images import next_command, write_wrong
-from experiments.run import main
+from orthcr.reports.pictures import plt
+from orthcr.reports.predictions import confusion_picture, contact_sheet
+from orthcr.run.own_images import next_command, write_wrong
+from orthcr.run.runner import main
 from predict import Predictor
-from reports.pictures import plt
-from reports.predictions import confusion_picture, contact_sheet
 from trainers.base import ClipTrainer
 
 photos = own_photos.photos  # the fixture

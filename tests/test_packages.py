@@ -8,17 +8,17 @@ import pytest
 import benchmark
 import export
 import predict
-from experiments import packages
+from orthcr import packages
 
 
 @pytest.mark.parametrize(
     "main, argv, missing, module, extra",
     [
-        (export.main, "--model-dir OUT --to onnx --output NEW", "onnxscript", "experiments.export", "onnx"),
-        (export.main, "--model-dir OUT --to onnx --output NEW", "onnxruntime", "experiments.export", "onnx"),
-        (predict.main, "--model-dir OUT --serve", "gradio", "experiments.predictor", "serve"),
-        (predict.main, "--model-dir ONNX photo.jpg", "onnxruntime", "experiments.predictor", "onnx"),
-        (benchmark.main, "--engine ray", "ray", "experiments.benchmark", "cluster"),
+        (export.main, "--model-dir OUT --to onnx --output NEW", "onnxscript", "orthcr.deploy.exporter", "onnx"),
+        (export.main, "--model-dir OUT --to onnx --output NEW", "onnxruntime", "orthcr.deploy.exporter", "onnx"),
+        (predict.main, "--model-dir OUT --serve", "gradio", "orthcr.deploy.predictor", "serve"),
+        (predict.main, "--model-dir ONNX photo.jpg", "onnxruntime", "orthcr.deploy.predictor", "onnx"),
+        (benchmark.main, "--engine ray", "ray", "orthcr.compare.schedule", "cluster"),
     ],
 )
 def test_a_missing_package_is_told_at_once(main, argv, missing, module, extra, monkeypatch, capsys, tmp_path):

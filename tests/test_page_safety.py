@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from torchvision import transforms as T
 
-from experiments import serve
-from experiments.pictures import PictureReader
-from experiments.predictor import Predictor
-from experiments.serve import HOST, Gate, Received, Served, launch
+from orthcr.deploy import web_page
+from orthcr.deploy.picture_reader import PictureReader
+from orthcr.deploy.predictor import Predictor
+from orthcr.deploy.web_page import HOST, Gate, Received, Served, launch
 
 trained = own_photos.trained  # the fixture
 pytestmark = [
@@ -224,9 +224,9 @@ def test_pictures_that_are_none(tmp_path, content):
 
 
 def test_the_folder_has_a_bound_and_an_age(tmp_path, monkeypatch):
-    monkeypatch.setattr(serve, "MOST_FILES", 1000)
+    monkeypatch.setattr(web_page, "MOST_FILES", 1000)
     received, now = Received(str(tmp_path)), time.time()
-    for k, age in enumerate((serve.KEPT + 5, 50, 40, 30)):
+    for k, age in enumerate((web_page.KEPT + 5, 50, 40, 30)):
         (tmp_path / str(k)).mkdir()
         (tmp_path / str(k) / "a.png").write_bytes(bytes(300))
         os.utime(tmp_path / str(k) / "a.png", (now - age, now - age))

@@ -11,9 +11,9 @@ from test_export import FORMATS, make_run, small  # noqa: F401
 
 from dassl.files import read_json, write_json
 from dassl.utils import as_photo
-from experiments.calibrate import TEMPERATURE, identity
-from experiments.export import export, load_trained
-from experiments.predictor import Predictor
+from orthcr.deploy.exporter import export, load_on_cpu
+from orthcr.deploy.predictor import Predictor
+from orthcr.run.temperature import TEMPERATURE, identity
 
 CLASSES = ["hand_signs", "café crème", "Über_house's 7th"]
 ORIENTATIONS = range(1, 9)
@@ -51,7 +51,7 @@ def calibrated(make_run):  # noqa: F811
 
     def make(name, *opts):
         run = make_run(name, *opts, classes=CLASSES)
-        write_json({"temperature": T, "of": identity(load_trained(run, None, None), run)}, f"{run}/{TEMPERATURE}")
+        write_json({"temperature": T, "of": identity(load_on_cpu(run, None, None), run)}, f"{run}/{TEMPERATURE}")
         return run
 
     return make
@@ -157,7 +157,7 @@ def any_predictor(tmp_path_factory):
     from own_photos import COLOURS  # noqa: F401
 
     folder = tmp_path_factory.mktemp("zero")
-    from experiments.run import main
+    from orthcr.run.runner import main
 
     words = ["--trainer", "ZeroshotCLIP", "--output-dir", str(folder / "OUT"), "--root", str(folder / "data")]
     assert main([*words, "--dataset-config-file", "configs/datasets/digits.yaml", "VERBOSE", "False"]) == 0

@@ -20,8 +20,8 @@ from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.utils import as_photo, images, read_image, read_photo
 from datasets.shared.image_files import image_problem
+from orthcr.reports.predictions import contact_sheet
 from predict import Predictor
-from reports.predictions import contact_sheet
 
 trained = own_photos.trained  # the fixture
 

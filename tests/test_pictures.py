@@ -12,11 +12,11 @@ from benchmarks.pictures import STYLES
 from dassl import palette
 from dassl.engine import TRAINER_REGISTRY
 from dassl.palette import METHODS, colour_of, styles_of
-from experiments import strength
-from experiments.config import discover
-from reports import comparison, pictures, training
-from reports.comparison import Cost, against_costs
-from reports.tables import Cell, Table
+from orthcr.compare import strength_curve
+from orthcr.reports import comparison, pictures, training
+from orthcr.reports.comparison import Cost, against_costs
+from orthcr.reports.tables import Cell, Table
+from orthcr.run.config import discover
 
 CELL = {"protocol": "fewshot", "source": "A", "target": "A", "classes": "", "shots": 16, "metric": "accuracy"}
 CELL["values"] = {1: 70.0, 2: 71.0}
@@ -67,13 +67,13 @@ def test_the_pictures_of_all_modules_take_their_colours_there(tmp_path):
     assert STYLES["reference"][0] == palette.GREY
     fig, ax = plt.subplots()
     models = made_models(random.Random(0))["transfer"]
-    rows = strength.rows_of(models, [0.0, 0.5, 1.0])
-    strength.curves(ax, models, rows, [0.0, 0.5, 1.0], "Shapes", "variants")
+    rows = strength_curve.rows_of(models, [0.0, 0.5, 1.0])
+    strength_curve.curves(ax, models, rows, [0.0, 0.5, 1.0], "Shapes", "variants")
     lines = {line.get_label(): to_hex(line.get_color()) for line in ax.lines}
     plt.close(fig)
     for name in TUNED:
         assert lines[name] == lines[f"{name}, straight line"] == colour_of(name)
-    for module in (pictures, comparison, training, strength):
+    for module in (pictures, comparison, training, strength_curve):
         assert "#" + "e69f00" not in open(module.__file__, encoding="utf-8").read()
 
 
@@ -87,8 +87,10 @@ def made_models(rng):
         sections[kind] = []
         for trainer in TUNED:
             config = {"TRAINER.NAME": trainer, "SEED": 1, "DATASET.NAME": "Shapes", "DATASET.NUM_SHOTS": 16}
-            model = strength.Model("OUT", config | {"DATASET.SUBSAMPLE_CLASSES": classes}, chosen=0.5)
-            for s, path, (name, of) in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0), strength.PATHS, model.tests):
+            model = strength_curve.Model("OUT", config | {"DATASET.SUBSAMPLE_CLASSES": classes}, chosen=0.5)
+            for s, path, (name, of) in itertools.product(
+                (0.0, 0.25, 0.5, 0.75, 1.0), strength_curve.PATHS, model.tests
+            ):
                 model.right[path, s, name, of] = 60 + 25 * s - 8 * s * s + rng.uniform(0, 0.8 * s)
             sections[kind].append(model)
     return sections
@@ -99,7 +101,7 @@ def test_no_label_of_a_curve_covers_another(seed, tmp_path, monkeypatch):
     strengths, kept = [0.0, 0.25, 0.5, 0.75, 1.0], []
     models = [model for models in made_models(random.Random(seed)).values() for model in models]
     monkeypatch.setattr(plt, "close", kept.append)
-    paths = strength.draw(models, strengths, tmp_path)
+    paths = strength_curve.draw(models, strengths, tmp_path)
     monkeypatch.undo()
     assert tmp_path / "overview.png" in paths
     total = 0

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from dassl.command import command
-from experiments import plans
-from experiments.plans import Job, execute
-from experiments.protocols import Method, Stages
-from reports.pictures import save
+from orthcr.compare import plans
+from orthcr.compare.plans import Job, execute
+from orthcr.compare.stages import Method, Stages
+from orthcr.reports.pictures import save
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO / "scripts"))
-SCRIPTS = {name: importlib.import_module(name) for name in ("run", "demo", "tune", "ablation")}
+SCRIPTS = {name: importlib.import_module(f"scripts.{name}") for name in ("run", "demo", "tune", "ablation")}
 
 
 def test_in_processes(tmp_path, data_root, capsys):
@@ -72,9 +71,15 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
 
     def make(planned, quiet):
         made.append(planned)
-        if "seed2" in str(planned.folder) and planned.argv[1] == "OrthCR" and planned.model is None:
+        if "seed2" in str(planned.folder) and planned.spec.trainer == "OrthCR" and planned.model is None:
             raise OSError("the disk")
-        results = {"trainer": planned.argv[1], "dataset": "Shapes", "seed": len(made), "accuracy": 50.0, "seconds": 1.0}
+        results = {
+            "trainer": planned.spec.trainer,
+            "dataset": "Shapes",
+            "seed": len(made),
+            "accuracy": 50.0,
+            "seconds": 1.0,
+        }
         return results | {"trainable_params": 0, "device": "CPU", "versions": {"torch": "2"}}
 
     monkeypatch.setattr(plans, "local", inline)
@@ -123,7 +128,7 @@ def test_the_embedded_run_can_be_stopped(stop, after, tmp_path):
 
 
 def test_how_stable_a_training_is_said_to_be(tmp_path):
-    stability = importlib.import_module("stability")
+    stability = importlib.import_module("scripts.stability")
     steps = np.arange(1, 6) * 10
     curves = {"OrthCR": [10, 94, 95.1, 80, 100], "FullFT": [96, 50, 60, 70, 100], "CLIPLoRA": [1, 2, 3, 4, 5]}
     found = {

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments.config import CONFIGS, setup_cfg
-from experiments.flags import parse
-from experiments.run import main
+from orthcr.run.config import CONFIGS, setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 
 REACH, RATE = "TRAINER.ORTHCR.REACH", ("OPTIM.LR", "0.0123")
 

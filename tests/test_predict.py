@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import predict
-from experiments.predictor import Prediction, Predictor
-from reports.predictions import as_json, as_table, csv_head, csv_row, titled
+from orthcr.deploy.predictor import Prediction, Predictor
+from orthcr.reports.predictions import as_json, as_table, csv_head, csv_row, titled
 
 trained = own_photos.trained  # the fixture
 HEADS = ["image", "class", "probability", "unsure", "seen", "error"]

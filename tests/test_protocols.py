@@ -17,15 +17,14 @@ from dassl.utils import read_json
 from datasets import benchmarks
 from datasets.shapes import Shapes
 from datasets.shared import drawing
-from experiments import plans
-from experiments.config import setup_cfg
-from experiments.plans import format_accuracy, make_run
-from experiments.protocols import SHOTS, STAGES, Method, Stages, arguments, variants
-from experiments.run import main
+from orthcr.compare import plans
+from orthcr.compare.plans import format_accuracy, make_run
+from orthcr.compare.stages import SHOTS, STAGES, Method, Stages, arguments, variants
+from orthcr.run.config import setup_cfg
+from orthcr.run.runner import main
+from scripts import run
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO / "scripts"))
-import run  # noqa: E402
 
 METHODS = {"orthcr": "OrthCR", "coop": "CoOp", "zsclip": "ZeroshotCLIP"}
 FAST = ("OPTIM.MAX_EPOCH", "2", "TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16")
@@ -59,16 +58,18 @@ def stages(tmp_path, data_root):
 def test_every_method_has_a_script_of_every_stage(name, stage, tmp_path):
     script = REPO / "scripts" / name / f"{stage}.sh"
     echo = tmp_path / "python"
-    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     echo.chmod(0o755)
     words = ["dtd", "2", "OPTIM.LR", "a b"]
     done = subprocess.run(
-        ["bash", script, *words], env={**os.environ, "PYTHON": str(echo)}, capture_output=True, text=True
+        ["bash", script, *words],
+        env={**os.environ, "PYTHON": str(echo), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
     )
     path, *rest = done.stdout.splitlines()
-    assert Path(path).resolve() == REPO / "scripts" / "run.py"
-    assert rest == [METHODS[name], stage, *words]
-    assert len(script.read_text().splitlines()) == 3, "anything more belongs into run.py"
+    assert Path(path).resolve() == REPO and rest == ["-m", "scripts.run", METHODS[name], stage, *words]
+    assert len(script.read_text().splitlines()) == 4, "anything more belongs into run.py"
 
 
 def test_a_script_runs(tmp_path, data_root):

@@ -14,8 +14,9 @@ from dassl.archives import Stub
 from dassl.engine import build_trainer
 from dassl.optim.lr_scheduler import ConstantWarmupScheduler
 from dassl.utils import load_checkpoint, set_random_seed
-from experiments.config import parse, setup_cfg
-from experiments.run import main
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 
 PREFIX, SUFFIX = torch.zeros(7, 1, 64), torch.zeros(7, 60, 64)
 FIXED = {"token_prefix": PREFIX, "token_suffix": SUFFIX}

@@ -8,8 +8,9 @@ import yaml
 from prompt_tools import bare
 
 from dassl.config import flatten
-from experiments.config import parse, setup_cfg
-from experiments.protocols import published
+from orthcr.compare.stages import published
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
 from trainers.mmrl import REG_WEIGHTS
 from trainers.shared.templates import IMAGENET_TEMPLATES_SELECT
 from trainers.tip_adapter import TipAdapter

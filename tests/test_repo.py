@@ -18,7 +18,7 @@ from PIL import Image
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from experiments.config import discover
+from orthcr.run.config import discover
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/**/*.md")))]
@@ -123,29 +123,45 @@ ARROWS = {  # what may be imported, besides itself
     "dassl": set(),
     "datasets": {"dassl"},
     "trainers": {"dassl"},
-    "experiments": {"trainers", "datasets", "dassl"},
-    "reports": {"datasets", "dassl"},
-    "orthcr": {"experiments"},
+    "orthcr": {"trainers", "datasets", "dassl"},
 }
-ENTRIES = [path for folder in (ROOT, ROOT / "scripts") for path in folder.glob("*.py") if path.name != "setup.py"]
+ROOMS = {  # of orthcr: the others that it may import
+    "reports": set(),
+    "run": {"reports"},
+    "compare": {"run", "reports"},
+    "deploy": {"run", "reports"},
+}
+ENTRIES = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]
 
 
 def imported(path):
     """First words of all that it imports, in functions too."""
+    yield from (name.split(".")[0] for name in imported_names(path))
+
+
+def imported_names(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.split(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", ARROWS)
 def test_imports_run_one_way(package):
-    """Entry points -> experiments, reports -> trainers, datasets -> dassl, which never imports clip either."""
+    """Entry points -> orthcr -> trainers, datasets -> dassl, which never imports clip either."""
     entries = {path.stem for path in ENTRIES}
     unwanted = ({*ARROWS, "clip"} if package == "dassl" else {*ARROWS}) - {package} - ARROWS[package]
     for path in (ROOT / package).rglob("*.py"):
         assert not {*imported(path)} & (unwanted | entries), path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_the_application(room):
+    """Its packages import one way, too."""
+    for path in (ROOT / "orthcr" / room).rglob("*.py"):
+        others = {name.split(".")[1] for name in imported_names(path) if name.startswith("orthcr.")} & ROOMS.keys()
+        assert others <= {room} | ROOMS[room], path
 
 
 def test_no_entry_point_imports_another():
@@ -164,7 +180,7 @@ def test_ruff_has_nothing_to_say(command):
 
 
 def test_docstrings_and_names_are_plain():
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "lint.py")], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "scripts.lint"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -182,11 +198,8 @@ def test_docstrings_and_names_are_plain():
     ],
 )
 def test_what_is_not_plain(code, kind):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from lint import problems
-    finally:
-        sys.path.pop(0)
+    from scripts.lint import problems
+
     assert [found for _, found, _ in problems(ast.parse(code))] == ([kind] if kind else [])
 
 

@@ -15,14 +15,15 @@ from PIL import Image
 from trees import NEW, SEEDS, accuracy, figure, log, made, only, ours, shown, train_and_new, write_transfer
 
 from dassl.palette import colour_of
-from experiments import plans
-from experiments.config import parse
-from experiments.protocols import Method, Stages
-from experiments.run import learns, run
+from orthcr.compare import plans
+from orthcr.compare.stages import Method, Stages
+from orthcr.reports.report import write_report
+from orthcr.reports.tables import costs, tables
+from orthcr.reports.tree import collect
+from orthcr.run.flags import parse
+from orthcr.run.results import learns
+from orthcr.run.runner import run
 from report import main
-from reports.report import write_report
-from reports.tables import costs, tables
-from reports.tree import collect
 
 # ------------------------------------------------------------------ the command
 

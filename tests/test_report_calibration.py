@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from trees import SEEDS, accuracy, made, only, ours, train_and_new
 
-from reports.comparison import compare
-from reports.report import as_csv
+from orthcr.reports.comparison import compare
+from orthcr.reports.report import as_csv
 
 NEW = np.random.default_rng()
 

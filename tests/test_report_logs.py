@@ -21,8 +21,8 @@ from trees import (
     write_transfer,
 )
 
-from reports.runs import Trained
-from reports.tree import collect
+from orthcr.reports.runs import Trained
+from orthcr.reports.tree import collect
 
 # ------------------------------------------------------------------ logs
 

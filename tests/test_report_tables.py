@@ -21,10 +21,10 @@ from trees import (
     write_transfer,
 )
 
+from orthcr.reports.report import without_table
+from orthcr.reports.tables import harmonic_mean, spread, tables
+from orthcr.reports.tree import collect
 from report import main
-from reports.report import without_table
-from reports.tables import harmonic_mean, spread, tables
-from reports.tree import collect
 
 # ------------------------------------------------------------------ base-to-new
 

@@ -10,7 +10,7 @@ import yaml
 
 from dassl.engine import TRAINER_REGISTRY, TrainerBase
 from dassl.utils import tools
-from experiments.run import main
+from orthcr.run.runner import main
 
 SMALL = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": ["OPTIM.LR", "0.05"]}
 FOLDER = {"OrthCR": "rotations", "CoOp": "prompt_learner"}

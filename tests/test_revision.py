@@ -21,7 +21,7 @@ class Mine(ZeroshotCLIP):
 def clone(tmp_path, root):
     """A repository of its own with the files of this one."""
     names = subprocess.check_output(["git", "ls-files", "-z"], cwd=root, text=True).split("\0")[:-1]
-    wanted = [name for name in names if name.split("/")[0] in ("dassl", "trainers", "datasets", "experiments")]
+    wanted = [name for name in names if name.split("/")[0] in ("dassl", "trainers", "datasets", "orthcr")]
     wanted += [name for name in names if name.startswith(("configs/", "assets/tiny"))]
     for name in wanted:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def git(folder, *words):
 
 SCRIPT = """
 import json, os, subprocess, sys
-from experiments.run import main
+from orthcr.run.runner import main
 
 root, out = sys.argv[1:]
 

@@ -15,11 +15,11 @@ from dassl.command import command
 from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation import Classification
 from dassl.utils import setup_logger
-from experiments.predictor import Prediction, Predictor
-from experiments.run import main
+from orthcr.deploy.predictor import Prediction, Predictor
+from orthcr.reports.page import Entry, grid, page, section
+from orthcr.reports.predictions import as_json, as_table
+from orthcr.run.runner import main
 from report import main as report
-from reports.page import Entry, grid, page, section
-from reports.predictions import as_json, as_table
 
 NASTY = "<script>x</script> a|b [c](d) \x1b[31m\x07"
 

@@ -10,9 +10,9 @@ from chromium import CHROMIUM, Tab
 
 import predict
 from dassl.utils import write_json
-from experiments.calibrate import identity
-from experiments.predictor import Predictor, names_in
-from experiments.serve import HOST, Served, launch, serve
+from orthcr.deploy.predictor import Predictor, names_in
+from orthcr.deploy.web_page import HOST, Served, launch, serve
+from orthcr.run.temperature import identity
 from trainers.shared.weights import TunedCLIP
 
 trained = own_photos.trained  # the fixture
@@ -198,7 +198,7 @@ def test_in_a_browser(trained, folder, open_page, tmp_path, strong):
 def test_no_slider_without_a_strength(trained, tmp_path):
     import gradio as gr
 
-    from experiments.serve import Received, page
+    from orthcr.deploy.web_page import Received, page
 
     served = Served(str(trained), None, 0.0)
     served.strength = None

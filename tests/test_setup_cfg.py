@@ -9,8 +9,9 @@ import yaml
 from dassl.config import flatten
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from experiments.config import default_cfg, parse, plain, setup_cfg
-from experiments.own_images import tell_before_training
+from orthcr.run.config import default_cfg, plain, setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.own_images import tell_before_training
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -86,14 +87,14 @@ def test_seed_zero_is_a_seed():
 def test_lists_of_names_end_where_the_pairs_begin():
     argv = "--source-domains a CALTECH --target-domains b DATASET.NUM_SHOTS 2 OPTIM.WARMUP_EPOCH -1 --seed 3"
     args = parse([*argv.split(), "--transforms", "normalize", "cutout", "VERBOSE", "False"])
-    assert (args.source_domains, args.target_domains) == (["a", "CALTECH"], ["b"])
-    assert args.transforms == ["normalize", "cutout"]
+    assert (args.source_domains, args.target_domains) == (("a", "CALTECH"), ("b",))
+    assert args.transforms == ("normalize", "cutout")
     cfg = setup_cfg(args)
     assert (cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) == (("a", "CALTECH"), ("b",))
     assert (cfg.DATASET.NUM_SHOTS, cfg.OPTIM.WARMUP_EPOCH, cfg.SEED, cfg.VERBOSE) == (2, -1, 3, False)
     with pytest.raises(ValueError, match='"OPTIMM.LR" on the command line, do you mean "OPTIM.LR"'):
         setup_cfg(parse(["--source-domains", "a", "OPTIMM.LR", "1"]))
-    assert parse(["--seed", "1", "SEED", "2"]).opts == ["SEED", "2"]
+    assert parse(["--seed", "1", "SEED", "2"]).opts == ("SEED", "2")
 
 
 @pytest.fixture

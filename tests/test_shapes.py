@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from dassl.data.datasets import build_dataset
 from datasets.shapes import Shapes
 from datasets.shared import drawing
-from experiments.config import parse, setup_cfg
-from experiments.run import main
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main
 
 IMAGES = dict(Shapes.images)  # as the file says; fixtures of other tests draw fewer
 CLASSES = {"Shapes": 40, "Digits": 10}

@@ -78,8 +78,9 @@ def test_all_commands_on_any_stream(case, start, root, pictures, finished_plan, 
 def test_help_and_other_modules(case, start, root):
     """What prints before a command begins, and what is no entry point."""
     for words in ([root / "report.py", "--help"], ["-m", "datasets.tools.prepare", "--list"],
-                  ["-m", "datasets.tools.verify"], ["-m", "experiments.calibrate", "--help"],
-                  ["-m", "experiments.strength", "--help"], ["-m", "benchmarks", "--help"], ["-m", "orthcr", "--help"],
+                  ["-m", "datasets.tools.verify"], ["-m", "orthcr", "calibrate", "--help"],
+                  ["-m", "orthcr", "strength", "--help"], ["-m", "benchmarks", "--help"],
+                  ["-m", "orthcr", "--help"],
                   ["-m", "orthcr", "report", "--help"]):  # fmt: skip
         status, _, error = start(case, *words)
         assert "Traceback" not in error and "Error:" not in error, (words, error)

@@ -16,15 +16,16 @@ from dassl.config.keys import Key
 from dassl.data.data_manager import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import read_json
-from experiments.benchmark import plan
-from experiments.config import discover, parse, setup_cfg
-from experiments.flags import arguments
-from experiments.predictor import Predictor
-from experiments.protocols import Method
-from experiments.run import main, run
-from experiments.strength import Model, curve, figures, gained, rows_of, straighten
-from reports.tables import tables
-from reports.tree import collect
+from orthcr.compare.command_line import arguments
+from orthcr.compare.schedule import plan
+from orthcr.compare.stages import Method
+from orthcr.compare.strength_curve import Model, curve, figures, gained, rows_of, straighten
+from orthcr.deploy.predictor import Predictor
+from orthcr.reports.tables import tables
+from orthcr.reports.tree import collect
+from orthcr.run.config import discover, setup_cfg
+from orthcr.run.flags import parse
+from orthcr.run.runner import main, run
 from trainers.clip_lora import LowRankCLIP
 from trainers.full_ft import FreeCLIP
 from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
@@ -422,7 +423,7 @@ def test_a_plan_has_a_folder_for_each_strength(tmp_path):
     assert len(more) == 2 * sum(run.name.startswith("OrthCR") for run in plans[1])
     assert len({run.folder for run in plans[0]}) == len(plans[0])
     for run_ in more:
-        given = parse(list(run_.argv))
+        given = run_.spec
         assert given.eval_only and given.strength in ("0.5", "auto") and given.output_dir == str(run_.folder)
         assert str(run_.model) == given.model_dir and f"s{given.strength}" in run_.folder.parts
     with pytest.raises(SystemExit):

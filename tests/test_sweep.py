@@ -7,10 +7,11 @@ from statistics import fmean
 import pytest
 
 import benchmark
-from experiments import plans
-from experiments.flags import arguments, parse
-from experiments.run import build
-from experiments.sweep import Measured, Point, chosen
+from orthcr.compare import plans
+from orthcr.compare.command_line import arguments
+from orthcr.compare.sweep import Measured, Point, chosen
+from orthcr.run.flags import parse
+from orthcr.run.runner import build
 
 FAST = ["OPTIM.MAX_EPOCH", "2", "USE_CUDA", "False", "DATALOADER.NUM_WORKERS", "0"]
 
@@ -24,7 +25,7 @@ def inline(work, jobs, slots):
 @pytest.fixture
 def words(data_root, tmp_path, monkeypatch):
     """words(KEY, VALUE, ...): a command line on Patterns, two seeds, in this process."""
-    monkeypatch.setattr("experiments.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.engines.local", inline)
 
     def make(*sweep, trainers=("CoOp",), protocol="few_shot", seeds=("1", "2")):
         flags = ["--sweep", *sweep, "--protocol", protocol, "--datasets", "patterns", "--trainers", *trainers]

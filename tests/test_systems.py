@@ -60,7 +60,7 @@ def test_training_and_predicting_without_what_windows_lacks(on_windows, pictures
 
 
 def test_every_module_imports_without_what_windows_lacks(on_windows, root):
-    packages = ("dassl", "trainers", "datasets", "experiments", "reports")
+    packages = ("dassl", "trainers", "datasets", "orthcr")
     files = [path for package in packages for path in root.glob(f"{package}/**/*.py")]
     names = [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in files]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint('all')"
@@ -83,10 +83,10 @@ from orthcr import Predictor
 @pytest.mark.parametrize(
     "argv",
     [
-        ["-c", "import experiments.export"],
+        ["-c", "import orthcr.deploy.exporter"],
         ["-c", "import benchmarks.measure"],
         ["-c", "from orthcr import Predictor"],
-        ["scripts/pretrain_tiny.py", "--help"],
+        ["-m", "scripts.pretrain_tiny", "--help"],
     ],
 )
 def test_clips_warning_about_pkg_resources_is_not_on_the_console(argv, root):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_export import make_run, small  # noqa: F401
 
-from experiments.predictor import Predictor
+from orthcr.deploy.predictor import Predictor
 
 METHODS = ["OrthCR", "FullFT", "CLIPLoRA", "CoCoOp", "MaPLe", "TipAdapter", "MMRL"]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

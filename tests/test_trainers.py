@@ -7,7 +7,7 @@ from torch import nn
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from experiments.config import discover
+from orthcr.run.config import discover
 from trainers.base import ClipTrainer, node_of
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.encoders import normalize
@@ -224,7 +224,7 @@ def test_a_schedule_of_batches(make_trainer, registered):
 def test_a_schedule_of_batches_needs_no_batches_to_predict(make_trainer, registered):
     registered(type("PerBatch", (TRAINER_REGISTRY.get("CoOp"),), {"lr_per_batch": True}))
     trainer = make_trainer(trainer="PerBatch")
-    trainer.train_loader_x = None  # as experiments.predictor leaves it
+    trainer.train_loader_x = None  # as orthcr.deploy.predictor leaves it
     assert trainer.optim_cfg().MAX_EPOCH == trainer.cfg.OPTIM.MAX_EPOCH
 
 

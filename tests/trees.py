@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from reports.tables import tables
-from reports.tree import collect
+from orthcr.reports.tables import tables
+from orthcr.reports.tree import collect
 
 STEMS = {
     "DescribableTextures": "dtd",

@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
 # DATA=/path/to/datasets bash scripts/coop/xd_train.sh [DATASET [SEED]]    e.g. imagenet 1; see scripts/run.py
-exec "${PYTHON:-python}" "$(dirname "$0")/../run.py" CoOp xd_train "$@"
+export PYTHONPATH="$(dirname "$0")/../..${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m scripts.run CoOp xd_train "$@"

@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
 # DATA=/path/to/datasets bash scripts/orthcr/xd_test.sh [DATASET [SEED]]    e.g. caltech101 1; see scripts/run.py
-exec "${PYTHON:-python}" "$(dirname "$0")/../run.py" OrthCR xd_test "$@"
+export PYTHONPATH="$(dirname "$0")/../..${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m scripts.run OrthCR xd_test "$@"

@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
 # DATA=/path/to/datasets bash scripts/zsclip/xd_train.sh [DATASET [SEED]]    e.g. imagenet 1; see scripts/run.py
-exec "${PYTHON:-python}" "$(dirname "$0")/../run.py" ZeroshotCLIP xd_train "$@"
+export PYTHONPATH="$(dirname "$0")/../..${PYTHONPATH:+:$PYTHONPATH}"
+exec "${PYTHON:-python}" -m scripts.run ZeroshotCLIP xd_train "$@"

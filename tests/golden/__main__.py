@@ -13,7 +13,7 @@ import torch
 
 import trainers
 from dassl.streams import open_streams
-from experiments.config import discover
+from orthcr.run.config import discover
 
 from .recipe import SIZES
 

@@ -1,0 +1,259 @@
+"""One plan for many methods on many data sets, by any of the four protocols."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import datasets
+import trainers
+from dassl.command import USER_ERRORS
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability, locked
+from orthcr.compare import engines
+from orthcr.compare.command_line import NAMES
+from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, execute, tell
+from orthcr.compare.stages import Method, Stages, row_of, source_of, targets, variants
+from orthcr.run.checks import differences
+from orthcr.run.config import discover, is_foreign, owner_of, setup_cfg, strength_key
+from trainers.base import ClipTrainer, node_of
+from trainers.shared.backbones import fetch
+
+# the part of the embedded data that each protocol trains or tests on
+EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets("shapes"), "dg": variants("shapes")}
+
+
+def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
+    """Make all runs.
+
+    Returns:
+        A line for each model that failed, and the reason for each directory that holds results of other settings.
+
+    Raises:
+        ValueError: something cannot be planned.
+    """
+    names = list(NAMES) if "all" in args.protocol else args.protocol
+    methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
+    jobs = plan(methods, [NAMES[name] for name in names], args)
+    clips = backbones(jobs)
+    engine = engine_of(args, clips)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for planned in (planned for job in jobs for planned in job.runs):
+        check_no_link(planned.folder, args.output_dir)
+    summary = f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods on {', '.join(clips)}"
+    print(f"{summary}; logs and results: {args.output_dir}", flush=True)
+    with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
+        finished = set()
+
+        def done(job: Job, results: list[dict]) -> str:
+            finished.add(job)
+            return tell(job, results)
+
+        failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
+        return failed, outdated([job for job in jobs if job not in finished])
+
+
+def check_no_link(folder: Path, output_dir: Path) -> None:
+    """Raise ValueError if a folder of the output directory lies behind a link: results would land elsewhere."""
+    if folder.resolve() != output_dir.resolve() / folder.relative_to(output_dir):
+        raise ValueError(f"{folder} lies behind a link: remove the link, or give another --output-dir")
+
+
+def outdated(jobs: list[Job]) -> dict[Path, str]:
+    """Return the reason for each folder of a run whose results do not belong to its present settings."""
+    reasons = {}
+    for planned in (planned for job in jobs for planned in job.runs):
+        result = planned.folder / "results.json"
+        if not result.exists():
+            continue
+        if planned.model in reasons:
+            reasons[planned.folder] = "it is of a model with other settings"
+            continue
+        try:
+            different = differences(setup_cfg(planned.spec), FINISHED_MAY_DIFFER)
+        except USER_ERRORS as error:
+            reasons[planned.folder] = f"its settings cannot be compared ({error})"
+            continue
+        if different:
+            reasons[planned.folder] = f"it was made with {', '.join(different)}"
+        elif planned.model and result.stat().st_mtime < (planned.model / "results.json").stat().st_mtime:
+            reasons[planned.folder] = "it is older than its model"
+    return reasons
+
+
+def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return the KEY VALUE pairs of each trainer. A key of a method's node goes to that method alone.
+
+    Args:
+        opts: KEY VALUE ...
+        names: of the trainers.
+
+    Raises:
+        ValueError: no trainer takes one of the pairs.
+    """
+    pairs = list(zip(opts[::2], opts[1::2], strict=False))
+    trainer_nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in names}
+    key_nodes = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
+    for key, node in key_nodes.items():
+        if node not in trainer_nodes.values():
+            raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
+    shares = {}
+    for name, node in trainer_nodes.items():
+        words = [word for pair in pairs if key_nodes.get(pair[0], node) == node for word in pair]
+        shares[name] = tuple(words)
+    return shares
+
+
+def registered(words: list[str]) -> list[str]:
+    """Return the trainers with these names, each once, zero-shot first; "all" is every ClipTrainer."""
+    for package in (trainers, datasets):
+        discover(package)
+    available = TRAINER_REGISTRY.registered_names()
+    for word in words:
+        check_availability(word, [*available, "all"])
+    every = [name for name in available if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
+    names = [name for word in words for name in (every if word == "all" else [word])]
+    return sorted(dict.fromkeys(names), key=learns)
+
+
+def learns(trainer: str) -> bool:
+    return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
+
+
+def tell_settings(args: argparse.Namespace) -> None:
+    """Print the settings of the user's own methods and data sets, which have no published ones."""
+    for name in registered(args.trainers):
+        if not args.cfg and not is_foreign(name) and not owner_of("*", name):
+            print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and the options")
+    own_datasets = [name for name in args.datasets if name not in ("all", "embedded") and row_of(name) is None]
+    names_settings = args.cfg or "MODEL.BACKBONE.NAME" in args.opts[::2]
+    if own_datasets and not names_settings:
+        settings = f"{', '.join(own_datasets)}: each method has its published settings for ViT-B/16"
+        print(f"{settings} (335 MB are downloaded once); for the embedded CLIP give --cfg tiny", flush=True)
+
+
+def engine_of(args: argparse.Namespace, backbones: list[str]) -> Callable:
+    """Return the engine of the runs, after the backbones are fetched.
+
+    Args:
+        args: of `command_line.arguments`.
+        backbones: names of the CLIPs that the runs load.
+
+    Raises:
+        ValueError, OSError: the runs lack something.
+    """
+    tell_settings(args)
+    if args.engine == "local":
+        for name in backbones:  # before any run: each would fail for the same reason, or download it again
+            fetch(name)
+    if args.engine == "ray":
+        return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
+    gib = args.memory or max(map(engines.memory_of, backbones))
+    return partial(engines.local, slots=engines.slots(gib, args.workers, args.per_gpu))
+
+
+def backbones(jobs: list[Job]) -> list[str]:
+    """Return the backbones of the trainings, sorted.
+
+    This reads one config of each trainer and set of files, so that a wrong one is an error before anything runs.
+    """
+    specs = [job.runs[0].spec for job in jobs]
+    kinds = {(spec.trainer, spec.dataset_config_file, spec.config_file): spec for spec in specs}
+    return sorted({setup_cfg(spec).MODEL.BACKBONE.NAME for spec in kinds.values()})
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespace) -> list[Job]:
+    """Return a job for each model: its training and all its tests.
+
+    Args:
+        methods: to be compared.
+        protocols: of `command_line.PROTOCOLS`.
+        args: of `command_line.arguments`.
+
+    Raises:
+        ValueError: a data set has no part in any of the protocols.
+    """
+    used, jobs = set(), []
+    for protocol in protocols:
+        used.update(named(protocol, args.datasets))
+    unused = [word for word in args.datasets if word not in ("all", "embedded") and word not in used | sources(used)]
+    if unused:
+        raise ValueError(f"{unused[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
+    for method in methods:
+        stages, trained = Stages(method, args.root, args.output_dir), learns(method.trainer)
+        for seed in args.seeds if trained else args.seeds[:1]:
+            for runs, images in models(stages, protocols, args, seed, trained):
+                strengths = args.strength if strength_key(method.trainer) else []
+                runs += [run.at_strength(s) for s in strengths for run in list(runs)]
+                seconds = 20 * len(runs)
+                if trained:
+                    seconds += images
+                jobs.append(Job(tuple(runs), seconds, method.trainer))
+    return jobs
+
+
+def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed: int, trained: bool) -> Iterator[tuple]:
+    """Yield the runs of each model of one method and seed, and the number of its training images."""
+    if "base2new" in protocols:
+        for name in named("base2new", args.datasets):
+            yield [stages.base2new_train(name, seed), stages.base2new_test(name, seed)], 16 * classes(name) / 2
+    if "fewshot" in protocols:
+        for name in named("fewshot", args.datasets):
+            for shots in args.shots if trained else [max(args.shots)]:
+                yield [stages.fewshot(name, seed, shots)], shots * classes(name)
+    tested = {p: named(p, args.datasets) if p in protocols else [] for p in ("xd", "dg")}
+    for source in dict.fromkeys(map(source_of, tested["xd"] + tested["dg"])):
+        runs = [stages.xd_train(source, seed, half_the_epochs(stages, source))]
+        runs += [stages.xd_test(name, seed) for name in tested["xd"] if source_of(name) == source]
+        runs += [stages.dg_test(name, seed) for name in tested["dg"] if source_of(name) == source]
+        yield runs, 16 * classes(source) / 2
+
+
+def named(protocol: str, words: list[str]) -> list[str]:
+    """Return the data sets that the words name: of trainings in base2new and fewshot, of tests in xd and dg.
+
+    In xd and dg, a source stands for all its targets or variants.
+    """
+    names = []
+    for word in words:
+        source = "imagenet" if word == "all" else word
+        if word == "embedded":
+            names += EMBEDDED[protocol]
+        elif protocol in ("base2new", "fewshot"):
+            if word == "all":
+                names += [source, *targets(source)]
+            elif word not in variants(source_of(word)):
+                names.append(word)
+        elif source_of(source) == source:
+            names += targets(source) if protocol == "xd" else variants(source)
+        elif (word in variants(source_of(word))) == (protocol == "dg"):
+            names.append(word)
+    return list(dict.fromkeys(names))
+
+
+def sources(names: Iterable[str]) -> set[str]:
+    return set(map(source_of, names))
+
+
+def classes(name: str) -> int:
+    row = row_of(name)
+    return row.size.classes if row and row.size else 40
+
+
+def half_the_epochs(stages: Stages, source: str) -> tuple[str, ...]:
+    """Return the KEY VALUE pair that halves the epochs of an embedded source, or ().
+
+    tiny.yaml is for half the classes of an embedded source. With all classes, half the epochs are as many steps.
+    Papers train a source for fewer epochs, too; published settings have files of their own for it.
+    """
+    row = row_of(source)
+    if not (row and row.embedded) or not learns(stages.method.trainer):
+        return ()
+    cfg, method = setup_cfg(stages.xd_train(source, 1).spec), TRAINER_REGISTRY.get(stages.method.trainer)
+    decides = getattr(method, "decides", {})
+    if any(cfg.TRAINER[node_of(method)][key] for key, rule in decides.items() if "OPTIM.MAX_EPOCH" in rule.keys):
+        return ()  # another key decides the number of steps in place of the epochs
+    return "OPTIM.MAX_EPOCH", str(-(-cfg.OPTIM.MAX_EPOCH // 2))

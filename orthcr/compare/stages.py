@@ -1,0 +1,240 @@
+"""The protocols of CoOp, CoCoOp and MaPLe: their stages as runs to be made, each with its folder.
+
+base2new: 16 shots of the base classes; then that model on the new classes.
+fewshot: 1, 2, 4, 8, 16 shots of all classes.
+xd: 16 shots of all classes of a source; then that model on other data sets.
+dg: the same model on the variants of its source.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dassl.utils import check_availability
+from datasets import benchmarks
+from orthcr.compare.command_line import SEEDS, SHOTS
+from orthcr.compare.plans import PlannedRun
+from orthcr.run.config import CONFIGS, is_foreign, owner_of
+from orthcr.run.spec import RunSpec
+
+STAGES = ("base2new_train", "base2new_test", "fewshot", "xd_train", "xd_test", "dg_test")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with its settings."""
+
+    trainer: str
+    cfg: str = ""  # name of a file in configs/trainers/TRAINER; "": the published settings, for embedded data tiny
+    opts: tuple[str, ...] = ()  # KEY VALUE ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A YAML file of a method, and the output folder that is named after it."""
+
+    folder: Path  # relative to the folder of the protocol
+    file: Path | None  # None: the defaults of a trainer written for Dassl
+
+
+def without_file(trainer: str, backbone: str) -> Settings:
+    """Return the settings of a method without a YAML file: its defaults, and the backbone's file."""
+    file = None if is_foreign(trainer) else CONFIGS / "backbones" / f"{backbone}.yaml"
+    return Settings(Path(trainer, f"{backbone}_defaults"), file)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of the protocols for one method.
+
+    A data set has the name of its file in configs/datasets. The methods raise ValueError for a data set that does not
+    exist or has no part in the protocol.
+    """
+
+    method: Method
+    data: str | Path = "data"
+    out: Path = Path("output")
+
+    def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
+        return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
+
+    def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
+        model = self.base_dir(dataset, seed)
+        return self.planned("base2new_test", model / "new", dataset, seed, "new", model=model)
+
+    def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
+        settings = self.settings(dataset, "fewshot", shots)
+        folder = self.out / "fewshot" / dataset / settings.folder / f"shots{shots}" / f"seed{seed}"
+        return self.planned("fewshot", folder, dataset, seed, shots=shots, settings=settings)
+
+    def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
+        settings = self.settings(dataset, "xd")
+        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
+
+    def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
+        model = self.source_dir(source_of(dataset), seed)
+        return self.planned(stage, model / "eval" / dataset, dataset, seed, model=model)
+
+    def dg_test(self, dataset: str, seed: int) -> PlannedRun:
+        source = source_of(dataset)
+        if dataset not in variants(source):
+            raise ValueError(f"{dataset} is no variant of {source}, as {', '.join(variants(source))} are: use xd_test")
+        return self.xd_test(dataset, seed, "dg_test")
+
+    # ---------------------------------------------------------------- folders and settings
+
+    def settings(self, dataset: str, protocol: str = "base2new", shots: int | None = None) -> Settings:
+        """Return the method's settings for a data set.
+
+        Args:
+            dataset: its file in configs/datasets.
+            protocol: of `command_line.PROTOCOLS`.
+            shots: of the few-shot protocol.
+        """
+        trainer, cfg, row = self.method.trainer, self.method.cfg, row_of(dataset)
+        tiny = cfg == "tiny" or bool(not cfg and row and row.embedded)
+        if cfg and not tiny:
+            return Settings(Path(trainer, cfg), CONFIGS / "trainers" / trainer / f"{cfg}.yaml")
+        owner = owner_of("tiny" if tiny else "vit_b16*", trainer)
+        if not owner:
+            return without_file(trainer, "tiny" if tiny else "vit_b16")
+        cfg = "tiny" if tiny else published(owner, dataset, protocol, shots)
+        folder = Path(trainer, cfg if owner == trainer else f"{cfg}_of_{owner}")
+        return Settings(folder, CONFIGS / "trainers" / owner / f"{cfg}.yaml")
+
+    def base_dir(self, dataset: str, seed: int) -> Path:
+        return self.out / "base2new" / dataset / "shots16" / self.settings(dataset).folder / f"seed{seed}"
+
+    def source_dir(self, dataset: str, seed: int) -> Path:
+        return self.out / "xd" / dataset / "shots16" / self.settings(dataset, "xd").folder / f"seed{seed}"
+
+    def planned(
+        self,
+        stage: str,
+        folder: Path,
+        dataset: str,
+        seed: int,
+        classes: str = "all",
+        shots: int = 16,
+        settings: Settings | None = None,
+        model: Path | None = None,
+        opts: Iterable[str] = (),
+    ) -> PlannedRun:
+        """Return a training, or the evaluation of a model with the settings of its training.
+
+        Args:
+            stage: for the name of the run.
+            folder: output directory.
+            dataset: its file in configs/datasets.
+            seed: of the training.
+            classes: all, base or new.
+            shots: of a training.
+            settings: of a training; None: those of base2new.
+            model: folder of the training to evaluate; None: train.
+            opts: KEY VALUE ...
+        """
+        spec = RunSpec(
+            trainer=self.method.trainer,
+            root=str(self.data),
+            output_dir=str(folder),
+            dataset_config_file=str(CONFIGS / "datasets" / f"{dataset}.yaml"),
+            seed=seed,
+            classes=classes,
+            opts=(*opts, *self.method.opts),
+        )
+        if model:
+            spec = replace(spec, eval_only=True, model_dir=str(model))
+        else:
+            file = (settings or self.settings(dataset)).file
+            spec = replace(spec, shots=shots, config_file=str(file or ""))
+        name = f"{self.method.trainer} {stage} {dataset} {seed}"
+        if stage == "fewshot":
+            name += f" {shots}"
+        return PlannedRun(name, spec)
+
+
+def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
+    """Return the file of configs/trainers/TRAINER with the published settings for ViT-B/16.
+
+    If there are several files, the precedence is:
+
+    1. the name of the protocol or of the data set (MaPLe, PromptSRC, MMRL);
+    2. vit_b16;
+    3. a context from the words "a photo of a", _ctxv1 (CoCoOp);
+    4. the first.
+
+    CoOp's few-shot protocol has the epochs of its paper. In the other protocols CoOp starts from "a photo of a", as in
+    CoCoOp's paper.
+    """
+    if trainer == "CoOp":
+        name = "vit_b16"
+        if dataset == "imagenet" or shots == 1:
+            name += "_ep50"
+        elif shots in (2, 4):
+            name += "_ep100"
+        return name if protocol == "fewshot" else f"{name}_ctxv1"
+    files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
+    files = [file for file in files if protocol == "fewshot" or "_few_shot" not in file]
+    ends = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
+    for end in ends.get(protocol, [f"_{dataset}"]):
+        for file in files:
+            if file.endswith(end):
+                return file
+    common = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
+    if "vit_b16" in common or not common:
+        return "vit_b16"
+    from_words = [file for file in common if file.endswith("_ctxv1")]
+    return from_words[0] if from_words else common[0]
+
+
+# ------------------------------------------------------------------ the data sets of a benchmark
+
+
+def row_of(dataset: str) -> benchmarks.Benchmark | None:
+    """Return the facts of a data set; None for a user's own. Raises ValueError, with the nearest, if it has no file."""
+    check_availability(dataset, list(benchmarks.stems()))
+    return benchmarks.get(benchmarks.stems()[dataset])
+
+
+def source_of(dataset: str) -> str:
+    """Return the data set on which models are trained that are tested on `dataset`."""
+    row = row_of(dataset)
+    return benchmarks.find(benchmarks.source_of(row) if row else "ImageNet").stem
+
+
+def variants(source: str) -> list[str]:
+    """Return the variants of a source, on which dg tests."""
+    return [row.stem for row in benchmarks.variants(benchmarks.stems()[source])]
+
+
+def targets(source: str) -> list[str]:
+    """Return the other data sets of a source's benchmark, on which xd tests."""
+    return [row.stem for row in benchmarks.targets(benchmarks.stems()[source])]
+
+
+def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
+    """Yield the arguments of each run of a stage: data set, seed and, in the few-shot protocol, shots.
+
+    Args:
+        stage: of `STAGES`.
+        dataset: its file in configs/datasets, or "all".
+        seed: a number, or "all".
+        shots: a number, or "all".
+        trained: False: the method learns nothing, so that one seed and one number of shots are enough.
+    """
+    all_names = {"xd_train": ["imagenet"], "xd_test": targets("imagenet"), "dg_test": variants("imagenet")}
+    names, seeds, numbers = [dataset], [seed], [shots]
+    if dataset == "all":
+        names = all_names.get(stage, ["imagenet", *targets("imagenet")])
+    if seed == "all":
+        seeds = SEEDS if trained else SEEDS[:1]
+    if shots == "all":
+        numbers = SHOTS if trained else [16]
+    for name in names:
+        for s in map(int, seeds):
+            if stage == "fewshot":
+                for number in map(int, numbers):
+                    yield name, s, number
+            else:
+                yield name, s

@@ -1,0 +1,165 @@
+"""The classifier of an exported folder, which the Predictor runs in place of a trainer."""
+
+import os.path as osp
+
+import torch
+
+from dassl.config import check_config, get_cfg_default, merge_config
+from dassl.config.defaults import KEYS
+from dassl.data.transforms import build_transform
+from dassl.files import check_hashes, read_json
+from dassl.utils import check_availability
+from orthcr.deploy.card import FORMATS
+from orthcr.run.seen import Seen
+from trainers.shared.backbones import library, load_clip
+from trainers.shared.classifier import ClipClassifier
+
+EXPORT = "export.json"  # the facts of an export, beside the files of its format
+INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: the transform of a test image
+
+
+class OnnxClassifier:
+    """The model of `model.onnx`, run by onnxruntime on the CPU.
+
+    Args:
+        folder: with the file.
+        classes: number of classes.
+
+    Raises:
+        ValueError: onnxruntime is not installed, or it cannot run the file, or the number of classes differs.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: str, classes: int):
+        runtime, self.path, self.classes = library("onnxruntime", folder), osp.join(folder, "model.onnx"), classes
+        if not osp.isfile(self.path):
+            raise ValueError(f"{self.path} is missing: export again")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # no log: errors are raised as exceptions
+        try:
+            self.session = runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            outputs = [output.shape[-1] for output in self.session.get_outputs()]
+        except Exception as error:  # onnxruntime raises a dozen types
+            raise ValueError(
+                f"{self.path} is no model that onnxruntime can run ({brief(error)}): export again"
+            ) from error
+        if outputs != [classes]:
+            raise ValueError(f"{self.path} has outputs {outputs}, not {classes} classes as {EXPORT} says: export again")
+
+    def model_inference(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits float32 [B, n_cls] of images float32 [B, 3, H, W]."""
+        try:
+            (logits,) = self.session.run(None, {"image": image.numpy()})
+        except Exception as error:
+            raise ValueError(f"{self.path} cannot be run ({brief(error)}): export again") from error
+        return torch.from_numpy(logits)
+
+
+def brief(error: Exception) -> str:
+    """Return the message of a library's exception in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+class ClipOfFolder:
+    """A plain CLIP, loaded from a folder of any layout.
+
+    Args:
+        folder: with the weights.
+        classes: names of the classes.
+        templates: prompts with {} for the class name.
+        device: of the model.
+    """
+
+    def __init__(self, folder: str, classes: list[str], templates: list[str], device: torch.device):
+        self.device = device
+        self.model = ClipClassifier(load_clip(folder, device), classes, templates).to(device).eval()
+
+    @torch.no_grad()
+    def model_inference(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits float32 [B, n_cls] of images float32 [B, 3, H, W]."""
+        return self.model(image)
+
+
+def is_exported(folder: str) -> bool:
+    """Return whether a folder is an export."""
+    return osp.exists(osp.join(folder, EXPORT))
+
+
+def read_facts(folder: str) -> dict:
+    """Return the facts in a folder's `export.json`, after a check of every value and of every file in its list.
+
+    Raises:
+        ValueError: export.py would not write such a value, or a file has changed since the export.
+    """
+    path = osp.join(folder, EXPORT)
+    facts = read_json(path)
+    try:
+        check_facts(facts)
+        input_cfg(facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not what export.py wrote ({brief(error)}): export again") from error
+    check_hashes(folder, facts.get("files", {}))
+    return facts
+
+
+def check_facts(facts: dict) -> None:
+    """Raise ValueError, TypeError or KeyError for a value that `export.py` would not write."""
+    if not isinstance(facts, dict):
+        raise TypeError("it is no JSON object")
+    check_availability(facts["format"], list(FORMATS))
+    for key in ("classes", "templates"):
+        if not isinstance(facts[key], list) or not all(isinstance(word, str) and word for word in facts[key]):
+            raise TypeError(f'"{key}" is no list of texts')
+    if len(facts["classes"]) < 2 or len(set(facts["classes"])) < len(facts["classes"]):
+        raise ValueError('"classes" has fewer than two names, or one twice')
+    if facts["format"] != "onnx" and not (facts["templates"] and all("{}" in text for text in facts["templates"])):
+        raise ValueError('"templates" has none with {} for the class name')
+    if not isinstance(facts["input"], dict) or facts["input"].keys() != set(INPUT_KEYS):
+        raise ValueError(f'"input" must have {", ".join(INPUT_KEYS)}')
+    files = facts.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise TypeError('"files" is no list of checksums')
+
+
+def input_cfg(facts: dict):
+    """Return a config with the `INPUT` of an export. Raises ValueError for a value that its key does not allow."""
+    cfg = get_cfg_default()
+    words = [word for key, value in facts["input"].items() for word in (f"INPUT.{key}", value)]
+    merge_config(cfg, [*words, "INPUT.TRANSFORMS", ("normalize",)])
+    check_config(cfg, {"INPUT": KEYS["INPUT"]})
+    return cfg
+
+
+def open_exported(folder: str, classes: list[str] | None, template: str, device: str | None) -> dict:
+    """Return the attributes of a Predictor of an exported folder.
+
+    Args:
+        folder: of the export.
+        classes: as in `Predictor`.
+        template: as in `Predictor`.
+        device: as in `Predictor`.
+
+    Raises:
+        ValueError: other classes are given for an ONNX file, whose class features are fixed; or as `read_facts`.
+    """
+    facts = read_facts(folder)
+    cfg = input_cfg(facts)
+    classnames = list(facts["classes"]) if classes is None else list(classes)
+    if facts["format"] != "onnx":
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        templates = [template] if template else facts["templates"]
+        model = ClipOfFolder(folder, classnames, templates, torch.device(device))
+    elif classes is not None or template:
+        raise ValueError(f"the class features are inside {folder}/model.onnx: export again for other classes")
+    else:
+        model = OnnxClassifier(folder, len(classnames))
+    return {
+        "trainer": model,
+        "classnames": classnames,
+        "temperature": None,  # the logits are divided by it already
+        "transform": build_transform(cfg, is_train=False),
+        "seen": Seen(folder),
+        "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
+        "workers": 0,
+    }

@@ -1,0 +1,102 @@
+"""Tables and pictures on one self-contained HTML page; its look and its script are in page.html."""
+
+import base64
+import html
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+from PIL import Image
+
+from dassl.files import read_json
+from orthcr.reports.pictures import plt
+
+PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+
+
+class Entry(NamedTuple):
+    """A cell of a table."""
+
+    text: str
+    value: float | None = None  # key by which the column is sorted; None: the text
+    best: bool = False
+
+
+def page(title: str, text: str, sections: list[str]) -> str:
+    """Return a page as HTML.
+
+    Args:
+        title: plain text.
+        text: plain text below the title.
+        sections: HTML of `section`.
+    """
+    return PAGE.substitute(title=html.escape(title), text=html.escape(text), body="\n".join(sections))
+
+
+def section(title: str, parts: list[str], notes: list[str] = ()) -> str:
+    """Return a section of a page as HTML.
+
+    Args:
+        title: plain text.
+        parts: HTML of `grid` and `figure`.
+        notes: plain text, a line each, below the parts.
+    """
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    note_list = f"<ul>{items}</ul>" if notes else ""
+    return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + f"{note_list}</section>"
+
+
+def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: bool = False) -> str:
+    """Return a table as HTML, whose columns sort.
+
+    Args:
+        heads: of the columns.
+        rows: the first entry of a row is its name.
+        caption: plain text above the table.
+        folded: show the table only after a click on its caption.
+    """
+    buttons = [f'<th scope="col"><button type="button">{html.escape(head)}</button></th>' for head in heads]
+    lines = []
+    for first, *others in rows:
+        cells = [f'<th scope="row">{html.escape(first.text)}</th>']
+        for entry in others:
+            mean, plus, std = html.escape(entry.text).partition(" ± ")
+            shown = f"{mean} <small>± {std}</small>" if plus else mean
+            value = "" if entry.value is None else f' data-value="{entry.value:.6g}"'
+            cells.append(f"<td{value}>{f'<b>{shown}</b>' if entry.best else shown}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    head, body = f"<thead><tr>{''.join(buttons)}</tr></thead>", "<tbody>" + "\n".join(lines) + "</tbody>"
+    table = f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption or "table")}">'
+    table += f"<table>{head}\n{body}</table></div>"
+    if folded:
+        return f"<details><summary>{html.escape(caption)}</summary>{table}</details>"
+    return (f"<h3>{html.escape(caption)}</h3>" if caption else "") + table
+
+
+def figure(path: Path, caption: str) -> str:
+    """Return a PNG file as HTML, inlined."""
+    data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
+    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def examples(folder: Path):
+    """Draw images of the base and of the new classes, as the methods get them.
+
+    Args:
+        folder: of an embedded data set with 28 classes or more.
+    """
+    split = read_json(folder / "split.json")["test"]
+    names = list(dict.fromkeys(name for _, _, name in split))
+    fig, axes = plt.subplots(4, 7, figsize=(11, 7.4))
+    for row, line in enumerate(axes):
+        for k, ax in enumerate(line):
+            name = names[(0 if row < 2 else len(names) // 2) + (row % 2) * 7 + k]
+            path = next(path for path, _, classname in split if classname == name)
+            ax.imshow(Image.open(folder / "images" / path), interpolation="nearest")
+            ax.set_title(name.replace(" ", "\n", 1), fontsize=9)
+            ax.axis("off")
+    for row, half in ((0, "base"), (2, "new")):
+        ax = axes[row, 0]
+        ax.text(-0.3, 0.5, half, rotation=90, weight="bold", transform=ax.transAxes, va="center")
+    return fig

@@ -1,0 +1,79 @@
+"""The rows of a table: the runs of each method, under a label."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from orthcr.reports.runs import STRENGTH, Run, setting
+
+
+class Label(NamedTuple):
+    """The name of a method in tables; zero-shot methods come first."""
+
+    trained: bool
+    text: str
+
+
+def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
+    """Return the runs of each method, zero-shot first, then by name.
+
+    Runs of one trainer that differ in backbone, code or settings are different methods. A setting makes a method if
+    it takes several values on the same data set, classes and shots. A setting that follows the data set or the shots
+    makes none, as the number of epochs in CoOp's few-shot runs; it gets a note.
+
+    Args:
+        runs: of any trainers.
+        notes: gets a line for each method whose runs differ in a setting.
+    """
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.trained is not None, run.family].append(run)
+    backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
+    labels = {}
+    for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
+        keys = separating(family_runs)
+        variants = defaultdict(list)
+        for run in family_runs:
+            variants[tuple((key, setting(run, key)) for key in keys)].append(run)
+        for variant, members in sorted(variants.items()):
+            words = []
+            if len(backbones) > 1:
+                words.append(backbone)
+            if code and len(codes) > 1:
+                words.append(code)
+            for key, value in variant:
+                words.append(f"s={value}" if key.endswith(STRENGTH) else f"{key.rpartition('.')[2]} {value}")
+            text = f"{trainer} ({', '.join(words)})" if words else trainer
+            labels[Label(trained, text)] = members
+            mixed = differing(members)
+            if mixed:
+                notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
+    return labels
+
+
+def format_values(values: dict[str, set[str]], most: int = 4) -> str:
+    """Return "KEY (value, value), ..." of the first `most` settings."""
+    words = [f"{key} ({', '.join(sorted(values[key]))})" for key in list(values)[:most]]
+    if len(values) > most:
+        words.append("...")
+    return ", ".join(words)
+
+
+def separating(runs: list[Run]) -> list[str]:
+    """Return the settings that differ between runs of the same training data and the same evaluation data."""
+    alike = defaultdict(list)
+    for run in runs:
+        alike[run.trained and run.trained[:3], run.dataset, run.classes].append(run)
+    keys = sorted({key for same in alike.values() for key in differing(same)})
+    return [key for key in keys if key != "config"] or keys  # the name of the file only if nothing else differs
+
+
+def differing(runs: Iterable[Run]) -> dict[str, set[str]]:
+    """Return the values of each setting that is not the same in all runs.
+
+    A setting that older runs lack is no difference.
+    """
+    runs = list(runs)
+    keys = sorted({key for run in runs for key, _ in run.settings})
+    values = {key: {setting(run, key) for run in runs} - {"?"} for key in keys}
+    return {key: values[key] for key in keys if len(values[key]) > 1}

@@ -1,0 +1,119 @@
+"""The report of a sweep: a table and a picture of the accuracies on val, by value."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+
+from tabulate import tabulate
+
+from dassl.files import atomic_write
+from dassl.palette import styles_of
+from orthcr.reports.pictures import legend, plain, plt, save
+from orthcr.reports.tables import in_markdown, section, spread
+
+NOTES = (
+    "Accuracy in percent, mean and population standard deviation over the seeds.",
+    "The marked value is the best on val. It alone is tested.",
+)
+
+
+def write_sweep(key: str, measured: Sequence, seeds: list[int], out: Path) -> None:
+    """Print the table of a sweep, and write sweep_KEY.md, .csv and .png to `out`.
+
+    Args:
+        key: the config key whose values are compared.
+        measured: of `orthcr.compare.sweep`: `point`, with `trainer`, `dataset` and `value`; `val` and `test`; `chosen`.
+        seeds: those that each point must have.
+        out: directory.
+    """
+    classes = list(dict.fromkeys(kind for each in measured for kind in each.test))
+    heads = ["data set", "method", key, "val", *(f"test, {kind} classes" for kind in classes)]
+    notes = [*NOTES, *missing(measured, seeds)]
+    print(section(f"Sweep of {key}", [table(heads, measured, classes, markdown=False)], notes, markdown=False))
+    text = section(f"Sweep of {key}", [table(heads, measured, classes, markdown=True)], notes, markdown=True)
+    for end, content in (("md", f"{text}\n"), ("csv", as_csv(key, measured))):
+        with atomic_write(out / f"sweep_{key}.{end}") as f:
+            f.write(content.encode())
+    with plt.rc_context({"text.parse_math": False}):
+        save(picture(key, measured), out / f"sweep_{key}.png")
+    print(f"{out / f'sweep_{key}.md'}; beside it .csv and .png")
+
+
+def table(heads: list[str], measured: Sequence, classes: list[str], markdown: bool) -> str:
+    rows = []
+    for each in measured:
+        tests = [each.test.get(kind, {}) for kind in classes]
+        row = [each.point.dataset, each.point.trainer, each.point.value, spread(list(each.val.values()))]
+        row += [spread(list(test.values())) if test else "" for test in tests]
+        if markdown:
+            row = list(map(in_markdown, row))
+        if each.chosen:
+            row[2:4] = [f"**{text}**" for text in row[2:4]] if markdown else [f"{row[2]} *", row[3]]
+        rows.append(row)
+    form = "github" if markdown else "simple_outline"
+    return tabulate(rows, heads, form, colalign=["left", "left", *["right"] * (len(heads) - 2)], disable_numparse=True)
+
+
+def missing(measured: Sequence, seeds: list[int]) -> list[str]:
+    """Return a line for each point that lacks a seed and is therefore not chosen."""
+    lines = []
+    for each in measured:
+        lost = [str(seed) for seed in seeds if seed not in each.val]
+        if lost:
+            name = f"{each.point.trainer} on {each.point.dataset}, {each.point.value}"
+            lines.append(f"{name}: without seed {', '.join(lost)}, and so not chosen")
+    return lines
+
+
+def as_csv(key: str, measured: Sequence) -> str:
+    """Return the accuracies as CSV, one a line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["dataset", "method", key, "split", "classes", "seed", "accuracy", "chosen"])
+    for each in measured:
+        about = each.point.dataset, each.point.trainer, each.point.value
+        writer.writerows([*about, "val", "", seed, f"{x:.4f}", each.chosen] for seed, x in each.val.items())
+        for kind, test in each.test.items():
+            writer.writerows([*about, "test", kind, seed, f"{x:.4f}", each.chosen] for seed, x in test.items())
+    return out.getvalue()
+
+
+def picture(key: str, measured: Sequence):
+    """Draw the accuracy on val by value, a panel for each data set and a line for each method.
+
+    A star marks the value that is chosen.
+    """
+    datasets = list(dict.fromkeys(each.point.dataset for each in measured))
+    methods = list(dict.fromkeys(each.point.trainer for each in measured))
+    values = list(dict.fromkeys(each.point.value for each in measured))
+    styles = styles_of(methods)
+    columns = min(3, len(datasets))
+    rows = -(-len(datasets) // columns)
+    size = (max(5.0, 3.8 * columns), 3.4 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    handles = {}
+    for ax, dataset in zip(axes.flat, datasets, strict=False):
+        for method in methods:
+            curve = [each for each in measured if (each.point.dataset, each.point.trainer) == (dataset, method)]
+            if not curve:
+                continue
+            colour, marker = styles[method]["color"], styles[method]["marker"]
+            x = [values.index(each.point.value) for each in curve]
+            y = [mean(each.val.values()) for each in curve]
+            error = [pstdev(each.val.values()) for each in curve]
+            handles[method] = ax.errorbar(x, y, error, color=colour, marker=marker, ms=5, lw=1.5, capsize=2)
+            for place, height, each in zip(x, y, curve, strict=True):
+                if each.chosen:
+                    ax.plot(place, height, "*", color=colour, ms=15, mec="k", mew=0.7, zorder=4)
+        ax.set_title(*plain([dataset]), fontsize=11)
+        ax.set_xticks(range(len(values)), plain(values))
+        ax.set_xlabel(key)
+    for ax in axes.flat[len(datasets) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy on val, %")
+    if len(methods) > 1:
+        legend(fig, list(handles.values()), list(handles))
+    return fig

@@ -1,0 +1,372 @@
+"""The tables of runs: for each protocol, a value for each method, data set, column and seed."""
+
+import html
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import mean, pstdev
+
+from tabulate import tabulate
+
+from dassl.files import visible
+from datasets.benchmarks import in_order, short
+from orthcr.reports.names import AVERAGE, images
+from orthcr.reports.published import PUBLISHED, SOURCE, averages
+from orthcr.reports.runs import Run
+from orthcr.reports.selections import Selection, selections
+from orthcr.reports.settings import by_method
+
+ECE = "ECE"  # head of the expected calibration error: see `calibration`
+SAME = 0.1  # percentage points: largest difference of two results of one model that count as the same result
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Return "mean ± population standard deviation"; of one value the value alone."""
+    text = f"{mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {pstdev(values):.{digits}f}"
+    return text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table, in percent, for each seed."""
+
+    protocol: str  # base2new, new, fewshot, xd or dg
+    method: str  # label of the row
+    source: str  # data set of the training; "": zero-shot
+    target: str  # data set of the evaluation, or "average"
+    classes: str
+    shots: int | None  # None: zero-shot
+    metric: str
+    values: dict[int | None, float]  # by seed; None: zero-shot, which has no seed
+    missing: tuple[int, ...] = ()  # seeds
+    partial: bool = False  # an average over fewer data sets than the table has
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values.values())
+
+    @property
+    def std(self) -> float:
+        return pstdev(self.values.values())
+
+    @property
+    def name(self) -> str:
+        """The data set's name in tables and pictures."""
+        return short(self.target)
+
+    @property
+    def text(self) -> str:
+        if not self.values:
+            return "-"
+        return spread(list(self.values.values()), 2) + ("*" if self.missing or self.partial else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of a protocol; `str()` is its text for the terminal."""
+
+    protocol: str
+    slug: str  # name for a file
+    title: str
+    heads: list[str]  # of a row's titles, then of its cells
+    lines: dict[tuple[str, ...], list[Cell | None]]  # cells of each row, by its titles; the last title is a method
+    notes: list[str]
+    runs: list[Run] = field(repr=False)  # those that the table shows
+    source: str = ""  # training data set of all; "": each run was trained on the data set of its evaluation
+    published: dict[str, dict[str, float]] = field(default_factory=dict)  # averages by method and head
+    ece: dict[tuple[str, ...], Cell] = field(default_factory=dict)  # calibration errors of the rows that have one
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for line in self.lines.values() for cell in line if cell]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in self.lines.items()]
+
+    @property
+    def best(self) -> list[Cell]:
+        """The highest cells of each column on each data set; a column of one method has none, equal cells all count."""
+        rivals = defaultdict(list)
+        for titles, line in self.lines.items():
+            for place, cell in enumerate(line):
+                if cell and cell.values and not cell.partial:
+                    rivals[titles[:-1], place].append(cell)
+        best = []
+        for cells in rivals.values():
+            if len(cells) > 1:
+                top = max(round(cell.mean, 2) for cell in cells)
+                best += [cell for cell in cells if round(cell.mean, 2) == top]
+        return best
+
+    def text(self, markdown: bool = False) -> str:
+        """Return the title, the table and the notes."""
+        return section(self.title, [self.grid("github" if markdown else "simple_outline")], self.notes, markdown)
+
+    def grid(self, form: str) -> str:
+        """Return the table alone, in a format of tabulate; in Markdown ("github") the best figures are bold."""
+        rows, heads, best = self.rows, self.heads, self.best
+        if form == "github":
+            rows, heads = [list(map(in_markdown, row)) for row in rows], list(map(in_markdown, heads))
+            for row, line in zip(rows, self.lines.values(), strict=True):
+                for place, cell in enumerate(line, len(row) - len(line)):
+                    if cell and cell in best:
+                        row[place] = f"**{row[place]}**"
+        if self.ece:
+            heads = [*heads, ECE]
+            cells = map(self.ece.get, self.lines)
+            rows = [[*row, cell.text if cell else ""] for row, cell in zip(rows, cells, strict=True)]
+        if self.published:
+            heads = [*heads, PUBLISHED]
+            rows = [[*row, format_published(self, titles)] for row, titles in zip(rows, self.lines, strict=True)]
+        if self.protocol in ("xd", "dg") and form == "simple_outline":
+            # a column for each target would be too wide for a terminal
+            rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
+        align = ["right"] * len(heads)
+        for place, head in enumerate(self.heads):
+            if head in ("method", "data set"):
+                align[place] = "left"
+        return tabulate(rows, heads, form, colalign=align, disable_numparse=True)
+
+    __str__ = text
+
+
+def format_published(table: Table, titles: tuple[str, ...]) -> str:
+    """Return the published averages of a row; an empty text if the row is not one of averages."""
+    if titles[:-1] not in ((), (AVERAGE,)):
+        return ""
+    return " / ".join(f"{value:.2f}" for value in table.published.get(titles[-1], {}).values())
+
+
+def section(title: str, body: list[str], notes: list[str], markdown: bool) -> str:
+    """Return a title, a body and notes as text or Markdown.
+
+    Args:
+        title: any text, as names from foreign files; it is escaped.
+        body: parts that are shown unchanged.
+        notes: any text; they are escaped.
+        markdown: the format.
+    """
+    title, notes = visible(title), [visible(note) for note in notes]
+    if not markdown:
+        return "\n".join([title, *body, *notes])
+    parts = [f"## {in_markdown(title)}", *body]
+    if notes:
+        parts.append("\n".join(f"- {in_markdown(note)}" for note in notes))
+    return "\n\n".join(parts)
+
+
+def in_markdown(text: str) -> str:
+    """Return a text with its markup escaped: HTML, ends of cells and links."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("](", "]\\(")
+
+
+def tables(runs: list[Run], seeds: Iterable[int] | None = None) -> list[Table]:
+    """Return every table that the runs allow.
+
+    Args:
+        runs: of `tree.collect`.
+        seeds: only these count, and each method must have them; None: every seed that a method of the table has.
+    """
+    seeds = sorted(set(seeds or ()))
+    return [make_table(selection, seeds) for selection in selections(of_seeds(runs, seeds))]
+
+
+def of_seeds(runs: list[Run], seeds: Iterable[int] | None) -> list[Run]:
+    return [run for run in runs if run.trained is None or not seeds or run.seed in seeds]
+
+
+def make_table(s: Selection, seeds: list[int]) -> Table:
+    """Return the table of a selection.
+
+    Args:
+        s: the selection.
+        seeds: those that each method must have; empty: every seed that a trained method has.
+    """
+    notes, cells, errors = [], {}, {}
+    seeds = seeds or sorted({run.seed for run in s.runs if run.trained})
+    targets = in_order({run.dataset for run in s.runs} - {s.source})
+    for label, runs in by_method(s.runs, notes).items():
+        runs = agreeing(runs, label.text, notes)
+        values = figures(runs, s, targets, label.trained)
+        for target, by_seed in calibration(runs, s, targets, label.trained).items():
+            source, shots = "", None
+            if label.trained:
+                source = s.source or target
+                shots = s.shots or list(s.columns.values())[-1].shots  # the last column has the most shots
+            cell = Cell(s.protocol, label.text, source, target, "", shots, ECE, by_seed)
+            errors[target, label] = cell if by_seed else None
+        for (target, head), by_seed in values.items():
+            column = s.columns[head]
+            source, shots, missing, without = "", None, (), []
+            if label.trained:
+                source = s.source or target
+                shots = s.shots if column.shots is None else column.shots
+                missing = tuple(seed for seed in seeds if seed not in by_seed)
+            if target == AVERAGE and by_seed:
+                without = [t for t in targets if not values.get((t, head))]
+            cells[target, label, head] = Cell(
+                s.protocol,
+                label.text,
+                source,
+                target,
+                column.classes,
+                shots,
+                column.metric,
+                values=by_seed,
+                missing=missing,
+                partial=bool(without),
+            )
+            place = f"{label.text} on {target}" if s.source else f"{label.text} on {target}, {head}"
+            if without:
+                notes.append(f"{place}: without {', '.join(without)}")
+            elif target != AVERAGE and column.metric != "H" and (missing or not by_seed):
+                notes.append(f"{place}: {format_missing(missing)}")
+
+    labels = dict.fromkeys(label for _, label, _ in cells)
+    shown = list(targets)
+    if s.source:
+        shown.insert(0, s.source)
+    if len(targets) > 1:
+        shown.append(AVERAGE)
+    if s.source:
+        heads = ["method", *map(short, shown)]
+        lines = {(m.text,): [cells.get((t, m, head)) for t in shown for head in s.columns] for m in labels}
+        ece = {(m.text,): errors.get((shown[-1], m)) for m in labels}
+    else:
+        heads = ["data set", "method", *s.columns]
+        lines = {(short(t), m.text): [cells.get((t, m, head)) for head in s.columns] for t in shown for m in labels}
+        ece = {(short(t), m.text): errors.get((t, m)) for t in shown for m in labels}
+    lines = {titles: line for titles, line in lines.items() if any(line)}
+    cells = [cell for line in lines.values() for cell in line if cell]
+    if any(cell.values and (cell.missing or cell.partial) for cell in cells):
+        notes.insert(0, "* over fewer seeds or data sets:")
+    words = [s.protocol]
+    if s.source:
+        words.append(s.source)
+    if s.shots:
+        words.append(images(s.shots).replace(" ", ""))
+    slug = re.sub(r"[^\w.-]", "_", "_".join(words))[:100]  # a valid file name, whatever the name of the source
+    columns = s.columns.values()
+    shown_runs = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in columns)]
+    published = averages(s.protocol, s.source, targets, s.shots, shown_runs)
+    if published:
+        notes.append(SOURCE)
+    ece = {titles: cell for titles, cell in ece.items() if cell}
+    return Table(s.protocol, slug, s.title, heads, lines, notes, shown_runs, s.source, published, ece)
+
+
+def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
+    """Return the percent of one method by (data set or "average", head) and seed.
+
+    Args:
+        runs: of the method.
+        s: the selection.
+        targets: data sets of the table; those without a run are left out.
+        trained: the method is trained, not zero-shot.
+    """
+    datasets = [target for target in targets if s.source or any(run.dataset == target for run in runs)]
+    values = {}
+    for head, column in s.columns.items():
+        if column.metric == "H" or not column.suits(trained):
+            continue
+        for target in [s.source, *datasets] if s.source else datasets:
+            values[target, head] = {r.seed: r.accuracy for r in runs if r.dataset == target and column.takes(r)}
+        if len(targets) > 1:
+            columns = [values[target, head] for target in datasets if values[target, head]]
+            values[AVERAGE, head] = average_by_seed(columns)
+    if "H" in s.columns:
+        # H of the average is computed of the averages, if both are over the same data sets
+        comparable = all(bool(values[target, "base"]) == bool(values[target, "new"]) for target in datasets)
+        for target in [target for target, head in values if head == "base"]:
+            base, new = values[target, "base"], values[target, "new"]
+            seeds = [seed for seed in base if seed in new and (comparable or target != AVERAGE)]
+            values[target, "H"] = {seed: harmonic_mean(base[seed], new[seed]) for seed in seeds}
+    return values
+
+
+def average_by_seed(columns: list[dict[int | None, float]]) -> dict[int | None, float]:
+    """Return the mean of the columns for each seed that all of them have."""
+    if not columns:
+        return {}
+    seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
+    return {seed: mean(column[seed] for column in columns) for seed in seeds}
+
+
+def calibration(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[str, dict]:
+    """Return the ECE of one method in percent, by data set or "average" and by seed.
+
+    A seed counts if each of its accuracies has an ECE. On a data set it is the mean over the columns, base and new;
+    with several numbers of shots it is taken at the largest. The average leaves out the source, as that of accuracies.
+
+    Args:
+        runs: of the method.
+        s: the selection.
+        targets: data sets of the table, without the source.
+        trained: the method is trained, not zero-shot.
+    """
+    columns = [c for c in s.columns.values() if c.metric != "H" and c.suits(trained)]
+    columns = columns[-1:] if s.protocol == "fewshot" else columns
+    errors = {}
+    for target in targets:
+        per_seed = defaultdict(list)
+        for run in runs:
+            if run.dataset == target and any(c.takes(run) for c in columns):
+                per_seed[run.seed].append(run.ece)
+        errors[target] = {
+            seed: mean(each) for seed, each in per_seed.items() if len(each) == len(columns) and None not in each
+        }
+    if len(targets) > 1:
+        errors[AVERAGE] = average_by_seed(list(errors.values()))
+    return errors
+
+
+def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:
+    """Return one run for each training and evaluation data.
+
+    Args:
+        runs: of one method.
+        label: name of the method.
+        notes: gets a line for each training whose results contradict each other; none of them is returned.
+    """
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.trained, run.dataset, run.classes].append(run)
+    agreed = []
+    for (trained, dataset, classes), same in groups.items():
+        low, high = min(same, key=accuracy), max(same, key=accuracy)
+        if high.accuracy - low.accuracy > SAME:
+            seed = f", seed {trained.seed}" if trained else ""
+            both = ", ".join(f"{run.accuracy:.2f} in {run.path.parent}" for run in (low, high))
+            notes.append(f"{label} on {dataset}, {classes}{seed} has several results and is left out: {both}")
+        else:
+            agreed.append(same[0])
+    return agreed
+
+
+def accuracy(run: Run) -> float:
+    return run.accuracy
+
+
+def costs(runs: Iterable[Run], form: str = "simple_outline") -> str:
+    """Return a table of the trained parameters and the mean seconds of a training of each method."""
+    rows = []
+    for label, trainings in by_method([run for run in runs if run.seconds is not None], []).items():
+        rows.append([label.text, f"{trainings[0].params:,}", f"{mean(run.seconds for run in trainings):.0f}"])
+    heads = ["method", "trained parameters", "seconds of training"]
+    return tabulate(rows, heads, form, colalign=["left", "right", "right"], disable_numparse=True)
+
+
+def format_missing(seeds: tuple[int, ...]) -> str:
+    if not seeds:
+        return "missing"
+    if len(seeds) == 1:
+        return f"seed {seeds[0]} is missing"
+    return f"seeds {', '.join(map(str, seeds))} are missing"

@@ -1,0 +1,62 @@
+"""The curves of trainings, read from their TensorBoard files."""
+
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dassl.files import read_json
+from dassl.palette import styles_of
+from orthcr.reports.pictures import plt
+
+
+def curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the steps and the values of each tag of a run; a step written twice has its later value."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    scalars = {}
+    for tag in events.Tags()["scalars"]:
+        last = {e.step: e.value for e in events.Scalars(tag)}
+        scalars[tag] = (np.array(sorted(last)), np.array([last[s] for s in sorted(last)]))
+    return scalars
+
+
+def loss_and_accuracy(folders: dict[str, list[Path]]):
+    """Draw the loss and the training accuracy of each epoch, mean over seeds with their range.
+
+    Args:
+        folders: of the trainings, by method.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+    styles = styles_of(folders)
+    for method, trainings in folders.items():
+        colour = styles[method]["color"]
+        results = read_json(trainings[0] / "results.json")
+        if not results["trained"]:
+            continue
+        runs = [curves(folder) for folder in trainings]
+        epochs = results["config"]["OPTIM.MAX_EPOCH"]
+        for ax, tag in zip(axes, ("train/loss", "train/acc"), strict=True):
+            values = np.stack([run[tag][1] for run in runs])
+            batches = values.shape[1] // epochs
+            values = values[:, batches - 1 :: batches]  # each value is the mean of its epoch up to this batch
+            steps = np.linspace(0, 100, epochs + 1)[1:]
+            ax.plot(steps, values.mean(0), color=colour, label=method)
+            ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+    axes[0].set(xlabel="% of training", ylabel="loss", ylim=(0, None))
+    axes[1].set(xlabel="% of training", ylabel="training accuracy, %", ylim=(0, 100))
+    axes[0].legend()
+    return fig
+
+
+def orthogonality(folders: list[Path]):
+    """Draw the distance of R from orthogonal, and the change of the hyperspherical energy of a weight's rows."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+    titles = r"largest $|R^\top R - I|$", "largest relative change of\nhyperspherical energy"
+    for ax, tag, label in zip(axes, ("orthogonality_error", "energy_drift"), titles, strict=True):
+        for folder in folders:
+            steps, values = curves(folder)[f"orthcr/{tag}"]
+            ax.semilogy(steps, np.maximum(values, 1e-10), "o-", ms=3, label=folder.name)
+        ax.axhline(np.finfo(np.float32).eps, color="k", ls=":", lw=1, label="fp32 rounding")
+        ax.set(xlabel="epoch", ylabel=label, ylim=(1e-10, 1e-2))
+    axes[0].legend(ncol=2)
+    return fig

@@ -1,0 +1,69 @@
+"""The strength "auto" for a model that was trained at another: it is chosen on the val images of that training."""
+
+import contextlib
+import os.path as osp
+from dataclasses import replace
+
+from yacs.config import CfgNode
+
+from dassl.config import flatten
+from dassl.console import silence
+from dassl.distributed import is_first
+from trainers.shared.strength import AUTO, read_choice, write_choice
+
+from .config import strength_key
+from .spec import RunSpec
+from .trained import load_trained
+
+
+def choose_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | None:
+    """Choose a strength on the val images of the training; return the content of `strength.json`.
+
+    Beside a finished training the file is written, so that later evaluations need not choose again.
+
+    Args:
+        cfg: of the evaluation.
+        spec: the evaluation.
+        model_config: of the model.
+
+    Returns:
+        None if the file is there already, or if this evaluation needs none.
+
+    Raises:
+        ValueError: the val images of the training are not available.
+    """
+    key = strength_key(cfg.TRAINER.NAME)
+    needs_choice = spec.model_dir and key and flatten(cfg)[key] == AUTO
+    if not needs_choice or read_choice(spec.model_dir, spec.load_epoch):
+        return None
+    trainer = load_with_val(cfg, spec, model_config)
+    print("The strength is chosen by the val images of the training")
+    choice = trainer.choose(spec.load_epoch)
+    if spec.load_epoch is None and is_first() and osp.exists(osp.join(spec.model_dir, "results.json")):
+        with contextlib.suppress(OSError):  # the folder may be read-only: the next evaluation chooses again
+            write_choice(choice, spec.model_dir)
+    return choice
+
+
+def load_with_val(cfg: CfgNode, spec: RunSpec, model_config: dict):
+    """Return a trainer with the model, and the val images and the classes of its training."""
+    training = RunSpec(
+        trainer=cfg.TRAINER.NAME,
+        eval_only=True,
+        model_dir=spec.model_dir,
+        load_epoch=spec.load_epoch,
+        strength="1",
+        split="val",
+        opts=("VERBOSE", "False", "USE_CUDA", str(cfg.USE_CUDA)),
+    )
+    if cfg.DATASET.ROOT != model_config.get("DATASET.ROOT"):
+        training = replace(training, root=cfg.DATASET.ROOT)
+    try:
+        with silence():
+            trainer = load_trained(training)
+        if trainer.val_loader is None:
+            raise ValueError(f"{trainer.cfg.DATASET.NAME} has none")
+    except (ValueError, OSError) as error:
+        images = f'the val images of the training in {spec.model_dir}, by which the strength "auto" is chosen'
+        raise ValueError(f"{images}, are not available ({error}): give a number, as --strength 0.5") from error
+    return trainer

@@ -1,0 +1,146 @@
+"""The checks of a run before it begins: of its settings, its model and its directories."""
+
+import contextlib
+import glob
+import os.path as osp
+
+from yacs.config import CfgNode
+
+from dassl import distributed
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.files import protected
+
+from .config import default_cfg, is_foreign, plain, read_run
+from .spec import RunSpec
+
+# Settings that may differ between a run and its continuation: they do not change the trained model
+MAY_DIFFER = tuple(
+    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
+    "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
+)
+# Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
+TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
+
+
+def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Raise ValueError if the model has another trainer, backbone or method setting.
+
+    Another template or class-token position would fit the checkpoint and give a wrong accuracy. A model of another code
+    base has no config.yaml. It is checked when its checkpoint is loaded.
+    """
+    if spec.model_dir and not osp.isdir(spec.model_dir):
+        raise FileNotFoundError(f"there is no {spec.model_dir}: give the --output-dir of a training as --model-dir")
+    different = []
+    for key, value in plain(cfg).items():
+        model_value = model_config.get(key, value)
+        matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
+        if matters and not key.endswith(TRAINING_ONLY) and model_value != value:
+            different.append(f'{key} "{model_value}", not "{value}"')
+    if different:
+        wrong = f"the model in {spec.model_dir} was trained with {', '.join(different)}"
+        raise ValueError(f"{wrong}: give the same here, or another --model-dir")
+
+
+def check_domains(cfg: CfgNode) -> None:
+    """Raise ValueError for domains of a data set of this project, none of which has any."""
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if not dataset.__module__.startswith("datasets.") or dataset.domains:
+        return
+    for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+        if cfg.DATASET[key]:
+            advice = f"leave out DATASET.{key} (--{key.lower().replace('_', '-')})"
+            raise ValueError(f"{cfg.DATASET.NAME} has no domains (got {', '.join(cfg.DATASET[key])}): {advice}")
+
+
+def check_inside(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Raise ValueError if the model's directory, which may be untrusted, would make this run write elsewhere."""
+    out, model = cfg.OUTPUT_DIR, spec.model_dir or osp.join(cfg.OUTPUT_DIR, "none")
+    below = osp.relpath(out, model)
+    if below[:2] != ".." and osp.realpath(out) != osp.normpath(osp.join(osp.realpath(model), below)):
+        raise ValueError(f"{out} lies behind a link: give another --output-dir")
+    root, dataset = foreign_root(cfg, spec, model_config), DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if root and getattr(dataset, "is_drawn", False):
+        if not osp.exists(osp.join(root, dataset.dataset_dir, dataset.split_file)):
+            reason = f"{cfg.DATASET.NAME} is not in {root}, the folder of the training"
+            raise ValueError(f"{reason}: give a --root, and it is drawn there")
+
+
+def foreign_root(cfg: CfgNode, spec: RunSpec, model_config: dict) -> str:
+    """Return DATASET.ROOT if it comes from the model's directory alone, which may be untrusted; else ""."""
+    root = cfg.DATASET.ROOT
+    by_user = spec.root or "DATASET.ROOT" in spec.opts[::2] or root == default_cfg(cfg.TRAINER.NAME).DATASET.ROOT
+    return "" if by_user or model_config.get("DATASET.ROOT") != root else root
+
+
+def protect_data(cfg: CfgNode, spec: RunSpec, model_config: dict) -> contextlib.AbstractContextManager:
+    """Return a context that forbids writing into a `foreign_root`, except into the directories of the runs."""
+    root = foreign_root(cfg, spec, model_config) if spec.eval_only else ""
+    if not root:
+        return contextlib.nullcontext()
+    return protected(root, but=[folder for folder in (cfg.OUTPUT_DIR, spec.model_dir) if folder])
+
+
+def check_no_training(cfg: CfgNode) -> None:
+    """Raise ValueError if the output directory holds a training."""
+    if glob.glob(osp.join(glob.escape(cfg.OUTPUT_DIR), "*", "model*.pth.tar*")):
+        raise ValueError(f"{cfg.OUTPUT_DIR} holds a training run and its results: choose another --output-dir")
+
+
+def check_same_strength(cfg: CfgNode) -> None:
+    """Raise ValueError if the output directory holds results of the same method at another strength."""
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path) or not osp.exists(osp.join(cfg.OUTPUT_DIR, "results.json")):
+        return
+    old, new = read_run(path), plain(cfg)
+    for key in old.keys() & new.keys():
+        if key.endswith(".STRENGTH") and old[key] != new[key]:
+            wrong = f"{cfg.OUTPUT_DIR} holds results with {key} {old[key]}, not {new[key]}"
+            raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+
+
+def check_same_run(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> None:
+    """Raise ValueError if the output directory holds a run with other settings."""
+    different = differences(cfg, may_differ)
+    if different:
+        wrong = f"{cfg.OUTPUT_DIR} holds a run with {', '.join(different)}"
+        raise ValueError(f"{wrong}: choose another --output-dir, or remove that one")
+
+
+def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
+    """Return "KEY old value, not new value" for each setting that differs from the run in the output directory.
+
+    Args:
+        cfg: of the new run.
+        may_differ: beginnings of keys that are not compared.
+    """
+    path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
+    if not osp.exists(path):
+        return []
+    old, new = read_run(path), plain(cfg)
+    default = plain(default_cfg(cfg.TRAINER.NAME))  # older runs lack newer keys
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))
+        if not key.startswith(may_differ) and old_value != new_value:
+            lines.append(f"{key} {format_value(old_value)}, not {format_value(new_value)}")
+    return lines
+
+
+def format_value(value: object) -> str:
+    """Return a value for a message."""
+    return '""' if value == "" else str(value)
+
+
+def check_evaluation(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Raise an error if the model does not fit the settings, or the output directory is not for an evaluation."""
+    check_model_dir(cfg, spec, model_config)
+    check_inside(cfg, spec, model_config)
+    check_no_training(cfg)
+    check_same_strength(cfg)
+
+
+def check_processes(cfg: CfgNode) -> None:
+    """Raise ValueError if there are more processes than GPUs, or the trainer cannot share batches between processes."""
+    distributed.check_devices(cfg.USE_CUDA)
+    if distributed.size() > 1 and is_foreign(cfg.TRAINER.NAME):
+        raise ValueError(f"{cfg.TRAINER.NAME} is written for one process: start it without torchrun")

@@ -1,0 +1,86 @@
+"""The command line of train.py.
+
+Nothing here imports PyTorch, which takes seconds: --help and errors of flags appear at once.
+"""
+
+import argparse
+import re
+
+from dassl.config.defaults import KEYS
+
+from .spec import RunSpec
+
+
+def parse(argv: list[str] | None = None, description: str | None = None) -> RunSpec:
+    """Return the run that a command line of train.py describes: CoOp's flags and a few more.
+
+    Args:
+        argv: words of the command line; None: of this process.
+        description: for --help.
+
+    Raises:
+        ValueError: flags that contradict each other.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
+    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
+    parser.add_argument(
+        "--val", type=float, help="with --images: share, or number of each class, for val; default: 0.2"
+    )
+    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
+    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": chosen on val')
+    parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
+    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
+    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
+    parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
+    parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
+    parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
+    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: docs/backbones.md")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
+    parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="checkpoint's epoch; default: best on val if kept, else last")
+    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
+    args, pairs = parser.parse_args(argv), []
+    for name in ("source_domains", "target_domains", "transforms"):  # argparse gives them all words up to the next flag
+        words = getattr(args, name) or []
+        end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
+        setattr(args, name, tuple(words[:end]) or None)
+        pairs += words[end:]
+    args.opts = (*pairs, *args.opts)
+    spec = RunSpec(**vars(args))
+    check_flags(spec)
+    return spec
+
+
+def is_key(word: str) -> bool:
+    """Return whether a word is a config key, and not the name of a domain or of a transform."""
+    return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
+
+
+def check_flags(spec: RunSpec) -> None:
+    """Raise ValueError for flags that contradict each other."""
+    for word in spec.opts[::2]:
+        if word.startswith("--"):
+            raise ValueError(f"{word} stands behind a KEY VALUE pair: give all flags before the first KEY")
+    if spec.images == "":
+        raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if spec.skip_unreadable and not spec.images and not (spec.eval_only and spec.model_dir):
+        raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
+    if spec.val is not None and (not spec.images or spec.eval_only or spec.val < 0):
+        if spec.val < 0:
+            raise ValueError(f"--val must be at least 0 (got {spec.val:g}): give a share or a number of images")
+        raise ValueError(f"--val {spec.val:g} needs a training with --images: leave it out, or give --images")
+    if spec.images and spec.dataset_config_file:
+        raise ValueError("--images and --dataset-config-file both name a data set: give one of them")
+    if spec.model_dir and not spec.eval_only:
+        raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
+    if spec.load_epoch is not None and not spec.model_dir:
+        raise ValueError("--load-epoch is for evaluation: give --eval-only --model-dir with it, or leave it out")
+    if spec.resume and spec.eval_only:
+        raise ValueError("--resume is for training: to evaluate give --model-dir")

@@ -1,0 +1,198 @@
+"""A run: a training or an evaluation in its output directory. Its `results.json` has the settings and the accuracy."""
+
+import contextlib
+import errno
+import glob
+import os
+import os.path as osp
+import sys
+import time
+import traceback
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
+import torch
+from yacs.config import CfgNode
+
+from dassl import distributed
+from dassl.command import GOES_ON, USER_ERRORS, command
+from dassl.engine import build_trainer
+from dassl.files import sealed_config, sweep, visible
+from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
+from orthcr.run import own_images
+from orthcr.run.auto_strength import choose_strength
+from orthcr.run.checks import check_domains, check_evaluation, check_processes, check_same_run, protect_data
+from orthcr.run.config import CLASSES, is_foreign, owner_of, plain, read_model_config, setup_cfg, strength_key
+from orthcr.run.flags import parse
+from orthcr.run.results import describe, learns
+from orthcr.run.seen import SEEN, keep_seen
+from orthcr.run.spec import RunSpec
+from orthcr.run.temperature import calibrate_at_the_end, temperature_of
+from trainers.shared.strength import AUTO
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what train.py does where PyTorch is imported already; return its exit status.
+
+    Args:
+        argv: words of the command line; None: of this process.
+    """
+
+    def work() -> None:
+        run(parse(argv))
+
+    return command(work, GOES_ON)
+
+
+def run(spec: RunSpec) -> dict:
+    """Do one training or evaluation; return the content of `results.json`.
+
+    Everything printed also goes to `log.txt` in the output directory. Of several processes, the first alone writes, and
+    returns results.
+    """
+    with distributed.processes():
+        cfg, model_config = setup_cfg(spec), read_model_config(spec)
+        check_domains(cfg)
+        if spec.eval_only:
+            check_evaluation(cfg, spec, model_config)
+        else:
+            check_same_run(cfg)
+            tell_defaults(cfg, spec)
+        check_processes(cfg)
+        log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
+        with log, protect_data(cfg, spec, model_config):
+            if spec.eval_only:
+                return evaluate(cfg, spec, model_config)
+            return train(cfg, spec)
+
+
+def train(cfg: CfgNode, spec: RunSpec) -> dict:
+    """Train and test a model; return the content of `results.json`, {} with --no-train."""
+    trainer = build(cfg, spec)
+    tell_config(cfg)
+    if cfg.DATASET.NAME == "Images":
+        own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
+    if spec.no_train:
+        return {}
+    begin = time.time()
+    trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
+    trainer.train()
+    if not distributed.is_first():
+        return {}
+    results = describe(trainer, cfg, spec, {}, time.time() - begin)
+    if cfg.TEST.CALIBRATE:
+        results |= calibrate_at_the_end(trainer, cfg.OUTPUT_DIR)
+    results |= write_results(trainer, cfg, results)
+    if cfg.DATASET.NAME == "Images":
+        print(own_images.next_command(cfg.OUTPUT_DIR))
+    return results
+
+
+def evaluate(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict:
+    """Test a trained model; return the content of `results.json`."""
+    choice = choose_strength(cfg, spec, model_config)
+    trainer = build(cfg, spec)
+    begin = time.time()
+    trainer.chosen = choice
+    trainer.load_model(spec.model_dir, epoch=spec.load_epoch)
+    tell_config(cfg)
+    trainer.evaluator.temperature = temperature_of(trainer, spec.model_dir, spec.load_epoch)
+    trainer.test()
+    if not distributed.is_first():
+        return {}
+    return write_results(trainer, cfg, describe(trainer, cfg, spec, model_config, time.time() - begin))
+
+
+def write_results(trainer, cfg: CfgNode, results: dict) -> dict:
+    """Write `results.json`, with the entries for own images; return its content."""
+    if cfg.DATASET.NAME == "Images":
+        results = results | own_images.tell(trainer)
+    path = osp.join(cfg.OUTPUT_DIR, "results.json")
+    write_json(results, path, seal=True)
+    print(f"Results are in {path}")
+    return results
+
+
+@contextlib.contextmanager
+def logged(folder: str):
+    """Lock a folder for one run, and copy all output and the trace of an error to its log.txt."""
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            stack.enter_context(locked(folder, "another run is at work there"))
+            for path in (folder, *glob.glob(osp.join(glob.escape(folder), "*/"))):
+                sweep(path)
+            setup_logger(folder)
+            log = stack.enter_context(contextlib.closing(sys.stdout))
+        except OSError as error:
+            wrong = f"cannot write to the output directory {folder} ({error.strerror or error})"
+            raise OSError(f"{wrong}: choose another --output-dir") from error
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(OSError):  # a full disk
+                if log.file:
+                    log.file.write(visible(traceback.format_exc(), keep="\n"))  # the console may show one line alone
+                    log.file.flush()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(f"{error}: make room and give the same command again") from error
+            raise
+
+
+# ------------------------------------------------------------------ the trainer and the results
+
+
+def build(cfg: CfgNode, spec: RunSpec):
+    """Return the trainer, after seeding; write `config.yaml` and the class names into the output directory."""
+    try:
+        trainer = build_seeded(cfg)
+    except Exception as error:
+        if not isinstance(error, USER_ERRORS):  # a bug: the log needs the config
+            tell_config(cfg)
+        raise
+    if not spec.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
+        raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
+    if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", True) is None and not cfg.TEST.NO_TEST:
+        raise ValueError(f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no val images here: set TEST.SPLIT test")
+    if distributed.is_first():  # not earlier: a failed run must leave no settings that a later one is compared with
+        write_settings(trainer, cfg, spec)
+    return trainer
+
+
+def build_seeded(cfg: CfgNode):
+    """Return the trainer, after seeding."""
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+        torch.cuda.reset_peak_memory_stats()
+    return build_trainer(cfg)
+
+
+def write_settings(trainer, cfg: CfgNode, spec: RunSpec) -> None:
+    """Write `config.yaml`, the class names and, in a training on own images, the list of the images."""
+    write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
+    if cfg.DATASET.NAME == "Images" and not spec.eval_only and learns(trainer):
+        by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
+        keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, trainer.dm.dataset.val if by_val else [])
+    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN])
+    with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
+        f.write(content)
+
+
+def tell_defaults(cfg: CfgNode, spec: RunSpec) -> None:
+    """Print the optimizer settings that a method without a YAML file gets."""
+    trainer = cfg.TRAINER.NAME
+    if not (spec.config_file or is_foreign(trainer) or owner_of("tiny", trainer)):
+        optim = f"OPTIM.NAME {cfg.OPTIM.NAME}, OPTIM.LR {cfg.OPTIM.LR:g}, OPTIM.MAX_EPOCH {cfg.OPTIM.MAX_EPOCH}"
+        print(f"{trainer} has no configs/trainers/{trainer}/tiny.yaml: it runs with the defaults, {optim}")
+
+
+def tell_config(cfg: CfgNode) -> None:
+    """Print config and system. Call this when the run can start: these 100 lines would bury an error."""
+    if cfg.VERBOSE:
+        print(f"** Config **\n{cfg}\n** System info **\n{collect_env_info()}\n")

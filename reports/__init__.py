@@ -1,6 +1,0 @@
-"""Tables, pictures and pages made from the results of runs.
-
-The modules, in the order of the data: runs and logs read one run, tree collects a directory, protocols and methods sort
-the runs, tables holds the figures, pictures draws them, report writes the files. comparison makes report.html of them.
-Beside them: training (curves of a run), page (HTML), predictions (of predict.py), sweep (of benchmark.py --sweep).
-"""
