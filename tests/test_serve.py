@@ -135,7 +135,7 @@ def test_a_port_that_is_taken(trained, open_page):
         busy.bind((HOST, 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken: give another with --port"):
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken or not yours: give another with --port"):
             launch(Served(str(trained), None, 0.0), port)
 
 
