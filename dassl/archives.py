@@ -26,6 +26,7 @@ NAMES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bo
 NAMES |= {"ComplexDouble": "complex128", "ComplexFloat": "complex64"}
 ITEMS = 2**22  # instructions and entries of containers in a file: of a ViT-L/14 there are some 20,000
 VIEWS = 8  # tensors may have so many times the bytes of the file: they are counted twice, and may share their numbers
+LARGEST_KEY = 2**60  # smaller numbers are their own hashes
 LEGACY = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
 VALUES = "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
 VALUES += "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
@@ -63,8 +64,15 @@ def rebuild_parameter(data, *rest):
     return data
 
 
+def listed(items):
+    """Return items that are in a container. A tensor of bytes would become an object for each."""
+    if not isinstance(items, list | tuple | set | dict):
+        raise ValueError("the items of a container are in none")
+    return items
+
+
 def ordered(pairs=()):
-    return OrderedDict((key_of(key), value) for key, value in pairs)
+    return OrderedDict((key_of(key), value) for key, value in listed(pairs))
 
 
 def counted(counts):
@@ -74,11 +82,11 @@ def counted(counts):
 
 
 def collected(items=()):
-    return {key_of(item) for item in items}
+    return {key_of(item) for item in listed(items)}
 
 
 def size_of(lengths):
-    return torch.Size(lengths)
+    return torch.Size(listed(lengths))
 
 
 def device_of(kind, *index):
@@ -111,10 +119,14 @@ KNOWN = {
 def key_of(key):
     """Return a key of a dict or an item of a set if it is safe to hash.
 
-    Python's hash of deeply nested tuples overflows the stack, which ends the process.
+    Python's hash of deeply nested tuples overflows the stack, which ends the process. All multiples of 2**61 - 1 have
+    the same hash, and n keys of one hash take n**2 steps.
     """
-    if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+    parts = key if isinstance(key, tuple) else [key]
+    if any(isinstance(part, tuple) for part in parts):
         raise ValueError("a key is made of tuples in tuples")
+    if any(isinstance(part, int) and abs(part) >= LARGEST_KEY for part in parts):
+        raise ValueError("a key is too large a number")
     return key
 
 
@@ -133,7 +145,8 @@ def made(function, args):
 
 def numbers(storage, kind, dtype, key, location, numel, view=None):
     """Return the numbers of a tensor on the CPU; `location`, the device where they were saved, is ignored."""
-    if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype) or view is not None:
+    is_known = kind == "storage" and type(key) is str and isinstance(dtype, torch.dtype) and type(numel) is int
+    if not is_known or numel < 0 or view is not None:
         raise ValueError("the numbers of a tensor are kept in an unknown way")
     return storage(dtype, key, numel)
 
@@ -239,7 +252,7 @@ def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None =
             case "DUP":
                 stack.append(stack[-1])
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
+                memo[key_of(argument)] = stack[-1]
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":

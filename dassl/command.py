@@ -14,12 +14,21 @@ from dassl.streams import open_streams
 
 GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
 LINE_END = "\n"
+ENDS = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])  # Windows has no SIGHUP
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # shown in one line; anything else is a bug and shows its trace
 LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
 
 
 class Terminated(KeyboardInterrupt):
-    """The exception of SIGTERM, which ends a command as Ctrl-C does: scratch folders are removed."""
+    """The exception of SIGTERM and SIGHUP, which end a command as Ctrl-C does: scratch folders are removed.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(number)
+        self.number = number
 
 
 def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", status: int = 130) -> int:
@@ -48,7 +57,7 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     except KeyboardInterrupt as error:
         if interrupted:
             print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGTERM if isinstance(error, Terminated) else status
+        return 128 + error.number if isinstance(error, Terminated) else status
     for line in map(without_numbers, failed):
         print(f"error: {visible(line, keep=LINE_END)}", file=sys.stderr)
     return 1 if failed else 0
@@ -56,19 +65,25 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
 
 @contextlib.contextmanager
 def terminated():
-    """Raise Terminated on SIGTERM. Python handles signals in the main thread alone: in others, do nothing."""
+    """Raise Terminated on SIGTERM, and on SIGHUP, which a closed terminal sends.
 
-    def end(*_):
-        raise Terminated
+    A signal that is ignored, as by `nohup`, or has another handler stays as it is. Python handles signals in the main
+    thread alone: in others, do nothing.
+    """
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
+    def end(number, _):
+        raise Terminated(number)
+
+    caught = [number for number in ENDS if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []
+    for number in caught:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def one_line(error: Exception) -> str:

@@ -343,6 +343,42 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path, attack, one_line):
     assert one_line(error)
 
 
+def number(n):
+    return b"\x8a" + bytes([len(pickle.encode_long(n))]) + pickle.encode_long(n)
+
+
+SAME_HASH = [k * (2**61 - 1) for k in range(2, 100_000)]
+COLLIDING = {
+    "keys of a dict": b"}(" + b"".join(number(k) + b"N" for k in SAME_HASH) + b"u",
+    "tuples in a set": b"\x8f(" + b"".join(number(k) + b"\x85" for k in SAME_HASH) + b"\x90",
+    "keys of the memo": b"N" + b"".join(b"p%d\n" % k for k in SAME_HASH),
+}
+
+
+@pytest.mark.parametrize("attack", COLLIDING)
+def test_keys_of_the_same_hash(tmp_path, attack, one_line):
+    """Python compares each with all before it: these files of a megabyte would take minutes."""
+    with pytest.raises(ValueError, match="a key is too large a number") as error:
+        archives.load(archive_of(tmp_path / "x.pt", COLLIDING[attack]))
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("build", [archives.ordered, archives.collected, archives.size_of])
+@pytest.mark.parametrize(
+    "items", [torch.zeros(4, 2), "text", b"bytes", archives.Stub("x")], ids=lambda x: type(x).__name__
+)
+def test_a_container_is_made_of_containers(build, items):
+    """An object for each byte of a tensor would take hundreds of times its memory."""
+    with pytest.raises(ValueError, match="the items of a container are in none"):
+        build(items)
+
+
+@pytest.mark.parametrize("numel", [-1, True, 2.0, float("nan"), torch.tensor(3, dtype=torch.uint8), None])
+def test_the_length_of_a_storage_is_a_number(numel):
+    with pytest.raises(ValueError, match="kept in an unknown way"):
+        archives.numbers(None, "storage", torch.uint8, "0", "cpu", numel)
+
+
 def test_one_storage_many_views(tmp_path):
     """Of a few megabytes, named again and again; two names for the same numbers are usual, and taken."""
     numbers = torch.randn(2**20)

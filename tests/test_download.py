@@ -287,6 +287,14 @@ def test_a_tar_that_is_cut_between_two_members(tmp_path):
         extract_archive(str(tmp_path / "archive"), str(tmp_path / "to"))
 
 
+def test_a_tar_whose_member_does_not_fit(tmp_path, monkeypatch):
+    (tmp_path / "archive").write_bytes(tar_bytes({"x": bytes(10**6)}))  # packed it is small
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "free")(10**6 - 1))
+    with pytest.raises(OSError, match="make room"):
+        extract_archive(str(tmp_path / "archive"), str(tmp_path / "to"))
+    assert os.listdir(tmp_path / "to") == []
+
+
 def test_a_zip_that_does_not_fit(tmp_path, monkeypatch):
     (tmp_path / "archive").write_bytes(zip_bytes({"x": bytes(10**6)}))  # packed it is small
     monkeypatch.setattr("shutil.disk_usage", lambda folder: namedtuple("usage", "free")(10**6 - 1))

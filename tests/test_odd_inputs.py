@@ -12,21 +12,23 @@ import time
 import numpy as np
 import own_photos
 import pytest
+import scipy.io
 import torch
 
 from dassl.command import command
 from dassl.files import spreadsheet_cell, write_json
 from datasets.base import DrawnDataset, read_split
-from datasets.shared.annotations import read_lines
-from datasets.shared.image_files import find_images
+from datasets.shared.annotations import read_lines, read_mat
+from datasets.shared.image_files import find_images, from_csv
 from datasets.tools import prepare
 from orthcr.compare import plans
 from orthcr.compare.display import newest_log
 from orthcr.compare.sweep import check_tested
+from orthcr.reports.runs import LeftOut, read_config
 from orthcr.run.own_images import write_wrong
 from orthcr.run.runner import main
 from orthcr.run.temperature import TEMPERATURE, read_temperature
-from trainers.shared.backbones import find
+from trainers.shared.backbones import find, read_weights
 
 trained = own_photos.trained  # the fixture
 
@@ -73,20 +75,30 @@ from dassl.command import command
 
 def work():
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(5)
     finally:
         print("cleaned up")
 
 status = command(work, "the same command goes on")
-assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+assert signal.getsignal(int(sys.argv[1])) == signal.SIG_DFL
 sys.exit(status)
 """
 
 
-def test_sigterm_ends_as_ctrl_c_does(root):
-    done = subprocess.run([sys.executable, "-c", ENDED], cwd=root, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "cleaned up\n", "the same command goes on\n")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_a_closed_terminal_end_as_ctrl_c_does(root, number):
+    words = [sys.executable, "-c", ENDED, str(int(number))]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "cleaned up\n", "the same command goes on\n")
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_ctrl_c_while_a_module_is_imported(root):
@@ -287,3 +299,54 @@ def test_drawing_leaves_the_random_numbers_alone(tmp_path):
     data.set_paths(str(tmp_path))
     data.draw()
     assert (torch.rand(1).item(), random.random()) == wanted and (tmp_path / "drawn" / "split.json").exists()
+
+
+# ------------------------------------------------------------------ small files, much work
+
+
+def test_a_matlab_file_that_unpacks_to_far_more(tmp_path, one_line):
+    labels = np.random.default_rng().integers(1, 100, 1000).astype(np.uint8)
+    for packed in (False, True):
+        scipy.io.savemat(tmp_path / "labels.mat", {"labels": labels}, do_compression=packed)
+        assert read_mat(str(tmp_path / "labels.mat"), "labels") == labels.tolist()
+    scipy.io.savemat(tmp_path / "labels.mat", {"labels": np.zeros(2**26, np.uint8)}, do_compression=True)
+    assert (tmp_path / "labels.mat").stat().st_size < 100_000
+    with pytest.raises(ValueError, match="unpacks to more than 32 MB") as error:
+        read_mat(str(tmp_path / "labels.mat"), "labels")
+    assert one_line(error)
+
+
+def test_an_index_of_indexes(tmp_path, one_line):
+    """Forty small files that name each other would be read 2**20 times."""
+    for k in range(20):
+        names = {"x": f"a{k + 1}.index.json", "y": f"b{k + 1}.index.json"}
+        for letter in "ab":
+            write_json({"weight_map": names}, tmp_path / f"{letter}{k}.index.json")
+    with pytest.raises(ValueError, match="names another index") as error:
+        read_weights(str(tmp_path / "a0.index.json"))
+    assert one_line(error)
+
+
+def test_the_first_line_of_a_csv_is_a_field_without_end(tmp_path, one_line):
+    (tmp_path / "list.csv").write_text('path,"' + "a" * 200_000 + "\n")
+    with pytest.raises(ValueError, match="line 1: field larger than field limit") as error:
+        from_csv(str(tmp_path / "list.csv"))
+    assert one_line(error)
+
+
+def test_pairs_of_a_yaml_file_that_name_each_other(tmp_path):
+    """Thirty lines whose text would have 2**30 entries."""
+    lines = ["a0: &a0 !!pairs [{x: 1}]"] + [
+        f"a{k}: &a{k} !!pairs [{{x: *a{k - 1}}}, {{y: *a{k - 1}}}]" for k in range(1, 30)
+    ]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(LeftOut, match="no config of a run"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_annotations_have_a_limit_of_size(tmp_path, one_line):
+    with open(tmp_path / "list.txt", "wb") as f:
+        f.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(ValueError, match="more than 67.1 MB") as error:
+        list(read_lines(str(tmp_path / "list.txt"), "PATH LABEL"))
+    assert one_line(error)

@@ -1,10 +1,14 @@
 """The page under strangers: other hosts, other files, hostile pictures, many at once."""
 
+import asyncio
 import io
 import json
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +23,7 @@ from torchvision import transforms as T
 from orthcr.deploy import web_page
 from orthcr.deploy.picture_reader import PictureReader
 from orthcr.deploy.predictor import Predictor
-from orthcr.deploy.web_page import HOST, Gate, Received, Served, launch
+from orthcr.deploy.web_page import HOST, Gate, Received, Served, Upload, check_port, launch
 
 trained = own_photos.trained  # the fixture
 pytestmark = [
@@ -41,6 +45,19 @@ class Greedy:
 
     def __call__(self, image):
         return np.ones((2**35,), np.uint8)
+
+
+class LateStart:
+    """A step whose process takes long to begin."""
+
+    def __getstate__(self):
+        return {"late": True}
+
+    def __setstate__(self, state):
+        time.sleep(2)
+
+    def __call__(self, image):
+        return image
 
 
 class Crash:
@@ -213,6 +230,10 @@ def test_what_a_picture_must_not_take(picture, step, seconds, words, one_line):
     assert "smaller" in one_line(error)
 
 
+def test_a_slow_start_is_not_the_fault_of_the_picture(picture):
+    assert PictureReader(LateStart(), seconds=1.0)(picture).shape == (60, 80, 3)
+
+
 @pytest.mark.parametrize("content", [EPS, png(13_000, 13_000), png(20_000, 10_000, 0), b"", b"text"])
 def test_pictures_that_are_none(tmp_path, content):
     (tmp_path / "cat.png").write_bytes(content)
@@ -225,6 +246,7 @@ def test_pictures_that_are_none(tmp_path, content):
 
 def test_the_folder_has_a_bound_and_an_age(tmp_path, monkeypatch):
     monkeypatch.setattr(web_page, "MOST_FILES", 1000)
+    monkeypatch.setattr(web_page, "MOST_NUMBER", 5)
     received, now = Received(str(tmp_path)), time.time()
     for k, age in enumerate((web_page.KEPT + 5, 50, 40, 30)):
         (tmp_path / str(k)).mkdir()
@@ -232,12 +254,158 @@ def test_the_folder_has_a_bound_and_an_age(tmp_path, monkeypatch):
         os.utime(tmp_path / str(k) / "a.png", (now - age, now - age))
     received.sweep()
     assert [(tmp_path / str(k) / "a.png").exists() for k in range(4)] == [False, True, True, True]
-    received.sweep(room=500)
-    left = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
-    assert left + 500 <= 1000 and (tmp_path / "3" / "a.png").exists(), "the newest stays longest"
+    (tmp_path / "3" / "b.png").write_bytes(bytes(500))
+    received.sweep()
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.png")) <= 1000
+    assert (tmp_path / "3" / "b.png").exists(), "the newest stays longest"
+    for k in range(20):
+        (tmp_path / "3" / f"{k}.gif").touch()
+    received.sweep()
+    assert len(list(tmp_path.rglob("*.*"))) == 5
+    os.utime(tmp_path / "0", (now - 100, now - 100))
+    received.sweep()
+    assert not (tmp_path / "0").exists() and (tmp_path / "3").exists()
+
+
+# ------------------------------------------------------------------ the gate
+
+
+UPLOADED = {"method": "POST", "path": "/gradio_api/upload"}
+JOINED = {"method": "POST", "path": "/gradio_api/queue/join"}
 
 
 def test_a_request_that_is_too_large(tmp_path):
     gate = Gate(None, 7860, Received(str(tmp_path)))
     headers = {"host": f"{HOST}:7860", "content-length": str(200 * 2**20)}
-    assert gate.refusal(headers)[0] == 413 and gate.refusal(headers | {"content-length": "5"}) is None
+    assert gate.refusal(UPLOADED, headers)[0] == 413
+    assert gate.refusal(UPLOADED, headers | {"content-length": "5000000"}) is None
+    assert gate.refusal(JOINED, headers | {"content-length": "5000000"})[0] == 413
+    for wrong in ({"transfer-encoding": "chunked"}, {"content-length": "-1"}, {"content-length": "1" * 30}):
+        status = gate.refusal(JOINED, headers | {"content-length": "5"} | wrong)[0]
+        assert status == 411, "what is sent must be bounded before it comes"
+    del headers["content-length"]
+    assert gate.refusal(UPLOADED, headers)[0] == gate.refusal(JOINED, headers)[0] == 411
+
+
+def test_pictures_of_other_pages(tmp_path):
+    """A browser sends no Origin with `<img src=...>` of another page, but Sec-Fetch-Site."""
+    gate, headers = Gate(None, 7860, Received(str(tmp_path))), {"host": f"{HOST}:7860"}
+    page, rest = {"method": "GET", "path": "/"}, {"method": "GET", "path": "/gradio_api/heartbeat/abc"}
+    for site in ("cross-site", "same-site"):
+        foreign = headers | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
+        assert gate.refusal(page, foreign)[0] == gate.refusal(rest, foreign)[0] == 403
+        assert gate.refusal(page, foreign | {"sec-fetch-mode": "navigate"}) is None, "a link to the page"
+        assert gate.refusal(rest, foreign | {"sec-fetch-mode": "navigate"})[0] == 403
+    for site in ("none", "same-origin"):
+        assert gate.refusal(rest, headers | {"sec-fetch-site": site}) is None
+
+
+def test_parts_of_gradio_that_the_page_does_not_use(url, client):
+    """They would fetch an address of the web, run ffmpeg on an upload, write files."""
+    for path in (
+        "file=http://192.0.2.1/x.png",
+        "file=https://example.com/x.png",
+        "file=/etc/passwd",
+        f"file={url.folder}/../../etc/passwd",
+        "proxy=https://x.hf.space/",
+        "deep_link?session_hash=x",
+        "vibe-code",
+        "stream/a/1/2/playlist.m3u8",
+        "custom_component/1/client/component/x.js",
+        "openapi.json",
+    ):
+        assert client.get(f"{url}/gradio_api/{path}").status_code == 404, path
+    for path in ("process_recording", "vibe-edit", "component_server", "run/classify", "api/classify", "stream/1"):
+        answer = client.post(f"{url}/gradio_api/{path}", files={"video": ("a.mp4", b"x")})
+        assert answer.status_code == 404, path
+    assert client.get(f"{url}/monitoring").status_code == client.put(url).status_code == 404
+
+
+def test_odd_requests_give_no_trace(url, client, capfd):
+    path = upload(client, url, photo(5))
+    answer = client.get(f"{url}/gradio_api/file={path}", headers={"Range": "bytes=0-5-9"})
+    assert answer.status_code == 200 and answer.content == photo(5)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert client.post(f"{url}/gradio_api/call/classify", content=b"\xff").status_code == 400
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_errors_are_no_html(url, client):
+    """gradio's page shows an error as HTML, and an error may name a class."""
+    data = [{"path": upload(client, url, photo())}, "<img src=//192.0.2.1/x>", 1]
+    event, answer = classify(client, url, data)
+    assert event == "error" and "&lt;img src=" in answer["error"] and "<" not in answer["error"]
+
+
+def test_slow_and_many_uploads(tmp_path, monkeypatch):
+    from starlette.exceptions import HTTPException
+
+    async def never():
+        await asyncio.sleep(600)
+
+    async def piece():
+        return {"type": "http.request", "body": bytes(400), "more_body": True}
+
+    async def try_out():
+        with pytest.raises(HTTPException) as error:
+            await Upload(gate, never, 1000).receive()
+        assert error.value.status_code == 408
+        slow = Upload(gate, piece, 1000)
+        await slow.receive()
+        slow.end = time.monotonic() - 1
+        slow.next = never
+        with pytest.raises(HTTPException) as error:
+            await slow.receive()
+        assert error.value.status_code == 408 and gate.sent == slow.sent == 400
+        other = Upload(gate, piece, 1000)
+        await other.receive()
+        with pytest.raises(HTTPException) as error:
+            await other.receive()
+        assert error.value.status_code == 503
+
+    gate = Gate(None, 7860, Received(str(tmp_path)))
+    monkeypatch.setattr(web_page, "STALLED", 0.2)
+    monkeypatch.setattr(web_page, "MOST_SENT", 1000)
+    asyncio.run(try_out())
+
+
+# ------------------------------------------------------------------ one for all
+
+
+def test_other_classes_do_not_hold_up_the_page(trained, picture):
+    served = Served(str(trained), None, 0.0)
+    with served.other_lock:  # as while a model is loaded for other classes
+        assert served.classify(picture, "", None).classname
+    with pytest.raises(ValueError, match="there are 1,001 class names: give at most 1,000"):
+        served.classify(picture, ",".join(map(str, range(1001))), None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_page_that_ends_leaves_no_picture(trained, tmp_path, root, client, number):
+    """In the middle of an upload; meanwhile nobody else may read the folder, and the port is taken at once."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "predict.py", "--serve", "--model-dir", str(trained), "--port", str(port)]
+    env = {**os.environ, "TMPDIR": str(tmp_path), "no_proxy": HOST}
+    with subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            assert page.stdout.readline().startswith("http://")
+            upload(client, f"http://{HOST}:{port}", photo())
+            (folder,) = tmp_path.glob(".orthcr-page-*")
+            assert folder.stat().st_mode & 0o077 == 0 and list(folder.rglob("picture.png"))
+            with pytest.raises(OSError, match="taken"):
+                check_port(port)
+            with socket.create_connection((HOST, port)) as half:
+                head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Length: 90000\r\n"
+                part = 'Content-Disposition: form-data; name="files"; filename="a.png"'
+                kind = "Content-Type: multipart/form-data; boundary=X"
+                half.sendall(f"{head}{kind}\r\n\r\n--X\r\n{part}\r\n\r\n".encode() + bytes(5000))
+                time.sleep(0.5)
+                page.send_signal(number)
+                assert page.wait(60) == 128 + number
+        finally:
+            page.kill()
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.glob(".orthcr-page-*"))

@@ -96,7 +96,7 @@ def test_what_the_page_says_is_what_predict_says(trained, folder):
     names = ["a plain blue circle", "a plain red circle"]
     p, (q,) = served.classify(str(image), ", ".join(names), None), Predictor(trained, names)(image)
     assert p.top == [(name, pytest.approx(value, abs=1e-6)) for name, value in q.top]
-    assert served.predictor("") is served.first, "that of the training is kept"
+    assert served.predictor(served.typed("")) is served.first, "that of the training is kept"
     (folder / "none.png").write_text("no image")
     for path, words, told in (
         (folder / "none.png", "", "cannot identify"),
@@ -135,7 +135,7 @@ def test_a_port_that_is_taken(trained, open_page):
         busy.bind((HOST, 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken: give another with --port"):
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken or not yours: give another with --port"):
             launch(Served(str(trained), None, 0.0), port)
 
 

@@ -232,6 +232,7 @@ def _extract_tar(archive, folder):
         def inside(member, path):
             bar.update(f.tell() - bar.n)
             check_member(member.name)  # data_filter makes absolute paths relative
+            check_disk(folder, member.size)  # a small archive may unpack to more than the disk holds
             return tarfile.data_filter(member, path)  # no links to outside, no devices
 
         tar.extractall(folder, filter=inside)

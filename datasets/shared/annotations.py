@@ -8,14 +8,16 @@ import io
 import os
 import os.path as osp
 import random
+import zlib
 from collections.abc import Collection, Iterator
 
 from dassl.data.datasets import Datum
-from dassl.files import open_regular
+from dassl.files import read_bytes
 from dassl.utils import progress, read_json
 from dassl.utils.images import is_image, is_system_folder
 from datasets.base import Splits
 
+COMPRESSED, MOST_MAT = 15, 2**25  # the type of a compressed part of a MATLAB file; bytes that all of them may unpack to
 SEED = 1  # CoOp's split depends on the seed of the first run; its scripts begin with 1
 
 
@@ -97,7 +99,7 @@ def read_lines(path: str, form: str) -> Iterator[tuple[str, ...]]:
         ValueError: a line has fewer words, or the file is no text.
     """
     n_words = len(form.split())
-    with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8") as f:
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8") as f:
         try:
             for k, line in enumerate(f, start=1):
                 words = line.strip().split(maxsplit=n_words - 1)
@@ -146,18 +148,33 @@ def read_mat(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
     """
     from scipy.io import loadmat  # here, because it is slow to import and only raw annotations need it
 
-    with open_regular(path) as f:
-        try:
-            value = loadmat(f, simplify_cells=True)[key]
-            values = [value] if isinstance(value, str | dict) else list(value)
-            for value in values:
-                for field in fields:
-                    value[field]
-        except Exception as error:  # SciPy raises many kinds
-            raise ValueError(
-                f'{path} has no "{key}" to read ({type(error).__name__}: {error}): get it again'
-            ) from error
+    data = read_bytes(path)
+    try:
+        check_unpacked_size(data)
+        value = loadmat(io.BytesIO(data), simplify_cells=True)[key]
+        values = [value] if isinstance(value, str | dict) else list(value)
+        for value in values:
+            for field in fields:
+                value[field]
+    except Exception as error:  # SciPy raises many kinds
+        raise ValueError(f'{path} has no "{key}" to read ({type(error).__name__}: {error}): get it again') from error
     return values
+
+
+def check_unpacked_size(data: bytes) -> None:
+    """Raise ValueError if the compressed parts of a MATLAB file have more than `MOST_MAT` bytes together.
+
+    Args:
+        data: its content: 128 bytes, then parts with a head of two numbers, the type and the length.
+    """
+    order, at, left = "big" if data[126:128] == b"MI" else "little", 128, MOST_MAT - len(data)
+    while at + 8 <= len(data) and left >= 0:
+        kind, length = (int.from_bytes(data[at + k : at + k + 4], order) for k in (0, 4))
+        if kind == COMPRESSED:
+            left -= len(zlib.decompressobj().decompress(data[at + 8 : at + 8 + length], left + 1))
+        at += 8 + length
+    if left < 0:
+        raise ValueError(f"it unpacks to more than {MOST_MAT >> 20} MB")
 
 
 def to_label(number: str, place: str) -> int:

@@ -145,13 +145,14 @@ def from_csv(source: str) -> list[Row]:
     text = read_text(source)
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-    (path, label, split), problems = heads(reader.fieldnames), []
-    if not path or not label or len(set(reader.fieldnames)) < len(reader.fieldnames):
-        wanted = '"path,label", "filename,class" or "path,label,split"'
-        raise ValueError(f"{source} has the columns {reader.fieldnames}: its first line should read {wanted}")
-    rows = []
+    rows, problems = [], []
     try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+        path, label, split = heads(reader.fieldnames)
+        if not path or not label or len(set(reader.fieldnames)) < len(reader.fieldnames):
+            wanted = '"path,label", "filename,class" or "path,label,split"'
+            columns = str(reader.fieldnames)[:300]
+            raise ValueError(f"{source} has the columns {columns}: its first line should read {wanted}")
         for line in reader:
             place = f"line {reader.line_num}"
             if None in line:
@@ -160,7 +161,8 @@ def from_csv(source: str) -> list[Row]:
             with collected(problems):
                 rows.append(make_row(source, place, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
-        raise ValueError(f"{source}, line {reader.line_num}: {error}: is a quotation mark not closed?") from error
+        line = max(1, reader.line_num)
+        raise ValueError(f"{source}, line {line}: {error}: is a quotation mark not closed?") from error
     raise_problems(source, problems)
     return rows
 

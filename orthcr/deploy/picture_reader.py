@@ -7,9 +7,10 @@ from threading import BoundedSemaphore
 import numpy as np
 
 from dassl.utils import read_photo
-from dassl.utils.images import image_problem
+from dassl.utils.images import describe, image_problem
 
 SECONDS = 20.0  # for one picture
+START = 120.0  # seconds until its process must have begun
 MEMORY = 4 * 2**30  # bytes of address space that the process may add
 AT_ONCE = 2
 
@@ -44,6 +45,9 @@ class PictureReader:
             process.start()
             sender.close()
             try:
+                if not receiver.poll(START):
+                    raise OSError("this machine is too busy: try again")
+                receiver.recv()  # it has begun: a slow start of the process is not the picture's fault
                 if not receiver.poll(self.seconds):
                     raise OSError(f"reading it takes more than {self.seconds:g} seconds: make it smaller")
                 answer = receiver.recv()
@@ -61,13 +65,14 @@ class PictureReader:
 def _read(path, resize, sender) -> None:
     """Send the pixels of a picture, or a line that says why there are none."""
     _limit_memory()
+    sender.send("ready")
     try:
         problem = image_problem(path, decode=False)
         sender.send(problem or np.asarray(resize(read_photo(path))))
     except MemoryError:
         sender.send("it takes too much memory: make it smaller")
-    except OSError as error:
-        sender.send(str(error))
+    except Exception as error:  # Pillow and torchvision raise a dozen types
+        sender.send(describe(error))
 
 
 def _limit_memory() -> None:

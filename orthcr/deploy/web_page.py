@@ -7,8 +7,14 @@ share link, and its headers forbid the browser to load anything from elsewhere. 
 folder of limited size, which is removed when the process ends. Pictures of that folder alone are classified.
 """
 
+import asyncio
+import contextlib
+import html
 import os
 import os.path as osp
+import re
+import socket
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -33,10 +39,29 @@ POLICY = (
 )
 SHOWN = 10  # classes on the page
 SEEN = {"train": "the model was trained on this image", "val": "the model was chosen by this image"}
-MOST_NAMES = 20_000  # characters of class names that a visitor may type
-MOST_FILE, MOST_FILES = 100 * 2**20, 500 * 2**20  # bytes of a picture, and of all pictures in the folder
-KEPT = 600.0  # seconds until a picture is removed
-VISITORS = 32  # requests that are answered side by side
+HEADERS = {  # that each answer has
+    "content-security-policy": POLICY,
+    "cross-origin-resource-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+MOST_NAMES, MOST_CLASSES = 20_000, 1000  # characters and number of the class names that a visitor may type
+MOST_FILE, MOST_BODY = 100 * 2**20, 2**19  # bytes of a picture, and of any other request
+MOST_FILES, MOST_SENT = 250 * 2**20, 250 * 2**20  # bytes of the pictures in the folder, and of those on the way
+MOST_NUMBER = 1000  # pictures in the folder
+KEPT, SWEEP = 600.0, 60.0  # seconds until a picture is removed, and between two looks at the folder
+STALLED, SLOWEST = 30.0, 2**18  # seconds without a byte, and bytes a second, after which an upload is given up
+VISITORS, WAITING = 32, 500  # requests that are answered side by side, and that may wait
+FILE = "/gradio_api/file="
+UPLOAD = "/gradio_api/upload"
+# All that the page needs of gradio, which has more: it would fetch web addresses, and hand videos to ffmpeg
+ROUTES = {
+    "GET": re.compile(
+        r"/|/(assets|static|svelte)/.+|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/gradio_api/("
+        r"(info|startup-events|theme\.css|app_id|queue/data|queue/status|upload_progress)/?|heartbeat/\w+|file=.+|"
+        r"call/classify/\w+)"
+    ),
+    "POST": re.compile(r"/gradio_api/(upload|queue/join|call/classify|cancel|reset)/?"),
+}
 
 
 class Served:
@@ -54,7 +79,8 @@ class Served:
     """
 
     def __init__(self, model_dir: str, classes: list[str] | None, threshold: float, **options):
-        self.model_dir, self.options, self.threshold, self.lock = model_dir, options, threshold, Lock()
+        self.model_dir, self.options, self.threshold = model_dir, options, threshold
+        self.lock, self.other_lock = Lock(), Lock()  # of the first model; of the other one, which takes long to load
         self.classes = classes
         self.first = self.last = Predictor(model_dir, classes, **options)
         self.strength: float | None = strength_of(self.first)
@@ -63,12 +89,20 @@ class Served:
         self.identity = identity(self.first.trainer, model_dir, options.get("epoch")) if self.calibration else {}
         self.read = PictureReader(first_resize(self.first.transform))
 
-    def predictor(self, names: str) -> Predictor:
-        """Return the predictor for class names with commas between them; "": the classes of the first model."""
+    def typed(self, names: str) -> list[str] | None:
+        """Return class names with commas between them as a list; None: those of the first model."""
         if len(names) > MOST_NAMES:
             raise ValueError(f"the class names have {len(names):,} characters: give at most {MOST_NAMES:,}")
         classes = names_in(names) or self.classes
         if classes in (None, self.first.classnames):
+            return None
+        if len(classes) > MOST_CLASSES:
+            raise ValueError(f"there are {len(classes):,} class names: give at most {MOST_CLASSES:,}")
+        return classes
+
+    def predictor(self, classes: list[str] | None) -> Predictor:
+        """Return the predictor for class names; None: the first one."""
+        if classes is None:
             return self.first
         if classes != self.last.classnames:
             self.last = Predictor(self.model_dir, classes, **self.options)
@@ -86,9 +120,9 @@ class Served:
             ValueError: the picture cannot be read; or as `Predictor`.
             OSError: as `PictureReader`.
         """
-        pixels = self.read(image)
-        with self.lock:
-            predictor = self.predictor(names)
+        classes, pixels = self.typed(names), self.read(image)
+        with self.lock if classes is None else self.other_lock:
+            predictor = self.predictor(classes)
             if None not in (self.strength, strength) and strength != strength_of(predictor):
                 predictor.trainer.model.strength = strength
                 fits = self.calibration and self.calibration["of"] == {**self.identity, "strength": strength}
@@ -128,16 +162,25 @@ class Received:
         """Return whether a path lies in the folder."""
         return osp.commonpath([self.folder, osp.abspath(path)]) == self.folder
 
-    def sweep(self, room: int = 0) -> None:
-        """Remove old pictures, then the oldest ones until `room` more bytes fit under the limit."""
+    def sweep(self) -> None:
+        """Remove old pictures, then the oldest ones beyond the limits of bytes and number, and empty folders."""
         with self.lock:
-            files = [(file, file.stat()) for file in Path(self.folder).rglob("*") if file.is_file()]
-            total, old = sum(facts.st_size for _, facts in files), time.time() - KEPT
-            for file, facts in sorted(files, key=lambda pair: pair[1].st_mtime):
-                if facts.st_mtime > old and total + room <= MOST_FILES:
+            files, folders = [], []
+            for at, inner, names in os.walk(self.folder):
+                for paths, group in ((names, files), (inner, folders)):
+                    for path in (Path(at, name) for name in paths):
+                        with contextlib.suppress(FileNotFoundError):  # it was moved meanwhile
+                            group.append((path.lstat(), path))
+            total, number, old = sum(facts.st_size for facts, _ in files), len(files), time.time() - KEPT
+            for facts, file in sorted(files, key=lambda pair: pair[0].st_mtime):
+                if facts.st_mtime > old and total <= MOST_FILES and number <= MOST_NUMBER:
                     break
-                total -= facts.st_size
-                file.unlink()
+                total, number = total - facts.st_size, number - 1
+                file.unlink(missing_ok=True)
+            for facts, folder in folders:
+                if facts.st_mtime < time.time() - STALLED:  # else a picture may be on its way into it
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
 
 
 def page(served: Served, received: Received):
@@ -150,7 +193,7 @@ def page(served: Served, received: Received):
         try:
             p = served.classify(image, names or "", strength)
         except (ValueError, OSError, FloatingPointError) as error:
-            raise gr.Error(visible(error), print_exception=False) from error
+            raise gr.Error(as_text(error), print_exception=False) from error
         doubt = f"unsure: below {served.threshold:g}" if p.unsure else ""
         return {visible(name): q for name, q in p.top}, "; ".join(filter(None, [doubt, SEEN.get(p.seen)]))
 
@@ -196,6 +239,11 @@ def page(served: Served, received: Received):
     return app
 
 
+def as_text(error: Exception) -> str:
+    """Return an error's message for gradio, which shows it as HTML. It may have class names in it."""
+    return html.escape(visible(error), quote=False)
+
+
 def take_received_only(image, received: Received) -> None:
     """Restrict a `gradio.Image` to paths of received pictures: gradio itself opens, copies and downloads nothing."""
 
@@ -214,7 +262,7 @@ def received_path(payload, received: Received) -> str:
     try:
         return received.check(payload.path)
     except ValueError as error:
-        raise gr.Error(visible(error), print_exception=False) from error
+        raise gr.Error(as_text(error), print_exception=False) from error
 
 
 def launch(served: Served, port: int):
@@ -230,7 +278,7 @@ def launch(served: Served, port: int):
     received = Received(os.environ["GRADIO_TEMP_DIR"])
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     quiet = {"quiet": True, "share": False, "footer_links": [], "ssr_mode": False, "run_history": False, "pwa": False}
-    app = page(served, received)
+    app = page(served, received).queue(max_size=WAITING)
     try:
         app.launch(
             server_name=HOST,
@@ -243,7 +291,7 @@ def launch(served: Served, port: int):
             **quiet,
         )
     except OSError as error:
-        raise OSError(f"port {port} of {HOST} is taken: give another with --port") from error
+        raise OSError(f"port {port} of {HOST} is taken or not yours: give another with --port") from error
     return app
 
 
@@ -254,57 +302,146 @@ def only_known_formats() -> None:
 
 
 class Gate:
-    """The ASGI middleware: it answers its own page alone, makes room for pictures, and adds `POLICY`.
+    """The ASGI middleware: it answers its own page alone, bounds what is sent, and adds `HEADERS`.
 
     The name of another site could resolve to this machine (DNS rebinding), or its page could send pictures here. The
-    headers Host and Origin show this.
+    headers Host, Origin and Sec-Fetch-Site show this.
     """
 
     def __init__(self, app, port: int, received: Received):
-        self.app, self.received = app, received
+        self.app, self.received, self.sent = app, received, 0  # bytes of all uploads that are on the way
         self.hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
 
     async def __call__(self, scope, receive, send):
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
-        if scope["type"] in ("http", "websocket"):
-            refusal = self.refusal(headers)
-            if refusal:
-                return await refuse(scope, send, *refusal)
-            if scope.get("method") == "POST":
-                self.received.sweep(room=content_length(headers))
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self.refusal(scope, headers)
+        if refusal:
+            return await refuse(scope, send, *refusal)
+        # gradio fails on some ranges, and no picture needs them
+        scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+
+        has_begun = False
 
         async def answer(message):
+            nonlocal has_begun
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+                has_begun = True
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        await self.app(scope, receive, answer)
+        try:
+            await self.pass_on(scope, receive, answer, content_length(headers) or 0)
+        except Exception as error:  # gradio and starlette raise many types for what their own page never sends
+            print(visible(f"{scope['path'][:100]}: {type(error).__name__}: {error}"[:300]), file=sys.stderr)
+            if not has_begun:
+                await refuse(scope, send, 400, "this request is malformed")
 
-    def refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
+    async def pass_on(self, scope, receive, answer, length: int) -> None:
+        """Let gradio answer a request with a body of so many bytes."""
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, answer)
+        is_picture, upload = scope["path"].startswith(UPLOAD), Upload(self, receive, length)
+        if is_picture:
+            await asyncio.to_thread(self.received.sweep)
+        try:
+            await self.app(scope, upload.receive, answer)
+        finally:
+            self.sent -= upload.sent
+            if is_picture:
+                await asyncio.to_thread(self.received.sweep)
+
+    def refusal(self, scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """Return status and reason to refuse a request; None to answer it."""
         if headers.get("host") not in self.hosts:
             return 421, "this page answers to its own address only"
-        origin = headers.get("origin")
-        if origin is not None and origin.removeprefix("http://") not in self.hosts:
+        method, path = scope.get("method", ""), scope["path"]
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        is_visit = path == "/" and headers.get("sec-fetch-mode") == "navigate"  # a link to the page
+        is_foreign = origin is not None and origin not in {f"http://{host}" for host in self.hosts}
+        if is_foreign or site not in ("none", "same-origin") and not is_visit:
             return 403, "this page takes nothing from other pages"
-        if content_length(headers) > MOST_FILE + 2**20:
-            return 413, f"a picture may have {MOST_FILE >> 20} MB"
+        routes = ROUTES.get("GET" if method == "HEAD" else method)
+        if routes is None or not routes.fullmatch(path):
+            return 404, "this page has no such part"
+        if path.startswith(FILE):
+            try:
+                self.received.check(path.removeprefix(FILE))
+            except ValueError as error:
+                return 404, visible(error)
+        if method != "POST":
+            return None
+        if "transfer-encoding" in headers or content_length(headers) is None:
+            return 411, "a request must say its length"
+        most = MOST_FILE + 2**20 if path.startswith(UPLOAD) else MOST_BODY
+        if content_length(headers) > most:
+            return 413, f"a picture may have {MOST_FILE >> 20} MB, and any other request {MOST_BODY >> 10} KB"
         return None
 
 
-def content_length(headers: dict[str, str]) -> int:
-    """Return the number of bytes in a request by its headers, 0 without such a header."""
+class Upload:
+    """The body of a request while it arrives.
+
+    Args:
+        gate: counts the bytes of all of them.
+        receive: ASGI's function for the next part.
+        length: bytes of the body.
+
+    Attributes:
+        sent: bytes that have arrived.
+    """
+
+    def __init__(self, gate: Gate, receive, length: int):
+        self.gate, self.next, self.sent, self.is_complete = gate, receive, 0, False
+        self.end = time.monotonic() + STALLED + length / SLOWEST
+
+    async def receive(self):
+        """Return ASGI's next message. Raise starlette's HTTPException for what is too slow, or too much at once."""
+        from starlette.exceptions import HTTPException
+
+        if self.is_complete:  # the next message is the end of the connection
+            return await self.next()
+        try:
+            message = await asyncio.wait_for(self.next(), min(STALLED, max(0.0, self.end - time.monotonic())))
+        except asyncio.TimeoutError:
+            raise HTTPException(408, "this upload is too slow: try again") from None
+        size = len(message.get("body", b""))
+        self.sent, self.gate.sent = self.sent + size, self.gate.sent + size
+        if self.gate.sent > MOST_SENT:
+            raise HTTPException(503, "too many pictures at once: try again")
+        self.is_complete = not message.get("more_body", False)
+        return message
+
+
+def content_length(headers: dict[str, str]) -> int | None:
+    """Return the number of bytes in a request by its headers, None without such a header."""
     length = headers.get("content-length", "")
-    return int(length) if length.isdigit() and len(length) < 20 else 0
+    return int(length) if length.isdecimal() and len(length) < 20 else None
 
 
 async def refuse(scope, send, status: int, reason: str) -> None:
     """Send a refusal."""
     if scope["type"] == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
-    body, head = reason.encode(), [(b"content-type", b"text/plain; charset=utf-8")]
+    # close: the rest of the request is not read
+    body, head = reason.encode(), [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
+
+
+def check_port(port: int) -> None:
+    """Raise ValueError if there is no such port, OSError if it is taken. Loading a model takes long."""
+    if not 0 < port < 2**16:
+        raise ValueError(f"--port is {port}: give a number from 1 to 65535")
+    with socket.socket() as probe:
+        if os.name == "posix":  # ports of pages that have just ended may be used again; Windows shares those in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {HOST} is taken or not yours: give another with --port") from error
 
 
 def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int, **options) -> None:
@@ -321,12 +458,12 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
         ValueError: gradio is not installed, or `port` is out of range; or as `Predictor`.
         OSError: the port is taken.
     """
-    if not 0 < port < 2**16:
-        raise ValueError(f"--port is {port}: give a number from 1 to 65535")
+    check_port(port)
     report_nothing()
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy", os.environ.get("NO_PROXY")), HOST]))
     sweep(tempfile.gettempdir(), SCRATCH.format("orthcr-page"))  # of pages that were killed
     with scratch_folder(tempfile.gettempdir(), "orthcr-page") as folder:
+        os.chmod(folder, 0o700)  # the pictures are nobody else's business
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             import gradio  # noqa: F401
@@ -334,4 +471,9 @@ def serve(model_dir: str, classes: list[str] | None, threshold: float, port: int
             raise ValueError("--serve needs gradio: in the clone, pip install -e '.[serve]'") from None
         app = launch(Served(model_dir, classes, threshold, **options), port)
         print(f"http://{HOST}:{port}   Ctrl-C ends it", flush=True)
-        app.block_thread()
+        try:
+            while True:
+                time.sleep(SWEEP)
+                Received(folder).sweep()
+        finally:
+            app.close(verbose=False)  # first: it must not write into the folder while that is removed

@@ -143,7 +143,7 @@ def read_config(path: Path) -> dict:
         key, value = tree.popitem()
         if isinstance(value, dict):
             tree |= {f"{key}.{name}": leaf for name, leaf in value.items()}
-        elif isinstance(value, list) and any(isinstance(leaf, (dict, list)) for leaf in value):
+        elif isinstance(value, list) and any(isinstance(leaf, (dict, list, tuple)) for leaf in value):
             break
         else:
             flat[key] = value

@@ -257,6 +257,8 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     """
     if path.endswith(".index.json"):
         files = sorted({*read_config(path)["weight_map"].values()})
+        if any(file.endswith(".index.json") for file in files):  # a few that name each other take for ever
+            raise ValueError(f"{path} names another index, not files of tensors: put the original back")
         shards = [read_weights(os.path.join(os.path.dirname(path), os.path.basename(file))) for file in files]
         return {name: tensor for shard in shards for name, tensor in shard.items()}
     if path.endswith(".safetensors"):
