@@ -1,10 +1,10 @@
 """The tables and pictures of docs/strength.md: every weight method at each strength, on the embedded data.
 
-    python -m scripts.strength [--trainers OrthCR FullFT CLIPLoRA OrthSR] [--points CoOp] [--output-dir output/strength]
+    python -m scripts.strength_curves [--trainers OrthCR FullFT CLIPLoRA OrthSR] [--points CoOp] [--output-dir DIR]
 
 It trains each method as `benchmark.py` does, by all four protocols with seeds 1, 2, 3, in the same folders. With the
-`--output-dir` of a finished benchmark nothing is trained. Then it does what `python -m orthcr strength` does with
-all these models. The same command given again resumes.
+`--output-dir` of a finished benchmark nothing is trained. Then it does what `orthcr strength` does, with all
+these models. The same command given again resumes.
 """
 
 import sys
