@@ -29,6 +29,8 @@ METHODS = {  # (colour, marker, hatch)
     "TipAdapter": (WINE, "P", "..."),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
+    "TPT": (GREY, "D", "..."),
+    "TDA": (GREY, "v", "xx"),
 }
 
 

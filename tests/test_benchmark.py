@@ -19,6 +19,7 @@ from orthcr.compare.plans import Job, PlannedRun
 from orthcr.compare.schedule import learns, named, plan, registered, share
 from orthcr.compare.stages import Method, published
 from orthcr.run.config import setup_cfg
+from orthcr.run.spec import RunSpec
 from trainers.base import ClipTrainer
 
 
@@ -227,7 +228,10 @@ class Terminal:
 
 
 def test_the_display_on_a_terminal(tmp_path, capsys):
-    jobs = [Job((PlannedRun(name, tmp_path / name, ()),), 10.0, "CoOp") for name in ("one", "two", "three")]
+    jobs = [
+        Job((PlannedRun(name, RunSpec(output_dir=str(tmp_path / name))),), 10.0, "CoOp")
+        for name in ("one", "two", "three")
+    ]
     display = Display(jobs, "bench", Terminal())
     display.began -= 100
     (tmp_path / "one").mkdir()
@@ -246,7 +250,7 @@ def test_the_display_on_a_terminal(tmp_path, capsys):
 
 
 def test_what_was_finished_before_does_not_shorten_what_is_left(tmp_path):
-    jobs = [Job((PlannedRun(str(k), tmp_path / str(k), ()),), 10.0) for k in range(4)]
+    jobs = [Job((PlannedRun(str(k), RunSpec(output_dir=str(tmp_path / str(k)))),), 10.0) for k in range(4)]
     display = Display(jobs)
     display.ended(jobs[0], failed=False)
     assert display.counts() == "1 of 4 runs"

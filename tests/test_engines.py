@@ -14,6 +14,7 @@ import pytest
 from orthcr.compare import engines
 from orthcr.compare.engines import local, on_ray, slots
 from orthcr.compare.plans import Job, PlannedRun, crash, execute
+from orthcr.run.spec import RunSpec
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -115,7 +116,7 @@ def test_slots(monkeypatch):
 
 def test_a_crash_is_told_with_the_end_of_its_log(tmp_path):
     """And what failed for good does not hide what did not."""
-    jobs = [Job((PlannedRun(name, tmp_path / name, ()),)) for name in ("good", "bad", "ugly")]
+    jobs = [Job((PlannedRun(name, RunSpec(output_dir=str(tmp_path / name))),)) for name in ("good", "bad", "ugly")]
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "log.txt").write_text("".join(f"line {k}\n" for k in range(9)))
 

@@ -27,6 +27,7 @@ from orthcr.compare.sweep import check_tested
 from orthcr.reports.runs import LeftOut, read_config
 from orthcr.run.own_images import write_wrong
 from orthcr.run.runner import main
+from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import TEMPERATURE, read_temperature
 from trainers.shared.backbones import find, read_weights
 
@@ -171,7 +172,7 @@ def test_results_of_a_plan_that_are_none(tmp_path, odd, monkeypatch):
     results = {"accuracy": 90.0, "classes": "base", **odd} if isinstance(odd, dict) else odd
     write_json(results, tmp_path / "results.json")
     monkeypatch.setattr(plans, "check_same_run", lambda *_: None)
-    (results, failure) = plans.make_job(plans.Job((plans.PlannedRun("a run", tmp_path, ()),)))
+    (results, failure) = plans.make_job(plans.Job((plans.PlannedRun("a run", RunSpec(output_dir=str(tmp_path))),)))
     assert failure.startswith(f"a run: {tmp_path}/results.json ") and "or remove it" in failure and not results
 
 
@@ -179,7 +180,7 @@ def test_a_plan_tells_failures_without_numbers_of_the_system(tmp_path, monkeypat
     (tmp_path / "results.json").mkdir()
     monkeypatch.setattr(plans, "check_same_run", lambda *_: None)
     monkeypatch.setattr(plans, "read_json", lambda path: open(path))
-    _, failure = plans.make_job(plans.Job((plans.PlannedRun("a run", tmp_path, ()),)))
+    _, failure = plans.make_job(plans.Job((plans.PlannedRun("a run", RunSpec(output_dir=str(tmp_path))),)))
     assert failure == f"a run: Is a directory: '{tmp_path}/results.json'"
 
 
@@ -193,7 +194,7 @@ def test_logs_that_are_no_files(tmp_path):
 
 
 def test_a_sweep_of_runs_without_a_test(tmp_path, one_line):
-    job = plans.Job((plans.PlannedRun("a run", tmp_path, ()),))
+    job = plans.Job((plans.PlannedRun("a run", RunSpec(output_dir=str(tmp_path))),))
     check_tested(job, [{"accuracy": 1.0, "classes": "all"}])
     with pytest.raises(ValueError, match="has no accuracy") as error:
         check_tested(job, [{"classes": "all"}])
