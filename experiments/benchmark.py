@@ -226,7 +226,7 @@ def other_strengths(training: PlannedRun, strengths: list[str]) -> list[str]:
 
 def cutouts(trainer: str, args: argparse.Namespace) -> list[str]:
     """Return the words of --cutout for a method; "", its settings, without that flag or without training images."""
-    return args.cutout if args.cutout and learns(trainer) else [""]
+    return list(dict.fromkeys(args.cutout)) if args.cutout and learns(trainer) else [""]
 
 
 def at_cutout(training: PlannedRun, word: str) -> PlannedRun:

@@ -144,6 +144,7 @@ def test_every_method_with_cutout_and_without(trainer, cfg, holes, none):
 
 def test_cutout_is_for_what_trains_and_keeps_a_size_that_is_given():
     words = ["--seeds", "1", "--cutout", "with", "without"]
+    assert len(planned(["--seeds", "1", "--cutout", "with", "with"], ["base2new"])) == 1
     (job,) = planned(words, ["base2new"], ("ZeroshotCLIP",))
     assert "INPUT.TRANSFORMS" not in job.runs[0].argv and "with_cutout" not in job.runs[0].folder.parts
     job, _ = planned([*words, "INPUT.CUTOUT_LEN", "4"], ["base2new"], ("CoOp",))
