@@ -1,6 +1,6 @@
 """Measure the figures of docs/ that are no case of `python -m benchmarks`, each by a function.
 
-    python -m benchmarks.costs                      all, about 9 minutes, 5 of them for the compiler
+    python -m benchmarks.costs                      all, about 15 minutes, 5 of them for the compiler
     python -m benchmarks.costs merged start         a part of them
 
 Each figure is printed as a table and added to costs.json in --output-dir. CLIP has its architecture and random weights;
@@ -44,6 +44,7 @@ from trainers.shared.rotations import Rotations
 from .__main__ import date
 from .cases import FIRST, Case
 from .measure import Watch, build, draw_jpegs, epoch_seconds, in_turn, items_of, random_clip
+from .memory import peak_of, trainer_tensors
 from .steps import ROOT, Steps
 
 NAME = "costs.json"
@@ -64,11 +65,11 @@ class Bench(NamedTuple):
     def scratch(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
-    def build(self, case: Case):
-        """Build the trainer of a case in this process."""
-        self.say(f"builds {case.trainer}")
+    def build(self, case: Case, file: str = ""):
+        """Build the trainer of a case in this process; `file` as of `measure.build`."""
+        self.say(f"builds {case.trainer} {file}")
         with redirect_stdout(StringIO()):
-            return build(case, random_clip(case.backbone, self.folder), self.scratch())
+            return build(case, random_clip(case.backbone, self.folder), self.scratch(), file=file)
 
     def steps(self, case: Case, opts: list[str] = (), n: int = 1, env: dict[str, str] | None = None) -> Steps:
         """Build the trainer of a case in n other processes; see `Steps`."""
@@ -130,6 +131,52 @@ def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=
         share = 100 - 100 * plain / rotated
         rows.append({"batch": batch, "step, s": rotated, "without, s": plain, "share, %": share})
     return rows
+
+
+# -------------------------------------------------------------------- the reviewed configuration: docs/speed.md
+
+
+def published(bench: Bench, trainers=("OrthSR", "OrthCR"), backbone=FIRST, classes=50, batch=4, rounds=3) -> Rows:
+    """Compare a step of vit_b16_published.yaml with one of vit_b16.yaml: time, that of R, and memory.
+
+    R is measured alone, forward and backward. The memory is the peak of the first step, as in the benchmark.
+    """
+    models, peaks, works = {}, {}, {}
+    for name in trainers:
+        case = Case("train", name, backbone, classes, batch, "fp32")
+        for file in ("vit_b16", "vit_b16_published"):
+            model = models[name, file] = bench.build(case, file)
+            model.set_model_mode("train")
+            images = next(iter(model.train_loader_x))
+            bench.say(f"first step of {name} {file}")
+            peaks[name, file] = peak_of(partial(model.forward_backward, images), trainer_tensors(model), model.device)
+            works[name, file] = partial(step_and_rotations, model, images, Watch(model.device))
+    bench.say("steps in turn")
+    times, rows = in_turn(works, rounds), []
+    for (name, file), model in models.items():
+        rotations = model.model.rotations
+        rows.append(
+            {
+                "trainer": name,
+                "file": file,
+                "block sizes": ", ".join(map(str, sorted({b for _, b in rotations.sizes.values()}))),
+                "trained numbers": sum(p.numel() for p in rotations.parameters()),
+                "step, s": times[name, file]["step"]["seconds"],
+                "R, s": times[name, file]["R"]["seconds"],
+                "peak, MiB": peaks[name, file],
+            }
+        )
+    return rows
+
+
+def step_and_rotations(trainer, images: dict, watch: Watch) -> dict[str, tuple[float, float]]:
+    """Return the times of a training step, and of R alone, forward and backward."""
+    rotations = trainer.model.rotations
+    with watch.span("step"):
+        trainer.forward_backward(images)
+    with watch.span("R"):
+        sum(r.sum() for r in rotations(list(rotations.sizes)).values()).backward()
+    return watch.read()
 
 
 # -------------------------------------------------------------------- TRAIN.COMPILE: docs/speed.md
@@ -386,6 +433,7 @@ def run(words: list[str]) -> None:
 
 FIGURES = {  # functions by name; a new figure needs an entry here and nothing else
     "rotations": rotations,
+    "published": published,
     "compile": compiled,
     "processes": processes,
     "loading": loading,

@@ -110,7 +110,7 @@ class BenchmarkJPEGs(DatasetBase):
         super().__init__(train_x=self.items, test=self.items[:1])
 
 
-def build(case: Case, weights: str, folder: Path, opts: list[str] = ()):
+def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: str = ""):
     """Return the trainer of a case, on a few JPEGs of noise that the classes share.
 
     Args:
@@ -118,11 +118,12 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = ()):
         weights: file of CLIP.
         folder: of the JPEGs, and output directory of the trainer.
         opts: KEY VALUE pairs, which have precedence over the case's.
+        file: name of a YAML in configs/trainers/<trainer>; "": that of `SETTINGS`.
     """
     count = max(case.classes, JPEGS, BATCHES * case.batch)
     BenchmarkJPEGs.items = items_of(draw_jpegs(folder), case.classes, count)
     yaml, settings = SETTINGS.get(case.trainer, ("vit_b16", []))
-    words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{yaml}.yaml"]
+    words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{file or yaml}.yaml"]
     words += ["--backbone", weights, "--output-dir", str(folder), "DATASET.NAME", "BenchmarkJPEGs"]
     words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(case.batch), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"]
     discover(trainers)

@@ -17,6 +17,7 @@ METHODS = {  # (colour, marker, hatch)
     "MaPLe": (PINK, "v", None),
     "OrthSR": (SKY, "P", None),
     "PromptSRC": (WINE, "<", None),
+    "BlockFT": (RED, ">", "..."),
     "VPT": (BLUE, "s", "///"),
     "CoCoOp": (ORANGE, "D", "///"),
     "KgCoOp": (GREEN, "^", "///"),

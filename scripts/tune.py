@@ -46,6 +46,7 @@ GRIDS = {
     ),
     "CLIPLoRA": ([], {LR: [2e-4, 5e-4, 2e-3, 5e-3], "TRAINER.CLIPLORA.R": [2, 8]}),
     "FullFT": ([], {LR: [1e-5, 3e-5, 1e-4, 3e-4], EPOCHS: [20, 40]}),
+    "BlockFT": ([], {LR: [1e-4, 2e-4, 5e-4, 1e-3], "TRAINER.BLOCKFT.HALF": [False, True]}),
     "OrthSR": ([], {LR: [2e-4, 5e-4], "TRAINER.ORTHSR.LAMBDA": [0.25, 1.0], "TRAINER.ORTHSR.TAU": [1.0, 4.0]}),
     "OrthCR none": ([REG, "none"], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
     "OrthCR self_kl": ([REG, "self_kl", TAU, "4.0"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),

@@ -29,7 +29,8 @@ class Encoders(nn.Module):
 
 
 def node(**changes):
-    return SimpleNamespace(**{"ENCODERS": BOTH, "LAYERS": [], "WEIGHTS": WEIGHTS, "BLOCK_SIZE": 16, **changes})
+    blocks = {"BLOCK_SIZE": 16, "N_BLOCKS": 0}
+    return SimpleNamespace(**{"ENCODERS": BOTH, "LAYERS": [], "WEIGHTS": WEIGHTS, **blocks, **changes})
 
 
 def orthogonal(model, **changes):

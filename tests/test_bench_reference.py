@@ -18,17 +18,27 @@ SHALLOW = {  # two blocks of the random CLIP's image encoder, three of its text 
     "FullFT": ["TRAINER.FULLFT.REG", "cross_kl"],
     "OrthCR": ["TRAINER.ORTHCR.BLOCK_SIZE", 16],
     "OrthSR": ["TRAINER.ORTHSR.BLOCK_SIZE", 16],
+    "BlockFT": ["TRAINER.BLOCKFT.BLOCK_SIZE", 16],
 }
+VIEWS = ["ATTENTIVE", True, "VIEWS", "both", "LAMBDA_CUT", 0.5, "CUTOUT_BY", "similarity", "N_BLOCKS", 4]
+REVIEWED = [word if k % 2 else f"TRAINER.{{}}.{word}" for k, word in enumerate(VIEWS)]
+CASES = [(name, SHALLOW.get(name, [])) for name in TRAINERS]
+CASES += [(name, [*REVIEWED, "TRAINER.{}.WEIGHTS", ["c_fc", "c_proj"]]) for name in ("OrthCR", "OrthSR", "BlockFT")]
+CASES += [("BlockFT", SHALLOW["BlockFT"]), ("BlockFT", ["TRAINER.BLOCKFT.HALF", True, "TRAINER.BLOCKFT.N_BLOCKS", 2])]
 
 
 @pytest.fixture
 def trainer_of(tmp_path, random_clip, make_trainer, monkeypatch):
-    """trainer_of(name): on the small random CLIP, in fp64, with random trained tensors."""
+    """trainer_of(name, opts): on the small random CLIP, in fp64, with random trained tensors."""
 
-    def make(name):
+    def make(name, opts=None):
+        opts = SHALLOW.get(name, []) if opts is None else opts
+        opts = [word.format(name.upper()) if isinstance(word, str) else word for word in opts]
+        if any(str(word).endswith("ATTENTIVE") for word in opts):
+            opts += ["INPUT.TRANSFORMS", '["normalize"]']
         torch.save(random_clip().state_dict(), tmp_path / "clip.pt")
         size = ["MODEL.BACKBONE.NAME", tmp_path / "clip.pt", "INPUT.SIZE", (32, 32)]
-        trainer = make_trainer(*size, *SHALLOW.get(name, []), trainer=name)
+        trainer = make_trainer(*size, *opts, trainer=name)
         exact(monkeypatch, trainer.model)
         randomized(trainer.model.get_submodule(trainer.learner))
         return trainer
@@ -46,9 +56,9 @@ def step(trainer, image, label):
     return [*terms.values(), logits, *(p.grad.clone() for p in learner.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_the_two_formulations_agree(name, trainer_of, noise):
-    trainer = trainer_of(name)
+@pytest.mark.parametrize("name, opts", CASES, ids=str)
+def test_the_two_formulations_agree(name, opts, trainer_of, noise):
+    trainer = trainer_of(name, opts)
     image, label = noise(3, 3, 32, 32).double(), torch.tensor([0, 2, 5])
     trainer.set_model_mode("train")
     ours = step(trainer, image, label)

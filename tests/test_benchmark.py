@@ -52,6 +52,8 @@ def test_the_command_line():
         (["SEED.X", "1", "DATASET.NUM_SHOTS", "2"], "DATASET.NUM_SHOTS is set by a flag"),
         (["optim.lr", "0.1"], "no config key"),
         (["--workers", "0"], "1 or more"),
+        (["--cutout", "with", "INPUT.TRANSFORMS", "['normalize']"], "INPUT.TRANSFORMS is set by --cutout"),
+        (["--cutout", "with", "--sweep", "OPTIM.LR", "1", "2"], "--cutout is no part of a sweep"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words, said, capsys):
@@ -79,11 +81,77 @@ def test_the_plan_of_the_embedded_data():
     assert len(found) == sum(len(job.runs) for job in jobs) == 115
     few = [path for path in found if "/fewshot/digits/CoOp/" in path]
     assert len(few) == 15 and len([path for path in found if "/fewshot/digits/ZeroshotCLIP/" in path]) == 1
-    for trainer, epochs in (("CoOp", 25), ("OrthCR", 20)):
-        source = found[f"output/bench/xd/shapes/shots16/{trainer}/tiny/seed2"]
+    for trainer, file, epochs in (("CoOp", "tiny", 25), ("OrthCR", "tiny_cross_datasets", 20)):
+        source = found[f"output/bench/xd/shapes/shots16/{trainer}/{file}/seed2"]
         assert setup_cfg(source.spec).OPTIM.MAX_EPOCH == epochs
         (job,) = [job for job in jobs if source in job.runs]
         assert len(job.runs) == 10 and all(run.model == source.folder for run in job.runs[1:])
+
+
+def test_the_transfers_have_their_own_file_unless_one_is_named():
+    weights = ("OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA")
+    for cfg, source in (("", "tiny_cross_datasets"), ("tiny", "tiny")):
+        words = ["--seeds", "1", "--shots", "1", *(["--cfg", cfg] if cfg else [])]
+        for job in planned(words, trainers=weights):
+            training = job.runs[0]
+            in_transfer = "xd" in training.folder.parts
+            assert (source if in_transfer else "tiny") in training.folder.parts
+            node = setup_cfg(training.spec).TRAINER[job.kind.upper()]
+            assert node.STRENGTH == (0.5 if in_transfer and not cfg else 1.0)
+    real = planned(["--datasets", "imagenet", "--seeds", "1"], ["xd", "dg"], weights)
+    for job in real:
+        node = setup_cfg(job.runs[0].spec).TRAINER[job.kind.upper()]
+        assert job.runs[0].folder.parts[-2] == "vit_b16_cross_datasets" and node.STRENGTH == 0.5
+
+
+def test_the_strength_of_the_settings_is_not_tested_twice():
+    for strengths, n in (([], 0), (["0.5"], 0), (["0.50", "1"], 1), (["auto", "0.25"], 2)):
+        words = ["--seeds", "1", *(["--strength", *strengths] if strengths else [])]
+        (job,) = planned(words, ["dg"], ("OrthCR",))
+        assert len(job.runs) == 5 * (1 + n)
+
+
+@pytest.mark.parametrize(
+    "trainer, cfg, holes, none",
+    [
+        ("CoOp", "", ("random_resized_crop", "normalize", "cutout"), {}),
+        ("OrthCR", "", ("random_resized_crop", "cutout", "normalize"), {}),
+        ("OrthSR", "", ("random_resized_crop", "normalize"), {"ATTENTIVE": False}),
+        (
+            "OrthSR",
+            "tiny_published",
+            ("random_resized_crop", "normalize"),
+            {"ATTENTIVE": False, "VIEWS": "cut", "LAMBDA_CUT": None, "CUTOUT_BY": "attention"},
+        ),
+        ("TipAdapterF", "", ("random_resized_crop", "normalize", "cutout"), {}),
+    ],
+)
+def test_every_method_with_cutout_and_without(trainer, cfg, holes, none):
+    words = ["--seeds", "1", "--cutout", "with", "without", *(["--cfg", cfg] if cfg else [])]
+    plain = planned([word for word in words if word not in ("--cutout", "with", "without")], ["base2new"], (trainer,))
+    jobs = planned(words, ["base2new"], (trainer,))
+    cfgs = [setup_cfg(job.runs[0].spec) for job in (*jobs, *plain)]
+    with_holes, without, default = cfgs
+    assert with_holes.INPUT.TRANSFORMS == holes and with_holes.INPUT.CUTOUT_LEN == without.INPUT.CUTOUT_LEN == 8
+    assert without.INPUT.TRANSFORMS == tuple(name for name in holes if name != "cutout")
+    node, others = without.TRAINER[trainer.upper()], default.TRAINER[trainer.upper()]
+    assert {key: node[key] for key in none} == none
+    assert {key: node[key] for key in node if key not in none} == {k: others[k] for k in others if k not in none}
+    assert with_holes.TRAINER == default.TRAINER
+    assert [job.runs[0].folder.parts[2] for job in jobs] == ["with_cutout", "without_cutout"]
+    for job in jobs:
+        assert job.runs[1].model == job.runs[0].folder
+
+
+def test_cutout_is_for_what_trains_and_keeps_a_size_that_is_given():
+    words = ["--seeds", "1", "--cutout", "with", "without"]
+    assert len(planned(["--seeds", "1", "--cutout", "with", "with"], ["base2new"])) == 1
+    (job,) = planned(words, ["base2new"], ("ZeroshotCLIP",))
+    assert "INPUT.TRANSFORMS" not in job.runs[0].spec.opts and "with_cutout" not in job.runs[0].folder.parts
+    job, _ = planned([*words, "INPUT.CUTOUT_LEN", "4"], ["base2new"], ("CoOp",))
+    assert setup_cfg(job.runs[0].spec).INPUT.CUTOUT_LEN == 4
+    real, _ = planned([*words, "--datasets", "dtd"], ["base2new"], ("CoOp",))
+    assert setup_cfg(real.runs[0].spec).INPUT.CUTOUT_LEN == 56
 
 
 def test_the_plan_of_the_real_data():

@@ -73,6 +73,13 @@ def test_published_averages(tmp_path):
     assert {cell.method for cell in table.cells} == {"CoOp", "Mine"}, "no published figure is among ours"
 
 
+def test_published_harmonic_means_are_those_of_the_averages():
+    """To the rounding of the three."""
+    for trainer, (base, new, h) in BASE_TO_NEW.items():
+        assert h == pytest.approx(2 * base * new / (base + new), abs=0.01), trainer
+    assert BASE_TO_NEW["OrthSR"] == (83.82, 76.55, 80.02)
+
+
 def test_published_averages_of_the_transfers(tmp_path):
     on = ("ImageNet", "all", 16, 1)
     for row in BENCHMARKS:

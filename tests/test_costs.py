@@ -42,6 +42,16 @@ def test_without_rotations_a_step_is_that_of_the_frozen_clip(bench):
     assert not torch.allclose(model.all_logits(image)[0], frozen, atol=1e-2)
 
 
+def test_the_reviewed_configuration_beside_the_default(bench):
+    default, published = costs.published(bench, ("OrthSR",), "small", classes=3, batch=2, rounds=1)
+    assert (default["block sizes"], published["block sizes"]) == ("64", "32, 128")  # width 128
+    pairs = 2 * 12 * (4 * 32 * 31 // 2 + 4 * 128 * 127 // 2)
+    assert published["trained numbers"] == pairs and default["trained numbers"] == 2 * 12 * 18 * 64 * 63 // 2
+    for row in (default, published):
+        assert 0 < row["R, s"] < row["step, s"]
+        assert row["peak, MiB"] * 2**20 > 4 * (4 * row["trained numbers"])  # with their gradients and AdamW's moments
+
+
 def test_what_is_merged_is_what_was_trained(bench):
     plain, merged, unmerged, first = costs.merged(bench, "small", classes=3, batch=2, rounds=1, deviation=0.1)
     off = "logits off merged's, at most"

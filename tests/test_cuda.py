@@ -31,6 +31,9 @@ CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHC
 CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]
 CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
+BOTH_VIEWS = ["INPUT.TRANSFORMS", '["normalize"]', "TRAINER.ORTHCR.ATTENTIVE", True, "TRAINER.ORTHCR.VIEWS", "both"]
+CASES += [("OrthCR", [*BOTH_VIEWS, "TRAINER.ORTHCR.CUTOUT_BY", "similarity", "TRAINER.ORTHCR.N_BLOCKS", 4])]
+CASES += [("OrthCR", [*BOTH_VIEWS, "TRAINER.ORTHCR.REG", "none"]), ("BlockFT", ["TRAINER.BLOCKFT.HALF", True])]
 CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 
 
@@ -162,7 +165,7 @@ def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_train
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT"])
+@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "BlockFT"])
 def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

@@ -12,7 +12,7 @@ from trainers.shared import memory
 from trainers.shared.encoders import PLANS
 from trainers.shared.memory import SAVED, SHARE, TEMPORARY, blocks_to_recompute, split
 
-CHANGED = ["OrthCR", "FullFT", "CLIPLoRA"]
+CHANGED = ["OrthCR", "FullFT", "BlockFT", "CLIPLoRA"]
 OPTS = {
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
     "MMRL": ["TRAINER.MMRL.REP_LAYERS", [1, 2]],

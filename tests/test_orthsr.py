@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers.orthsr import class_attention, cut_out
+from trainers.shared.cutout import class_attention, cut_out
 from trainers.shared.encoders import ImageEncoder
 
 

@@ -16,7 +16,7 @@ def vit(trainer="OrthCR"):
     return ["--trainer", trainer, "--config-file", str(CONFIGS / "trainers" / trainer / "vit_b16.yaml")]
 
 
-@pytest.mark.parametrize("trainer", ["OrthCR", "OrthSR", "FullFT"])
+@pytest.mark.parametrize("trainer", ["OrthCR", "OrthSR", "FullFT", "BlockFT"])
 def test_a_rate_behind_the_reach_of_a_file_wins(trainer, capsys):
     cfg = setup_cfg(parse(vit(trainer)))
     assert cfg.TRAINER[trainer.upper()].REACH > 0

@@ -259,7 +259,7 @@ def test_a_data_set_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks, "stems", benchmarks.stems.__wrapped__)
     m = Stages(Method("OrthCR"), tmp_path / "data", tmp_path / "out")
     assert m.base2new_train("mine", 1).folder == tmp_path / "out/base2new/mine/shots16/OrthCR/vit_b16/seed1"
-    assert m.xd_test("mine", 2).model == tmp_path / "out/xd/imagenet/shots16/OrthCR/vit_b16/seed2"
+    assert m.xd_test("mine", 2).model == tmp_path / "out/xd/imagenet/shots16/OrthCR/vit_b16_cross_datasets/seed2"
     with pytest.raises(ValueError, match="no variant of imagenet"):
         m.dg_test("mine", 1)
     with pytest.raises(ValueError, match='do you mean "mine"'):

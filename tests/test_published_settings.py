@@ -78,6 +78,7 @@ def mmrl(batch, epochs, warmup=1, **keys):
     return original(batch, 0.001, epochs, **node("MMRL", **tokens | keys)) | optim
 
 
+WEIGHT_METHODS = ["OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA"]
 KGCOOP = "TRAINER.COOP.N_CTX 4 TRAINER.COOP.CSC False TRAINER.COOP.W 8.0 TRAINER.COOP.CLASS_TOKEN_POSITION end"
 PROGRAD = "LOSS.LAMBDA 1.0 TRAINER.COOP.N_CTX 16 TRAINER.COOP.CSC False TRAINER.COOP.CLASS_TOKEN_POSITION end"
 ADAPTER = "TRAINER.ADAPTER.INIT ZS TRAINER.ADAPTER.CONSTRAINT none TRAINER.ADAPTER.KEEP_UNDERSCORES True"
@@ -246,6 +247,8 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "fewshot", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "xd", "vit_b16_cross_datasets"),
+        *[(name, "imagenet", "xd", "vit_b16_cross_datasets") for name in WEIGHT_METHODS],
+        *[(name, "dtd", protocol, "vit_b16") for name in WEIGHT_METHODS for protocol in ("base2new", "fewshot")],
         ("MMRL", "eurosat", "base2new", "vit_b16_eurosat"),
         ("MMRL", "eurosat", "fewshot", "vit_b16_few_shot_eurosat"),
         ("MMRL", "dtd", "fewshot", "vit_b16_few_shot"),

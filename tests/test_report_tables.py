@@ -361,3 +361,27 @@ def test_own_images_are_told_apart_by_their_folder(tmp_path):
     table = only(tmp_path)
     assert table.heads == ["data set", "method", "all images"]
     assert [row[:3] for row in table.rows[:2]] == [["Images cars", "CoOp", "90.00"], ["Images pets", "CoOp", "70.00"]]
+
+
+# ------------------------------------------------------------------ with and without Cutout
+
+
+def test_with_and_without_cutout_are_rows_of_their_own(tmp_path):
+    plain, holes = ["random_resized_crop", "normalize"], ["random_resized_crop", "normalize", "cutout"]
+    orders = {"CoOp": holes, "OrthCR": ["random_resized_crop", "cutout", "normalize"]}
+    for trainer, with_cutout in orders.items():
+        for folder, transforms in (("with_cutout", with_cutout), ("without_cutout", plain)):
+            config = {"TRAINER.NAME": trainer, "INPUT.TRANSFORMS": transforms, "INPUT.CUTOUT_LEN": 8}
+            train_and_new(tmp_path / folder, trainer, "EuroSAT", 1, accuracy(), accuracy(), config=config)
+    labels = {name for _, name in only(tmp_path).lines}
+    assert labels == {f"{name} ({word})" for name in orders for word in ("Cutout", "no Cutout")}
+
+
+def test_other_transforms_are_named_whole(tmp_path):
+    for transforms in (["normalize"], ["random_flip", "normalize"]):
+        config = {"TRAINER.NAME": "CoOp", "INPUT.TRANSFORMS": transforms}
+        train_and_new(tmp_path / transforms[0], "CoOp", "EuroSAT", 1, accuracy(), accuracy(), config=config)
+    assert {name for _, name in only(tmp_path).lines} == {
+        "CoOp (TRANSFORMS ['normalize'])",
+        "CoOp (TRANSFORMS ['random_flip', 'normalize'])",
+    }

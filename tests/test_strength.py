@@ -26,12 +26,13 @@ from orthcr.reports.tree import collect
 from orthcr.run.config import discover, setup_cfg
 from orthcr.run.flags import parse
 from orthcr.run.runner import main, run
+from trainers.block_ft import BlockCLIP
 from trainers.clip_lora import LowRankCLIP
 from trainers.full_ft import FreeCLIP
 from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
 from trainers.tuned import TunedTrainer
 
-TUNED = ["OrthCR", "OrthSR", "FullFT", "CLIPLoRA"]
+TUNED = ["OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA"]
 BETWEEN = [0.0, 0.25, 0.6, 1.0]
 
 
@@ -42,6 +43,10 @@ def lora(model, **changes):
 
 def full(model, **changes):
     return FreeCLIP(node(**changes), model, NAMES, TEMPLATE)
+
+
+def block(model, **changes):
+    return BlockCLIP(node(HALF=False, **changes), model, NAMES, TEMPLATE)
 
 
 def moved(model, seed=1):
@@ -57,7 +62,7 @@ def moved(model, seed=1):
 # ------------------------------------------------------------------ the path
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, block])
 def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip, noise, make):
     model, plain, image = moved(make(random_clip())).eval(), make(random_clip()).eval(), noise(3, 3, 32, 32)
     with torch.no_grad():
@@ -87,7 +92,7 @@ def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
 
 @pytest.mark.parametrize("s", BETWEEN)
 def test_the_others_go_straight(random_clip, s):
-    for make in (lora, full):
+    for make in (lora, full, block):
         model = moved(make(random_clip().double()).double())
         model.strength = s
         merged = model.merged()
@@ -96,13 +101,15 @@ def test_the_others_go_straight(random_clip, s):
             if make is lora:
                 a, b = (as64(factors[name]) for factors in (model.lora.w_lora_A, model.lora.w_lora_B))
                 end = w + 2 / np.sqrt(3) * b @ a
-            else:
+            elif make is full:
                 end = as64(model.weights[name])
+            else:
+                end = w @ (np.eye(w.shape[1]) + block_diagonal(as64(model.blocks[name])))
             assert not np.allclose(w, end)
             np.testing.assert_allclose(changed, w + s * (end - w), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, block])
 def test_training_is_always_at_full_strength_and_evaluation_alike_on_both_ways(random_clip, noise, make):
     model, image = moved(make(random_clip().double()).double()), noise(2, 3, 32, 32).double()
     full_strength = model.train()(image)
@@ -420,7 +427,9 @@ def test_a_plan_has_a_folder_for_each_strength(tmp_path):
     ]
     assert {run for run in plans[1]} < {run for run in plans[0]}
     more = [run for run in plans[0] if run not in plans[1]]
-    assert len(more) == 2 * sum(run.name.startswith("OrthCR") for run in plans[1])
+    runs = [run for run in plans[1] if run.name.startswith("OrthCR")]
+    transfers = [run for run in runs if "xd" in run.folder.parts]  # whose settings have the strength 0.5
+    assert len(more) == 2 * len(runs) - len(transfers) and len(transfers) == 6
     assert len({run.folder for run in plans[0]}) == len(plans[0])
     for run_ in more:
         given = run_.spec

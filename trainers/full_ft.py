@@ -20,6 +20,8 @@ from .shared.encoders import wide
 from .shared.keys import Key
 from .shared.weights import TunedCLIP
 
+NO_BLOCKS = ("BLOCK_SIZE", "N_BLOCKS", "MONITOR")  # keys of OrthCR's rotations
+
 
 class FreeCLIP(TunedCLIP):
     """CLIP with a trained float32 copy of every chosen W. The frozen side uses the W themselves."""
@@ -44,7 +46,8 @@ class FreeCLIP(TunedCLIP):
 class FullFT(OrthCR):
     """Full fine-tuning with the losses of OrthCR."""
 
-    defaults = {key: value for key, value in OrthCR.defaults.items() if key not in ("BLOCK_SIZE", "MONITOR")}
+    defaults = {name: key for name, key in OrthCR.defaults.items() if name not in NO_BLOCKS}
     defaults["REG"] = Key("none", choices=REGULARIZERS)
+    decides = {"REACH": OrthCR.decides["REACH"]}
     learner = "weights"
     classifier = FreeCLIP

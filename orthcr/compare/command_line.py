@@ -30,6 +30,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     parser.add_argument("--shots", nargs="+", type=count, default=list(SHOTS), help="of few_shot; default: 1 2 4 8 16")
     strengths = "further strengths at which models of weight methods are tested: from 0 to 1, or auto"
     parser.add_argument("--strength", nargs="+", type=strength, default=[], metavar="S", help=strengths)
+    cutout = "train each method with Cutout, without it, or both; default: as its settings say"
+    parser.add_argument("--cutout", nargs="+", choices=["with", "without"], default=[], help=cutout)
     cfg = "name of a file in configs/trainers/TRAINER; default: the one of the published figures"
     parser.add_argument("--cfg", default="", help=cfg)
     parser.add_argument("--root", default="data", help="folder of the data sets; embedded ones are drawn into it")
@@ -53,6 +55,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     for key in args.opts[::2]:
         if key in BY_FLAGS:
             parser.error(f"{key} is set by a flag: leave it out of the KEY VALUE pairs")
+    if args.cutout and "INPUT.TRANSFORMS" in args.opts[::2]:
+        parser.error("INPUT.TRANSFORMS is set by --cutout: leave one of them out")
     if args.sweep:
         wrong = wrong_sweep(args)
         if wrong:
@@ -74,6 +78,8 @@ def wrong_sweep(args: argparse.Namespace) -> str:
         return "--sweep takes one of --protocol few_shot, which is its default, and base2new"
     if args.strength:
         return "--strength is no part of a sweep: leave it out"
+    if args.cutout:
+        return "--cutout is no part of a sweep: leave it out"
     if args.shots != list(SHOTS) and len(args.shots) > 1:
         return f"--sweep takes one number of shots (got {' '.join(map(str, args.shots))})"
     return ""

@@ -2,22 +2,25 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import datasets
 import trainers
 from dassl.command import USER_ERRORS
+from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability, locked
 from orthcr.compare import engines
 from orthcr.compare.command_line import NAMES
-from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, execute, tell
+from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, PlannedRun, execute, tell
 from orthcr.compare.stages import Method, Stages, row_of, source_of, targets, variants
 from orthcr.run.checks import differences
 from orthcr.run.config import discover, is_foreign, owner_of, setup_cfg, strength_key
 from trainers.base import ClipTrainer, node_of
 from trainers.shared.backbones import fetch
+from trainers.shared.strength import AUTO
 
 # the part of the embedded data that each protocol trains or tests on
 EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets("shapes"), "dg": variants("shapes")}
@@ -183,16 +186,76 @@ def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespa
     if unused:
         raise ValueError(f"{unused[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
     for method in methods:
-        stages, trained = Stages(method, args.root, args.output_dir), learns(method.trainer)
-        for seed in args.seeds if trained else args.seeds[:1]:
-            for runs, images in models(stages, protocols, args, seed, trained):
-                strengths = args.strength if strength_key(method.trainer) else []
-                runs += [run.at_strength(s) for s in strengths for run in list(runs)]
-                seconds = 20 * len(runs)
-                if trained:
-                    seconds += images
-                jobs.append(Job(tuple(runs), seconds, method.trainer))
+        for cutout in cutouts(method.trainer, args):
+            jobs += jobs_of(method, cutout, protocols, args)
     return jobs
+
+
+def jobs_of(method: Method, cutout: str, protocols: list[str], args: argparse.Namespace) -> Iterator[Job]:
+    """Yield a job for each model of a method.
+
+    Args:
+        method: to be compared.
+        cutout: of `cutouts`.
+        protocols: of `command_line.PROTOCOLS`.
+        args: of `command_line.arguments`.
+    """
+    out = args.output_dir / f"{cutout}_cutout" if cutout else args.output_dir
+    stages, trained = Stages(method, args.root, out), learns(method.trainer)
+    for seed in args.seeds if trained else args.seeds[:1]:
+        for runs, images in models(stages, protocols, args, seed, trained):
+            if cutout:
+                runs[0] = at_cutout(runs[0], cutout)
+            strengths = other_strengths(runs[0], args.strength)
+            runs += [run.at_strength(s) for s in strengths for run in list(runs)]
+            seconds = 20 * len(runs)
+            if trained:
+                seconds += images
+            yield Job(tuple(runs), seconds, method.trainer)
+
+
+def other_strengths(training: PlannedRun, strengths: list[str]) -> list[str]:
+    """Return the strengths at which a model is not tested by its settings; none for a method without a strength."""
+    key = strength_key(training.spec.trainer)
+    if not key or not strengths:
+        return []
+    configured = flatten(setup_cfg(training.spec))[key]
+    return [s for s in strengths if (s if s == AUTO else float(s)) != configured]
+
+
+def cutouts(trainer: str, args: argparse.Namespace) -> list[str]:
+    """Return the words of --cutout for a method; "", its settings, without that flag or without training images."""
+    return list(dict.fromkeys(args.cutout)) if args.cutout and learns(trainer) else [""]
+
+
+def at_cutout(training: PlannedRun, word: str) -> PlannedRun:
+    """Return a training with or without Cutout, and with its other settings.
+
+    A method without Cutout gets the transform "cutout", whose hole has a quarter of the side unless INPUT.CUTOUT_LEN is
+    given. A method that cuts the holes itself continues to do so, or gets no holes and one view.
+
+    Args:
+        training: with the method's settings.
+        word: "with" or "without".
+    """
+    cfg, method = setup_cfg(training.spec), TRAINER_REGISTRY.get(training.spec.trainer)
+    node, key = cfg.TRAINER.get(node_of(method), {}), f"TRAINER.{node_of(method)}"
+    transforms, pairs = list(cfg.INPUT.TRANSFORMS), []
+    if node.get("ATTENTIVE"):
+        if word == "without":
+            no_holes = {"ATTENTIVE": False, "CUTOUT_BY": "attention", "VIEWS": "cut", "LAMBDA_CUT": None}
+            for name, value in no_holes.items():
+                if node[name] != value:
+                    pairs += [f"{key}.{name}", str(value)]
+    else:
+        if "cutout" not in transforms and "INPUT.CUTOUT_LEN" not in training.spec.opts[::2]:
+            pairs = ["INPUT.CUTOUT_LEN", str(min(cfg.INPUT.SIZE) // 4)]
+        if word == "without":
+            transforms = [name for name in transforms if name != "cutout"]
+        elif "cutout" not in transforms:
+            transforms.append("cutout")
+        pairs += ["INPUT.TRANSFORMS", str(transforms)]
+    return replace(training, spec=replace(training.spec, opts=(*training.spec.opts, *pairs)))
 
 
 def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed: int, trained: bool) -> Iterator[tuple]:

@@ -99,7 +99,10 @@ class Stages:
         owner = owner_of("tiny" if tiny else "vit_b16*", trainer)
         if not owner:
             return without_file(trainer, "tiny" if tiny else "vit_b16")
-        cfg = "tiny" if tiny else published(owner, dataset, protocol, shots)
+        if tiny:
+            cfg = cfg or embedded(owner, protocol)
+        else:
+            cfg = published(owner, dataset, protocol, shots)
         folder = Path(trainer, cfg if owner == trainer else f"{cfg}_of_{owner}")
         return Settings(folder, CONFIGS / "trainers" / owner / f"{cfg}.yaml")
 
@@ -152,6 +155,12 @@ class Stages:
         if stage == "fewshot":
             name += f" {shots}"
         return PlannedRun(name, spec)
+
+
+def embedded(trainer: str, protocol: str) -> str:
+    """Return the file of configs/trainers/TRAINER for the embedded data: tiny, or that of the transfers."""
+    name = "tiny_cross_datasets"
+    return name if protocol == "xd" and (CONFIGS / "trainers" / trainer / f"{name}.yaml").exists() else "tiny"
 
 
 def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:

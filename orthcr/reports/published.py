@@ -9,7 +9,8 @@ from orthcr.reports.runs import Run
 PUBLISHED = "published average"
 SOURCE = (
     "published average: ViT-B/16, 16 shots, 11 data sets, not of these runs. Base-to-new as its authors give it "
-    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run), few-shot as the README of CLIP-SVD, "
+    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run, OrthSR: as the public reviews of its "
+    "submission to ICLR 2025 have it, which was withdrawn), few-shot as the README of CLIP-SVD, "
     "transfers as that of VLM-LwEIB"
 )
 SHOTS = (1, 2, 4, 8, 16)
@@ -24,6 +25,7 @@ BASE_TO_NEW = {
     "IVLP": (84.21, 71.79, 77.51),
     "PromptSRC": (84.26, 76.10, 79.97),
     "CLIPLoRA": (84.10, 74.80, 79.18),
+    "OrthSR": (83.82, 76.55, 80.02),
 }
 FEW_SHOT = {
     "CoOp": (68.09, 70.13, 73.59, 76.45, 79.01),

@@ -1,5 +1,6 @@
 """The rows of a table: the runs of each method, under a label."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -42,13 +43,28 @@ def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
             if code and len(codes) > 1:
                 words.append(code)
             for key, value in variant:
-                words.append(f"s={value}" if key.endswith(STRENGTH) else f"{key.rpartition('.')[2]} {value}")
+                words.append(format_setting(key, value, {dict(other)[key] for other in variants}))
             text = f"{trainer} ({', '.join(words)})" if words else trainer
             labels[Label(trained, text)] = members
             mixed = differing(members)
             if mixed:
                 notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
     return labels
+
+
+def format_setting(key: str, value: str, values: set[str]) -> str:
+    """Return a setting in the label of a method.
+
+    Args:
+        key: of the config.
+        value: of the method.
+        values: those of all methods of the trainer.
+    """
+    if key.endswith(STRENGTH):
+        return f"s={value}"
+    if key == "INPUT.TRANSFORMS" and len({re.sub(r"'cutout'(, )?|, 'cutout'", "", other) for other in values}) == 1:
+        return "Cutout" if "'cutout'" in value else "no Cutout"
+    return f"{key.rpartition('.')[2]} {value}"
 
 
 def format_values(values: dict[str, set[str]], most: int = 4) -> str:
