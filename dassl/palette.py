@@ -27,6 +27,7 @@ METHODS = {  # (colour, marker, hatch)
     "LinearProbe": (ORANGE, "v", "..."),
     "CLIP_Adapter": (GREEN, "<", "..."),
     "TipAdapter": (WINE, "P", "..."),
+    "TCP": (BLUE, "D", "xx"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

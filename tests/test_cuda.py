@@ -152,7 +152,7 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
     compare_with_bf16(make_trainer, take_steps, "OrthCR", ["TRAINER.ORTHCR.REG", reg])
 
 
-@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad"])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"])
 def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

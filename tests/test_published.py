@@ -50,6 +50,7 @@ METHODS = {  # folder, the original's name of a tensor of ours, what else is in 
     "CoCoOp": ("prompt_learner", str, FIXED, []),
     "KgCoOp": ("prompt_learner", str, FIXED | DEAD, []),
     "ProGrad": ("prompt_learner", str, FIXED, []),
+    "TCP": ("prompt_learner", str, FIXED, []),
     "MaPLe": ("MultiModalPromptLearner", "prompt_learner.{}".format, WHOLE, []),
     "IVLP": ("VLPromptLearner", of_blocks, WHOLE, ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3"]),
     "VPT": ("prompt_learner", of_blocks, WHOLE, ["TRAINER.VPT.PROMPT_DEPTH_VISION", "3"]),

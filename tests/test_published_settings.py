@@ -77,6 +77,12 @@ def mmrl(batch, epochs, warmup=1, **keys):
     return original(batch, 0.001, epochs, **node("MMRL", **tokens | keys)) | optim
 
 
+def tcp(epochs):
+    """With the epochs that the original's train.py sets; without the W of its scripts, which is never used."""
+    return original(32, 0.002, epochs, **node("COOP", N_CTX=4, CSC=False, CTX_INIT=False)) | {"OPTIM.NAME": "adam"}
+
+
+TCP = "vit_b16_ep100_ctxv1"
 KGCOOP = "TRAINER.COOP.N_CTX 4 TRAINER.COOP.CSC False TRAINER.COOP.W 8.0 TRAINER.COOP.CLASS_TOKEN_POSITION end"
 PROGRAD = "LOSS.LAMBDA 1.0 TRAINER.COOP.N_CTX 16 TRAINER.COOP.CSC False TRAINER.COOP.CLASS_TOKEN_POSITION end"
 ADAPTER = "TRAINER.ADAPTER.INIT ZS TRAINER.ADAPTER.CONSTRAINT none TRAINER.ADAPTER.KEEP_UNDERSCORES True"
@@ -98,6 +104,9 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("ProGrad", "rn50", prograd(200), PROGRAD),
     ("ProGrad", "rn50_ep100", prograd(100), PROGRAD),
     ("ProGrad", "rn50_ep50", prograd(50), PROGRAD),
+    ("TCP", TCP, tcp(50), ""),
+    ("TCP", TCP + "_imagenet", tcp(25), ""),
+    ("TCP", TCP + "_sun397", tcp(25), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx", maple(0.0035, 5, 9), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets", maple(0.0026, 2, 3), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_few_shot", maple(0.0035, 50, 9), ""),
@@ -250,6 +259,10 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRL", "dtd", "fewshot", "vit_b16_few_shot"),
         ("TipAdapterF", "eurosat", "fewshot", "vit_b16_eurosat"),
         ("TipAdapterF", "dtd", "fewshot", "vit_b16"),
+        ("TCP", "imagenet", "base2new", TCP + "_imagenet"),
+        ("TCP", "imagenet", "xd", TCP + "_cross_datasets"),
+        ("TCP", "sun397", "base2new", TCP + "_sun397"),
+        ("TCP", "dtd", "base2new", TCP),
         ("CoCoOp", "imagenet", "xd", "vit_b16_c4_ep10_batch1_ctxv1"),
         ("IVLP", "dtd", "base2new", DEEP),
     ],
