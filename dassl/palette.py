@@ -28,6 +28,7 @@ METHODS = {  # (colour, marker, hatch)
     "CLIP_Adapter": (GREEN, "<", "..."),
     "TipAdapter": (WINE, "P", "..."),
     "TCP": (BLUE, "D", "xx"),
+    "MMA": (ORANGE, "P", "xx"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

@@ -162,7 +162,7 @@ def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_train
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT"])
+@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "MMA"])
 def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

@@ -77,6 +77,12 @@ def mmrl(batch, epochs, warmup=1, **keys):
     return original(batch, 0.001, epochs, **node("MMRL", **tokens | keys)) | optim
 
 
+def mma(batch):
+    adapters = {"ADAPTER_START": 5, "ADAPTER_END": 12, "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.001}
+    keys = node("MMADAPTER", TEXT_CTX_INIT=WORDS, PREC="amp", **adapters)
+    return original(batch, 0.0015, 5, **keys) | {"OPTIM.WARMUP_EPOCH": 0}
+
+
 def tcp(epochs):
     """With the epochs that the original's train.py sets; without the W of its scripts, which is never used."""
     return original(32, 0.002, epochs, **node("COOP", N_CTX=4, CSC=False, CTX_INIT=False)) | {"OPTIM.NAME": "adam"}
@@ -129,6 +135,8 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("MMRL", "vit_b16_few_shot", mmrl(32, 50), ""),
     ("MMRL", "vit_b16_few_shot_eurosat", mmrl(32, 50), "TRAINER.MMRL.REP_DIM 2048"),
     ("MMRL", "vit_b16_cross_datasets", mmrl(32, 1, 0, REG_WEIGHT=0.2), ""),
+    ("MMA", "vit_b16_ep5", mma(16), ""),
+    ("MMA", "vit_b16_ep5_imnet", mma(128), ""),
     ("LinearProbe", "SGD_lr1e-1_B256_ep300", original(256, 0.1, 300, "RN50") | {"OPTIM.WEIGHT_DECAY": 0.0}, ADAPTER),
 ]
 
@@ -259,6 +267,9 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRL", "dtd", "fewshot", "vit_b16_few_shot"),
         ("TipAdapterF", "eurosat", "fewshot", "vit_b16_eurosat"),
         ("TipAdapterF", "dtd", "fewshot", "vit_b16"),
+        ("MMA", "imagenet", "base2new", "vit_b16_ep5_imagenet"),
+        ("MMA", "imagenet", "xd", "vit_b16_ep1_cross_datasets"),
+        ("MMA", "dtd", "base2new", "vit_b16_ep5"),
         ("TCP", "imagenet", "base2new", TCP + "_imagenet"),
         ("TCP", "imagenet", "xd", TCP + "_cross_datasets"),
         ("TCP", "sun397", "base2new", TCP + "_sun397"),
