@@ -29,6 +29,7 @@ METHODS = {  # (colour, marker, hatch)
     "TipAdapter": (WINE, "P", "..."),
     "TCP": (BLUE, "D", "xx"),
     "MMA": (ORANGE, "P", "xx"),
+    "MMRLpp": (GREEN, "v", "xx"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

@@ -28,7 +28,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability
-from trainers.base import extend_cfg, node_of
+from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes  # noqa: F401
 
@@ -210,12 +210,11 @@ def check_pairs(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ValueError(
             f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {args.trainer}: give --trainer"
         )
-    node = node_of(TRAINER_REGISTRY.get(args.trainer))
+    method = TRAINER_REGISTRY.get(args.trainer)
     for key in [] if is_foreign(args.trainer) else map(str, args.opts[::2]):
-        if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", node):
-            raise ValueError(
-                f"{key} is no key of {args.trainer}, which has TRAINER.{node}: leave it out, or give --trainer"
-            )
+        if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes_of(method)):
+            problem = f"{key} is no key of {args.trainer}, which has TRAINER.{node_of(method)}"
+            raise ValueError(f"{problem}: leave it out, or give --trainer")
 
 
 def discover(package) -> None:
@@ -313,12 +312,12 @@ def owner_of(stem: str, trainer: str) -> str:
 
 def check_own_files(args: argparse.Namespace) -> None:
     """Raise ValueError if a file in the method's own folder sets keys of another method, as a copied file may."""
-    prefix = f"TRAINER.{node_of(TRAINER_REGISTRY.get(args.trainer))}."
+    nodes = nodes_of(TRAINER_REGISTRY.get(args.trainer))
     for path, keys in (layer for file in files(args) for layer in read_layers(file)):
         folder = Path(path).absolute().parent
-        others = [key for key in keys if key.startswith("TRAINER.") and not key.startswith((prefix, "TRAINER.NAME"))]
+        others = [key for key in keys if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes)]
         if others and (folder.parent.name, folder.name) == ("trainers", args.trainer):
-            wrong = f'{others[0]} in "{path}" has no effect, as {args.trainer} has {prefix[:-1]}'
+            wrong = f'{others[0]} in "{path}" has no effect, as {args.trainer} has TRAINER.{nodes[0]}'
             raise ValueError(f"{wrong}: rename it, or remove it")
 
 
@@ -431,7 +430,10 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
         cfg.OUTPUT_DIR = default_output(cfg, args)
         say(f"The results go to {cfg.OUTPUT_DIR}: the results of the training stay")
     if not is_foreign(args.trainer):
-        clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(args.trainer)))
+        node, *others = nodes_of(TRAINER_REGISTRY.get(args.trainer))
+        beside = {name: cfg.TRAINER[name] for name in others}
+        clean_cfg(cfg, node)
+        cfg.TRAINER.update(beside)
     check_resume(cfg)
     cfg.freeze()
     return cfg

@@ -157,7 +157,7 @@ def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, 
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL", "MMRLpp"])
 def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

@@ -77,6 +77,13 @@ def mmrl(batch, epochs, warmup=1, **keys):
     return original(batch, 0.001, epochs, **node("MMRL", **tokens | keys)) | optim
 
 
+def mmrlpp(batch, epochs, lr=0.001, **keys):
+    """As MMRL's, without the BETA and the REG_WEIGHT that its code overrides."""
+    new = {"RES_LORA_DIM": 4, "PROJ_LORA_DIM": 64}
+    theirs = {key.replace(".MMRL.", ".MMRLpp."): value for key, value in mmrl(batch, epochs, **new, **keys).items()}
+    return theirs | {"OPTIM.LR": lr}
+
+
 def mma(batch):
     adapters = {"ADAPTER_START": 5, "ADAPTER_END": 12, "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.001}
     keys = node("MMADAPTER", TEXT_CTX_INIT=WORDS, PREC="amp", **adapters)
@@ -137,6 +144,10 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("MMRL", "vit_b16_cross_datasets", mmrl(32, 1, 0, REG_WEIGHT=0.2), ""),
     ("MMA", "vit_b16_ep5", mma(16), ""),
     ("MMA", "vit_b16_ep5_imnet", mma(128), ""),
+    ("MMRLpp", "vit_b16", mmrlpp(4, 10), ""),
+    ("MMRLpp", "vit_b16_imagenet", mmrlpp(32, 5), ""),
+    ("MMRLpp", "vit_b16_few_shot", mmrlpp(32, 100, lr=0.002), ""),
+    ("MMRLpp", "vit_b16_cross_datasets", mmrlpp(32, 1, warmup=0, REG_WEIGHT=0.1), ""),
     ("LinearProbe", "SGD_lr1e-1_B256_ep300", original(256, 0.1, 300, "RN50") | {"OPTIM.WEIGHT_DECAY": 0.0}, ADAPTER),
 ]
 
@@ -259,6 +270,9 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         *[("PromptSRC", name, "base2new", DEEP) for name in (*FIVE, "imagenet")],
         ("PromptSRC", "imagenet", "xd", DEEP + "_cross_datasets"),
         ("MaPLe", "imagenet", "fewshot", "vit_b16_c2_ep5_batch4_2ctx_few_shot"),
+        ("MMRLpp", "imagenet", "base2new", "vit_b16_imagenet"),
+        ("MMRLpp", "imagenet", "xd", "vit_b16_cross_datasets"),
+        ("MMRLpp", "eurosat", "fewshot", "vit_b16_few_shot"),
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "fewshot", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "xd", "vit_b16_cross_datasets"),

@@ -16,8 +16,9 @@ them. Prompts that do not fit into memory are encoded in parts, and recomputed i
 A method changes the encoders by three arguments. Without them this is the frozen CLIP:
 
     deep      {i: tokens}: before block i these tokens replace as many tokens of x (MaPLe, IVLP, PromptSRC); with
-              `insert` those of the first such block are inserted instead (MMRL). Tokens of the text that differ by
-              class end the shared prefix: from that block on each class has its own copy of it (TCP)
+              `insert` those of the first such block are inserted instead (MMRL); with a `weight` below 1 the replaced
+              tokens keep the rest of the weight (MMRL++). Tokens of the text that differ by class end the shared
+              prefix: from that block on each class has its own copy of it (TCP)
     linear    linear(place, x, weight, bias) instead of F.linear for q, k, v, out, c_fc and c_proj of every block;
               place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning)
     beside    beside(place, h), h = LN(x) of the block's input x, is added to the block's output; place is
@@ -59,6 +60,7 @@ def run_blocks(
     deep: Deep | None = None,
     at: int | None = None,
     insert: bool = False,
+    weight: float = 1.0,
     linear: Callable = frozen,
     beside: Callable | None = None,
     groups: Groups = (),
@@ -75,6 +77,7 @@ def run_blocks(
         at: position of the first token that `deep` replaces; None: it replaces the last ones.
         insert: whether the tokens of the first block in `deep` are inserted at that position. Those of later blocks
             replace them.
+        weight: see above.
         linear: see above.
         beside: see above.
         groups: (n, s) for n suffixes of s tokens each, which do not attend to each other; only with `causal`.
@@ -91,10 +94,10 @@ def run_blocks(
         if deep and i in deep:
             n = 0 if i == first else deep[i].shape[-2]
             if groups and deep[i].dim() == 3:
-                x, groups = separate(x, deep[i], n, groups)
+                x, groups = separate(x, deep[i], n, groups, weight)
             else:
                 shared = x.shape[1] - sum(n * s for n, s in groups)
-                front = replace(x[:, :shared], deep[i], at, n, bool(groups))
+                front = replace(x[:, :shared], deep[i], at, n, bool(groups), weight)
                 x = torch.cat([front, x[:, shared:]], dim=1) if groups else front
         attend = partial(packed_attention, groups=groups) if groups else partial(sdpa, is_causal=causal)
         run = partial(run_block, block, place=f"{encoder}_{i}", attend=attend, linear=linear, beside=beside)
@@ -138,7 +141,9 @@ def activation(gelu: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return F.silu(1.702 * x) / 1.702 if type(gelu) is QuickGELU else gelu(x)
 
 
-def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False) -> torch.Tensor:
+def replace(
+    x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False, weight: float = 1.0
+) -> torch.Tensor:
     """Return x with `tokens` in place of the n tokens from position `at` on.
 
     Args:
@@ -147,6 +152,7 @@ def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, share
         at: None: the last n tokens are replaced.
         n: number of tokens to replace; 0: `tokens` are inserted.
         shared: whether x is the shared part of prompts, without their end.
+        weight: of `tokens`; the replaced tokens have the rest.
 
     Raises:
         ValueError: n is too large; the class token, or the start and the end of the text, cannot be replaced.
@@ -157,10 +163,18 @@ def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, share
         kind = " that all prompts share" if shared else ""
         raise ValueError(f"{n} tokens are to be replaced, which are too many of {x.shape[1]}{kind}")
     at = length - n if at is None else at
-    return torch.cat([x[:, :at], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at + n :]], dim=1)
+    tokens = blend(tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at : at + n], weight)
+    return torch.cat([x[:, :at], tokens, x[:, at + n :]], dim=1)
 
 
-def separate(x: torch.Tensor, tokens: torch.Tensor, n: int, groups: Groups) -> tuple[torch.Tensor, Groups]:
+def blend(tokens: torch.Tensor, replaced: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return `tokens` [..., n, width] with a weight, and the tokens that they replace, if any, with the rest of it."""
+    return tokens if weight == 1 or not replaced.shape[-2] else weight * tokens + (1 - weight) * replaced
+
+
+def separate(
+    x: torch.Tensor, tokens: torch.Tensor, n: int, groups: Groups, weight: float
+) -> tuple[torch.Tensor, Groups]:
     """Put tokens of each class in place of the n tokens behind the start of text. Only the start stays shared.
 
     The rest of the shared tokens is copied to the front of each suffix.
@@ -170,6 +184,7 @@ def separate(x: torch.Tensor, tokens: torch.Tensor, n: int, groups: Groups) -> t
         tokens: float [classes, m, width], in the order of the suffixes.
         n: number of tokens to replace; 0: `tokens` are inserted.
         groups: (n, s) for n suffixes of s tokens each.
+        weight: see `replace`.
 
     Returns:
         The packed tokens, and their groups.
@@ -181,8 +196,9 @@ def separate(x: torch.Tensor, tokens: torch.Tensor, n: int, groups: Groups) -> t
     out, lengths = [start], []
     for (count, s), suffix, front in zip(groups, suffixes, tokens.to(x.dtype).split(counts), strict=True):
         copies = prefix.unsqueeze(1).expand(-1, count, -1, -1)
-        rest = torch.cat([copies, suffix.unflatten(1, (count, s))], dim=2)[:, :, n:]
-        suffix = torch.cat([front.expand(len(x), -1, -1, -1), rest], dim=2)
+        suffix = torch.cat([copies, suffix.unflatten(1, (count, s))], dim=2)
+        front = blend(front.expand(len(x), -1, -1, -1), suffix[:, :, :n], weight)
+        suffix = torch.cat([front, suffix[:, :, n:]], dim=2)
         out.append(suffix.flatten(1, 2))
         lengths.append(suffix.shape[2])
     return torch.cat(out, dim=1), list(zip(counts, lengths, strict=True))
@@ -272,6 +288,7 @@ class ImageEncoder(nn.Module):
         context: torch.Tensor | None = None,
         deep: Deep | None = None,
         insert: bool = False,
+        weight: float = 1.0,
         linear: Callable = frozen,
         beside: Callable | None = None,
     ) -> torch.Tensor:
@@ -283,6 +300,7 @@ class ImageEncoder(nn.Module):
             deep: see above; replaces the last n tokens.
             insert: whether `deep` starts as n additional tokens at the positions 1 to n, behind the class token, and
                 replaces these tokens in later blocks.
+            weight: see above.
             linear: see above.
             beside: see above.
         """
@@ -299,7 +317,7 @@ class ImageEncoder(nn.Module):
             if key not in self.recomputed:
                 self.recomputed[key] = blocks_to_recompute(x, len(blocks), linear is not frozen)
             recompute = self.recomputed[key]
-        seams = {"deep": deep, "at": at, "insert": insert, "linear": linear, "beside": beside}
+        seams = {"deep": deep, "at": at, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
         return run_blocks(blocks, x, "image", **seams, recompute=recompute)
 
 
@@ -328,6 +346,7 @@ class TextEncoder(nn.Module):
         shared: int | None = None,
         deep: Deep | None = None,
         insert: bool = False,
+        weight: float = 1.0,
         linear: Callable = frozen,
         beside: Callable | None = None,
     ) -> torch.Tensor:
@@ -343,6 +362,7 @@ class TextEncoder(nn.Module):
             deep: see above, float [n, width] each; replaces the tokens 1 to n, behind the start of text. Tokens that
                 differ by class are float [classes, n, width].
             insert: whether `deep` starts as n additional tokens at those positions.
+            weight: see above.
             linear: see above.
             beside: see above.
 
@@ -352,10 +372,11 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: `deep` reaches beyond the shared positions.
         """
-        encode = partial(self.encode_here, shared=shared, insert=insert, linear=linear, beside=beside)
+        seams = {"insert": insert, "weight": weight, "linear": linear, "beside": beside}
+        encode = partial(self.encode_here, shared=shared, **seams)
         return each_its_part(encode, prompts, tokenized_prompts, deep or {})
 
-    def encode_here(self, prompts, tokenized_prompts, deep, shared, insert, linear, beside):
+    def encode_here(self, prompts, tokenized_prompts, deep, shared, linear, beside, **seams):
         """Return the result of `forward` for the classes of this process."""
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
@@ -373,7 +394,7 @@ class TextEncoder(nn.Module):
             if separate_at is not None:
                 classes = packing.tokens[packing.ends] // length  # in the order of the suffixes
                 tokens = {i: t if t.dim() == 2 else t.index_select(0, classes) for i, t in deep.items()}
-            encode = partial(self.encode, deep=tokens, insert=insert, linear=linear, beside=beside)
+            encode = partial(self.encode, deep=tokens, linear=linear, beside=beside, **seams)
             if torch.is_grad_enabled() and (len(plan.packings) > 1 or plan.images < lead.numel()):
                 encode = partial(checkpoint, encode, use_reentrant=False)
             features.append(torch.cat([encode(part, packing) for part in x.split(plan.images)]))
