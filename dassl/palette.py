@@ -30,6 +30,7 @@ METHODS = {  # (colour, marker, hatch)
     "TCP": (BLUE, "D", "xx"),
     "MMA": (ORANGE, "P", "xx"),
     "MMRLpp": (GREEN, "v", "xx"),
+    "DePT": (RED, "s", "xx"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

@@ -31,6 +31,8 @@ CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHC
 CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]
 CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
+CASES += [("DePT", ["TRAINER.LINEAR_PROBE.TYPE", "similarity"]), ("DePT", ["TRAINER.LINEAR_PROBE.BASE", "KgCoOp"])]
+CASES += [("DePT", ["TRAINER.LINEAR_PROBE.BASE", "MaPLe", "TRAINER.MAPLE.PROMPT_DEPTH", 2])]
 CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 
 
@@ -152,7 +154,7 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
     compare_with_bf16(make_trainer, take_steps, "OrthCR", ["TRAINER.ORTHCR.REG", reg])
 
 
-@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP", "DePT"])
 def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

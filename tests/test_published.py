@@ -61,6 +61,7 @@ METHODS = {  # folder, the original's name of a tensor of ours, what else is in 
     "PromptSRC": ("VLPromptLearner", of_blocks, WHOLE | ZS_SIDE, []),
     "MMRL": ("MultiModalRepresentationLearner", of_mmrl, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
     "MMRLpp": ("MultiModalRepresentationLearner", of_mmrlpp, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
+    "DePT": ("PromptLearner", str, WHOLE, []),
     "CLIP_Adapter": ("clip_adapter", str, {}, []),
     "MMA": ("adapter_learner", str, {"token_embedding": PREFIX, "tokenized_prompts": PREFIX.long()}, []),
     "LinearProbe": ("adapter", str, {"logit_scale": torch.tensor(4.6)}, []),

@@ -84,6 +84,13 @@ def mmrlpp(batch, epochs, lr=0.001, **keys):
     return theirs | {"OPTIM.LR": lr}
 
 
+DEPT = {"OPTIM.STAGED_LR": True, "OPTIM.NEW_LAYERS": ["linear_probe", "film"], "OPTIM.LR_EXP": 6.5}
+DEPT |= {"OPTIM.BASE_LR_MULT": 1.0, "TRAINER.LINEAR_PROBE.TYPE": "linear", "TRAINER.LINEAR_PROBE.WEIGHT": 0.7}
+DEPT |= {"TRAINER.LINEAR_PROBE.TEST_TIME_FUSION": True, "TRAINER.FILM.LINEAR_PROBE": True}
+DEPT_KGCOOP = {"TRAINER.LINEAR_PROBE.BASE": "KgCoOp", "TRAINER.COOP.CTX_INIT": WORDS, "TRAINER.COOP.W": 2.0}
+DEPT_MAPLE = {"TRAINER.LINEAR_PROBE.BASE": "MaPLe", **node("MAPLE", N_CTX=2, CTX_INIT=WORDS, PROMPT_DEPTH=9)}
+
+
 def mma(batch):
     adapters = {"ADAPTER_START": 5, "ADAPTER_END": 12, "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.001}
     keys = node("MMADAPTER", TEXT_CTX_INIT=WORDS, PREC="amp", **adapters)
@@ -148,6 +155,9 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("MMRLpp", "vit_b16_imagenet", mmrlpp(32, 5), ""),
     ("MMRLpp", "vit_b16_few_shot", mmrlpp(32, 100, lr=0.002), ""),
     ("MMRLpp", "vit_b16_cross_datasets", mmrlpp(32, 1, warmup=0, REG_WEIGHT=0.1), ""),
+    ("DePT", "vit_b16_ep10_bs4_lr35", original(4, 0.0035, 10, **DEPT), ""),
+    ("DePT", "vit_b16_ep10_ctxv1_bs4_lr35", original(4, 0.0035, 10, **DEPT, **DEPT_KGCOOP), ""),
+    ("DePT", "vit_b16_c2_ep10_batch4_2ctx", original(4, 0.0035, 10, **DEPT, **DEPT_MAPLE), ""),
     ("LinearProbe", "SGD_lr1e-1_B256_ep300", original(256, 0.1, 300, "RN50") | {"OPTIM.WEIGHT_DECAY": 0.0}, ADAPTER),
 ]
 
@@ -273,6 +283,8 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRLpp", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRLpp", "imagenet", "xd", "vit_b16_cross_datasets"),
         ("MMRLpp", "eurosat", "fewshot", "vit_b16_few_shot"),
+        ("DePT", "imagenet", "xd", "vit_b16"),
+        ("DePT", "dtd", "base2new", "vit_b16"),
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "fewshot", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "xd", "vit_b16_cross_datasets"),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .coop import CoOp, CustomCLIP
+from .coop import CoOp
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
@@ -34,7 +34,7 @@ class KgCoOp(CoOp):
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)
-        model = CustomCLIP(clip_model, classnames, self.context(), [template])
+        model = self.classifier(clip_model, classnames, self.context(), [template])
         model.prompt_learner.dead += ("bias_vectors", "meta_net")  # the original saves them and never uses them
         return model
 
