@@ -31,6 +31,7 @@ METHODS = {  # (colour, marker, hatch)
     "MMA": (ORANGE, "P", "xx"),
     "MMRLpp": (GREEN, "v", "xx"),
     "DePT": (RED, "s", "xx"),
+    "CoPrompt": (PINK, "D", "xx"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

@@ -441,7 +441,8 @@ def finish(cfg: CfgNode, args: argparse.Namespace, with_data: bool) -> CfgNode:
 
 def suit_clip(cfg: CfgNode) -> None:
     """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that CLIP has no use for."""
-    for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
+    views = min(cfg.DATALOADER.K_TRANSFORMS, TRAINER_REGISTRY.get(cfg.TRAINER.NAME).views)
+    for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", views), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
             reason = f"{format_value(flatten(cfg)[key])} is for other trainers"
             raise ValueError(f"{key} must be {format_value(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {reason}")

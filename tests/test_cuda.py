@@ -33,6 +33,7 @@ CASES += [("CoOp", ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"])]
 CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "CD"])]
 CASES += [("DePT", ["TRAINER.LINEAR_PROBE.TYPE", "similarity"]), ("DePT", ["TRAINER.LINEAR_PROBE.BASE", "KgCoOp"])]
 CASES += [("DePT", ["TRAINER.LINEAR_PROBE.BASE", "MaPLe", "TRAINER.MAPLE.PROMPT_DEPTH", 2])]
+CASES += [("CoPrompt", ["TRAINER.DISTILL", "mse"])]
 CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 
 
@@ -159,7 +160,7 @@ def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, 
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL", "MMRLpp"])
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL", "MMRLpp", "CoPrompt"])
 def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

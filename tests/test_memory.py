@@ -18,6 +18,7 @@ OPTS = {
     "TCP": ["TRAINER.COOP.BLOCK", 1],
     "MMA": ["TRAINER.MMADAPTER.ADAPTER_START", 1, "TRAINER.MMADAPTER.ADAPTER_END", 2],
     "MMRLpp": ["TRAINER.MMRLpp.REP_LAYERS", [1, 2]],
+    "CoPrompt": ["TRAINER.CoPrompt.PROMPT_DEPTH", 2],
     "MMRL": ["TRAINER.MMRL.REP_LAYERS", [1, 2]],
     "OrthCR": ["TRAINER.ORTHCR.BLOCK_SIZE", 8],
     "CLIPLoRA": ["TRAINER.CLIPLORA.DROPOUT", 0.0],
@@ -107,7 +108,7 @@ def test_as_many_blocks_are_recomputed_as_do_not_fit(told, capsys):
         assert blocks_to_recompute(x, 12, True) == 0
 
 
-@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "TCP", "MMA", "MaPLe", "MMRL", "MMRLpp", *CHANGED])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "TCP", "MMA", "MaPLe", "CoPrompt", "MMRL", "MMRLpp", *CHANGED])
 def test_a_step_with_little_memory_is_the_same_and_keeps_less(random_clip, noise, told, capsys, name):
     plain, image, results = random_clip().double(), noise(5, 3, 32, 32).double(), []
     for gib in (80.0, 1e-4):

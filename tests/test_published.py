@@ -62,6 +62,7 @@ METHODS = {  # folder, the original's name of a tensor of ours, what else is in 
     "MMRL": ("MultiModalRepresentationLearner", of_mmrl, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
     "MMRLpp": ("MultiModalRepresentationLearner", of_mmrlpp, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
     "DePT": ("PromptLearner", str, WHOLE, []),
+    "CoPrompt": ("MultiModalPromptLearner", str, WHOLE | {"model_distill.logit_scale": torch.zeros(())}, []),
     "CLIP_Adapter": ("clip_adapter", str, {}, []),
     "MMA": ("adapter_learner", str, {"token_embedding": PREFIX, "tokenized_prompts": PREFIX.long()}, []),
     "LinearProbe": ("adapter", str, {"logit_scale": torch.tensor(4.6)}, []),

@@ -84,6 +84,12 @@ def mmrlpp(batch, epochs, lr=0.001, **keys):
     return theirs | {"OPTIM.LR": lr}
 
 
+def coprompt(epochs):
+    """Without what its code has by data set, which no argument changes there."""
+    views = {"INPUT.TRANSFORMS": ["randaugment", "normalize"], "DATALOADER.K_TRANSFORMS": 2}
+    return original(4, 0.0035, epochs, **node("CoPrompt", CTX_INIT=WORDS, PREC="fp16")) | views
+
+
 DEPT = {"OPTIM.STAGED_LR": True, "OPTIM.NEW_LAYERS": ["linear_probe", "film"], "OPTIM.LR_EXP": 6.5}
 DEPT |= {"OPTIM.BASE_LR_MULT": 1.0, "TRAINER.LINEAR_PROBE.TYPE": "linear", "TRAINER.LINEAR_PROBE.WEIGHT": 0.7}
 DEPT |= {"TRAINER.LINEAR_PROBE.TEST_TIME_FUSION": True, "TRAINER.FILM.LINEAR_PROBE": True}
@@ -158,6 +164,9 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("DePT", "vit_b16_ep10_bs4_lr35", original(4, 0.0035, 10, **DEPT), ""),
     ("DePT", "vit_b16_ep10_ctxv1_bs4_lr35", original(4, 0.0035, 10, **DEPT, **DEPT_KGCOOP), ""),
     ("DePT", "vit_b16_c2_ep10_batch4_2ctx", original(4, 0.0035, 10, **DEPT, **DEPT_MAPLE), ""),
+    ("CoPrompt", "vit_b16", coprompt(8), ""),
+    ("CoPrompt", "coprompt", coprompt(8), ""),
+    ("CoPrompt", "vit_b16_food101", coprompt(5), ""),
     ("LinearProbe", "SGD_lr1e-1_B256_ep300", original(256, 0.1, 300, "RN50") | {"OPTIM.WEIGHT_DECAY": 0.0}, ADAPTER),
 ]
 
@@ -285,6 +294,8 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRLpp", "eurosat", "fewshot", "vit_b16_few_shot"),
         ("DePT", "imagenet", "xd", "vit_b16"),
         ("DePT", "dtd", "base2new", "vit_b16"),
+        ("CoPrompt", "food101", "base2new", "vit_b16_food101"),
+        ("CoPrompt", "dtd", "base2new", "vit_b16"),
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "fewshot", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "xd", "vit_b16_cross_datasets"),

@@ -52,6 +52,7 @@ class ClipTrainer(TrainerX):
     - `decides`: keys of its node that override other keys, each with its `Decides`.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
+    - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     """
 
@@ -63,6 +64,7 @@ class ClipTrainer(TrainerX):
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
+    views: int = 1
     draws_by_item: bool = True
     test_replaces_val: bool = False  # nothing is selected on test images
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
