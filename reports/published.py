@@ -10,7 +10,8 @@ from .runs import Run
 PUBLISHED = "published average"
 SOURCE = (
     "published average: ViT-B/16, 16 shots, 11 data sets, not of these runs. Base-to-new as its authors give it "
-    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run, TCP: as the README of CLIP-SVD), "
+    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run, TCP: as the README of CLIP-SVD, "
+    "DePT: over CoOp, MMRL: as the list Awesome-Prompt-Adapter-Learning-for-VLMs), "
     "few-shot as the README of CLIP-SVD, "
     "transfers as that of VLM-LwEIB"
 )
@@ -25,6 +26,7 @@ BASE_TO_NEW = {
     "MaPLe": (82.28, 75.14, 78.55),
     "IVLP": (84.21, 71.79, 77.51),
     "PromptSRC": (84.26, 76.10, 79.97),
+    "MMRL": (85.68, 77.16, 81.20),
     "TCP": (84.13, 75.36, 79.51),
     "MMA": (83.20, 76.80, 79.87),
     "DePT": (83.66, 71.82, 77.29),
