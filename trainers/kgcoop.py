@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .coop import CoOp
+from .coop import CoOp, CustomCLIP
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
@@ -28,6 +28,7 @@ class KgCoOp(CoOp):
         "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
     }
     node_name = "COOP"
+    classifier = CustomCLIP
 
     def words(self):
         return "a photo of a" if self.node.CTX_INIT else ""
