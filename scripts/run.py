@@ -48,7 +48,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str], tuple[
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="DATASET [SEED [SHOTS]] [KEY VALUE ...]")
     args = parser.parse_args(argv)
-    first = next((k for k, word in enumerate(args.words) if word.isupper()), len(args.words))  # KEYs are in capitals
+    first = next(
+        (k for k, word in enumerate(args.words) if word.split(".")[0].isupper()), len(args.words)
+    )  # KEYs are in capitals
     words, opts = args.words[:first], tuple(args.words[first:])
     usage = "DATASET [SEED [SHOTS]]" if args.stage == "fewshot" else "DATASET [SEED]"
     if len(words) > len(usage.split()) or not all(word == "all" or word.isdigit() for word in words[1:]):

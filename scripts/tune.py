@@ -38,6 +38,11 @@ GRIDS = {
     "VPT": ([], {LR: [0.0025, 0.01, 0.03, 0.1], "TRAINER.VPT.N_CTX_VISION": [4, 8]}),
     "PromptSRC": ([], {LR: [0.0025, 0.01, 0.03, 0.1], "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": [5.0, 25.0]}),
     "MMRL": ([], {LR: [0.001, 0.003], "TRAINER.MMRL.REG_WEIGHT": [0.2, 0.5, 2.0, 7.0]}),
+    "MMRLpp": ([], {LR: [0.001, 0.003], "TRAINER.MMRLpp.REG_WEIGHT": [0.2, 0.5, 2.0, 7.0]}),
+    "TCP": ([], {LR: [0.002, 0.005], "TRAINER.COOP.W": [0.5, 2.0, 8.0, 16.0]}),
+    "MMA": ([], {LR: [0.0015, 0.005, 0.015, 0.05], EPOCHS: [5, 20]}),
+    "DePT": ([], {LR: [0.0035, 0.01, 0.02, 0.05], "TRAINER.LINEAR_PROBE.WEIGHT": [0.3, 0.7]}),
+    "CoPrompt": ([], {LR: [0.0035, 0.01, 0.03, 0.1], "TRAINER.W": [1.0, 8.0]}),
     "CLIP_Adapter": ([], {LR: [0.002, 0.01, 0.05, 0.2], "TRAINER.CLIP_ADAPTER.RATIO": [0.2, 0.6]}),
     "TipAdapterF": ([], {LR: [3e-4, 0.001, 0.003, 0.01], EPOCHS: [20, 50]}),
     "LinearProbe": (

@@ -40,7 +40,7 @@ def test_in_a_clone_that_keeps_its_own_trainers(root, tmp_path):
         (tmp_path / "trainers" / f"{file}.py").write_text(own if name else "")
     (report,) = run_beside_stub(root, tmp_path, "OrthCR")
     assert report["accuracy"] == report["again"] and report["saved"] == {"rotations": 42}
-    assert report["skipped"] == ["kgcoop", "prograd"], "what extends our CoOp"
+    assert report["skipped"] == ["dept", "kgcoop", "prograd", "tcp"], "what extends our CoOp"
     assert "(TrainerX)" in (tmp_path / "trainers" / "coop.py").read_text()
 
 

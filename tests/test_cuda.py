@@ -34,6 +34,9 @@ CASES += [("IVLP", ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0]), ("MMRL", ["TASK", "
 BOTH_VIEWS = ["INPUT.TRANSFORMS", '["normalize"]', "TRAINER.ORTHCR.ATTENTIVE", True, "TRAINER.ORTHCR.VIEWS", "both"]
 CASES += [("OrthCR", [*BOTH_VIEWS, "TRAINER.ORTHCR.CUTOUT_BY", "similarity", "TRAINER.ORTHCR.N_BLOCKS", 4])]
 CASES += [("OrthCR", [*BOTH_VIEWS, "TRAINER.ORTHCR.REG", "none"]), ("BlockFT", ["TRAINER.BLOCKFT.HALF", True])]
+CASES += [("DePT", ["TRAINER.LINEAR_PROBE.TYPE", "similarity"]), ("DePT", ["TRAINER.LINEAR_PROBE.BASE", "KgCoOp"])]
+CASES += [("DePT", ["TRAINER.LINEAR_PROBE.BASE", "MaPLe", "TRAINER.MAPLE.PROMPT_DEPTH", 2])]
+CASES += [("CoPrompt", ["TRAINER.DISTILL", "mse"])]
 CASES += [("FullFT", ["TRAINER.FULLFT.REG", "cross_kl"]), ("LinearProbe", ["TRAINER.ADAPTER.CONSTRAINT", "l2"])]
 
 
@@ -155,17 +158,17 @@ def test_bf16_of_orthcr_is_fp32_but_for_its_rounding(make_trainer, take_steps, r
     compare_with_bf16(make_trainer, take_steps, "OrthCR", ["TRAINER.ORTHCR.REG", reg])
 
 
-@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad"])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP", "DePT"])
 def test_bf16_of_prompts_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL"])
+@pytest.mark.parametrize("name", ["MaPLe", "IVLP", "VPT", "PromptSRC", "MMRL", "MMRLpp", "CoPrompt"])
 def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "BlockFT"])
+@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "BlockFT", "MMA"])
 def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 

@@ -1,4 +1,4 @@
-"""The one forward pass of CLIP against OpenAI's own, and its two seams against loops written by hand."""
+"""The one forward pass of CLIP against OpenAI's own, and its three seams against loops written by hand."""
 
 import copy
 

@@ -19,8 +19,8 @@ from trainers.shared.encoders import normalize
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
 FIXED = ["INPUT.TRANSFORMS", "['normalize']", "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01, "OPTIM.MAX_EPOCH", 3]
-FROZEN = ["CoOp", "KgCoOp", "ProGrad", "CoCoOp", "CLIP_Adapter"]  # the image encoder is frozen
-BOTH = ["OrthCR", "PromptSRC", "MMRL"]  # tuned and frozen
+FROZEN = ["CoOp", "KgCoOp", "ProGrad", "CoCoOp", "TCP", "DePT", "CLIP_Adapter"]  # the image encoder is frozen
+BOTH = ["OrthCR", "PromptSRC", "MMRL", "MMRLpp"]  # tuned and frozen
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

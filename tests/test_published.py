@@ -46,17 +46,26 @@ def of_mmrl(name):
     return f"image_encoder.{name}" if name == "proj_rep" else f"representation_learner.{name}"
 
 
+def of_mmrlpp(name):
+    return f"image_encoder.{name}" if name in ("A", "B") else f"representation_learner.{name}"
+
+
 METHODS = {  # folder, the original's name of a tensor of ours, what else is in the file, settings
     "CoOp": ("prompt_learner", str, FIXED, []),
     "CoCoOp": ("prompt_learner", str, FIXED, []),
     "KgCoOp": ("prompt_learner", str, FIXED | DEAD, []),
     "ProGrad": ("prompt_learner", str, FIXED, []),
+    "TCP": ("prompt_learner", str, FIXED, []),
     "MaPLe": ("MultiModalPromptLearner", "prompt_learner.{}".format, WHOLE, []),
     "IVLP": ("VLPromptLearner", of_blocks, WHOLE, ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3"]),
     "VPT": ("prompt_learner", of_blocks, WHOLE, ["TRAINER.VPT.PROMPT_DEPTH_VISION", "3"]),
     "PromptSRC": ("VLPromptLearner", of_blocks, WHOLE | ZS_SIDE, []),
     "MMRL": ("MultiModalRepresentationLearner", of_mmrl, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
+    "MMRLpp": ("MultiModalRepresentationLearner", of_mmrlpp, WHOLE | {"prompt_embeddings": PREFIX}, ["TASK", "FS"]),
+    "DePT": ("PromptLearner", str, WHOLE, []),
+    "CoPrompt": ("MultiModalPromptLearner", str, WHOLE | {"model_distill.logit_scale": torch.zeros(())}, []),
     "CLIP_Adapter": ("clip_adapter", str, {}, []),
+    "MMA": ("adapter_learner", str, {"token_embedding": PREFIX, "tokenized_prompts": PREFIX.long()}, []),
     "LinearProbe": ("adapter", str, {"logit_scale": torch.tensor(4.6)}, []),
 }
 legacy = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

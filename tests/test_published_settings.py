@@ -78,7 +78,39 @@ def mmrl(batch, epochs, warmup=1, **keys):
     return original(batch, 0.001, epochs, **node("MMRL", **tokens | keys)) | optim
 
 
+def mmrlpp(batch, epochs, lr=0.001, **keys):
+    """As MMRL's, without the BETA and the REG_WEIGHT that its code overrides."""
+    new = {"RES_LORA_DIM": 4, "PROJ_LORA_DIM": 64}
+    theirs = {key.replace(".MMRL.", ".MMRLpp."): value for key, value in mmrl(batch, epochs, **new, **keys).items()}
+    return theirs | {"OPTIM.LR": lr}
+
+
+def coprompt(epochs):
+    """Without what its code has by data set, which no argument changes there."""
+    views = {"INPUT.TRANSFORMS": ["randaugment", "normalize"], "DATALOADER.K_TRANSFORMS": 2}
+    return original(4, 0.0035, epochs, **node("CoPrompt", CTX_INIT=WORDS, PREC="fp16")) | views
+
+
+DEPT = {"OPTIM.STAGED_LR": True, "OPTIM.NEW_LAYERS": ["linear_probe", "film"], "OPTIM.LR_EXP": 6.5}
+DEPT |= {"OPTIM.BASE_LR_MULT": 1.0, "TRAINER.LINEAR_PROBE.TYPE": "linear", "TRAINER.LINEAR_PROBE.WEIGHT": 0.7}
+DEPT |= {"TRAINER.LINEAR_PROBE.TEST_TIME_FUSION": True, "TRAINER.FILM.LINEAR_PROBE": True}
+DEPT_KGCOOP = {"TRAINER.LINEAR_PROBE.BASE": "KgCoOp", "TRAINER.COOP.CTX_INIT": WORDS, "TRAINER.COOP.W": 2.0}
+DEPT_MAPLE = {"TRAINER.LINEAR_PROBE.BASE": "MaPLe", **node("MAPLE", N_CTX=2, CTX_INIT=WORDS, PROMPT_DEPTH=9)}
+
+
+def mma(batch):
+    adapters = {"ADAPTER_START": 5, "ADAPTER_END": 12, "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.001}
+    keys = node("MMADAPTER", TEXT_CTX_INIT=WORDS, PREC="amp", **adapters)
+    return original(batch, 0.0015, 5, **keys) | {"OPTIM.WARMUP_EPOCH": 0}
+
+
+def tcp(epochs):
+    """With the epochs that the original's train.py sets; without the W of its scripts, which is never used."""
+    return original(32, 0.002, epochs, **node("COOP", N_CTX=4, CSC=False, CTX_INIT=False)) | {"OPTIM.NAME": "adam"}
+
+
 WEIGHT_METHODS = ["OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA"]
+TCP = "vit_b16_ep100_ctxv1"
 KGCOOP = "TRAINER.COOP.N_CTX 4 TRAINER.COOP.CSC False TRAINER.COOP.W 8.0 TRAINER.COOP.CLASS_TOKEN_POSITION end"
 PROGRAD = "LOSS.LAMBDA 1.0 TRAINER.COOP.N_CTX 16 TRAINER.COOP.CSC False TRAINER.COOP.CLASS_TOKEN_POSITION end"
 ADAPTER = "TRAINER.ADAPTER.INIT ZS TRAINER.ADAPTER.CONSTRAINT none TRAINER.ADAPTER.KEEP_UNDERSCORES True"
@@ -100,6 +132,9 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("ProGrad", "rn50", prograd(200), PROGRAD),
     ("ProGrad", "rn50_ep100", prograd(100), PROGRAD),
     ("ProGrad", "rn50_ep50", prograd(50), PROGRAD),
+    ("TCP", TCP, tcp(50), ""),
+    ("TCP", TCP + "_imagenet", tcp(25), ""),
+    ("TCP", TCP + "_sun397", tcp(25), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx", maple(0.0035, 5, 9), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets", maple(0.0026, 2, 3), ""),
     ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx_few_shot", maple(0.0035, 50, 9), ""),
@@ -122,6 +157,18 @@ FILES = [  # trainer, file, what is in it, what the original's script adds
     ("MMRL", "vit_b16_few_shot", mmrl(32, 50), ""),
     ("MMRL", "vit_b16_few_shot_eurosat", mmrl(32, 50), "TRAINER.MMRL.REP_DIM 2048"),
     ("MMRL", "vit_b16_cross_datasets", mmrl(32, 1, 0, REG_WEIGHT=0.2), ""),
+    ("MMA", "vit_b16_ep5", mma(16), ""),
+    ("MMA", "vit_b16_ep5_imnet", mma(128), ""),
+    ("MMRLpp", "vit_b16", mmrlpp(4, 10), ""),
+    ("MMRLpp", "vit_b16_imagenet", mmrlpp(32, 5), ""),
+    ("MMRLpp", "vit_b16_few_shot", mmrlpp(32, 100, lr=0.002), ""),
+    ("MMRLpp", "vit_b16_cross_datasets", mmrlpp(32, 1, warmup=0, REG_WEIGHT=0.1), ""),
+    ("DePT", "vit_b16_ep10_bs4_lr35", original(4, 0.0035, 10, **DEPT), ""),
+    ("DePT", "vit_b16_ep10_ctxv1_bs4_lr35", original(4, 0.0035, 10, **DEPT, **DEPT_KGCOOP), ""),
+    ("DePT", "vit_b16_c2_ep10_batch4_2ctx", original(4, 0.0035, 10, **DEPT, **DEPT_MAPLE), ""),
+    ("CoPrompt", "vit_b16", coprompt(8), ""),
+    ("CoPrompt", "coprompt", coprompt(8), ""),
+    ("CoPrompt", "vit_b16_food101", coprompt(5), ""),
     ("LinearProbe", "SGD_lr1e-1_B256_ep300", original(256, 0.1, 300, "RN50") | {"OPTIM.WEIGHT_DECAY": 0.0}, ADAPTER),
 ]
 
@@ -244,6 +291,13 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         *[("PromptSRC", name, "base2new", DEEP) for name in (*FIVE, "imagenet")],
         ("PromptSRC", "imagenet", "xd", DEEP + "_cross_datasets"),
         ("MaPLe", "imagenet", "fewshot", "vit_b16_c2_ep5_batch4_2ctx_few_shot"),
+        ("MMRLpp", "imagenet", "base2new", "vit_b16_imagenet"),
+        ("MMRLpp", "imagenet", "xd", "vit_b16_cross_datasets"),
+        ("MMRLpp", "eurosat", "fewshot", "vit_b16_few_shot"),
+        ("DePT", "imagenet", "xd", "vit_b16"),
+        ("DePT", "dtd", "base2new", "vit_b16"),
+        ("CoPrompt", "food101", "base2new", "vit_b16_food101"),
+        ("CoPrompt", "dtd", "base2new", "vit_b16"),
         ("MMRL", "imagenet", "base2new", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "fewshot", "vit_b16_imagenet"),
         ("MMRL", "imagenet", "xd", "vit_b16_cross_datasets"),
@@ -254,6 +308,13 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("MMRL", "dtd", "fewshot", "vit_b16_few_shot"),
         ("TipAdapterF", "eurosat", "fewshot", "vit_b16_eurosat"),
         ("TipAdapterF", "dtd", "fewshot", "vit_b16"),
+        ("MMA", "imagenet", "base2new", "vit_b16_ep5_imagenet"),
+        ("MMA", "imagenet", "xd", "vit_b16_ep1_cross_datasets"),
+        ("MMA", "dtd", "base2new", "vit_b16_ep5"),
+        ("TCP", "imagenet", "base2new", TCP + "_imagenet"),
+        ("TCP", "imagenet", "xd", TCP + "_cross_datasets"),
+        ("TCP", "sun397", "base2new", TCP + "_sun397"),
+        ("TCP", "dtd", "base2new", TCP),
         ("CoCoOp", "imagenet", "xd", "vit_b16_c4_ep10_batch1_ctxv1"),
         ("IVLP", "dtd", "base2new", DEEP),
     ],

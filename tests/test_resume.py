@@ -13,7 +13,8 @@ from dassl.utils import tools
 from orthcr.run.runner import main
 
 SMALL = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"], "CoOp": ["OPTIM.LR", "0.05"]}
-FOLDER = {"OrthCR": "rotations", "CoOp": "prompt_learner"}
+FOLDER = {"OrthCR": "rotations", "CoOp": "prompt_learner", "TCP": "prompt_learner", "MMA": "adapter_learner"}
+FOLDER |= {"DePT": "PromptLearner", "MMRLpp": "MultiModalRepresentationLearner", "CoPrompt": "MultiModalPromptLearner"}
 NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256")
 
 
@@ -39,7 +40,7 @@ def run(tmp_path, pictures):
             "OPTIM.MAX_EPOCH",
             epochs,
         ]
-        return main([str(word) for word in [*argv, *SMALL[trainer], *opts]])
+        return main([str(word) for word in [*argv, *SMALL.get(trainer, []), *opts]])
 
     return run
 
@@ -108,8 +109,9 @@ def checkpoints(out, trainer="OrthCR"):
         ("OrthCR", ["INPUT.TRANSFORMS", "['normalize']"], []),
         ("CoOp", [], []),
         ("CoOp", ["TEST.FINAL_MODEL", "best_val", "OPTIM.LR", "1.0"], ["model-best.pth.tar"]),
+        *[(name, [], []) for name in ("TCP", "MMA", "DePT", "MMRLpp", "CoPrompt")],
     ],
-    ids=["OrthCR", "OrthCR-workers", "OrthCR-best", "OrthCR-features", "CoOp", "CoOp-best"],
+    ids="OrthCR OrthCR-workers OrthCR-best OrthCR-features CoOp CoOp-best TCP MMA DePT MMRLpp CoPrompt".split(),
 )
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(trainer, opts, extra, run, tmp_path, every_epoch):
     assert run("whole", *opts, trainer=trainer) == 0

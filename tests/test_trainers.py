@@ -8,7 +8,7 @@ from torch import nn
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from orthcr.run.config import discover
-from trainers.base import ClipTrainer, node_of
+from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.encoders import normalize
 
@@ -104,7 +104,7 @@ def test_a_subclass_of_three_lines_trains_and_evaluates(make_cfg, make_trainer, 
     opts += ["DATASET.SUBSAMPLE_CLASSES", "base"]
     own = settings_of(make_cfg(trainer=parent), parent, "Sub")
     trainer = make_trainer(*opts, *own, trainer="Sub")
-    assert list(trainer.cfg.TRAINER) == ["NAME", TRAINER_REGISTRY.get(parent).node_name or "SUB"]
+    assert list(trainer.cfg.TRAINER) == ["NAME", *nodes_of(TRAINER_REGISTRY.get("Sub"))]
     trainer.train()
     original = make_trainer(*opts, trainer=parent, out="original")
     original.train()

@@ -51,7 +51,8 @@ class ClipTrainer(TrainerX):
       name. A class that was not trained on keeps the row that `build_classifier` made.
     - `decides`: keys of its node that override other keys, each with its `Decides`.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
-    - `node_name`, `root`: name of another node, and keys outside TRAINER, for originals that have their settings there.
+    - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
+    - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     """
 
@@ -63,6 +64,7 @@ class ClipTrainer(TrainerX):
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
+    views: int = 1
     draws_by_item: bool = True
     test_replaces_val: bool = False  # nothing is selected on test images
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
@@ -474,6 +476,11 @@ def node_of(trainer: type) -> str:
     return getattr(trainer, "node_name", "") or trainer.__name__.upper()
 
 
+def nodes_of(trainer: type) -> tuple[str, ...]:
+    """Return the names in `cfg.TRAINER` that belong to a method: its config node, and those of `root`."""
+    return node_of(trainer), *getattr(trainer, "root", {}).get("TRAINER", {})
+
+
 def check_values(declared: dict, node: CN, prefix: str = "") -> None:
     """Raise ValueError for a value that its `Key` does not allow.
 
@@ -498,7 +505,7 @@ def extend_cfg(cfg: CN, trainer: str = "") -> None:
 
     Args:
         cfg: the config, in place.
-        trainer: the method that runs, whose keys outside TRAINER are added as well; "": none.
+        trainer: the method that runs, whose keys outside its node are added as well; "": none.
     """
     # later defaults replace earlier ones: a node's namesake comes last, and only `trainer` comes after it
     names = sorted(
@@ -512,4 +519,13 @@ def extend_cfg(cfg: CN, trainer: str = "") -> None:
             continue
         cfg.TRAINER[node_of(method)] = CN(values(method.defaults))
         if name == trainer:
-            cfg.update(CN(values(method.root)))
+            add_keys(cfg, values(method.root))
+
+
+def add_keys(cfg: CN, defaults: dict) -> None:
+    """Add nested defaults to a config, in place."""
+    for name, value in defaults.items():
+        if isinstance(value, dict) and name in cfg:
+            add_keys(cfg[name], value)
+        else:
+            cfg[name] = CN(value) if isinstance(value, dict) else value

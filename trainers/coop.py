@@ -34,9 +34,13 @@ class CustomCLIP(ClipClassifier):
         super().__init__(clip_model, classnames, templates)
         self.prompt_learner = PromptLearner(self.text_encoder, classnames, **context)
 
-    def encode_text(self) -> torch.Tensor:
+    def text_features(self) -> torch.Tensor:
+        """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return normalize(self.text_encoder(learner(), learner.tokens, learner.shared))
+        return self.text_encoder(learner(), learner.tokens, learner.shared)
+
+    def encode_text(self) -> torch.Tensor:
+        return normalize(self.text_features())
 
 
 @TRAINER_REGISTRY.register()
@@ -51,6 +55,7 @@ class CoOp(ClipTrainer):
     }
     decides = {"CTX_INIT": Decides(("N_CTX", "CSC"), agrees_with_words, refused=True)}
     learner = "prompt_learner"
+    classifier = CustomCLIP
 
     def check_node(self, node):
         super().check_node(node)
@@ -70,4 +75,4 @@ class CoOp(ClipTrainer):
         return {"n_ctx": n_ctx, "words": words, "csc": node.CSC, "position": node.CLASS_TOKEN_POSITION}
 
     def build_classifier(self, clip_model, classnames):
-        return CustomCLIP(clip_model, classnames, self.context())
+        return self.classifier(clip_model, classnames, self.context())

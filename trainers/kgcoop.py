@@ -28,13 +28,14 @@ class KgCoOp(CoOp):
         "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
     }
     node_name = "COOP"
+    classifier = CustomCLIP
 
     def words(self):
         return "a photo of a" if self.node.CTX_INIT else ""
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)
-        model = CustomCLIP(clip_model, classnames, self.context(), [template])
+        model = self.classifier(clip_model, classnames, self.context(), [template])
         model.prompt_learner.dead += ("bias_vectors", "meta_net")  # the original saves them and never uses them
         return model
 

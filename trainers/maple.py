@@ -72,9 +72,14 @@ class MaPLe(ClipTrainer):
     }
     learner = "prompt_learner"
     registered = "MultiModalPromptLearner"
+    classifier = CustomCLIP
 
     def build_classifier(self, clip_model, classnames):
         for encoder in ("image", "text"):
-            depth, key = self.node.PROMPT_DEPTH, self.key("PROMPT_DEPTH")
+            depth, key = self.prompt_settings().PROMPT_DEPTH, self.key("PROMPT_DEPTH")
             check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, depth, key)
-        return CustomCLIP(self.node, clip_model, classnames)
+        return self.classifier(self.prompt_settings(), clip_model, classnames)
+
+    def prompt_settings(self):
+        """Return N_CTX, CTX_INIT and PROMPT_DEPTH."""
+        return self.node

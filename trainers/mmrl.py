@@ -76,16 +76,19 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
 
     def __init__(self, node, widths: tuple[int, int, int], names: list[str]):
         super().__init__()
-        image, text, features = widths
         self.blocks = [layer - 1 for layer in node.REP_LAYERS]
         self.compound_rep_tokens = nn.Parameter(0.02 * torch.randn(node.N_REP_TOKENS, node.REP_DIM))
+        self.add_maps(node, *widths)
+        self.names, self.trained_on_these = names, True  # loading a checkpoint may set it to False
+        self.register_buffer("classes", class_ids(names))
+
+    def add_maps(self, node, image: int, text: int, features: int) -> None:
+        """Add A_j, B_j and W_r, for `widths` of the class."""
         for name, width in (("v", image), ("t", text)):
             first = nn.Linear(node.REP_DIM, width)
             maps = nn.ModuleList([copy.deepcopy(first) for _ in self.blocks])
             self.add_module(f"compound_rep_tokens_r2{name}proj", maps)
         self.proj_rep = nn.Parameter(image**-0.5 * torch.randn(image, features))
-        self.names, self.trained_on_these = names, True  # loading a checkpoint may set it to False
-        self.register_buffer("classes", class_ids(names))
 
     def vision(self) -> dict[int, torch.Tensor]:
         """Return {block j: V_j [n, width]}."""
@@ -117,6 +120,8 @@ class CustomCLIP(ClipClassifier):
         fused: whether an evaluation mixes in z_r; None: only on the classes and the data set of the training.
     """
 
+    make_learner = MultiModalRepresentationLearner
+
     def __init__(self, node, clip_model, classnames: list[str], dataset: str, fused: bool | None = None):
         template = template_for(dataset)
         super().__init__(clip_model, classnames, [template])
@@ -126,18 +131,28 @@ class CustomCLIP(ClipClassifier):
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         widths = (clip_model.visual.conv1.out_channels, *clip_model.text_projection.shape)
         names = [f"{dataset}: {name}" for name in classnames]
-        self.representation_learner = MultiModalRepresentationLearner(node, widths, names)
+        self.representation_learner = self.make_learner(node, widths, names)
+
+    @property
+    def weight(self) -> float:
+        """The weight of the tokens in the blocks after the first listed one; see shared/encoders.py."""
+        return 1.0
 
     def encode_text(self) -> torch.Tensor:
-        return normalize(self.text_encoder(None, self.tokens, deep=self.representation_learner.text(), insert=True))
+        deep = self.representation_learner.text()
+        return normalize(self.text_encoder(None, self.tokens, deep=deep, insert=True, weight=self.weight))
 
     def encode_both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return f and f_r, each float32 [B, d] of unit length, for images float [B, 3, H, W]."""
         learner, encoder = self.representation_learner, self.image_encoder
         deep = self.once("image tokens", learner.vision)
-        x = encoder.tokens(image, deep=deep, insert=True)[:, : 1 + len(learner.compound_rep_tokens)]
-        x = layer_norm(encoder.ln_post, x)
-        return normalize(x[:, 0] @ encoder.proj), normalize(x[:, 1:].mean(dim=1) @ learner.proj_rep)
+        x = encoder.tokens(image, deep=deep, insert=True, weight=self.weight)
+        x = layer_norm(encoder.ln_post, x[:, : 1 + len(learner.compound_rep_tokens)])
+        return normalize(x[:, 0] @ encoder.proj), normalize(x[:, 1:].mean(dim=1) @ self.rep_projection())
+
+    def rep_projection(self) -> torch.Tensor:
+        """Return W_r, float [width, d]."""
+        return self.representation_learner.proj_rep
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return self.encode_both(image)[0]
@@ -166,6 +181,8 @@ class MMRL(ClipTrainer):
     }
     # the original's protocol, which decides whether z_r is mixed in; "" = on the classes and data set of the training
     root = {"TASK": Key("", choices=TASKS)}
+    classifier = CustomCLIP
+    reg_weights = REG_WEIGHTS
     learner = "representation_learner"
     registered = "MultiModalRepresentationLearner"
 
@@ -173,7 +190,7 @@ class MMRL(ClipTrainer):
         cfg, node = self.cfg, self.node
         for encoder in ("image", "text"):
             check_reach(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
-        return CustomCLIP(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
+        return self.classifier(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
 
     def fused(self) -> bool | None:
         """Return whether the original evaluates with z_r for the given TASK; None: there is no TASK."""
@@ -184,13 +201,13 @@ class MMRL(ClipTrainer):
     def fit(self):
         name, weight = self.cfg.DATASET.NAME, self.node.REG_WEIGHT
         # the YAMLs of the original have 1, which its code ignores
-        if weight is not None and weight != REG_WEIGHTS.get(name, weight):
-            published = f"the code of the authors uses {REG_WEIGHTS[name]:g} for {name} and ignores their YAML"
+        if weight is not None and weight != self.reg_weights.get(name, weight):
+            published = f"the code of the authors uses {self.reg_weights[name]:g} for {name} and ignores their YAML"
             say(f"{self.key('REG_WEIGHT')} is {weight:g}, but {published}; leave it out to use theirs")
 
     def losses(self, image, label):
         model, node = self.model, self.node
-        weight = REG_WEIGHTS.get(self.cfg.DATASET.NAME, 1.0) if node.REG_WEIGHT is None else node.REG_WEIGHT
+        weight = self.reg_weights.get(self.cfg.DATASET.NAME, 1.0) if node.REG_WEIGHT is None else node.REG_WEIGHT
         (f, f_r), g = model.encode_both(image), model.encode_text()
         z, z_r = model.logits(f, g), model.logits(f_r, g)
         return {

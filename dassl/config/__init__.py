@@ -40,10 +40,10 @@ def clean_cfg(cfg, trainer):
 
     Args:
         cfg (CfgNode): config.
-        trainer (str): name of the trainer; its node is TRAINER.<name in upper case>.
+        trainer (str): name of the trainer; its node is TRAINER.<name>, in upper case or as it is.
     """
     for key in list(cfg.TRAINER):
-        if key not in ("NAME", trainer.upper()):
+        if key.upper() not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]
 
 

@@ -18,7 +18,7 @@ from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, PlannedRun, execute, 
 from orthcr.compare.stages import Method, Stages, row_of, source_of, targets, variants
 from orthcr.run.checks import differences
 from orthcr.run.config import discover, is_foreign, owner_of, setup_cfg, strength_key
-from trainers.base import ClipTrainer, node_of
+from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.backbones import fetch
 from trainers.shared.strength import AUTO
 
@@ -95,14 +95,14 @@ def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]
         ValueError: no trainer takes one of the pairs.
     """
     pairs = list(zip(opts[::2], opts[1::2], strict=False))
-    trainer_nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in names}
+    trainer_nodes = {name: nodes_of(TRAINER_REGISTRY.get(name)) for name in names}
     key_nodes = {key: key.split(".")[1] for key, _ in pairs if key.startswith("TRAINER.")}
     for key, node in key_nodes.items():
-        if node not in trainer_nodes.values():
+        if not any(node in nodes for nodes in trainer_nodes.values()):
             raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
     shares = {}
-    for name, node in trainer_nodes.items():
-        words = [word for pair in pairs if key_nodes.get(pair[0], node) == node for word in pair]
+    for name, nodes in trainer_nodes.items():
+        words = [word for pair in pairs if key_nodes.get(pair[0], nodes[0]) in nodes for word in pair]
         shares[name] = tuple(words)
     return shares
 

@@ -9,7 +9,8 @@ from orthcr.reports.runs import Run
 PUBLISHED = "published average"
 SOURCE = (
     "published average: ViT-B/16, 16 shots, 11 data sets, not of these runs. Base-to-new as its authors give it "
-    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run, OrthSR: as the public reviews of its "
+    "(ProGrad: as KgCoOp's ran it, IVLP: PromptSRC's, CLIP-LoRA: a later re-run, TCP: as the README of CLIP-SVD, "
+    "DePT: over CoOp, MMRL: as the list Awesome-Prompt-Adapter-Learning-for-VLMs, OrthSR: as the public reviews of its "
     "submission to ICLR 2025 have it, which was withdrawn), few-shot as the README of CLIP-SVD, "
     "transfers as that of VLM-LwEIB"
 )
@@ -24,6 +25,11 @@ BASE_TO_NEW = {
     "MaPLe": (82.28, 75.14, 78.55),
     "IVLP": (84.21, 71.79, 77.51),
     "PromptSRC": (84.26, 76.10, 79.97),
+    "MMRL": (85.68, 77.16, 81.20),
+    "TCP": (84.13, 75.36, 79.51),
+    "MMA": (83.20, 76.80, 79.87),
+    "DePT": (83.66, 71.82, 77.29),
+    "CoPrompt": (84.00, 77.23, 80.48),
     "CLIPLoRA": (84.10, 74.80, 79.18),
     "OrthSR": (83.82, 76.55, 80.02),
 }
@@ -32,6 +38,7 @@ FEW_SHOT = {
     "CoCoOp": (66.95, 67.63, 71.98, 72.92, 75.02),
     "KgCoOp": (69.51, 71.57, 74.48, 75.82, 77.26),
     "ProGrad": (68.20, 71.78, 74.21, 77.93, 79.20),
+    "TCP": (70.63, 73.59, 76.07, 78.39, 80.98),
     "MaPLe": (69.27, 72.58, 75.37, 78.89, 81.79),
     "CLIP_Adapter": (67.87, 70.20, 72.65, 76.92, 79.86),
     "TipAdapterF": (70.62, 73.08, 75.75, 78.51, 81.15),

@@ -28,7 +28,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import check_availability
-from trainers.base import extend_cfg, node_of
+from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes
 
@@ -233,12 +233,11 @@ def check_pairs(cfg: CfgNode, spec: RunSpec) -> None:
         raise ValueError(
             f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {spec.trainer}: give --trainer"
         )
-    node = node_of(TRAINER_REGISTRY.get(spec.trainer))
+    method = TRAINER_REGISTRY.get(spec.trainer)
     for key in [] if is_foreign(spec.trainer) else map(str, spec.opts[::2]):
-        if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", node):
-            raise ValueError(
-                f"{key} is no key of {spec.trainer}, which has TRAINER.{node}: leave it out, or give --trainer"
-            )
+        if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes_of(method)):
+            problem = f"{key} is no key of {spec.trainer}, which has TRAINER.{node_of(method)}"
+            raise ValueError(f"{problem}: leave it out, or give --trainer")
 
 
 def discover(package) -> None:
@@ -336,12 +335,12 @@ def owner_of(stem: str, trainer: str) -> str:
 
 def check_own_files(spec: RunSpec) -> None:
     """Raise ValueError if a file in the method's own folder sets keys of another method, as a copied file may."""
-    prefix = f"TRAINER.{node_of(TRAINER_REGISTRY.get(spec.trainer))}."
+    nodes = nodes_of(TRAINER_REGISTRY.get(spec.trainer))
     for path, keys in (layer for file in files(spec) for layer in read_layers(file)):
         folder = Path(path).absolute().parent
-        others = [key for key in keys if key.startswith("TRAINER.") and not key.startswith((prefix, "TRAINER.NAME"))]
+        others = [key for key in keys if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes)]
         if others and (folder.parent.name, folder.name) == ("trainers", spec.trainer):
-            wrong = f'{others[0]} in "{path}" has no effect, as {spec.trainer} has {prefix[:-1]}'
+            wrong = f'{others[0]} in "{path}" has no effect, as {spec.trainer} has TRAINER.{nodes[0]}'
             raise ValueError(f"{wrong}: rename it, or remove it")
 
 
@@ -457,7 +456,10 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
         cfg.OUTPUT_DIR = default_output(cfg, spec, model_config)
         say(f"The results go to {cfg.OUTPUT_DIR}: the results of the training stay")
     if not is_foreign(spec.trainer):
-        clean_cfg(cfg, node_of(TRAINER_REGISTRY.get(spec.trainer)))
+        node, *others = nodes_of(TRAINER_REGISTRY.get(spec.trainer))
+        beside = {name: cfg.TRAINER[name] for name in others}
+        clean_cfg(cfg, node)
+        cfg.TRAINER.update(beside)
     check_resume(cfg)
     cfg.freeze()
     return cfg
@@ -465,7 +467,8 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
 
 def suit_clip(cfg: CfgNode) -> None:
     """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that CLIP has no use for."""
-    for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", 1), ("MODEL.HEAD.NAME", "")):
+    views = min(cfg.DATALOADER.K_TRANSFORMS, TRAINER_REGISTRY.get(cfg.TRAINER.NAME).views)
+    for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", views), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
             reason = f"{format_value(flatten(cfg)[key])} is for other trainers"
             raise ValueError(f"{key} must be {format_value(value)} for {cfg.TRAINER.NAME}, which adapts CLIP: {reason}")

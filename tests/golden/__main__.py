@@ -18,7 +18,8 @@ from orthcr.run.config import discover
 from .recipe import SIZES
 
 FIGURES = Path(__file__).parent / "figures"  # of the originals: see its README.md
-TENSORS = ("grad", "after/", "change/", "init/", "f/grad", "f/keys", "keys", "values")  # stored as float32
+# stored as float32
+TENSORS = ("grad", "after/", "change/", "init/", "f/grad", "f/keys", "keys", "values", "class_tokens")
 TOLERANCE = {True: 1e-6, False: 1e-9}  # of tensors, of logits and losses
 
 

@@ -64,7 +64,7 @@ class ClipClassifier(nn.Module):
             self._cache[name] = compute()
         return self._cache[name]
 
-    # ---------------------------------------------------------------- features, all of unit length, float32
+    # ---------------------------------------------------------------- features, float32
 
     def know(self, image: torch.Tensor, index: torch.Tensor, encode: Callable) -> None:
         """Declare a batch of training images that are the same in each epoch, so that their features are cached.
@@ -102,9 +102,13 @@ class ClipClassifier(nn.Module):
                 )
         return self._frozen_text
 
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return f [B, d] before it has unit length."""
+        return self.frozen_features(image)
+
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Return the method's features f [B, d] of images float [B, 3, H, W]."""
-        return self.frozen_image(image)
+        return normalize(self.image_features(image))
 
     def encode_text(self) -> torch.Tensor:
         """Return the method's class features g: [n_cls, d], or [B, n_cls, d] if they depend on the image."""

@@ -102,20 +102,24 @@ class VisionPromptedCLIP(ClipClassifier):
 
     prompt_learner: nn.Module
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
         deep = dict(self.once("vision prompts", self.prompt_learner.vision))
         if not deep:
-            return self.frozen_image(image)
+            return self.frozen_features(image)
         context = deep.pop(0)
-        return normalize(self.image_encoder(image, context, deep=deep))
+        return self.image_encoder(image, context, deep=deep)
 
 
 class PromptedCLIP(VisionPromptedCLIP):
     """CLIP with the prompts of a `TextPromptLearner` in both encoders."""
 
-    def encode_text(self) -> torch.Tensor:
+    def text_features(self) -> torch.Tensor:
+        """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return normalize(self.text_encoder(learner(), learner.tokens, learner.shared, deep=learner.text()))
+        return self.text_encoder(learner(), learner.tokens, learner.shared, deep=learner.text())
+
+    def encode_text(self) -> torch.Tensor:
+        return normalize(self.text_features())
 
 
 def check_reach(clip_model, backbone: str, encoder: str, blocks: int, key: str) -> None:

@@ -13,12 +13,17 @@ each token alone. Only attention depends on the prompt that a token belongs to:
 The results are those of each prompt alone. k_P and v_P exist once, and autograd sums the gradients of all classes in
 them. Prompts that do not fit into memory are encoded in parts, and recomputed in the backward pass (memory.py).
 
-A method changes the encoders by two arguments. Without them this is the frozen CLIP:
+A method changes the encoders by three arguments. Without them this is the frozen CLIP:
 
     deep      {i: tokens}: before block i these tokens replace as many tokens of x (MaPLe, IVLP, PromptSRC); with
-              `insert` those of the first such block are inserted instead (MMRL)
+              `insert` those of the first such block are inserted instead (MMRL); with a `weight` below 1 the replaced
+              tokens keep the rest of the weight (MMRL++). Tokens of the text that differ by class end the shared
+              prefix: from that block on each class has its own copy of it (TCP)
     linear    linear(place, x, weight, bias) instead of F.linear for q, k, v, out, c_fc and c_proj of every block;
               place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning)
+    beside    beside(place, h), h = LN(x) of the block's input x, is added to the block's output; place is
+              <encoder>_<block>, for example image_0. Before the blocks beside("text_input", h) is added to the token
+              embeddings h, and beside("image_input", h) to the output h of ln_pre. None: nothing is added (MMA)
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +41,8 @@ from .memory import blocks_to_recompute, split
 from .packing import Groups, Packing, Plan, pack
 from .processes import each_its_part
 
-Deep = Mapping[int, torch.Tensor]  # block -> tokens float [n, width] or [N, n, width]
+# block -> tokens float [n, width]; or [N, n, width] of images, [classes, n, width] of prompts
+Deep = Mapping[int, torch.Tensor]
 # token ids -> results of `TextEncoder.plan`; not an attribute of the module, which is copied and pickled
 PLANS = WeakTensorKeyDictionary()
 
@@ -54,7 +60,9 @@ def run_blocks(
     deep: Deep | None = None,
     at: int | None = None,
     insert: bool = False,
+    weight: float = 1.0,
     linear: Callable = frozen,
+    beside: Callable | None = None,
     groups: Groups = (),
     recompute: int = 0,
 ) -> torch.Tensor:
@@ -69,7 +77,9 @@ def run_blocks(
         at: position of the first token that `deep` replaces; None: it replaces the last ones.
         insert: whether the tokens of the first block in `deep` are inserted at that position. Those of later blocks
             replace them.
+        weight: see above.
         linear: see above.
+        beside: see above.
         groups: (n, s) for n suffixes of s tokens each, which do not attend to each other; only with `causal`.
         recompute: number of leading blocks that save only their input for the backward pass.
 
@@ -80,32 +90,47 @@ def run_blocks(
     if outside:
         raise ValueError(f"no block {outside} in the {encoder} encoder, which has blocks 0 to {len(blocks) - 1}")
     first = min(deep) if deep and insert else None
-    suffixes = sum(n * s for n, s in groups)
     for i, block in enumerate(blocks):
         if deep and i in deep:
-            shared = x[:, : x.shape[1] - suffixes]
-            shared = replace(shared, deep[i], at, 0 if i == first else deep[i].shape[-2], bool(groups))
-            x = torch.cat([shared, x[:, x.shape[1] - suffixes :]], dim=1) if groups else shared
+            n = 0 if i == first else deep[i].shape[-2]
+            if groups and deep[i].dim() == 3:
+                x, groups = separate(x, deep[i], n, groups, weight)
+            else:
+                shared = x.shape[1] - sum(n * s for n, s in groups)
+                front = replace(x[:, :shared], deep[i], at, n, bool(groups), weight)
+                x = torch.cat([front, x[:, shared:]], dim=1) if groups else front
         attend = partial(packed_attention, groups=groups) if groups else partial(sdpa, is_causal=causal)
-        run = partial(run_block, block, place=f"{encoder}_{i}_", attend=attend, linear=linear)
+        run = partial(run_block, block, place=f"{encoder}_{i}", attend=attend, linear=linear, beside=beside)
         x = checkpoint(run, x, use_reentrant=False) if i < recompute else run(x)
     return x
 
 
-def run_block(block: nn.Module, x: torch.Tensor, place: str, attend: Callable, linear: Callable) -> torch.Tensor:
+def run_block(
+    block: nn.Module, x: torch.Tensor, place: str, attend: Callable, linear: Callable, beside: Callable | None
+) -> torch.Tensor:
     """Run one residual block.
 
     Args:
         block: the block.
         x: float [N, L, width].
-        place: prefix of the names of its linear maps.
+        place: its name, <encoder>_<block>.
         attend: attend(q, k, v) of float [N, heads, L, d], the attention with its mask.
         linear: see above.
+        beside: see above.
     """
-    x = x + attention(block.attn, layer_norm(block.ln_1, x), attend, place, linear)
+    h = layer_norm(block.ln_1, x)
+    branch = beside(place, h) if beside else None
+    x = x + attention(block.attn, h, attend, f"{place}_", linear)
     c_fc, c_proj = block.mlp.c_fc, block.mlp.c_proj
-    h = linear(place + "c_fc", layer_norm(block.ln_2, x), c_fc.weight, c_fc.bias)
-    return x + linear(place + "c_proj", activation(block.mlp.gelu, h), c_proj.weight, c_proj.bias)
+    h = linear(f"{place}_c_fc", layer_norm(block.ln_2, x), c_fc.weight, c_fc.bias)
+    x = x + linear(f"{place}_c_proj", activation(block.mlp.gelu, h), c_proj.weight, c_proj.bias)
+    return x if branch is None else x + branch
+
+
+def add_beside(beside: Callable | None, place: str, x: torch.Tensor) -> torch.Tensor:
+    """Return x plus what `beside` gives for it at a place before the blocks."""
+    branch = beside(place, x) if beside else None
+    return x if branch is None else x + branch
 
 
 def activation(gelu: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +141,9 @@ def activation(gelu: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return F.silu(1.702 * x) / 1.702 if type(gelu) is QuickGELU else gelu(x)
 
 
-def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False) -> torch.Tensor:
+def replace(
+    x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False, weight: float = 1.0
+) -> torch.Tensor:
     """Return x with `tokens` in place of the n tokens from position `at` on.
 
     Args:
@@ -125,6 +152,7 @@ def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, share
         at: None: the last n tokens are replaced.
         n: number of tokens to replace; 0: `tokens` are inserted.
         shared: whether x is the shared part of prompts, without their end.
+        weight: of `tokens`; the replaced tokens have the rest.
 
     Raises:
         ValueError: n is too large; the class token, or the start and the end of the text, cannot be replaced.
@@ -135,7 +163,45 @@ def replace(x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, share
         kind = " that all prompts share" if shared else ""
         raise ValueError(f"{n} tokens are to be replaced, which are too many of {x.shape[1]}{kind}")
     at = length - n if at is None else at
-    return torch.cat([x[:, :at], tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at + n :]], dim=1)
+    tokens = blend(tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at : at + n], weight)
+    return torch.cat([x[:, :at], tokens, x[:, at + n :]], dim=1)
+
+
+def blend(tokens: torch.Tensor, replaced: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return `tokens` [..., n, width] with a weight, and the tokens that they replace, if any, with the rest of it."""
+    return tokens if weight == 1 or not replaced.shape[-2] else weight * tokens + (1 - weight) * replaced
+
+
+def separate(
+    x: torch.Tensor, tokens: torch.Tensor, n: int, groups: Groups, weight: float
+) -> tuple[torch.Tensor, Groups]:
+    """Put tokens of each class in place of the n tokens behind the start of text. Only the start stays shared.
+
+    The rest of the shared tokens is copied to the front of each suffix.
+
+    Args:
+        x: packed tokens float [N, T, width].
+        tokens: float [classes, m, width], in the order of the suffixes.
+        n: number of tokens to replace; 0: `tokens` are inserted.
+        groups: (n, s) for n suffixes of s tokens each.
+        weight: see `replace`.
+
+    Returns:
+        The packed tokens, and their groups.
+    """
+    counts = [count for count, _ in groups]
+    shared = x.shape[1] - sum(count * s for count, s in groups)
+    sizes = [1, shared - 1, *(count * s for count, s in groups)]
+    start, prefix, *suffixes = x.split(sizes, dim=1)
+    out, lengths = [start], []
+    for (count, s), suffix, front in zip(groups, suffixes, tokens.to(x.dtype).split(counts), strict=True):
+        copies = prefix.unsqueeze(1).expand(-1, count, -1, -1)
+        suffix = torch.cat([copies, suffix.unflatten(1, (count, s))], dim=2)
+        front = blend(front.expand(len(x), -1, -1, -1), suffix[:, :, :n], weight)
+        suffix = torch.cat([front, suffix[:, :, n:]], dim=2)
+        out.append(suffix.flatten(1, 2))
+        lengths.append(suffix.shape[2])
+    return torch.cat(out, dim=1), list(zip(counts, lengths, strict=True))
 
 
 def attention(attn: nn.MultiheadAttention, x: torch.Tensor, attend: Callable, place: str, linear: Callable):
@@ -210,9 +276,10 @@ class ImageEncoder(nn.Module):
         context: torch.Tensor | None = None,
         deep: Deep | None = None,
         linear: Callable = frozen,
+        beside: Callable | None = None,
     ) -> torch.Tensor:
         """Return the features float [B, embed_dim] of the class token, not normalised; arguments as of `tokens`."""
-        x = self.tokens(image, context, deep, linear=linear)
+        x = self.tokens(image, context, deep, linear=linear, beside=beside)
         return layer_norm(self.ln_post, x[:, 0]) @ self.proj
 
     def tokens(
@@ -221,7 +288,9 @@ class ImageEncoder(nn.Module):
         context: torch.Tensor | None = None,
         deep: Deep | None = None,
         insert: bool = False,
+        weight: float = 1.0,
         linear: Callable = frozen,
+        beside: Callable | None = None,
     ) -> torch.Tensor:
         """Return all tokens after the last block and before ln_post: float [B, L, width], the class token first.
 
@@ -231,14 +300,16 @@ class ImageEncoder(nn.Module):
             deep: see above; replaces the last n tokens.
             insert: whether `deep` starts as n additional tokens at the positions 1 to n, behind the class token, and
                 replaces these tokens in later blocks.
+            weight: see above.
             linear: see above.
+            beside: see above.
         """
         x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; the residual stream is fp32, as in the text
         x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
             x = torch.cat([x, context.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        x = layer_norm(self.ln_pre, x)
+        x = add_beside(beside, "image_input", layer_norm(self.ln_pre, x))
         blocks, at = self.transformer.resblocks, 1 if insert else None
         recompute = 0
         if torch.is_grad_enabled():  # an evaluation saves nothing, and ONNX would fix the shape if it were read
@@ -246,7 +317,8 @@ class ImageEncoder(nn.Module):
             if key not in self.recomputed:
                 self.recomputed[key] = blocks_to_recompute(x, len(blocks), linear is not frozen)
             recompute = self.recomputed[key]
-        return run_blocks(blocks, x, "image", deep=deep, at=at, insert=insert, linear=linear, recompute=recompute)
+        seams = {"deep": deep, "at": at, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
+        return run_blocks(blocks, x, "image", **seams, recompute=recompute)
 
 
 class TextEncoder(nn.Module):
@@ -274,7 +346,9 @@ class TextEncoder(nn.Module):
         shared: int | None = None,
         deep: Deep | None = None,
         insert: bool = False,
+        weight: float = 1.0,
         linear: Callable = frozen,
+        beside: Callable | None = None,
     ) -> torch.Tensor:
         """Return the features of the end-of-text tokens, not normalised.
 
@@ -285,9 +359,12 @@ class TextEncoder(nn.Module):
             tokenized_prompts: ids int64 [n, L], which mark the end of each prompt. They must not be changed in place.
             shared: number of leading positions at which all n prompts are equal. These positions are read from the
                 first prompt, which gets their whole gradient. None: found from the ids, or 0 with `prompts`.
-            deep: see above, float [n, width] each; replaces the tokens 1 to n, behind the start of text.
+            deep: see above, float [n, width] each; replaces the tokens 1 to n, behind the start of text. Tokens that
+                differ by class are float [classes, n, width].
             insert: whether `deep` starts as n additional tokens at those positions.
+            weight: see above.
             linear: see above.
+            beside: see above.
 
         Returns:
             float [..., n, embed_dim].
@@ -295,47 +372,89 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: `deep` reaches beyond the shared positions.
         """
-        encode = partial(self.encode_here, shared=shared, deep=deep, insert=insert, linear=linear)
-        return each_its_part(encode, prompts, tokenized_prompts)
+        seams = {"insert": insert, "weight": weight, "linear": linear, "beside": beside}
+        encode = partial(self.encode_here, shared=shared, **seams)
+        return each_its_part(encode, prompts, tokenized_prompts, deep or {})
 
-    def encode_here(self, prompts, tokenized_prompts, shared, deep, insert, linear):
+    def encode_here(self, prompts, tokenized_prompts, deep, shared, linear, beside, **seams):
         """Return the result of `forward` for the classes of this process."""
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
-        plan = self.plan(tokenized_prompts, shared, lead.numel(), linear is not frozen)
-        encode = partial(self.encode, deep=deep, insert=insert, linear=linear)
-        if torch.is_grad_enabled() and (len(plan.packings) > 1 or plan.images < lead.numel()):
-            encode = partial(checkpoint, encode, use_reentrant=False)
+        separate_at = min((i for i, tokens in deep.items() if tokens.dim() == 3), default=None)
+        plan = self.plan(tokenized_prompts, shared, lead.numel(), linear is not frozen, separate_at)
         features = []
         for packing in plan.packings:
             if prompts is None:
                 x = self.token_embedding(tokenized_prompts.flatten()[packing.tokens])[None]
             else:
                 x = prompts.index_select(1, packing.tokens)
-            x = x + self.positional_embedding[packing.tokens % length]
+            x = add_beside(beside, "text_input", x) + self.positional_embedding[packing.tokens % length]
+            tokens = deep
+            if separate_at is not None:
+                classes = packing.tokens[packing.ends] // length  # in the order of the suffixes
+                tokens = {i: t if t.dim() == 2 else t.index_select(0, classes) for i, t in deep.items()}
+            encode = partial(self.encode, deep=tokens, linear=linear, beside=beside, **seams)
+            if torch.is_grad_enabled() and (len(plan.packings) > 1 or plan.images < lead.numel()):
+                encode = partial(checkpoint, encode, use_reentrant=False)
             features.append(torch.cat([encode(part, packing) for part in x.split(plan.images)]))
         features = torch.cat(features, dim=1).index_select(1, plan.place)
         return features.reshape(*lead, *features.shape[1:])
 
-    def encode(self, x: torch.Tensor, packing: Packing, **seams) -> torch.Tensor:
+    def encode(self, x: torch.Tensor, packing: Packing, deep: Deep, insert: bool, **seams) -> torch.Tensor:
         """Return the features [N, classes, embed_dim] of packed embeddings float [N, T, width]."""
-        length, blocks = x.shape[1], self.transformer.resblocks
-        x = run_blocks(blocks, x, "text", causal=True, at=1, groups=packing.groups, **seams)
-        x = x.index_select(1, packing.ends + x.shape[1] - length)  # inserted tokens shift the ends
-        return layer_norm(self.ln_final, x) @ self.text_projection
+        inserted = deep[min(deep)].shape[-2] if deep and insert else 0
+        shared = x.shape[1] - sum(n * s for n, s in packing.groups)
+        replaced = max((tokens.shape[1] for tokens in deep.values() if tokens.dim() == 3), default=0)
+        if replaced and replaced >= shared + inserted:
+            problem = f"{replaced} tokens of each class are to be replaced"
+            raise ValueError(f"{problem}, which are too many of {shared} that all prompts share")
+        x = run_blocks(
+            self.transformer.resblocks,
+            x,
+            "text",
+            causal=True,
+            deep=deep,
+            at=1,
+            insert=insert,
+            groups=packing.groups,
+            **seams,
+        )
+        ends = packing.ends + inserted
+        if replaced:  # each suffix before has grown by a copy of the shared tokens behind the start
+            ends = ends + (shared + inserted - 1) * torch.arange(len(ends), device=ends.device)
+        return layer_norm(self.ln_final, x.index_select(1, ends)) @ self.text_projection
 
-    def plan(self, tokens: torch.Tensor, shared: int | None, images: int = 1, changed: bool = False) -> Plan:
-        """Return the plan for prompts with these ids [n, L]. It is cached, so that all steps use the same one."""
+    def plan(
+        self,
+        tokens: torch.Tensor,
+        shared: int | None,
+        images: int = 1,
+        changed: bool = False,
+        separate_at: int | None = None,
+    ) -> Plan:
+        """Return the plan for prompts with these ids [n, L]. It is cached, so that all steps use the same one.
+
+        Args:
+            tokens: the ids.
+            shared: see `forward`.
+            images: number of images that have prompts of their own.
+            changed: whether linear maps are changed.
+            separate_at: block from which each class has its own copy of the shared tokens; None: there is none.
+        """
         plans = PLANS.setdefault(tokens, {})
         layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
-        key = shared, images, changed, torch.is_grad_enabled(), self.at_once, layers, width
+        key = shared, images, changed, separate_at, torch.is_grad_enabled(), self.at_once, layers, width
         if key not in plans:
             ids, n, device = tokens.cpu(), len(tokens), tokens.device
             packings, place = pack(ids, shared, 1, device)
             if self.at_once:
                 parts, images = ceil(n / self.at_once), max(1, self.at_once // n)
             else:
-                parts, images = split(n, images, len(packings[0].tokens), width, layers, changed, device)
+                count = len(packings[0].tokens)
+                if separate_at is not None:  # the mean over the blocks
+                    copies = (n - 1) * (count - sum(n * s for n, s in packings[0].groups) - 1)
+                    count += ceil(copies * (layers - separate_at) / layers)
+                parts, images = split(n, images, count, width, layers, changed, device)
             plans[key] = Plan(*(pack(ids, shared, parts, device) if parts > 1 else (packings, place)), images)
         return plans[key]

@@ -114,6 +114,8 @@ class PromptLearner(nn.Module):
         words: initial words of the context; "": random vectors from N(0, 0.02^2).
         csc: whether each class has its own context; ignored with `words`, as in CoOp.
         position: position of the class name in the prompt: end, middle or front.
+        template: the whole prompt with {} for the class name, of which the context replaces the first n tokens; "":
+            the context, the class name and a full stop.
 
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
@@ -135,6 +137,7 @@ class PromptLearner(nn.Module):
         words: str = "",
         csc: bool = False,
         position: str = "end",
+        template: str = "",
     ):
         super().__init__()
         embed = text_encoder.token_embedding
@@ -157,7 +160,8 @@ class PromptLearner(nn.Module):
 
         names = spoken(classnames)
         before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
-        tokens = tokenize([f"{before} {name}." for name in names], text_encoder.context_length).to(device)
+        prompts = fill_template(template or f"{before} {{}}.", classnames)
+        tokens = tokenize(prompts, text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)

@@ -15,6 +15,20 @@ CUSTOM_TEMPLATES = {
 
 # templates in the code of the authors that differ from CoOp's
 KGCOOP_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+TCP_TEMPLATES = {
+    "FGVCAircraft": "a photo of an aircraft {}.",
+    "DescribableTextures": "a photo of a {}, a type of texture.",
+    "Food101": "a photo of a {}, a type of food.",
+}
+TCP_PROMPTS = {  # a context of four vectors replaces the first four tokens
+    "OxfordPets": "X X X X {}, a type of pet.",
+    "OxfordFlowers": "X X X X {}, a type of flower.",
+    "FGVCAircraft": "X X X X {}, a type of aircraft.",
+    "DescribableTextures": "X X X X {} texture.",
+    "StanfordCars": "X X X X {}, a type of car",
+    "Food101": "X X X X {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.",
+}
 PROGRAD_TEMPLATES = {
     "OxfordPets": "a type of pet, a photo of a {}.",
     "OxfordFlowers": "a type of flower, a photo of a {}.",
