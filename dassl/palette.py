@@ -27,6 +27,7 @@ METHODS = {  # (colour, marker, hatch)
     "LinearProbe": (ORANGE, "v", "..."),
     "CLIP_Adapter": (GREEN, "<", "..."),
     "TipAdapter": (WINE, "P", "..."),
+    "GDA": (BLUE, "v", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

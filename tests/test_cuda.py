@@ -25,7 +25,8 @@ from trainers.shared.templates import PROMPTSRC_TEMPLATES
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
-TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner and name != "TipAdapter"]
+FITTED = ("TipAdapter", "GDA")  # without steps
+TRAINED = [name for name in METHODS if TRAINER_REGISTRY.get(name).learner and name not in FITTED]
 CASES = [(name, []) for name in METHODS]
 CASES += [("OrthCR", ["TRAINER.ORTHCR.REG", "none"]), ("OrthCR", ["TRAINER.ORTHCR.ENCODERS", "['image']"])]
 CASES += [("CoOp", ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True])]

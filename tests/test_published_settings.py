@@ -252,7 +252,31 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("TipAdapterF", "dtd", "fewshot", "vit_b16"),
         ("CoCoOp", "imagenet", "xd", "vit_b16_c4_ep10_batch1_ctxv1"),
         ("IVLP", "dtd", "base2new", DEEP),
+        ("GDA", "dtd", "base2new", "vit_b16"),
+        ("GDA", "imagenet", "base2new", "vit_b16_imagenet"),
+        ("GDA", "dtd", "fewshot", "vit_b16_few_shot"),
+        ("GDA", "imagenet", "fewshot", "vit_b16_few_shot_imagenet"),
+        ("GDA", "imagenet", "xd", "vit_b16_cross_datasets"),
     ],
 )
 def test_the_file_that_a_benchmark_takes(root, trainer, dataset, protocol, file):
     assert published(trainer, dataset, protocol, 16) == file and ours(root, trainer, file).exists()
+
+
+@pytest.mark.parametrize(
+    "file, covariance, neighbours, scale",
+    [
+        ("rn50", "shrunk", 0, (0.5, 1.0)),
+        ("vit_b16", "per_class", 64, (0.5, 1.0)),
+        ("vit_b16_few_shot", "shrunk", 0, (0.5, 1.0)),
+        ("vit_b16_imagenet", "per_class", 64, (0.08, 1.0)),
+        ("vit_b16_few_shot_imagenet", "shrunk", 0, (0.08, 1.0)),
+        ("vit_b16_cross_datasets", "shrunk", 0, (0.08, 1.0)),
+    ],
+)
+def test_settings_of_gda(root, monkeypatch, file, covariance, neighbours, scale):
+    monkeypatch.chdir(root)
+    settings = node("GDA", AUGMENT_EPOCH=10, COVARIANCE=covariance, NEIGHBOURS=neighbours, COPIES=16, LOGIT_SCALE=100.0)
+    settings["INPUT.RRCROP_SCALE"] = scale
+    given = config("GDA", ours(root, "GDA", file))
+    assert {key: given[key] for key in settings} == settings
