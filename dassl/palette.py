@@ -28,6 +28,7 @@ METHODS = {  # (colour, marker, hatch)
     "CLIP_Adapter": (GREEN, "<", "..."),
     "TipAdapter": (WINE, "P", "..."),
     "GDA": (BLUE, "v", "\\\\\\"),
+    "LPpp": (ORANGE, "^", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

@@ -160,6 +160,9 @@ TIP |= {"TRAINER.TIPADAPTERF.EPS": 1e-4, "TRAINER.TIPADAPTERF.AUGMENT_EPOCH": 10
 LORA = STEPS | {"OPTIM.LR": 2e-4, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "TRAINER.CLIPLORA.N_ITERS": 500}
 LORA |= node("CLIPLORA", R=2, ALPHA=1.0, DROPOUT=0.25, LR_MIN=1e-6, LOGIT_SCALE=100.0, WEIGHTS=["q", "k", "v"])
 
+LPPP = {"OPTIM.NAME": "sgd", "OPTIM.MOMENTUM": 0.9, "OPTIM.WEIGHT_DECAY": 0.0, "OPTIM.MAX_EPOCH": 300}
+LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_GRADIENT="sum", SELECT="val")
+
 
 @pytest.mark.parametrize(
     "trainer, file, settings",
@@ -169,6 +172,8 @@ LORA |= node("CLIPLORA", R=2, ALPHA=1.0, DROPOUT=0.25, LR_MIN=1e-6, LOGIT_SCALE=
         ("TipAdapterF", "rn50_eurosat", TIP | {"OPTIM.MAX_EPOCH": 100, "MODEL.BACKBONE.NAME": "RN50"}),
         ("TipAdapterF", "vit_b16_eurosat", TIP | {"OPTIM.MAX_EPOCH": 100}),
         ("CLIPLoRA", "vit_b16", LORA | {"INPUT.RRCROP_SCALE": (0.08, 1.0)}),
+        ("LPpp", "vit_b16", LPPP),
+        ("LPpp", "rn50", LPPP | {"MODEL.BACKBONE.NAME": "RN50"}),
     ],
 )
 def test_settings_of_originals_with_another_config(root, monkeypatch, trainer, file, settings):
