@@ -29,6 +29,7 @@ METHODS = {  # (colour, marker, hatch)
     "TipAdapter": (WINE, "P", "..."),
     "GDA": (BLUE, "v", "\\\\\\"),
     "LPpp": (ORANGE, "^", "\\\\\\"),
+    "TwoStageFS": (GREEN, "o", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }
