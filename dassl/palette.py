@@ -30,6 +30,7 @@ METHODS = {  # (colour, marker, hatch)
     "GDA": (BLUE, "v", "\\\\\\"),
     "LPpp": (ORANGE, "^", "\\\\\\"),
     "TwoStageFS": (GREEN, "o", "\\\\\\"),
+    "CLIP_SVD": (RED, "s", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
 }

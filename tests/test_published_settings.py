@@ -162,6 +162,9 @@ LORA |= node("CLIPLORA", R=2, ALPHA=1.0, DROPOUT=0.25, LR_MIN=1e-6, LOGIT_SCALE=
 
 TWO = STEPS | {"OPTIM.LR": 2e-4, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
 TWO |= node("TWOSTAGEFS", N_ITERS=300, N_ITERS_FRAC=0.6, PEFT="ln", LR_MIN=1e-6, TEMPLATE="a photo of a {}.")
+SVD = STEPS | {"DATALOADER.TRAIN_X.BATCH_SIZE": 32, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
+SVD |= node("CLIP_SVD", LR_MIN=1e-6, LOGIT_SCALE=100.0)
+BASE_TO_NEW = {"OPTIM.LR": 4e-4, "OPTIM.MAX_EPOCH": 10}
 LPPP = {"OPTIM.NAME": "sgd", "OPTIM.MOMENTUM": 0.9, "OPTIM.WEIGHT_DECAY": 0.0, "OPTIM.MAX_EPOCH": 300}
 LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_GRADIENT="sum", SELECT="val")
 
@@ -175,6 +178,9 @@ LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_
         ("TipAdapterF", "vit_b16_eurosat", TIP | {"OPTIM.MAX_EPOCH": 100}),
         ("CLIPLoRA", "vit_b16", LORA | {"INPUT.RRCROP_SCALE": (0.08, 1.0)}),
         ("TwoStageFS", "vit_b16", TWO),
+        ("CLIP_SVD", "vit_b16", SVD | node("CLIP_SVD", N_ITERS=0, TEMPLATE="a photo of a {}.") | BASE_TO_NEW),
+        ("CLIP_SVD", "vit_b16_dtd", SVD | node("CLIP_SVD", N_ITERS=0) | BASE_TO_NEW | {"OPTIM.MAX_EPOCH": 20}),
+        ("CLIP_SVD", "vit_b16_few_shot_dtd", SVD | node("CLIP_SVD", N_ITERS=200, TEMPLATE="") | {"OPTIM.LR": 5e-4}),
         ("LPpp", "vit_b16", LPPP),
         ("LPpp", "rn50", LPPP | {"MODEL.BACKBONE.NAME": "RN50"}),
     ],
@@ -261,6 +267,11 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("CoCoOp", "imagenet", "xd", "vit_b16_c4_ep10_batch1_ctxv1"),
         ("IVLP", "dtd", "base2new", DEEP),
         ("GDA", "dtd", "base2new", "vit_b16"),
+        ("CLIP_SVD", "dtd", "base2new", "vit_b16_dtd"),
+        ("CLIP_SVD", "dtd", "fewshot", "vit_b16_few_shot_dtd"),
+        ("CLIP_SVD", "food101", "fewshot", "vit_b16_few_shot"),
+        ("CLIP_SVD", "food101", "base2new", "vit_b16"),
+        ("CLIP_SVD", "imagenet", "xd", "vit_b16_cross_datasets"),
         ("GDA", "imagenet", "base2new", "vit_b16_imagenet"),
         ("GDA", "dtd", "fewshot", "vit_b16_few_shot"),
         ("GDA", "imagenet", "fewshot", "vit_b16_few_shot_imagenet"),

@@ -26,6 +26,7 @@ from experiments.strength import Model, curve, figures, gained, rows_of, straigh
 from reports.tables import tables
 from reports.tree import collect
 from trainers.clip_lora import LowRankCLIP
+from trainers.clip_svd import SingularCLIP
 from trainers.full_ft import FreeCLIP
 from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
 from trainers.tuned import TunedTrainer
@@ -37,6 +38,10 @@ BETWEEN = [0.0, 0.25, 0.6, 1.0]
 def lora(model, **changes):
     extra = SimpleNamespace(**vars(node(**changes)), R=3, ALPHA=2.0, DROPOUT=0.0, LOGIT_SCALE=0.0)
     return LowRankCLIP(extra, model, NAMES, TEMPLATE)
+
+
+def svd(model, **changes):
+    return SingularCLIP(SimpleNamespace(**vars(node(**changes)), LOGIT_SCALE=0.0), model, NAMES, TEMPLATE)
 
 
 def full(model, **changes):
@@ -56,7 +61,7 @@ def moved(model, seed=1):
 # ------------------------------------------------------------------ the path
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, svd])
 def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip, noise, make):
     model, plain, image = moved(make(random_clip())).eval(), make(random_clip()).eval(), noise(3, 3, 32, 32)
     with torch.no_grad():
@@ -86,7 +91,7 @@ def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
 
 @pytest.mark.parametrize("s", BETWEEN)
 def test_the_others_go_straight(random_clip, s):
-    for make in (lora, full):
+    for make in (lora, full, svd):
         model = moved(make(random_clip().double()).double())
         model.strength = s
         merged = model.merged()
@@ -95,13 +100,16 @@ def test_the_others_go_straight(random_clip, s):
             if make is lora:
                 a, b = (as64(factors[name]) for factors in (model.lora.w_lora_A, model.lora.w_lora_B))
                 end = w + 2 / np.sqrt(3) * b @ a
+            elif make is svd:
+                u, _, vt = map(as64, model.svd.factors(name))
+                end = u @ np.diag(as64(model.svd.vector_S[name])) @ vt
             else:
                 end = as64(model.weights[name])
             assert not np.allclose(w, end)
             np.testing.assert_allclose(changed, w + s * (end - w), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, svd])
 def test_training_is_always_at_full_strength_and_evaluation_alike_on_both_ways(random_clip, noise, make):
     model, image = moved(make(random_clip().double()).double()), noise(2, 3, 32, 32).double()
     full_strength = model.train()(image)

@@ -1,4 +1,4 @@
-"""2SFS: two stages of few-shot adaptation. First the features are adapted, then the classifier.
+"""Two stages of few-shot adaptation (2SFS). First the features are adapted, then the classifier.
 
 Farina et al. 2025, "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages", CVPR.
 
