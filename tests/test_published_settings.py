@@ -165,6 +165,10 @@ TWO |= node("TWOSTAGEFS", N_ITERS=300, N_ITERS_FRAC=0.6, PEFT="ln", LR_MIN=1e-6,
 SVD = STEPS | {"DATALOADER.TRAIN_X.BATCH_SIZE": 32, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
 SVD |= node("CLIP_SVD", LR_MIN=1e-6, LOGIT_SCALE=100.0)
 BASE_TO_NEW = {"OPTIM.LR": 4e-4, "OPTIM.MAX_EPOCH": 10}
+TPT = {"OPTIM.NAME": "adamw", "OPTIM.LR": 5e-3, "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
+TPT |= node("TPT", VIEWS=64, SELECTION_P=0.1, TTA_STEPS=1, CTX_INIT="a_photo_of_a", AUGMIX="auto")
+TDA = node("TDA", POSITIVE=[2.0, 5.0], POS_CAPACITY=3, NEG_CAPACITY=2, NEG_ALPHA=0.117, NEG_BETA=1.0, LOG2=True)
+TDA |= node("TDA", NEG_ENTROPY=[0.2, 0.5], NEG_MASK=[0.03, 1.0], VIEWS=0, LOGIT_SCALE=100.0)
 LPPP = {"OPTIM.NAME": "sgd", "OPTIM.MOMENTUM": 0.9, "OPTIM.WEIGHT_DECAY": 0.0, "OPTIM.MAX_EPOCH": 300}
 LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_GRADIENT="sum", SELECT="val")
 
@@ -181,6 +185,8 @@ LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_
         ("CLIP_SVD", "vit_b16", SVD | node("CLIP_SVD", N_ITERS=0, TEMPLATE="a photo of a {}.") | BASE_TO_NEW),
         ("CLIP_SVD", "vit_b16_dtd", SVD | node("CLIP_SVD", N_ITERS=0) | BASE_TO_NEW | {"OPTIM.MAX_EPOCH": 20}),
         ("CLIP_SVD", "vit_b16_few_shot_dtd", SVD | node("CLIP_SVD", N_ITERS=200, TEMPLATE="") | {"OPTIM.LR": 5e-4}),
+        ("TPT", "vit_b16", TPT),
+        ("TDA", "vit_b16", TDA),
         ("LPpp", "vit_b16", LPPP),
         ("LPpp", "rn50", LPPP | {"MODEL.BACKBONE.NAME": "RN50"}),
     ],
