@@ -33,6 +33,8 @@ METHODS = {  # (colour, marker, hatch)
     "CLIP_SVD": (RED, "s", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
+    "TPT": (GREY, "D", "..."),
+    "TDA": (GREY, "v", "xx"),
 }
 
 
