@@ -33,7 +33,7 @@ def test_the_golden_figures_of_the_originals(method):
 def test_there_are_figures_of_every_case():
     """One file for each module of this package that computes some."""
     modules = {path.stem for path in FIGURES.parent.glob("*.py")} - {"__init__", "__main__", "case", "recipe"}
-    assert set(METHODS) == modules and len(METHODS) == 18
+    assert set(METHODS) == modules and len(METHODS) == 24
 
 
 def test_the_tiny_clip_is_the_recipes():

@@ -209,6 +209,18 @@ TIP |= {"TRAINER.TIPADAPTERF.EPS": 1e-4, "TRAINER.TIPADAPTERF.AUGMENT_EPOCH": 10
 LORA = STEPS | {"OPTIM.LR": 2e-4, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "TRAINER.CLIPLORA.N_ITERS": 500}
 LORA |= node("CLIPLORA", R=2, ALPHA=1.0, DROPOUT=0.25, LR_MIN=1e-6, LOGIT_SCALE=100.0, WEIGHTS=["q", "k", "v"])
 
+TWO = STEPS | {"OPTIM.LR": 2e-4, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
+TWO |= node("TWOSTAGEFS", N_ITERS=300, N_ITERS_FRAC=0.6, PEFT="ln", LR_MIN=1e-6, TEMPLATE="a photo of a {}.")
+SVD = STEPS | {"DATALOADER.TRAIN_X.BATCH_SIZE": 32, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
+SVD |= node("CLIP_SVD", LR_MIN=1e-6, LOGIT_SCALE=100.0)
+BASE_TO_NEW = {"OPTIM.LR": 4e-4, "OPTIM.MAX_EPOCH": 10}
+TPT = {"OPTIM.NAME": "adamw", "OPTIM.LR": 5e-3, "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.08, 1.0)}
+TPT |= node("TPT", VIEWS=64, SELECTION_P=0.1, TTA_STEPS=1, CTX_INIT="a_photo_of_a", AUGMIX="auto")
+TDA = node("TDA", POSITIVE=[2.0, 5.0], POS_CAPACITY=3, NEG_CAPACITY=2, NEG_ALPHA=0.117, NEG_BETA=1.0, LOG2=True)
+TDA |= node("TDA", NEG_ENTROPY=[0.2, 0.5], NEG_MASK=[0.03, 1.0], VIEWS=0, LOGIT_SCALE=100.0)
+LPPP = {"OPTIM.NAME": "sgd", "OPTIM.MOMENTUM": 0.9, "OPTIM.WEIGHT_DECAY": 0.0, "OPTIM.MAX_EPOCH": 300}
+LPPP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)} | node("LPPP", ALPHA_EVERY=10, ALPHA_GRADIENT="sum", SELECT="val")
+
 
 @pytest.mark.parametrize(
     "trainer, file, settings",
@@ -218,6 +230,14 @@ LORA |= node("CLIPLORA", R=2, ALPHA=1.0, DROPOUT=0.25, LR_MIN=1e-6, LOGIT_SCALE=
         ("TipAdapterF", "rn50_eurosat", TIP | {"OPTIM.MAX_EPOCH": 100, "MODEL.BACKBONE.NAME": "RN50"}),
         ("TipAdapterF", "vit_b16_eurosat", TIP | {"OPTIM.MAX_EPOCH": 100}),
         ("CLIPLoRA", "vit_b16", LORA | {"INPUT.RRCROP_SCALE": (0.08, 1.0)}),
+        ("TwoStageFS", "vit_b16", TWO),
+        ("CLIP_SVD", "vit_b16", SVD | node("CLIP_SVD", N_ITERS=0, TEMPLATE="a photo of a {}.") | BASE_TO_NEW),
+        ("CLIP_SVD", "vit_b16_dtd", SVD | node("CLIP_SVD", N_ITERS=0) | BASE_TO_NEW | {"OPTIM.MAX_EPOCH": 20}),
+        ("CLIP_SVD", "vit_b16_few_shot_dtd", SVD | node("CLIP_SVD", N_ITERS=200, TEMPLATE="") | {"OPTIM.LR": 5e-4}),
+        ("TPT", "vit_b16", TPT),
+        ("TDA", "vit_b16", TDA),
+        ("LPpp", "vit_b16", LPPP),
+        ("LPpp", "rn50", LPPP | {"MODEL.BACKBONE.NAME": "RN50"}),
     ],
 )
 def test_settings_of_originals_with_another_config(root, monkeypatch, trainer, file, settings):
@@ -317,7 +337,36 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
         ("TCP", "dtd", "base2new", TCP),
         ("CoCoOp", "imagenet", "xd", "vit_b16_c4_ep10_batch1_ctxv1"),
         ("IVLP", "dtd", "base2new", DEEP),
+        ("GDA", "dtd", "base2new", "vit_b16"),
+        ("CLIP_SVD", "dtd", "base2new", "vit_b16_dtd"),
+        ("CLIP_SVD", "dtd", "fewshot", "vit_b16_few_shot_dtd"),
+        ("CLIP_SVD", "food101", "fewshot", "vit_b16_few_shot"),
+        ("CLIP_SVD", "food101", "base2new", "vit_b16"),
+        ("CLIP_SVD", "imagenet", "xd", "vit_b16_cross_datasets"),
+        ("GDA", "imagenet", "base2new", "vit_b16_imagenet"),
+        ("GDA", "dtd", "fewshot", "vit_b16_few_shot"),
+        ("GDA", "imagenet", "fewshot", "vit_b16_few_shot_imagenet"),
+        ("GDA", "imagenet", "xd", "vit_b16_cross_datasets"),
     ],
 )
 def test_the_file_that_a_benchmark_takes(root, trainer, dataset, protocol, file):
     assert published(trainer, dataset, protocol, 16) == file and ours(root, trainer, file).exists()
+
+
+@pytest.mark.parametrize(
+    "file, covariance, neighbours, scale",
+    [
+        ("rn50", "shrunk", 0, (0.5, 1.0)),
+        ("vit_b16", "per_class", 64, (0.5, 1.0)),
+        ("vit_b16_few_shot", "shrunk", 0, (0.5, 1.0)),
+        ("vit_b16_imagenet", "per_class", 64, (0.08, 1.0)),
+        ("vit_b16_few_shot_imagenet", "shrunk", 0, (0.08, 1.0)),
+        ("vit_b16_cross_datasets", "shrunk", 0, (0.08, 1.0)),
+    ],
+)
+def test_settings_of_gda(root, monkeypatch, file, covariance, neighbours, scale):
+    monkeypatch.chdir(root)
+    settings = node("GDA", AUGMENT_EPOCH=10, COVARIANCE=covariance, NEIGHBOURS=neighbours, COPIES=16, LOGIT_SCALE=100.0)
+    settings["INPUT.RRCROP_SCALE"] = scale
+    given = config("GDA", ours(root, "GDA", file))
+    assert {key: given[key] for key in settings} == settings

@@ -28,6 +28,7 @@ from orthcr.run.flags import parse
 from orthcr.run.runner import main, run
 from trainers.block_ft import BlockCLIP
 from trainers.clip_lora import LowRankCLIP
+from trainers.clip_svd import SingularCLIP
 from trainers.full_ft import FreeCLIP
 from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
 from trainers.tuned import TunedTrainer
@@ -39,6 +40,10 @@ BETWEEN = [0.0, 0.25, 0.6, 1.0]
 def lora(model, **changes):
     extra = SimpleNamespace(**vars(node(**changes)), R=3, ALPHA=2.0, DROPOUT=0.0, LOGIT_SCALE=0.0)
     return LowRankCLIP(extra, model, NAMES, TEMPLATE)
+
+
+def svd(model, **changes):
+    return SingularCLIP(SimpleNamespace(**vars(node(**changes)), LOGIT_SCALE=0.0), model, NAMES, TEMPLATE)
 
 
 def full(model, **changes):
@@ -62,7 +67,7 @@ def moved(model, seed=1):
 # ------------------------------------------------------------------ the path
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full, block])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, block, svd])
 def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip, noise, make):
     model, plain, image = moved(make(random_clip())).eval(), make(random_clip()).eval(), noise(3, 3, 32, 32)
     with torch.no_grad():
@@ -92,7 +97,7 @@ def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
 
 @pytest.mark.parametrize("s", BETWEEN)
 def test_the_others_go_straight(random_clip, s):
-    for make in (lora, full, block):
+    for make in (lora, full, block, svd):
         model = moved(make(random_clip().double()).double())
         model.strength = s
         merged = model.merged()
@@ -101,6 +106,9 @@ def test_the_others_go_straight(random_clip, s):
             if make is lora:
                 a, b = (as64(factors[name]) for factors in (model.lora.w_lora_A, model.lora.w_lora_B))
                 end = w + 2 / np.sqrt(3) * b @ a
+            elif make is svd:
+                u, _, vt = map(as64, model.svd.factors(name))
+                end = u @ np.diag(as64(model.svd.vector_S[name])) @ vt
             elif make is full:
                 end = as64(model.weights[name])
             else:
@@ -109,7 +117,7 @@ def test_the_others_go_straight(random_clip, s):
             np.testing.assert_allclose(changed, w + s * (end - w), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("make", [orthogonal, lora, full, block])
+@pytest.mark.parametrize("make", [orthogonal, lora, full, block, svd])
 def test_training_is_always_at_full_strength_and_evaluation_alike_on_both_ways(random_clip, noise, make):
     model, image = moved(make(random_clip().double()).double()), noise(2, 3, 32, 32).double()
     full_strength = model.train()(image)

@@ -20,8 +20,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import load_tensors
 from .shared import archives
-from .shared.keys import SOME, Decides, Key
-from .shared.loaders import keep_last_batch
+from .shared.iterations import Iterations
+from .shared.keys import SOME, Key
 from .shared.prompts import template_for
 from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
 from .tuned import TunedTrainer
@@ -105,10 +105,11 @@ class LowRankCLIP(TunedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPLoRA(TunedTrainer):
+class CLIPLoRA(Iterations, TunedTrainer):
     """Low-rank adaptation of CLIP's attention."""
 
     defaults = TunedTrainer.defaults | {
+        **Iterations.keys,
         "ENCODERS": Key(ENCODERS, choices=ENCODERS, rule=SOME),
         "LAYERS": Key([], of=int),  # blocks, for example [-2, -1]; [] = all
         "WEIGHTS": Key(["q", "k", "v"], choices=WEIGHTS, aliases=ALIASES, rule=SOME),
@@ -117,36 +118,15 @@ class CLIPLoRA(TunedTrainer):
         "DROPOUT": Key(0.25, low=0, below=1),
         "LOGIT_SCALE": Key(100.0, low=0),  # the constant of the original; 0 = CLIP's scale
         "TEMPLATE": "a photo of a {}.",  # the template of the original for all data sets; "" = the data set's template
-        "N_ITERS": Key(0, low=0),  # number of steps per shot, for any number of classes; 0 = OPTIM.MAX_EPOCH
-        "LR_MIN": Key(1e-6, low=0),  # learning rate at the end of the cosine
     }
-    decides = {"N_ITERS": Decides(("OPTIM.MAX_EPOCH",))}
     learner = "lora"
-    lr_per_batch = True
-
-    def build_data_loader(self):
-        super().build_data_loader()
-        keep_last_batch(self.train_loader_x)
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return LowRankCLIP(self.node, clip_model, classnames, template, self.key())
-
-    def build_model(self):
-        if self.node.N_ITERS and self.train_loader_x is not None:  # predict.py has no training data
-            steps = self.node.N_ITERS * max(self.cfg.DATASET.NUM_SHOTS, 1)
-            self.max_epoch = max(1, round(steps / len(self.train_loader_x)))
-        super().build_model()
-        getattr(self.sched, "successor", self.sched).eta_min = self.node.LR_MIN
 
     def load_published(self, directory):
         path = osp.join(directory, "lora_weights.pt")
         if osp.isfile(path):
             load_tensors(self.model.lora, archives.load(path), path)
         return osp.isfile(path)
-
-    def optim_cfg(self):
-        optim = super().optim_cfg()
-        if self.node.N_ITERS and self.train_loader_x is not None:
-            optim.MAX_EPOCH = self.max_epoch * len(self.train_loader_x)
-        return optim

@@ -11,6 +11,7 @@ from dassl.config import flatten, merge_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from orthcr.run.config import default_cfg
+from trainers.shared.prompts import fill_template, tokenize
 from trainers.shared.templates import CUSTOM_TEMPLATES
 
 from . import recipe
@@ -74,6 +75,11 @@ class Case:
 
     def tokens(self, trainer) -> torch.Tensor:
         return trainer.model.prompt_learner.tokens
+
+    def prompts(self) -> torch.Tensor:
+        """Return the tokens of the template with each class, as long as CLIP's context."""
+        tokens = tokenize(fill_template(self.inputs["template"], self.inputs["classnames"]))
+        return torch.nn.functional.pad(tokens, (0, self.sizes["context_length"] - tokens.shape[1]))
 
     def figures(self) -> dict[str, np.ndarray]:
         """Our figures by their golden names."""

@@ -113,7 +113,7 @@ class PromptLearner(nn.Module):
             rest stays fixed behind the context ("a photo" learned, "of a" fixed), as in CoOp and MaPLe.
         words: initial words of the context; "": random vectors from N(0, 0.02^2).
         csc: whether each class has its own context; ignored with `words`, as in CoOp.
-        position: position of the class name in the prompt: end, middle or front.
+        position: position of the class name in the prompt: end, middle, front, or the number of tokens before it.
         template: the whole prompt with {} for the class name, of which the context replaces the first n tokens; "":
             the context, the class name and a full stop.
 
@@ -136,7 +136,7 @@ class PromptLearner(nn.Module):
         n_ctx: int,
         words: str = "",
         csc: bool = False,
-        position: str = "end",
+        position: str | int = "end",
         template: str = "",
     ):
         super().__init__()
@@ -171,17 +171,18 @@ class PromptLearner(nn.Module):
         alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
         self.shared = 1 if csc else common_start(alike)
 
-    def places(self, position: str, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
+    def places(self, position: str | int, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
         """Return the order of the tokens of "<start> context name . <end>" in each prompt, int64 [n_cls, L, 1].
 
         Args:
-            position: position of the class name: end, middle or front.
+            position: position of the class name: end, middle, front or a number.
             n_ctx: number of learned tokens, the first ones of the context.
             n_words: number of tokens of the context.
             names: the class names.
         """
         order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
-        before = {"end": n_words, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+        # number of context tokens in front of the name
+        before = {"end": n_words, "middle": n_ctx // 2, "front": 0}.get(position, position)
         if before < n_words:
             for row, name in zip(order, names, strict=True):
                 length = len(clip._tokenizer.encode(name))

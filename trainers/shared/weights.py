@@ -186,7 +186,10 @@ class TunedCLIP(ClipClassifier):
 
 
 def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a module with new values for the parameters of these names. All other tensors are shared."""
+    """Return a copy of a module with new values for the parameters of these names. All other tensors are shared.
+
+    A value that is a parameter itself stays the same one, so that the copy passes gradients to it.
+    """
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
     weights_of_children = defaultdict(dict)
@@ -195,7 +198,8 @@ def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
         if rest:
             weights_of_children[child][rest] = tensor
         else:
-            twin._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            twin._parameters[name] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
     twin._modules = dict(module._modules)
     for name, child_weights in weights_of_children.items():
         twin._modules[name] = copy_with(module._modules[name], child_weights)
