@@ -170,11 +170,9 @@ def test_bf16_of_prompts_in_the_encoders_is_fp32_but_for_its_rounding(make_train
     compare_with_bf16(make_trainer, take_steps, name, [])
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "BlockFT", "MMA"])
-=======
-@pytest.mark.parametrize("name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "TwoStageFS", "CLIP_SVD"])
->>>>>>> methodsB
+@pytest.mark.parametrize(
+    "name", ["CLIP_Adapter", "LinearProbe", "CLIPLoRA", "FullFT", "BlockFT", "MMA", "TwoStageFS", "CLIP_SVD"]
+)
 def test_bf16_of_adapters_and_weights_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
     compare_with_bf16(make_trainer, take_steps, name, [])
 
