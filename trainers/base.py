@@ -53,6 +53,7 @@ class ClipTrainer(TrainerX):
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
+    - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     """
 
@@ -65,6 +66,7 @@ class ClipTrainer(TrainerX):
     root: dict = {}
     lr_per_batch: bool = False
     views: int = 1
+    adaptation: str = ""
     draws_by_item: bool = True
     test_replaces_val: bool = False  # nothing is selected on test images
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
@@ -79,6 +81,10 @@ class ClipTrainer(TrainerX):
     def build_classifier(self, clip_model, classnames: list[str]):
         """Return the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
         raise NotImplementedError
+
+    def test_transform(self):
+        """Return the transform of a test image, from a PIL image to what `model` takes of one image."""
+        return build_transform(self.cfg, is_train=False)
 
     def fit(self) -> None:
         """Prepare a training, for example by filling a cache. A resumed training does not call it."""

@@ -163,6 +163,8 @@ class TDA(ClipTrainer):
         "TEMPLATE": TEMPLATE,  # "" = published: 7 or 80 of CLIP's templates for some data sets, else the data set's
     }
 
+    adaptation = "the images so far, in their order"
+
     def build_classifier(self, clip_model, classnames):
         node, name = self.node, self.cfg.DATASET.NAME
         templates = [] if node.TEMPLATE else TEMPLATES.get(name)
@@ -170,15 +172,21 @@ class TDA(ClipTrainer):
         positive = tuple(node.POSITIVE) or PUBLISHED.get(name, PUBLISHED["ImageNet"])
         return DynamicCLIP(node, clip_model, classnames, templates, positive)
 
+    def views_of(self, seed: int | None = None) -> Views:
+        """Return the transform of a test image, see `Views`."""
+        name = self.cfg.DATASET.NAME
+        is_variant = name.startswith("ImageNet") and name != "ImageNet"
+        return Views(self.cfg, self.node.VIEWS or (64 if is_variant else 1), self.node.AUGMIX, seed)
+
+    def test_transform(self):
+        return self.views_of(max(self.cfg.SEED, 0))
+
     def build_data_loader(self):
         if processes.size() > 1:
             raise ValueError("TDA adapts to one stream of images, which has no parts: start it without torchrun")
         super().build_data_loader()
-        name = self.cfg.DATASET.NAME
-        variant = name.startswith("ImageNet") and name != "ImageNet"
-        views = self.node.VIEWS or (64 if variant else 1)
         for loader in filter(None, (self.val_loader, self.test_loader)):
-            loader.dataset.transform = Views(self.cfg, views, self.node.AUGMIX)
+            loader.dataset.transform = self.views_of()
             if self.node.SHUFFLE:
                 items = loader.dataset.data_source
                 order = torch.randperm(len(items), generator=torch.Generator().manual_seed(max(self.cfg.SEED, 0)))

@@ -103,6 +103,7 @@ class TPT(ClipTrainer):
         # whether AugMix follows the random crops; auto, as published: not for ImageNet and its variants
         "AUGMIX": Key("auto", choices=["auto", "on", "off"]),
     }
+    adaptation = "each image by itself, from random views of it"
     decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
 
     def check_node(self, node):
@@ -118,9 +119,16 @@ class TPT(ClipTrainer):
             load_pretrained_weights(model.prompt_learner, self.cfg.MODEL.INIT_WEIGHTS)
         return model
 
-    def build_data_loader(self):
-        super().build_data_loader()
+    def views_of(self, seed: int | None = None) -> Views:
+        """Return the transform of a test image, see `Views`."""
         of_imagenet = self.cfg.DATASET.NAME.startswith("ImageNet")
         augmix = self.node.AUGMIX == "on" or (self.node.AUGMIX == "auto" and not of_imagenet)
+        return Views(self.cfg, self.node.VIEWS, augmix, seed)
+
+    def test_transform(self):
+        return self.views_of(max(self.cfg.SEED, 0))
+
+    def build_data_loader(self):
+        super().build_data_loader()
         for loader in filter(None, (self.val_loader, self.test_loader)):
-            loader.dataset.transform = Views(self.cfg, self.node.VIEWS, augmix)
+            loader.dataset.transform = self.views_of()

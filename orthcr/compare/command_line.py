@@ -22,7 +22,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
         description: for --help.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "all"], help="default: all")
+    tta = "default: all; tta: both transfers, of methods that train nothing"
+    parser.add_argument("--protocol", nargs="+", default=["all"], choices=[*NAMES, "tta", "all"], help=tta)
     parser.add_argument("--trainers", nargs="+", default=["all"], help="names, or all; default: all")
     names = 'names in configs/datasets; "all": the 15 benchmarks; "embedded", which is the default'
     parser.add_argument("--datasets", nargs="+", default=["embedded"], help=names)
@@ -55,6 +56,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     for key in args.opts[::2]:
         if key in BY_FLAGS:
             parser.error(f"{key} is set by a flag: leave it out of the KEY VALUE pairs")
+    if "tta" in args.protocol and len(args.protocol) > 1:
+        parser.error("--protocol tta stands alone: it has both transfers")
     if args.cutout and "INPUT.TRANSFORMS" in args.opts[::2]:
         parser.error("INPUT.TRANSFORMS is set by --cutout: leave one of them out")
     if args.sweep:

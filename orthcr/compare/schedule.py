@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
     Raises:
         ValueError: something cannot be planned.
     """
-    names = list(NAMES) if "all" in args.protocol else args.protocol
-    methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, registered(args.trainers)).items()]
-    jobs = plan(methods, [NAMES[name] for name in names], args)
+    names = methods_of(args.protocol, args.trainers)
+    methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, names).items()]
+    jobs = plan(methods, protocols_of(args.protocol), args)
     clips = backbones(jobs)
     engine = engine_of(args, clips)
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,32 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
 
         failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
         return failed, outdated([job for job in jobs if job not in finished])
+
+
+def protocols_of(words: list[str]) -> list[str]:
+    """Return the protocols that the words of --protocol name, of `command_line.PROTOCOLS`."""
+    if words == ["tta"]:
+        return ["xd", "dg"]
+    return [NAMES[name] for name in (NAMES if "all" in words else words)]
+
+
+def methods_of(protocols: list[str], trainers_: list[str]) -> list[str]:
+    """Return the trainers to be compared.
+
+    Args:
+        protocols: words of --protocol. With tta, "all" is every trainer that trains nothing.
+        trainers_: words of --trainers.
+
+    Raises:
+        ValueError: a trainer named for tta is trained.
+    """
+    names = registered(trainers_)
+    if protocols != ["tta"]:
+        return names
+    trained = [name for name in names if learns(name)]
+    if trained and "all" not in trainers_:
+        raise ValueError(f"--protocol tta trains nothing, and {trained[0]} is trained: take cross_dataset for it")
+    return [name for name in names if name not in trained]
 
 
 def check_no_link(folder: Path, output_dir: Path) -> None:
@@ -121,6 +147,11 @@ def registered(words: list[str]) -> list[str]:
 
 def learns(trainer: str) -> bool:
     return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
+
+
+def depends_on_seed(trainer: str) -> bool:
+    """Return whether the results of a method depend on the seed, as those of zero-shot CLIP do not."""
+    return learns(trainer) or bool(TRAINER_REGISTRY.get(trainer).adaptation)
 
 
 def tell_settings(args: argparse.Namespace) -> None:
@@ -202,7 +233,7 @@ def jobs_of(method: Method, cutout: str, protocols: list[str], args: argparse.Na
     """
     out = args.output_dir / f"{cutout}_cutout" if cutout else args.output_dir
     stages, trained = Stages(method, args.root, out), learns(method.trainer)
-    for seed in args.seeds if trained else args.seeds[:1]:
+    for seed in args.seeds if depends_on_seed(method.trainer) else args.seeds[:1]:
         for runs, images in models(stages, protocols, args, seed, trained):
             if cutout:
                 runs[0] = at_cutout(runs[0], cutout)

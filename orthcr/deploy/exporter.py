@@ -114,6 +114,8 @@ def load_on_cpu(model_dir: str, epoch: int | None, strength: float | None) -> Cl
     if name in TRAINER_REGISTRY.registered_names() and not issubclass(TRAINER_REGISTRY.get(name), ClipTrainer):
         raise ValueError(f"{name} is written for the original Dassl: only methods of ClipTrainer are exported")
     trainer = load_trained(spec, known_classes(model_dir))
+    if trainer.adaptation:
+        raise ValueError(f"{name} adapts to {trainer.adaptation}, which no exported file does: use predict.py")
     trainer.model.requires_grad_(False)
     return trainer
 

@@ -24,6 +24,7 @@ from orthcr.run.seen import Seen
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import temperature_of
 from orthcr.run.trained import check_is_training, known_classes, load_trained
+from trainers.base import ClipTrainer
 from trainers.shared.classes import check_different
 
 IN_MEMORY = "uint8 arrays [H, W], [H, W, 3] or [H, W, 4], uint8 tensors [3, H, W], PIL images, bytes and open files"
@@ -103,8 +104,11 @@ class Predictor:
             self.trainer = load_trained(spec, self.classnames)
             self.temperature = temperature_of(self.trainer, model_dir, epoch)
             cfg = self.trainer.cfg
-            self.transform = build_transform(cfg, is_train=False)
+            self.transform = transform_of(self.trainer)
         self.seen = Seen(model_dir)
+        adaptation = getattr(self.trainer, "adaptation", "")
+        if adaptation:
+            print(f"{cfg.TRAINER.NAME} adapts to {adaptation}", file=sys.stderr)
         self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS
 
     def __call__(self, images, top: int = 5, threshold: float = 0.0, every: bool = False) -> Iterator[Prediction]:
@@ -208,6 +212,13 @@ class Reader(Dataset):
             return name, self.transform(photo), ""
         except OSError as error:
             return name, None, str(error)
+
+
+def transform_of(trainer):
+    """Return the transform of a test image; that of the config for a trainer written for Dassl."""
+    if isinstance(trainer, ClipTrainer):
+        return trainer.test_transform()
+    return build_transform(trainer.cfg, is_train=False)
 
 
 def is_one_image(images) -> bool:

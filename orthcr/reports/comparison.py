@@ -168,7 +168,7 @@ def costs_of(table: Table) -> dict[str, Cost]:
         if not timed:
             continue
         shots = most_shots(timed)
-        timed = [run for run in timed if run.seed is None or run.trained.shots == shots]
+        timed = [run for run in timed if run.trained is None or run.trained.shots == shots]
         seconds = mean(run.seconds for run in timed) if label.trained else 0.0
         costs[label.text] = Cost(timed[0].params, seconds)
     return costs

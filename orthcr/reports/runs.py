@@ -1,6 +1,6 @@
 """A run: its method, its training and evaluation data, and its accuracy; read from `results.json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,10 +54,12 @@ class Run:
     params: int = 0  # trained
     seconds: float | None = None  # of the training; None: an evaluation, or not written
     ece: float | None = None  # expected calibration error, percent; None: not written
+    test_seed: int | None = None  # of a method that adapts at test time
 
     @property
     def seed(self) -> int | None:
-        return self.trained and self.trained.seed
+        """The seed of the training, or of the adaptation at test time; None for others."""
+        return self.trained.seed if self.trained else self.test_seed
 
     @property
     def family(self) -> tuple[str, str, str]:
@@ -110,6 +112,7 @@ def read_results(path: Path) -> Run:
         if trained and trained.dataset == "Images" and trained_config is not None:
             trained = trained._replace(dataset=own_images(trained_config))
             dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
+        test_seed = int(results["seed"]) if results.get("adapts") is True and not trained else None
         model_dir = str(results.get("model_dir") or "") if evaluation else None
         cost = int(results["trainable_params"]), None if results["eval_only"] else results.get("seconds")
         if cost[1] is not None and not 0 <= cost[1] < 1e12:
@@ -121,7 +124,8 @@ def read_results(path: Path) -> Run:
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
     model = path.parent.resolve() if trained and not evaluation else None
-    return Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost, ece)
+    run = Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost, ece)
+    return replace(run, test_seed=test_seed)
 
 
 def own_images(config: dict) -> str:

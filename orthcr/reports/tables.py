@@ -44,7 +44,7 @@ class Cell:
     classes: str
     shots: int | None  # None: zero-shot
     metric: str
-    values: dict[int | None, float]  # by seed; None: zero-shot, which has no seed
+    values: dict[int | None, float]  # by seed; None: the key of zero-shot, which has no seed
     missing: tuple[int, ...] = ()  # seeds
     partial: bool = False  # an average over fewer data sets than the table has
 
@@ -338,12 +338,12 @@ def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:
     """
     groups = defaultdict(list)
     for run in runs:
-        groups[run.trained, run.dataset, run.classes].append(run)
+        groups[run.seed, run.trained, run.dataset, run.classes].append(run)
     agreed = []
-    for (trained, dataset, classes), same in groups.items():
+    for (number, _, dataset, classes), same in groups.items():
         low, high = min(same, key=accuracy), max(same, key=accuracy)
         if high.accuracy - low.accuracy > SAME:
-            seed = f", seed {trained.seed}" if trained else ""
+            seed = "" if number is None else f", seed {number}"
             both = ", ".join(f"{run.accuracy:.2f} in {run.path.parent}" for run in (low, high))
             notes.append(f"{label} on {dataset}, {classes}{seed} has several results and is left out: {both}")
         else:

@@ -63,6 +63,7 @@ def describe(trainer, cfg: CfgNode, spec: RunSpec, model_config: dict, seconds: 
         # with this, an evaluation on other classes or data is not mistaken for a training on them
         "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
+        "adapts": bool(getattr(trainer, "adaptation", "")),  # at test time, so that the seed matters without a training
         **getattr(trainer, "facts", dict)(),  # entries of the method itself
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "learning_rate": None if spec.eval_only else learning_rate(trainer),  # the highest of the schedule

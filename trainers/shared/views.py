@@ -1,6 +1,7 @@
 """Random views of a test image, for methods that adapt to each image while they are tested."""
 
 import math
+from threading import Lock
 
 import torch
 from torch.distributions import Dirichlet
@@ -10,6 +11,8 @@ from torchvision.transforms import functional as F
 from dassl.data.transforms import build_transform
 
 from .loaders import BY_ITEM
+
+SEEDING = Lock()  # threads share one generator
 
 
 def affine(image, angle=0.0, translate=(0, 0), shear=(0.0, 0.0)):
@@ -64,9 +67,11 @@ class Views:
         cfg: config with INPUT.
         n: number of views.
         augmix: whether AugMix follows the random crops and flips.
+        seed: of the random views, which are then the same for each call; None: the caller seeds PyTorch's generator.
     """
 
-    def __init__(self, cfg, n: int, augmix: bool):
+    def __init__(self, cfg, n: int, augmix: bool, seed: int | None = None):
+        self.seed = seed
         self.n, self.test = n, build_transform(cfg, is_train=False, **BY_ITEM)
         self.random = build_transform(cfg, is_train=True, **BY_ITEM) if n > 1 else None
         if augmix and n > 1:
@@ -74,6 +79,13 @@ class Views:
             self.random = T.Compose(steps)
 
     def __call__(self, image) -> torch.Tensor:
+        if self.seed is None or self.n == 1:
+            return self.draw(image)
+        with SEEDING, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.draw(image)
+
+    def draw(self, image) -> torch.Tensor:
         return torch.stack([self.test(image), *(self.random(image) for _ in range(self.n - 1))])
 
 
