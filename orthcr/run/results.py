@@ -63,7 +63,7 @@ def describe(trainer, cfg: CfgNode, spec: RunSpec, model_config: dict, seconds: 
         # with this, an evaluation on other classes or data is not mistaken for a training on them
         "trained_on": data_of(trained_config) if trained_config else None,
         **trainer.results,
-        "adapts": bool(getattr(trainer, "adaptation", "")),  # at test time, so that the seed matters without a training
+        **adaptation_of(trainer),
         **getattr(trainer, "facts", dict)(),  # entries of the method itself
         "trainable_params": sum(p.numel() for p in tensors if p.requires_grad),
         "learning_rate": None if spec.eval_only else learning_rate(trainer),  # the highest of the schedule
@@ -78,6 +78,11 @@ def describe(trainer, cfg: CfgNode, spec: RunSpec, model_config: dict, seconds: 
         if spec.eval_only
         else None,  # of the model evaluated; empty if it is of another code base
     }
+
+
+def adaptation_of(trainer) -> dict:
+    """Return {"adapts": True} for a method that adapts at test time, so that its seed matters without a training."""
+    return {"adapts": True} if getattr(trainer, "adaptation", "") else {}
 
 
 def learning_rate(trainer) -> float | None:
