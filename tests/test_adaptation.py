@@ -86,6 +86,6 @@ def test_results_of_two_seeds_are_a_mean(pictures, tmp_path):
         words = ["--root", str(pictures), "--output-dir", str(tmp_path / f"seed{seed}"), "--seed", str(seed)]
         results.append(run(parse([*words, "--trainer", "TDA", *SMALL[:-2]])))
     assert all(r["adapts"] and not r["trained"] for r in results)
-    (table,) = tables(collect([tmp_path]))
-    (cell,) = [cell for cell in table.cells if cell.metric == "accuracy"]
-    assert cell.values == {seed: r["accuracy"] for seed, r in enumerate(results, 1)}
+    wanted = {seed: r["accuracy"] for seed, r in enumerate(results, 1)}
+    cells = [cell for table in tables(collect([tmp_path])) for cell in table.cells if cell.metric == "accuracy"]
+    assert wanted in [cell.values for cell in cells]
