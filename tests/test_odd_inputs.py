@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import own_photos
@@ -90,7 +91,8 @@ sys.exit(status)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_and_a_closed_terminal_end_as_ctrl_c_does(root, number):
     words = [sys.executable, "-c", ENDED, str(int(number))]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    default = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, preexec_fn=default)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "cleaned up\n", "the same command goes on\n")
 
 
@@ -127,9 +129,10 @@ def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
 # ------------------------------------------------------------------ values
 
 
-def test_no_cell_is_a_formula(tmp_path):
+def test_no_cell_is_a_formula(tmp_path, monkeypatch):
+    monkeypatch.setattr("orthcr.run.own_images.contact_sheet", lambda images, path: None)  # there are no such images
     rows = [("=1+1.png", "@cmd", "-x", 0.5), ("a.png", "+y", "b", 0.25)]
-    write_wrong(rows, 2, str(tmp_path), None)
+    write_wrong(rows, 2, str(tmp_path))
     cells = [cell for row in csv.reader((tmp_path / "wrong.csv").read_text().splitlines()) for cell in row]
     assert not [cell for cell in cells if cell.startswith(("=", "@", "+", "-"))] and "'=1+1.png" in cells
     assert spreadsheet_cell("a=b") == "a=b" and spreadsheet_cell("=\x1b[2J") == "'=\\x1b[2J"

@@ -19,7 +19,7 @@ from dassl.utils import read_json
 from datasets.shared.image_files import Row
 from datasets.shared.image_split import divide
 from orthcr.reports.pictures import plt
-from orthcr.reports.predictions import confusion_picture, contact_sheet
+from orthcr.reports.predictions import confusion_picture
 from orthcr.run.own_images import next_command, write_wrong
 from orthcr.run.runner import main
 from predict import Predictor
@@ -28,10 +28,10 @@ from trainers.base import ClipTrainer
 photos = own_photos.photos  # the fixture
 
 
-def train(photos, out, *words, **kwargs):
+def train(photos, out, *words):
     small = SMALL if "--trainer" not in words else SMALL[:2]
     argv = ["--images", photos, "--output-dir", out, *words, *small, "OPTIM.MAX_EPOCH", 2]
-    return main([*map(str, argv)], **kwargs)
+    return main([*map(str, argv)])
 
 
 # ------------------------------------------------------------------ val
@@ -139,7 +139,7 @@ def test_zero_shot_of_the_prompt_given(photos, tmp_path):
 def test_the_wrong_ones(photos, tmp_path, capsys):
     """A list and a picture: exactly those that the predictor takes for another class than the split says."""
     out = tmp_path / "OUT"
-    assert train(photos, out, draw=contact_sheet) == 0
+    assert train(photos, out) == 0
     split = read_json(out / "split.json")["test"]
     wanted = {}
     for (path, _, name), p in zip(split, Predictor(out)([row[0] for row in split]), strict=True):
@@ -158,7 +158,7 @@ def test_the_wrong_ones(photos, tmp_path, capsys):
 def test_nothing_wrong(tmp_path, capsys):
     """The picture of an earlier evaluation in the same place goes."""
     (tmp_path / "wrong.png").write_bytes(b"old")
-    write_wrong([], 7, str(tmp_path), contact_sheet)
+    write_wrong([], 7, str(tmp_path))
     assert (tmp_path / "wrong.csv").read_text().splitlines() == ["path,label,predicted,probability"]
     assert not (tmp_path / "wrong.png").exists()
     assert capsys.readouterr().out == f"0 of 7 images are wrong: {tmp_path}/wrong.csv\n"
@@ -272,7 +272,8 @@ def test_which_classes_are_taken_for_which(photos, tmp_path, monkeypatch):
     """The picture has every class in the order of the labels, and the shares that the split and the model say."""
     drawn = []
     out = tmp_path / "OUT"
-    assert train(photos, out, draw_confusion=lambda *words: drawn.append(words)) == 0
+    monkeypatch.setattr("orthcr.run.own_images.confusion_picture", lambda *words: drawn.append(words))
+    assert train(photos, out) == 0
     (matrix, names, path), split = drawn[0], read_json(out / "split.json")["test"]
     assert names == sorted(COLOURS) and path == str(out / "confusion.png")
     wanted = np.zeros((5, 5))
