@@ -36,7 +36,7 @@ METHODS = {  # (colour, marker, hatch)
     "GDA": (BLUE, "v", "\\\\\\"),
     "LPpp": (ORANGE, "^", "\\\\\\"),
     "TwoStageFS": (GREEN, "o", "\\\\\\"),
-    "CLIP_SVD": (RED, "s", "\\\\\\"),
+    "CLIP_SVD": (RED, "D", "\\\\\\"),
     "ZeroshotCLIP": (GREY, "o", None),
     "ZeroshotCLIP2": (GREY, "s", "///"),
     "TPT": (GREY, "D", "..."),

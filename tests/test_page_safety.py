@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -390,7 +391,8 @@ def test_a_page_that_ends_leaves_no_picture(trained, tmp_path, root, client, num
         port = probe.getsockname()[1]
     words = [sys.executable, "predict.py", "--serve", "--model-dir", str(trained), "--port", str(port)]
     env = {**os.environ, "TMPDIR": str(tmp_path), "no_proxy": HOST}
-    with subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as page:
+    default = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    with subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=default) as page:
         try:
             assert page.stdout.readline().startswith("http://")
             upload(client, f"http://{HOST}:{port}", photo())
