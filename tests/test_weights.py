@@ -25,7 +25,7 @@ LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}  # of the largest entry
 
 
 def node(**changes):
-    every = {"ENCODERS": ["image", "text"], "LAYERS": [], "WEIGHTS": WEIGHTS, "BLOCK_SIZE": 16}
+    every = {"ENCODERS": ["image", "text"], "LAYERS": [], "WEIGHTS": WEIGHTS, "BLOCK_SIZE": 16, "N_BLOCKS": 0}
     return SimpleNamespace(**every | changes)
 
 
