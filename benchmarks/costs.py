@@ -1,6 +1,6 @@
 """Measure the figures of docs/ that are no case of `python -m benchmarks`, each by a function.
 
-    python -m benchmarks.costs                      all, about 15 minutes, 5 of them for the compiler
+    python -m benchmarks.costs                      all, the compiler among them
     python -m benchmarks.costs merged start         a part of them
 
 Each figure is printed as a table and added to costs.json in --output-dir. CLIP has its architecture and random weights;

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors
     from orthcr.deploy.predictor import Prediction, Predictor
 
+if sys.argv[:1] == ["-m"] and "-m orthcr" in " ".join(sys.orig_argv):  # `python -m orthcr` has just begun
+    from dassl.interrupts import end_quietly
+
+    end_quietly()
+
 __all__ = ["Prediction", "Predictor"]
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dassl", "trainers")  # never `datasets`: other programs mean Hugging Face's

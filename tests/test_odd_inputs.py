@@ -115,6 +115,21 @@ def test_ctrl_c_while_a_module_is_imported(root):
         assert "Traceback" not in err or "orthcr" not in err, "but in Python's own start"
 
 
+STARTING = """
+import signal, sys
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", MODULE, "calibrate"]
+import orthcr
+print(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)
+"""
+
+
+@pytest.mark.parametrize("module, ends", [("orthcr", True), ("theirs", False)])
+def test_ctrl_c_ends_the_start_of_a_command_and_no_program_of_others(root, module, ends):
+    code = STARTING.replace("MODULE", repr(module))
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{ends}\n", "")
+
+
 def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
     """A folder of an export that was killed goes with the next one; that of one at work stays."""
     from dassl.files import scratch_folder

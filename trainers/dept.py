@@ -121,8 +121,8 @@ class Decoupled:
         return (1 - self.weight) * z + self.weight * self.second_logits(f, g) if self.learner.two_heads else z
 
 
-class Known:
-    """A classifier whose features of a batch are known, for the loss of BASE.
+class FixedFeatures:
+    """A classifier with the features of one batch in place of its encoders, for the loss of BASE.
 
     Args:
         model: the classifier.
@@ -215,7 +215,7 @@ class DePT(ClipTrainer):
     def losses(self, image, label):
         model, w = self.model, self.cfg.TRAINER.LINEAR_PROBE.WEIGHT
         f, g = model.image_features(image), model.text_features()
-        self.base.model = Known(model, normalize(f), normalize(g))
+        self.base.model = FixedFeatures(model, normalize(f), normalize(g))
         terms, z = self.base.losses(image, label)
         if self.cfg.TRAINER.LINEAR_PROBE.TYPE == "linear":
             images, texts = model.spaces(f, g)

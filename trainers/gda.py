@@ -29,8 +29,7 @@ from .shared.classifier import ClipClassifier
 from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
-from .shared.prompts import template_for
-from .shared.templates import IMAGENET_TEMPLATES_SELECT
+from .shared.prompts import templates_for
 
 ALPHAS = [1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0]
 
@@ -193,9 +192,7 @@ class GDA(ClipTrainer):
     learner = "gda"
 
     def build_classifier(self, clip_model, classnames):
-        name = self.cfg.DATASET.NAME
-        ensemble = name.startswith("ImageNet") and not self.node.TEMPLATE
-        templates = IMAGENET_TEMPLATES_SELECT if ensemble else [template_for(name, self.node.TEMPLATE)]
+        templates = templates_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return DiscriminantCLIP(self.node, clip_model, classnames, templates)
 
     def fit(self):

@@ -26,8 +26,7 @@ from .shared.classifier import ClipClassifier
 from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
-from .shared.prompts import template_for
-from .shared.templates import IMAGENET_TEMPLATES_SELECT
+from .shared.prompts import templates_for
 
 BLEND = 250  # alpha at the start, for features that equal the text features
 TRAINED = ("weight", "bias", "alpha")
@@ -124,9 +123,7 @@ class LPpp(ClipTrainer):
     learner = "lppp"
 
     def build_classifier(self, clip_model, classnames):
-        name = self.cfg.DATASET.NAME
-        ensemble = name.startswith("ImageNet") and not self.node.TEMPLATE
-        templates = IMAGENET_TEMPLATES_SELECT if ensemble else [template_for(name, self.node.TEMPLATE)]
+        templates = templates_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return BlendedCLIP(clip_model, classnames, templates)
 
     def build_model(self):

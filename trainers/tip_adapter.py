@@ -31,8 +31,7 @@ from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Decides, Key
 from .shared.loaders import keep_last_batch
-from .shared.prompts import template_for
-from .shared.templates import IMAGENET_TEMPLATES_SELECT
+from .shared.prompts import templates_for
 
 PUBLISHED = {  # SEARCH_SCALE of beta and of alpha, INIT_ALPHA
     "ImageNet": (7, 3, 1.17),
@@ -193,8 +192,7 @@ class TipAdapter(ClipTrainer):
 
     def build_classifier(self, clip_model, classnames):
         node, name = self.node, self.cfg.DATASET.NAME
-        ensemble = name.startswith("ImageNet") and not node.TEMPLATE
-        templates = IMAGENET_TEMPLATES_SELECT if ensemble else [template_for(name, node.TEMPLATE)]
+        templates = templates_for(name, node.TEMPLATE)
         *self.search_scale, alpha = PUBLISHED.get(name, PUBLISHED["ImageNet"])
         self.search_scale = node.SEARCH_SCALE or self.search_scale
         self._encoded = {}

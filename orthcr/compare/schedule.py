@@ -63,21 +63,21 @@ def protocols_of(words: list[str]) -> list[str]:
     return [NAMES[name] for name in (NAMES if "all" in words else words)]
 
 
-def methods_of(protocols: list[str], trainers_: list[str]) -> list[str]:
+def methods_of(protocols: list[str], words: list[str]) -> list[str]:
     """Return the trainers to be compared.
 
     Args:
         protocols: words of --protocol. With tta, "all" is every trainer that trains nothing.
-        trainers_: words of --trainers.
+        words: of --trainers.
 
     Raises:
         ValueError: a trainer named for tta is trained.
     """
-    names = registered(trainers_)
+    names = registered(words)
     if protocols != ["tta"]:
         return names
     trained = [name for name in names if learns(name)]
-    if trained and "all" not in trainers_:
+    if trained and "all" not in words:
         raise ValueError(f"--protocol tta trains nothing, and {trained[0]} is trained: take cross_dataset for it")
     return [name for name in names if name not in trained]
 

@@ -91,8 +91,8 @@ def start(spec: RunSpec, model_config: dict) -> CfgNode:
     if spec.eval_only and strength_key(spec.trainer):
         cfg.TRAINER[node_of(TRAINER_REGISTRY.get(spec.trainer))].STRENGTH = strength_of(spec.trainer, model_config)
     if is_foreign(spec.trainer):
-        for node, values_ in COOPS_OWN.items():
-            cfg.TRAINER.setdefault(node, CfgNode(values_))
+        for node, keys in COOPS_OWN.items():
+            cfg.TRAINER.setdefault(node, CfgNode(keys))
     return cfg
 
 

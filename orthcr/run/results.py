@@ -74,9 +74,8 @@ def describe(trainer, cfg: CfgNode, spec: RunSpec, model_config: dict, seconds: 
         "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in VERSIONS},
         "git_revision": git_revision([type(trainer), type(trainer.dm.dataset)]),
         "config": config,
-        "model_config": model_config
-        if spec.eval_only
-        else None,  # of the model evaluated; empty if it is of another code base
+        # of the model that is evaluated; empty if it is of another code base
+        "model_config": model_config if spec.eval_only else None,
     }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from .encoders import TextEncoder, normalize, wide
 from .packing import common_start
-from .templates import CUSTOM_TEMPLATES
+from .templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES_SELECT
 
 POSITIONS = ["end", "middle", "front"]
 
@@ -63,6 +63,18 @@ def template_for(dataset: str, template: str = "", published: Mapping[str, str] 
         published: templates by data set, for methods whose publication has other templates than CoOp.
     """
     return template or published.get(dataset) or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
+
+
+def templates_for(dataset: str, template: str = "") -> list[str]:
+    """Return `template` if it is not empty, else seven of CLIP's for ImageNet and its variants, else the data set's.
+
+    Args:
+        dataset: registered name of the data set.
+        template: the template of the config.
+    """
+    if dataset.startswith("ImageNet") and not template:
+        return list(IMAGENET_TEMPLATES_SELECT)
+    return [template_for(dataset, template)]
 
 
 def template_features(
