@@ -43,6 +43,8 @@ GRIDS = {
     "MMA": ([], {LR: [0.0015, 0.005, 0.015, 0.05], EPOCHS: [5, 20]}),
     "DePT": ([], {LR: [0.0035, 0.01, 0.02, 0.05], "TRAINER.LINEAR_PROBE.WEIGHT": [0.3, 0.7]}),
     "CoPrompt": ([], {LR: [0.0035, 0.01, 0.03, 0.1], "TRAINER.W": [1.0, 8.0]}),
+    "CLIP_SVD": ([], {LR: [5e-4, 2e-3, 5e-3, 0.02], EPOCHS: [20, 40]}),
+    "TwoStageFS": ([], {LR: [5e-4, 2e-3, 5e-3, 0.02], "TRAINER.TWOSTAGEFS.N_ITERS_FRAC": [0.4, 0.6]}),
     "CLIP_Adapter": ([], {LR: [0.002, 0.01, 0.05, 0.2], "TRAINER.CLIP_ADAPTER.RATIO": [0.2, 0.6]}),
     "TipAdapterF": ([], {LR: [3e-4, 0.001, 0.003, 0.01], EPOCHS: [20, 50]}),
     "LinearProbe": (
