@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import trainers
 from dassl.utils import check_availability
 from datasets import benchmarks
 from orthcr.compare.command_line import SEEDS, SHOTS
 from orthcr.compare.plans import PlannedRun
-from orthcr.run.config import CONFIGS, is_foreign, owner_of
+from orthcr.run.config import CONFIGS, discover, is_foreign, owner_of
 from orthcr.run.spec import RunSpec
 
 STAGES = ("base2new_train", "base2new_test", "fewshot", "xd_train", "xd_test", "dg_test")
@@ -55,6 +56,9 @@ class Stages:
     method: Method
     data: str | Path = "data"
     out: Path = Path("output")
+
+    def __post_init__(self):
+        discover(trainers)  # which file a method inherits is a question to its class
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
         return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
