@@ -8,21 +8,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from scripts.robustness.processes import fork
 
 LOOPBACK = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
-
-
-def fork() -> int:
-    """Fork as `os.fork` does; in the child, PyTorch's pool of threads is made anew.
-
-    The pool does not survive a fork. PyTorch replaces it at its next use, and fails with "Invalid thread pool!" where
-    two threads, such as the main one and one of `backward`, use it for the first time at the same moment.
-    """
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(torch.get_num_threads())
-    return child
 
 
 def in_processes(work: Callable[[], int | None], log: Path, n: int = 2) -> list[int]:

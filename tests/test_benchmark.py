@@ -7,7 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import kill_benchmark
 import pytest
 
 import benchmark
@@ -20,6 +19,7 @@ from orthcr.compare.schedule import learns, named, plan, registered, share
 from orthcr.compare.stages import Method, published
 from orthcr.run.config import setup_cfg
 from orthcr.run.spec import RunSpec
+from scripts.robustness import kill_benchmark
 from trainers.base import ClipTrainer
 
 
@@ -333,14 +333,14 @@ def test_what_was_finished_before_does_not_shorten_what_is_left(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it looks for processes in /proc")
 def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
-    """`python -m tests.kill_benchmark` does it twenty times, with more methods."""
+    """`python -m scripts.robustness.kill_benchmark` does it twenty times, with more methods."""
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--trainers", "ZeroshotCLIP", "CoOp"]
     words += ["--root", str(pictures)]
     with monkeypatch.context() as patch:
         patch.setattr("orthcr.compare.engines.local", inline)
         assert benchmark.main([*words, "--output-dir", str(tmp_path / "runs"), *kill_benchmark.QUICK]) == 0
     rng, signals = random.Random(), [signal.SIGKILL, random.choice([signal.SIGTERM, signal.SIGINT])]
-    kill_benchmark.prove(words, tmp_path, signals, rng, known=(kill_benchmark.tables(tmp_path), 10.0))
+    kill_benchmark.prove(words, tmp_path, signals, rng, expected=(kill_benchmark.tables(tmp_path), 10.0))
     results = json.loads(next((tmp_path / "killed").rglob("CoOp/tiny/seed1/results.json")).read_text())
     assert results["config"]["OPTIM.MAX_EPOCH"] == 3
 

@@ -7,7 +7,7 @@ import pytest
 from dassl.utils import images
 from orthcr.deploy import exported
 from orthcr.run import config
-from tests.fuzz import FILES, SETTINGS, fuzz, odd_export, odd_pictures
+from scripts.robustness.fuzz import FILES, SETTINGS, fuzz, odd_export, odd_pictures
 
 
 def test_no_case_ends_in_a_traceback_or_in_nonsense():
@@ -41,7 +41,7 @@ def test_it_finds_what_is_not_checked(monkeypatch):
 )
 def test_it_finds_files_that_are_not_checked(kind, module, name, without, outcomes, monkeypatch):
     monkeypatch.setattr(module, name, without)
-    monkeypatch.setattr("tests.fuzz.SECONDS", 5.0)
-    monkeypatch.setattr("tests.fuzz.MEMORY", 900)
+    monkeypatch.setattr("scripts.robustness.fuzz.SECONDS", 5.0)
+    monkeypatch.setattr("scripts.robustness.fuzz.MEMORY", 900)
     done = fuzz(count=60, seed=0, kinds=(kind,))
     assert outcomes & {outcome.split(": ")[1] for outcome in done.outcomes}, done.outcomes

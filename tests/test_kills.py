@@ -1,8 +1,8 @@
-"""A few random kills at every run of the tests; `python -m tests.kills` makes a hundred."""
+"""A few random kills at every run of the tests; `python -m scripts.robustness.kills` makes a hundred."""
 
 import random
 
-from tests import kills
+from scripts.robustness import kills
 
 
 def test_killed_runs_end_as_the_undisturbed_one(monkeypatch, capfd):

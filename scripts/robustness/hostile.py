@@ -1,4 +1,4 @@
-"""Hostile files for `tests.fuzz`: pictures, JSON, checkpoints and things that are no files, each by a `Random`."""
+"""Hostile pictures, JSON, checkpoints and special files for the fuzz test, each drawn by a `Random`."""
 
 import json
 import os
@@ -316,7 +316,7 @@ def pickle_bomb(draw: random.Random) -> bytes:
     """Return a small pickle that needs much memory or time, or names functions that run code."""
     lists = b"\x80\x02]q\x00" + b"".join(b"]q%c" % (k + 1) + b"(" + b"h%c" % k * 10 + b"e" for k in range(9)) + b"."
     tuples = b"\x80\x02)" + b"\x85" * 200_000 + b"."
-    many = b"\x80\x02](" + b"N" * 3_000_000 + b"e."
+    nones = b"\x80\x02](" + b"N" * 3_000_000 + b"e."
     twice = b"\x80\x02]q\x00(" + b"h\x00" * 2_000_000 + b"e."
     codec = pickle.dumps("é" * 1000, 2)[:-1] + b"0c_codecs\nencode\n(X\3\0\0\0abcX\6\0\0\0latin1tR."
     runs = b"cos\nsystem\n(S'touch pwned'\ntR."
@@ -324,7 +324,7 @@ def pickle_bomb(draw: random.Random) -> bytes:
     dicts = b"\x80\x02}q\x00(" + b"h\x00h\x00" * 2 + b"u."
     sets = pickle.dumps({frozenset({frozenset()}), "a"}, 4)
     long_ = b"\x80\x02\x8b\xff\xff\xff\x7f."
-    return draw.choice([lists, tuples, many, twice, codec, runs, build_, dicts, sets, long_])
+    return draw.choice([lists, tuples, nones, twice, codec, runs, build_, dicts, sets, long_])
 
 
 def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:

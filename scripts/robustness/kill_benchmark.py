@@ -1,6 +1,6 @@
-"""benchmark.py, killed at random moments and started again, ends in the tables of an undisturbed run.
+"""Kills of benchmark.py at random moments: started again, it ends in the tables of an undisturbed run.
 
-    python -m tests.kill_benchmark [--count 20] [--seed N]
+    python -m scripts.robustness.kill_benchmark [--count 20] [--seed N]
 
 Each kill is SIGKILL or SIGTERM to benchmark.py alone, or SIGINT to all its processes, as Ctrl-C. It is started again at
 once, or after a look whether all its processes are gone. Whenever it comes to its end its tables are compared, and it
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 QUICK = "OPTIM.MAX_EPOCH 3 TRAIN.CHECKPOINT_FREQ 1".split()
 OF_ORTHCR = "TRAINER.ORTHCR.LAYERS [-1] TRAINER.ORTHCR.BLOCK_SIZE 16".split()
@@ -32,9 +32,11 @@ class Failure(AssertionError):
 
 
 def start(words: list[str], out: Path) -> subprocess.Popen:
-    """benchmark.py in a process group of its own; data and output below `out`."""
+    """Start benchmark.py in a process group of its own, with its data and output below `out`."""
     folders = ["--root", str(out / "data"), "--output-dir", str(out / "runs"), "--workers", "2"]
-    command = [sys.executable, str(ROOT / "benchmark.py"), *folders, *words, *QUICK, *OF_ORTHCR * ("OrthCR" in words)]
+    command = [sys.executable, str(ROOT / "benchmark.py"), *folders, *words, *QUICK]
+    if "OrthCR" in words:
+        command += OF_ORTHCR
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = open(out / "terminal.txt", "a")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` would have it ignored
@@ -46,8 +48,8 @@ def tables(out: Path) -> dict[str, str]:
 
 
 def left(group: int) -> list[str]:
-    """The processes of a group that are alive; of those that ended, but were not waited for, none."""
-    found = []
+    """Return the stat lines of the processes of a group that are alive; zombies are not."""
+    alive = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text()
@@ -55,8 +57,8 @@ def left(group: int) -> list[str]:
             continue
         state, _, owner = text.rpartition(")")[2].split()[:3]
         if int(owner) == group and state not in "ZX":
-            found.append(text)
-    return found
+            alive.append(text)
+    return alive
 
 
 def all_gone(group: int, seconds: float = 60.0) -> None:
@@ -68,7 +70,7 @@ def all_gone(group: int, seconds: float = 60.0) -> None:
 
 
 def undisturbed(words: list[str], out: Path) -> tuple[dict[str, str], float]:
-    """Its tables, and how long it took."""
+    """Return the tables of an undisturbed run, and its seconds."""
     out.mkdir()
     began = time.time()
     status = start(words, out).wait()
@@ -77,9 +79,20 @@ def undisturbed(words: list[str], out: Path) -> tuple[dict[str, str], float]:
     return tables(out), time.time() - began
 
 
-def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random, known=None) -> None:
-    """Raises Failure. Args: known: the tables of an undisturbed run and the seconds it takes; None: it is made."""
-    wanted, seconds = known or undisturbed(words, folder / "whole")
+def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random, expected=None) -> None:
+    """Kill and restart benchmark.py, and compare its tables with those of an undisturbed run.
+
+    Args:
+        words: arguments of benchmark.py.
+        folder: for the data and the output.
+        signals: to send, the last one first.
+        rng: for the moments.
+        expected: the tables of an undisturbed run and its seconds; None: that run is made.
+
+    Raises:
+        Failure: the tables differ, or a process is left behind.
+    """
+    wanted, seconds = expected or undisturbed(words, folder / "whole")
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     out, kills, finished = folder / "killed", list(signals), 0
     while True:
@@ -92,11 +105,10 @@ def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random
             done = len(list(out.rglob("results.json")))
             os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
             status = process.wait()
-            look = rng.random() < 0.5
-            if look:
+            if rng.random() < 0.5:
                 all_gone(process.pid)
             name = signal.Signals(number).name
-            print(f"{name} with {done} runs done: status {status}{', all gone' * look}; {len(kills)} to go", flush=True)
+            print(f"{name} with {done} runs done: status {status}; {len(kills)} to go", flush=True)
             continue
         if status or tables(out) != wanted:
             raise Failure(f"status {status}, other tables than undisturbed: see {out}")

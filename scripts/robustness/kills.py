@@ -1,14 +1,14 @@
 """Kills real commands at random moments, gives them again, and compares with a command that nobody disturbed.
 
-    python -m tests.kills --count 100 --seed 0
-    python -m tests.kills --cases export calibrate
+    python -m scripts.robustness.kills --count 100 --seed 0
+    python -m scripts.robustness.kills --cases export calibrate
 
 A trial of a training is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and
-tests. A trial of another command reads a finished training and writes beside it; `tests.kill_benchmark` has
-benchmark.py. It gets SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms
-after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed
-once to three times and then left alone. What it leaves must be, but for logs and times, what the undisturbed run left,
-weights, optimizer and random generators bit for bit, with no file more and none less; the data set too.
+tests. A trial of another command reads a finished training and writes beside it. benchmark.py has a script of its own,
+kill_benchmark.py. A trial gets SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it
+up to 3 ms after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It
+is killed once to three times and then left alone. Then it must have left the files of the undisturbed run and no more:
+weights, optimizer and random generators bit for bit, and the data set; logs and times are not compared.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from datasets.shapes import Shapes
 from orthcr import calibrate
 from orthcr.compare import strength_curve
 from orthcr.run.runner import main as train
-from tests.processes import fork
+from scripts.robustness.processes import fork
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit events
@@ -141,7 +141,7 @@ def start(case: Case, folder: Path) -> tuple[int, int]:
 
 
 def count_changes(child: int, changes: int) -> tuple[int, int, float]:
-    """Waits for a run; its exit status, number of changes, and seconds."""
+    """Wait for a run; return its exit status, number of changes, and seconds."""
     begun, seen = time.time(), 0
     while got := os.read(changes, 4096):
         seen += len(got)
@@ -150,7 +150,7 @@ def count_changes(child: int, changes: int) -> tuple[int, int, float]:
 
 
 def kill(child: int, changes: int, rng: random.Random, life: tuple[int, float]) -> tuple[int, str]:
-    """Ends a run with a random signal at a random moment; its exit status, and how it was meant to be."""
+    """End a run with a random signal at a random moment; return its exit status and the signal with its moment."""
     number = rng.choice(SIGNALS)
     if rng.random() < 0.5:
         how = "at any moment"
@@ -170,8 +170,8 @@ def kill(child: int, changes: int, rng: random.Random, life: tuple[int, float]) 
 
 
 def left(folder: Path) -> dict[str, object]:
-    """{path: what is compared of it}, but for logs, of which every start leaves one."""
-    found = {}
+    """Return {path: the part of its content to compare}, without logs, of which every start leaves one."""
+    contents = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if path.name.startswith(("log.txt", "events.out")):
@@ -187,8 +187,8 @@ def left(folder: Path) -> dict[str, object]:
             content = [line for line in lines if not line.startswith("# sha256: ")]
         else:
             content = path.read_bytes().replace(str(folder).encode(), b"")
-        found[name] = content
-    return found | {p.relative_to(folder).as_posix() + "/": None for p in folder.rglob("*") if p.is_dir()}
+        contents[name] = content
+    return contents | {p.relative_to(folder).as_posix() + "/": None for p in folder.rglob("*") if p.is_dir()}
 
 
 def same(a: object, b: object) -> bool:
@@ -210,7 +210,7 @@ def differences(a: dict, b: dict) -> list[str]:
 
 
 def moment(folder: Path, trains: bool) -> str:
-    """What the run was at when it was killed, by what it left."""
+    """Return the phase in which a run was killed, by the files that it left."""
     names = {path.name for path in folder.rglob("*")}
     if any(name.endswith(".tmp") for name in names):
         return "in the middle of a write"
@@ -288,8 +288,8 @@ def main(argv: list[str] | None = None) -> int:
                 wrong.append(f"trial {trial}, {name}, {'; '.join(history)}: status {status}, {different}\n{said}")
             shutil.rmtree(folder)
     print("".join(f"{line}\n" for line in wrong), end="")
-    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    print(f"{killed} kills in {trial} runs ({told}): {len(wrong)} of these runs did not end as the undisturbed one")
+    moments = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    print(f"{killed} kills in {trial} runs ({moments}): {len(wrong)} of these runs did not end as the undisturbed one")
     return 1 if wrong else 0
 
 

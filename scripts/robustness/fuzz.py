@@ -1,8 +1,8 @@
 """Mutated command lines, settings, folders and files: each ends in one line, or in a run that makes sense.
 
-    python -m tests.fuzz --count 500 --seed 0
-    python -m tests.fuzz --start 44 --count 1 --verbose        case 44 again
-    python -m tests.fuzz --kinds odd_pictures odd_export       only these
+    python -m scripts.robustness.fuzz --count 500 --seed 0
+    python -m scripts.robustness.fuzz --start 44 --count 1 --verbose        case 44 again
+    python -m scripts.robustness.fuzz --kinds odd_pictures odd_export       only these
 
 A case is one call of an entry point, with training cut to one batch and a benchmark to this process. Many cases share a
 process, which has a limit of memory and is replaced when it dies. What happens to a case:
@@ -66,13 +66,13 @@ from orthcr.run import runner
 from orthcr.run.config import default_cfg, discover, plain, setup_cfg
 from orthcr.run.flags import parse
 from predict import main as predict
-from tests import hostile
-from tests.processes import fork
+from scripts.robustness import hostile
+from scripts.robustness.processes import fork
 from trainers import base
 from trainers.shared.backbones import load_clip
 from trainers.shared.strength import AUTO
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAINERS = ("CoOp", "OrthCR", "ZeroshotCLIP")
 SMALL = "VERBOSE False USE_CUDA False DATASET.NUM_SHOTS 1 DATASET.SUBSAMPLE_CLASSES base OPTIM.MAX_EPOCH 1".split()
 QUICK = {"OrthCR": ["TRAINER.ORTHCR.LAYERS", "[-1]", "TRAINER.ORTHCR.BLOCK_SIZE", "16"]}
@@ -108,7 +108,7 @@ SECONDS = 60.0  # of a case
 
 
 class Nonsense(Exception):
-    """What was accepted, or said, and should not have been."""
+    """A value or a message that should not have been accepted or printed."""
 
 
 # ------------------------------------------------------------------ mutations
@@ -116,18 +116,18 @@ class Nonsense(Exception):
 
 @cache
 def defaults(trainer: str) -> dict:
-    """Not to be changed."""
+    """Return {key: default} of all settings; the caller must not change it."""
     return plain(default_cfg(trainer))
 
 
 @cache
 def whole_yaml(trainer: str) -> bytes:
-    """All settings of a small run."""
+    """Return the YAML of all settings of a small run."""
     return setup_cfg(parse(["--trainer", trainer, *SMALL, *QUICK.get(trainer, [])])).dump().encode()
 
 
 def value_for(draw, default) -> str:
-    """An odd value, more often than not of the type of the default."""
+    """Return an odd value, in most cases of the type of the default."""
 
     def kind(word):
         with contextlib.suppress(Exception):
@@ -147,40 +147,40 @@ def odd_command(draw, world, out) -> tuple[str, list[str]]:
     trainer = draw.choice(TRAINERS)
     flags = ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer]
     pairs, default = [*SMALL, *QUICK.get(trainer, [])], defaults(trainer)
-    known = [key for key in default if not key.startswith("TRAINER.") or key.split(".")[1] == trainer.upper()]
+    keys = [key for key in default if not key.startswith("TRAINER.") or key.split(".")[1] == trainer.upper()]
     for _ in range(draw.randint(1, 3)):
         kind = draw.random()
         if kind < 0.75:
-            key = draw.choice(known)
+            key = draw.choice(keys)
             pairs += [key, value_for(draw, default[key])]
         elif kind < 0.9:
             flags += [draw.choice(FLAGS), *[draw.choice(ODD)] * draw.randint(0, 2)]
         else:
             words = draw.choice([flags, pairs])
             place = draw.randrange(len(words))
-            words[place : place + draw.randint(0, 2)] = [draw.choice([*ODD, *known])] * draw.randint(0, 1)
+            words[place : place + draw.randint(0, 2)] = [draw.choice([*ODD, *keys])] * draw.randint(0, 1)
     return "train", flags + pairs
 
 
 def must_fail(draw, world, out):
-    """train.py with a setting that no run may accept."""
-    given = draw.choice(MUST_FAIL).split(" ")
+    """Run train.py with a setting that no run may accept."""
+    setting = draw.choice(MUST_FAIL).split(" ")
     flags = ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", draw.choice(TRAINERS)]
-    return "must fail", flags + (given + SMALL if given[0].startswith("-") else SMALL + given)
+    return "must fail", flags + (setting + SMALL if setting[0].startswith("-") else SMALL + setting)
 
 
 def odd_yaml(draw, world, out):
-    """train.py with a YAML file of which some lines, words or bytes are changed."""
+    """Run train.py with a YAML file of which some lines, words or bytes are changed."""
     trainer = draw.choice(TRAINERS)
     data = whole_yaml(trainer)
     file = out.parent / "mine.yaml"
     file.write_bytes(changed_values(draw, data) if draw.random() < 0.6 else changed_text(draw, data))
-    where = draw.choice(["--config-file", "--dataset-config-file"])
-    return "train", ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer, where, str(file)]
+    flag = draw.choice(["--config-file", "--dataset-config-file"])
+    return "train", ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer, flag, str(file)]
 
 
 def odd_folder(draw, world, out):
-    """Evaluation of, prediction with, or going on in an output directory of which a file is changed or exchanged."""
+    """Evaluate, predict with, or resume an output directory of which a file is changed or exchanged."""
     trainer = draw.choice(TRAINERS[:2])
     shutil.copytree(world / trainer, out)
     files = sorted(p for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
@@ -206,7 +206,7 @@ def odd_folder(draw, world, out):
 
 
 def changed_values(draw, data: bytes, extra=()) -> bytes:
-    """A YAML file with one to three other values."""
+    """Return a YAML file with one to three other values."""
     tree = yaml.safe_load(data)
     for key in draw.sample(sorted(flatten(tree)), draw.randint(1, 3)):
         *sections, leaf = key.split(".")
@@ -279,12 +279,12 @@ def exported(world, to: str) -> Path:
 
 def formats() -> list[str]:
     """Return those formats that can be exported with what is installed."""
-    known = ["openai", "open_clip", "transformers"]
-    return [*known, "onnx"] if find_spec("onnxscript") and find_spec("onnxruntime") else known
+    without_onnx = ["openai", "open_clip", "transformers"]
+    return [*without_onnx, "onnx"] if find_spec("onnxscript") and find_spec("onnxruntime") else without_onnx
 
 
 def odd_pictures(draw, world, out):
-    """Prediction of hostile pictures by a training or an exported model."""
+    """Predict hostile pictures by a training or an exported model."""
     folder = out.parent / "pictures"
     paths = [hostile.put_picture(draw, folder) for _ in range(draw.randint(1, 3))]
     images = [str(folder)] if draw.random() < 0.5 else [str(path) for path in paths]
@@ -314,7 +314,7 @@ def odd_photos(draw, world, out):
 
 
 def odd_run(draw, world, out):
-    """All that is made of an output directory, of which one or two files are hostile."""
+    """Run a command on an output directory of which one or two files are hostile."""
     own_run(world, out)
     files = sorted(p for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
     read = [p for p in files if p.suffix in (".json", ".yaml") or ".pth" in p.name or p.name == "checkpoint"]
@@ -354,7 +354,7 @@ def after(draw, world, out):
 
 
 def odd_export(draw, world, out):
-    """An exported folder with a hostile file, for prediction or as the backbone of a training."""
+    """Use an exported folder with a hostile file, for prediction or as the backbone of a training."""
     to = draw.choice(formats())
     shutil.copytree(exported(world, to), out)
     path = draw.choice([out / "export.json", draw.choice(sorted(out.iterdir()))])
@@ -372,7 +372,7 @@ def odd_export(draw, world, out):
 
 
 def odd_results(draw, world, out):
-    """A report on a tree of results and logs that are hostile."""
+    """Report on a tree of hostile results and logs."""
     for name in ("own", *TRAINERS[:2], "bench"):
         keep = ("results.json", "config.yaml", "log.txt")
         for path in (world / name).rglob("*"):
@@ -393,7 +393,7 @@ def odd_results(draw, world, out):
 
 
 def odd_benchmark(draw, world, out):
-    """A benchmark that goes on in a tree with hostile files, or one with odd words."""
+    """Resume a benchmark in a tree with hostile files, or start one with odd words."""
     base_ = ["--root", str(world / "data"), "--output-dir", str(out), *BENCH]
     small = ["OPTIM.MAX_EPOCH", "1", "VERBOSE", "False"]
     if draw.random() < 0.5:
@@ -420,17 +420,17 @@ def odd_words(draw, name: str, words: list[str]) -> list[str]:
 
 
 def odd_flags(draw, world, out):
-    """A command beside train.py with odd words."""
-    own, made = str(world / "own"), str(out.parent / "made")
+    """Run a command other than train.py with odd words."""
+    model, made = str(world / "own"), str(out.parent / "made")
     pictures = [str(world / "image.png")]
     name, words = draw.choice(
         [
-            ("predict", ["--model-dir", own, *pictures]),
+            ("predict", ["--model-dir", model, *pictures]),
             ("predict", ["--model-dir", str(exported(world, draw.choice(formats()))), *pictures]),
-            ("export", ["--model-dir", own, "--to", draw.choice(formats()), "--output", made]),
-            ("report", [own, str(world / "CoOp"), "--output-dir", made]),
+            ("export", ["--model-dir", model, "--to", draw.choice(formats()), "--output", made]),
+            ("report", [model, str(world / "CoOp"), "--output-dir", made]),
             ("calibrate", ["--model-dir", str(own_run(world, out))]),
-            ("strength", ["--model-dir", own, "--output-dir", made]),
+            ("strength", ["--model-dir", model, "--output-dir", made]),
         ]
     )
     return name, odd_words(draw, name, words)
@@ -511,12 +511,12 @@ def check_ran(how: str, argv: list[str], out: str, printed: str) -> None:
 
 
 def check_sane(config: dict, training: bool) -> None:
-    """Raises Nonsense for a config that no reader of a paper would believe."""
+    """Raise Nonsense for a config that no reader of a paper would believe."""
     default = defaults(config["TRAINER.NAME"])
     for key, value in config.items():
-        many = isinstance(default[key], list)
-        for one in value if many and isinstance(value, list) else [value]:
-            alike = default[key][:1] if many else [default[key]]
+        is_list = isinstance(default[key], list)
+        for one in value if is_list and isinstance(value, list) else [value]:
+            alike = default[key][:1] if is_list else [default[key]]
             if key.endswith(".STRENGTH") and one == AUTO:
                 continue
             if type(one) is not type((alike or [one])[0]) and not (type(one) is int and type(alike[0]) is float):
@@ -625,8 +625,8 @@ def make_world(world: Path) -> None:
     (world / "photos" / "photos.jsonl").write_text("".join(lines))
     (world / "photos" / "photos.json").write_text(json.dumps(rows))
     (world / "photos" / "photos.csv").write_text("path,label\n" + "".join(f"{r['path']},{r['label']}\n" for r in rows))
-    own = ["--images", str(world / "photos"), "--output-dir", str(world / "own"), "--trainer", "OrthCR"]
-    succeed("train", [*own, *OWN, *QUICK["OrthCR"]])
+    photos = ["--images", str(world / "photos"), "--output-dir", str(world / "own"), "--trainer", "OrthCR"]
+    succeed("train", [*photos, *OWN, *QUICK["OrthCR"]])
     evaluation = ["--eval-only", "--model-dir", str(world / "own"), "--strength", "auto"]  # which keeps strength.json
     succeed("evaluate", [*evaluation, "--output-dir", str(world / "own" / "eval" / "auto")])
     call("calibrate", ["--model-dir", str(world / "own")])
@@ -791,12 +791,12 @@ def clean(world: Path) -> None:
 
 def contents(world: Path) -> set[tuple]:
     """Return {(path, bytes, time)} of all files of the world, but for data that are drawn, and exports."""
-    found = set()
+    files = set()
     for path in world.rglob("*"):
         if path.relative_to(world).parts[0] not in ("data", "exports", "case", "note.json") and path.is_file():
             stat = path.lstat()
-            found.add((str(path.relative_to(world)), stat.st_size, stat.st_mtime_ns))
-    return found
+            files.add((str(path.relative_to(world)), stat.st_size, stat.st_mtime_ns))
+    return files
 
 
 def describe(world: Path) -> tuple[str, str, list[str]]:
