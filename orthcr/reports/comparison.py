@@ -15,7 +15,7 @@ from orthcr.reports.published import PUBLISHED
 from orthcr.reports.report import write_report
 from orthcr.reports.runs import STRENGTH, Run
 from orthcr.reports.settings import by_method
-from orthcr.reports.tables import ECE, Cell, Table
+from orthcr.reports.tables import ECE, RANK, TIE, Cell, Table
 
 HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column is bold.
 Click a column head to sort by it. ECE: expected calibration error in percent, 15 bins of the confidence, lower is
@@ -59,7 +59,7 @@ def compare(
                 figures.append(figure(save(fig, out / f"{table.slug}_{name}.png"), caption))
         if table.protocol in KINDS:
             figures.append(figure(out / f"{table.slug}.png", CAPTIONS[table.protocol]))
-        sections.append(section(table.title, [*grids(table, costs), *figures], table.notes))
+        sections.append(section(table.title, [*grids(table, costs), *figures], table.all_notes()))
     if left_out:
         sections.append(section("Left out", [], [visible(line) for line in left_out]))
     methods = dict.fromkeys(cell.method for table in tables for cell in table.cells)
@@ -124,14 +124,18 @@ def methods_grid(
         costs: by method, for two more columns.
         folded: show the table after a click only, without published averages.
     """
-    best, rows = table.best, []
+    best, ties, rows = table.best, table.ties, []
+    rank = {} if folded else {titles[-1]: text for titles, text in table.rank.items()}
     published_heads = []
     if not folded:
         published_heads = [head for head in heads if any(head in row for row in table.published.values())]
     for method, line in lines.items():
-        row = [Entry(method)] + [entry(cell, cell in best) for cell in line]
+        row = [Entry(method)] + [entry(cell, cell in best, cell in ties) for cell in line]
+        if rank:
+            text = rank.get(method, "")
+            row.append(Entry(text, float(text.split()[0]) if text else None))
         if ece:
-            row.append(entry(ece.get(method), False))
+            row.append(entry(ece.get(method)))
         for head in published_heads:
             value = table.published.get(method, {}).get(head)
             row.append(Entry(f"{value:.2f}" if value else "", value))
@@ -140,17 +144,18 @@ def methods_grid(
             row.append(Entry(f"{cost.params:,}", cost.params) if cost else Entry(""))
             row.append(Entry(f"{cost.seconds:.0f}", cost.seconds) if cost else Entry(""))
         rows.append(row)
-    more = [ECE] if ece else []
+    more = [RANK] if rank else []
+    more += [ECE] if ece else []
     more += [PUBLISHED if head == AVERAGE else f"{head}, published" for head in published_heads]
     if costs:
         more += ["trained parameters", "seconds of training"]
     return grid(["method", *heads, *more], rows, caption, folded)
 
 
-def entry(cell: Cell | None, best: bool) -> Entry:
+def entry(cell: Cell | None, best: bool = False, tie: bool = False) -> Entry:
     if not cell or not cell.values:
         return Entry(cell.text if cell else "")
-    return Entry(cell.text, cell.mean, best)
+    return Entry(f"{cell.text} {TIE}" if tie else cell.text, cell.mean, best)
 
 
 def costs_of(table: Table) -> dict[str, Cost]:

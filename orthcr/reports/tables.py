@@ -12,12 +12,16 @@ from tabulate import tabulate
 from dassl.files import visible
 from datasets.benchmarks import in_order, short
 from orthcr.reports.names import AVERAGE, images
-from orthcr.reports.published import PUBLISHED, SOURCE, averages
+from orthcr.reports.published import BASE_TO_NEW, PUBLISHED, SOURCE, averages
+from orthcr.reports.ranking import agreement, format_agreement, is_tie, ranks
 from orthcr.reports.runs import Run
 from orthcr.reports.selections import Selection, selections
 from orthcr.reports.settings import by_method
 
 ECE = "ECE"  # head of the expected calibration error: see `calibration`
+RANK = "rank"  # head of the mean rank over data sets: see `Table.rank`
+TIE = "†"
+TIE_NOTE = f"{TIE} not significantly below the best of the column (t-test paired over seeds, p >= 0.05)"
 SAME = 0.1  # percentage points: largest difference of two results of one model that count as the same result
 
 
@@ -91,34 +95,95 @@ class Table:
     def rows(self) -> list[list[str]]:
         return [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in self.lines.items()]
 
-    @property
-    def best(self) -> list[Cell]:
-        """The highest cells of each column on each data set; a column of one method has none, equal cells all count."""
-        rivals = defaultdict(list)
+    def columns(self) -> list[list[Cell]]:
+        """Return the complete cells of each column on each data set."""
+        columns = defaultdict(list)
         for titles, line in self.lines.items():
             for place, cell in enumerate(line):
                 if cell and cell.values and not cell.partial:
-                    rivals[titles[:-1], place].append(cell)
+                    columns[titles[:-1], place].append(cell)
+        return list(columns.values())
+
+    @property
+    def best(self) -> list[Cell]:
+        """The highest cells of each column on each data set; a column of one method has none, equal cells all count."""
         best = []
-        for cells in rivals.values():
+        for cells in self.columns():
             if len(cells) > 1:
                 top = max(round(cell.mean, 2) for cell in cells)
                 best += [cell for cell in cells if round(cell.mean, 2) == top]
         return best
 
+    @property
+    def ties(self) -> list[Cell]:
+        """The cells that are not significantly below the best of their column: see `ranking.is_tie`."""
+        best, ties = self.best, []
+        for cells in self.columns():
+            top = max(cells, key=lambda cell: cell.mean)
+            ties += [cell for cell in cells if cell not in best and is_tie(top.values, cell.values)]
+        return ties
+
+    @property
+    def rank(self) -> dict[tuple[str, ...], str]:
+        """The mean rank of each method over the data sets, with its spread, by the titles of the row that shows it.
+
+        The ranks are by H, or by the accuracy with the most shots; the training data set of a transfer does not count.
+        """
+        columns = {}
+        for cells in self.columns():
+            first = cells[0]
+            if first.target not in (AVERAGE, self.source):
+                columns[first.target] = {cell.method: cell.mean for cell in cells}  # the last column: H, most shots
+        if len(columns) < 2:
+            return {}
+        by_method = {method: spread(values) for method, values in ranks(columns.values()).items()}
+        rows = [titles for titles in self.lines if titles[:-1] in ((), (AVERAGE,))]
+        return {titles: by_method[titles[-1]] for titles in rows if titles[-1] in by_method and len(by_method) > 1}
+
+    @property
+    def agreements(self) -> list[str]:
+        """A sentence for base, new and H: how far the order of the methods is that of the published averages."""
+        last = list(self.lines)[-1][:-1] if self.lines else ()
+        lines = {titles[-1]: line for titles, line in self.lines.items() if titles[:-1] == last}
+        sentences = []
+        for place, head in enumerate(("base", "new", "H") if self.protocol == "base2new" else ()):
+            cells = {method: line[place] for method, line in lines.items()}
+            measured = {method: cell.mean for method, cell in cells.items() if cell and cell.values}
+            figures = agreement(measured, {method: row[place] for method, row in BASE_TO_NEW.items()})
+            if figures:
+                sentences.append(format_agreement(head, figures))
+        return sentences
+
     def text(self, markdown: bool = False) -> str:
         """Return the title, the table and the notes."""
-        return section(self.title, [self.grid("github" if markdown else "simple_outline")], self.notes, markdown)
+        grid = self.grid("github" if markdown else "simple_outline")
+        return section(self.title, [grid], self.all_notes() if markdown else self.notes, markdown)
+
+    def all_notes(self) -> list[str]:
+        """Return the notes, with those on ties, ranks and the order of published averages."""
+        notes = list(self.notes)
+        if self.ties:
+            notes.append(TIE_NOTE)
+        if self.rank:
+            notes.append(f"{RANK}: mean over the data sets ± population standard deviation, 1 for the best method")
+        return notes + self.agreements
 
     def grid(self, form: str) -> str:
         """Return the table alone, in a format of tabulate; in Markdown ("github") the best figures are bold."""
-        rows, heads, best = self.rows, self.heads, self.best
+        rows, heads = self.rows, self.heads
         if form == "github":
+            best, ties = self.best, self.ties
             rows, heads = [list(map(in_markdown, row)) for row in rows], list(map(in_markdown, heads))
             for row, line in zip(rows, self.lines.values(), strict=True):
                 for place, cell in enumerate(line, len(row) - len(line)):
                     if cell and cell in best:
                         row[place] = f"**{row[place]}**"
+                    elif cell and cell in ties:
+                        row[place] += f" {TIE}"
+            rank = self.rank
+            if rank:
+                heads = [*heads, RANK]
+                rows = [[*row, rank.get(titles, "")] for row, titles in zip(rows, self.lines, strict=True)]
         if self.ece:
             heads = [*heads, ECE]
             cells = map(self.ece.get, self.lines)
