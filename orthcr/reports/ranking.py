@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from scipy.stats import kendalltau, rankdata, spearmanr, ttest_rel
+import scipy  # scipy.stats is loaded at its first use
 
 LEVEL = 0.05  # of the two-sided paired t-test
 FEWEST = 5  # methods that a rank correlation needs
@@ -27,7 +27,7 @@ def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> boo
     differences = {round(a - b, 9) for a, b in pairs}
     if len(differences) == 1:  # the test is not defined without a spread
         return differences == {0.0}
-    return ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
+    return scipy.stats.ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
 
 
 def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
@@ -38,7 +38,7 @@ def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
     """
     columns = list(columns)
     methods = [method for method in columns[0] if all(method in column for column in columns)] if columns else []
-    by_column = [rankdata([-column[method] for method in methods]) for column in columns]
+    by_column = [scipy.stats.rankdata([-column[method] for method in methods]) for column in columns]
     return {method: [float(column[place]) for column in by_column] for place, method in enumerate(methods)}
 
 
@@ -74,8 +74,10 @@ def agreement(measured: dict[str, float], published: dict[str, float]) -> Agreem
         return None
     by_column = ranks([dict(zip(methods, here, strict=True)), dict(zip(methods, there, strict=True))])
     rows = {m: (measured[m], published[m], *by_column[m]) for m in methods}
-    spearman = spearmanr(here, there)
-    return Agreement(rows, float(spearman.statistic), float(kendalltau(here, there).statistic), float(spearman.pvalue))
+    spearman = scipy.stats.spearmanr(here, there)
+    return Agreement(
+        rows, float(spearman.statistic), float(scipy.stats.kendalltau(here, there).statistic), float(spearman.pvalue)
+    )
 
 
 def format_agreement(name: str, a: Agreement) -> str:
