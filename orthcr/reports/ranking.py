@@ -74,10 +74,8 @@ def agreement(measured: dict[str, float], published: dict[str, float]) -> Agreem
         return None
     by_column = ranks([dict(zip(methods, here, strict=True)), dict(zip(methods, there, strict=True))])
     rows = {m: (measured[m], published[m], *by_column[m]) for m in methods}
-    spearman = scipy.stats.spearmanr(here, there)
-    return Agreement(
-        rows, float(spearman.statistic), float(scipy.stats.kendalltau(here, there).statistic), float(spearman.pvalue)
-    )
+    spearman, kendall = scipy.stats.spearmanr(here, there), scipy.stats.kendalltau(here, there)
+    return Agreement(rows, float(spearman.statistic), float(kendall.statistic), float(spearman.pvalue))
 
 
 def format_agreement(name: str, a: Agreement) -> str:
