@@ -332,6 +332,33 @@ def test_odd_requests_give_no_trace(url, client, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+MALFORMED = [
+    {"data": []},
+    {"data": [1, 2]},
+    {"data": [None, "a", 1, 5]},
+    {"data": [5, "a", 1]},
+    {"data": [{"path": 5}, "a", 1]},
+    {"data": [None, ["a"], 1]},
+    {"data": [None, "a", None]},
+    {"data": [None, "a", "x"]},
+    {"data": [None, "a", -3]},
+    {"data": [None, "a", True]},
+]
+
+
+def test_malformed_calls_get_a_line_and_no_trace(url, client, capfd):
+    for call in MALFORMED:
+        for path, more in (("call/classify", {}), ("queue/join", {"fn_index": 0, "session_hash": "x"})):
+            answer = client.post(f"{url}/gradio_api/{path}", json=call | more)
+            assert answer.status_code == 400 and "must" in answer.text, (path, call)
+    deep = b'{"data": ' + b"[" * 100_000
+    assert client.post(f"{url}/gradio_api/call/classify", content=deep).text == "this request is no JSON"
+    elsewhere = [{"path": "/x.png", "meta": {"_type": "gradio.FileData"}}, "a", 1]
+    event, answer = classify(client, url, elsewhere)
+    assert event == "error" and "drop it again" in answer["error"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_errors_are_no_html(url, client):
     """gradio's page shows an error as HTML, and an error may name a class."""
     data = [{"path": upload(client, url, photo())}, "<img src=//192.0.2.1/x>", 1]
