@@ -7,6 +7,7 @@ import torch
 from prompt_tools import bare
 from torch.nn import functional as F
 
+from orthcr.compare.schedule import share
 from trainers.lppp import BLEND, Blend
 from trainers.shared.classes import class_ids
 
@@ -154,3 +155,10 @@ def test_classes_are_known_by_name_and_new_ones_have_the_mean_multiplier(random_
 def test_trained_numbers_at_vit_b16():
     sizes = sum(p.numel() for p in Blend(512, torch.arange(1000)).parameters())
     assert sizes == 1000 * (512 + 2) == 514_000
+
+
+def test_a_batch_size_is_refused(make_cfg):
+    pair = ("DATALOADER.TRAIN_X.BATCH_SIZE", "8")
+    with pytest.raises(ValueError, match="has no effect with LPpp, as all training images are one batch: leave it out"):
+        make_cfg(*pair, trainer="LPpp")
+    assert share(pair, ["LPpp", "CoOp"]) == {"LPpp": (), "CoOp": pair}

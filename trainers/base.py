@@ -50,6 +50,8 @@ class ClipTrainer(TrainerX):
     - `per_class`: names of the learner's tensors with one row per class. The rows of a checkpoint are matched by class
       name. A class that was not trained on keeps the row that `build_classifier` made.
     - `decides`: keys of its node that override other keys, each with its `Decides`.
+    - `unread`: keys outside of its node that it does not read, each with the reason. Setting one on the command line is
+      an error.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
@@ -61,6 +63,7 @@ class ClipTrainer(TrainerX):
     learner: str = ""
     per_class: tuple[str, ...] = ()
     decides: dict[str, Decides] = {}
+    unread: dict[str, str] = {}
     registered: str = ""
     node_name: str = ""
     root: dict = {}

@@ -121,6 +121,7 @@ class LPpp(ClipTrainer):
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
     learner = "lppp"
+    unread = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
 
     def build_classifier(self, clip_model, classnames):
         templates = templates_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

@@ -111,7 +111,9 @@ def outdated(jobs: list[Job]) -> dict[Path, str]:
 
 
 def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return the KEY VALUE pairs of each trainer. A key of a method's node goes to that method alone.
+    """Return the KEY VALUE pairs of each trainer.
+
+    A key of a method's node goes to that method alone, and a key that a method does not read goes to the others.
 
     Args:
         opts: KEY VALUE ...
@@ -128,8 +130,9 @@ def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]
             raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
     shares = {}
     for name, nodes in trainer_nodes.items():
-        words = [word for pair in pairs if key_nodes.get(pair[0], nodes[0]) in nodes for word in pair]
-        shares[name] = tuple(words)
+        unread = getattr(TRAINER_REGISTRY.get(name), "unread", {})  # foreign trainers have no such attribute
+        own_pairs = [(k, v) for k, v in pairs if key_nodes.get(k, nodes[0]) in nodes and k not in unread]
+        shares[name] = tuple(word for pair in own_pairs for word in pair)
     return shares
 
 

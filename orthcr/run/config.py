@@ -228,13 +228,17 @@ def parent_of(file: str, method: type) -> type | None:
 
 
 def check_pairs(cfg: CfgNode, spec: RunSpec) -> None:
-    """Raise ValueError for KEY VALUE pairs of another trainer."""
+    """Raise ValueError for KEY VALUE pairs of another trainer, and for those that the trainer does not read."""
     if cfg.TRAINER.NAME != spec.trainer:
         raise ValueError(
             f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {spec.trainer}: give --trainer"
         )
+    if is_foreign(spec.trainer):
+        return
     method = TRAINER_REGISTRY.get(spec.trainer)
-    for key in [] if is_foreign(spec.trainer) else map(str, spec.opts[::2]):
+    for key in map(str, spec.opts[::2]):
+        if key in method.unread:
+            raise ValueError(f"{key} has no effect with {spec.trainer}, as {method.unread[key]}: leave it out")
         if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes_of(method)):
             problem = f"{key} is no key of {spec.trainer}, which has TRAINER.{node_of(method)}"
             raise ValueError(f"{problem}: leave it out, or give --trainer")
