@@ -11,6 +11,8 @@ from trainers.shared.prompts import PromptLearner
 HEAD = "TRAINER.LINEAR_PROBE."
 WORDS = ["TRAINER.COOP.CTX_INIT", "a photo of a"]
 MAPLE = ["TRAINER.MAPLE.PROMPT_DEPTH", 2]
+SRC = [f"TRAINER.PROMPTSRC.{name}" for name in ("PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION")]
+SRC = [SRC[0], 2, SRC[1], 2]
 
 
 def moved(model, *opts, name="DePT"):
@@ -66,7 +68,7 @@ def test_logits_loss_and_gradients(random_clip, noise, monkeypatch, base, kind, 
         close(trainer.model(image), first)
 
 
-@pytest.mark.parametrize("base, opts", [("CoOp", WORDS), ("KgCoOp", WORDS), ("MaPLe", MAPLE)])
+@pytest.mark.parametrize("base, opts", [("CoOp", WORDS), ("KgCoOp", WORDS), ("MaPLe", MAPLE), ("PromptSRC", SRC)])
 def test_with_weight_0_it_is_the_prompt_method(random_clip, noise, base, opts):
     plain, image = random_clip().double(), noise(5, 3, 32, 32).double()
     trainer = moved(plain, *opts, HEAD + "BASE", base, HEAD + "WEIGHT", 0.0)
@@ -164,13 +166,25 @@ def test_tensors_that_are_not_named_are_not_trained(make_trainer, take_steps):
     assert moved and all(name.startswith("film") for name in moved)
 
 
-@pytest.mark.parametrize("base, opts", [("KgCoOp", []), ("MaPLe", MAPLE)])
+@pytest.mark.parametrize("base, opts", [("KgCoOp", []), ("MaPLe", MAPLE), ("PromptSRC", SRC)])
 def test_it_trains_over_others(make_trainer, base, opts):
     trainer = make_trainer("OPTIM.MAX_EPOCH", 1, HEAD + "BASE", base, *opts, trainer="DePT")
     trainer.train()
     again = make_trainer(HEAD + "BASE", base, *opts, trainer="DePT", out="again")
     again.load_model(trainer.output_dir)
     assert again.test() == trainer.results["accuracy"]
+
+
+def test_over_promptsrc_the_average_is_over_both_parts(make_trainer):
+    """All weight on the first of two epochs: the model is that of the first epoch, the second head included."""
+    opts = [HEAD + "BASE", "PromptSRC", *SRC, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1]
+    narrow = ["TRAINER.PROMPTSRC.GPA_MEAN", 1.0, "TRAINER.PROMPTSRC.GPA_STD", 1e-2]
+    trainer = make_trainer(*opts, *narrow, trainer="DePT")
+    trainer.train()
+    first = make_trainer(*opts, *narrow, trainer="DePT", out="first")
+    first.load_model(trainer.output_dir, epoch=1)
+    states = [t.model.learner.state_dict() for t in (trainer, first)]
+    assert len(states[0]) > 7 and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_as_many_parameters_as_published():

@@ -8,7 +8,8 @@ from prompted import IMAGES, LABELS, NAMES, agree, exact, randomized, same_value
 from torch.nn import functional as F
 
 from dassl.utils import load_checkpoint
-from trainers.promptsrc import SelfRegulatedCLIP, gaussian_weights
+from trainers.promptsrc import SelfRegulatedCLIP
+from trainers.shared.epoch_average import gaussian_weights
 from trainers.shared.templates import IMAGENET_TEMPLATES, PROMPTSRC_TEMPLATES
 
 NODE = "TRAINER.PROMPTSRC."

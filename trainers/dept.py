@@ -22,12 +22,14 @@ from .base import ClipTrainer, node_of
 from .coop import CoOp
 from .kgcoop import KgCoOp
 from .maple import MaPLe
+from .promptsrc import PromptSRC
 from .shared.classes import class_ids, places_of
 from .shared.console import say
 from .shared.encoders import normalize, wide
+from .shared.epoch_average import EpochAverage
 from .shared.keys import SOME, Key
 
-BASES = {"CoOp": CoOp, "KgCoOp": KgCoOp, "MaPLe": MaPLe}
+BASES = {"CoOp": CoOp, "KgCoOp": KgCoOp, "MaPLe": MaPLe, "PromptSRC": PromptSRC}
 PARTS = ("prompt_learner", "film", "linear_probe")  # parts of the learner's names
 
 
@@ -147,8 +149,8 @@ class FixedFeatures:
 
 
 @TRAINER_REGISTRY.register()
-class DePT(ClipTrainer):
-    """Decoupled prompt tuning over CoOp, KgCoOp or MaPLe."""
+class DePT(EpochAverage, ClipTrainer):
+    """Decoupled prompt tuning over CoOp, KgCoOp, MaPLe or PromptSRC."""
 
     defaults = CoOp.defaults | {
         "CSC": Key(False, rule=("False: all classes share the context", lambda csc: not csc)),
@@ -162,10 +164,11 @@ class DePT(ClipTrainer):
                 "TYPE": Key("linear", choices=["linear", "similarity"]),  # the second head
                 "WEIGHT": Key(0.7, low=0, high=1),  # w
                 "TEST_TIME_FUSION": True,  # False: an evaluation uses the second head alone
-                "BASE": Key("CoOp", choices=list(BASES)),  # the prompt method; MaPLe has its own node
+                "BASE": Key("CoOp", choices=list(BASES)),  # the prompt method; MaPLe and PromptSRC have their own nodes
             },
             "FILM": {"LINEAR_PROBE": True},  # whether there are a and b
             "MAPLE": MaPLe.defaults,
+            "PROMPTSRC": PromptSRC.defaults,
             "NAMES_TO_UPDATE": Key(list(PARTS), of=str, rule=SOME),  # words in the names of the trained tensors
         },
         "OPTIM": {
@@ -181,6 +184,9 @@ class DePT(ClipTrainer):
     @property
     def node(self):
         return self.cfg.TRAINER[node_of(BASES[self.cfg.TRAINER.LINEAR_PROBE.BASE])]  # whose PREC counts
+
+    def gaussian(self):
+        return self.base.gaussian() if isinstance(self.base, EpochAverage) else None
 
     def prompt_method(self) -> ClipTrainer:
         """Return a trainer of BASE, whose classifiers have the second head. It has no data and no optimizer."""

@@ -14,20 +14,14 @@ the prompts theta_e at the end of each of the N epochs:
     sum_e w_e theta_e,   w_e ~ exp(-(e - mu)^2 / (2 sigma^2)),   sum_e w_e = 1,   e = 1 ... N            (2, GPA)
 """
 
-import torch
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
 from .ivlp import IVLP, CustomCLIP
+from .shared.epoch_average import EpochAverage
 from .shared.keys import Key
 from .shared.templates import PROMPTSRC_TEMPLATES
-
-
-def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Return w_1 ... w_N of (2)."""
-    e = torch.arange(1, epochs + 1, dtype=torch.float64)
-    return torch.softmax(-(((e - mean) / std) ** 2) / 2, dim=0).tolist()
 
 
 class SelfRegulatedCLIP(CustomCLIP):
@@ -37,7 +31,7 @@ class SelfRegulatedCLIP(CustomCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(IVLP):
+class PromptSRC(EpochAverage, IVLP):
     """Prompting with self-regulating constraints."""
 
     defaults = {
@@ -50,12 +44,11 @@ class PromptSRC(IVLP):
         "GPA_MEAN": Key(15.0),  # mu, in epochs
         "GPA_STD": Key(1.0, above=0),  # sigma
     }
-    average: dict[str, torch.Tensor] = {}  # the sum (2) over the epochs so far
-    averaged: list = []  # its N, mu and sigma
+    classifier = SelfRegulatedCLIP
 
     def build_classifier(self, clip_model, classnames):
         self.check_depths(clip_model)
-        return SelfRegulatedCLIP(self.node, clip_model, classnames, PROMPTSRC_TEMPLATES)
+        return self.classifier(self.node, clip_model, classnames, PROMPTSRC_TEMPLATES)
 
     def losses(self, image, label):
         model, node = self.model, self.node
@@ -69,36 +62,3 @@ class PromptSRC(IVLP):
             "l1_image": node.IMAGE_LOSS_WEIGHT * F.l1_loss(f, f_0),
             "kl": node.LOGIT_LOSS_WEIGHT * kl,
         }, z
-
-    # ---------------------------------------------------------------- the average
-
-    def before_train(self):
-        super().before_train()
-        epochs, mean, std = settings = [self.max_epoch, self.node.GPA_MEAN, self.node.GPA_STD]
-        if 0 < self.start_epoch < self.max_epoch and self.averaged != settings:
-            raise ValueError(
-                f"the checkpoint of epoch {self.start_epoch} has no running average of {epochs} epochs with "
-                f"{self.key('GPA_MEAN')} {mean} and GPA_STD {std}: go on with its own settings, or start afresh"
-            )
-        self.averaged = settings
-
-    def after_epoch(self):
-        self.take_average()
-        super().after_epoch()
-
-    def take_average(self) -> None:
-        """Add this epoch to (2). After the last epoch the average becomes the model that is saved and tested."""
-        learner = self.model.get_submodule(self.learner)
-        weight = gaussian_weights(*self.averaged)[self.epoch]
-        for name, tensor in learner.state_dict().items():
-            self.average = self.average | {name: self.average.get(name, 0) + weight * tensor}
-        if self.epoch + 1 == self.max_epoch:
-            learner.load_state_dict(self.average)
-
-    def get_extra_state(self):
-        return super().get_extra_state() | {"average": self.average, "averaged": self.averaged}
-
-    def set_extra_state(self, state):
-        super().set_extra_state(state)
-        self.average = {name: tensor.to(self.device) for name, tensor in state.get("average", {}).items()}
-        self.averaged = state.get("averaged", [])

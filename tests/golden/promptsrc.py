@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from trainers.promptsrc import gaussian_weights
+from trainers.shared.epoch_average import gaussian_weights
 
 from . import ivlp
 
