@@ -7,6 +7,7 @@ import sys
 
 import own_photos
 import pytest
+import trees
 from own_photos import SMALL, make_photos
 
 from dassl import streams
@@ -38,17 +39,11 @@ def start(root, tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
-def finished_plan(tmp_path_factory):
-    """Output directory of a benchmark, in which the first case trains, and whose tables the others print."""
-    return tmp_path_factory.mktemp("plan")
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_all_commands_on_any_stream(case, start, root, pictures, finished_plan, tmp_path):
+@pytest.mark.parametrize("case", ["cp1252", "none, nor stdin"])
+def test_all_commands_on_any_stream(case, start, root, pictures, tmp_path):
     folder, out = make_photos(tmp_path / "photos", 4, NAMES), tmp_path / "OUT"
     words = ["--images", folder, "--output-dir", out, *SMALL, "OPTIM.MAX_EPOCH", 1]
-    plan = tmp_path / "plan" if case == "neither" else finished_plan
+    plan = tmp_path / "plan"
     bench = ["--trainers", "ZeroshotCLIP", "--protocol", "few_shot", "--datasets", "shapes", "--seeds", 1, "--shots", 1]
     commands = {
         "train": words,
@@ -66,22 +61,30 @@ def test_all_commands_on_any_stream(case, start, root, pictures, finished_plan, 
     assert "猫" in (out / "log.txt").read_text(encoding="utf-8") and results["dataset"] == "Images"
     assert list(plan.rglob("results.json")) and (tmp_path / "report" / "report.md").exists()
     assert (tmp_path / "export" / "model.pt").exists()
-    if case in ("cp1252", "ascii"):
-        escaped = "(\\u732b)" if case == "cp1252" else "(caf\\xe9)"
-        assert escaped in shown["train"] and "\\u732b" in shown["predict"]
+    if case == "cp1252":
+        assert "(\\u732b)" in shown["train"] and "\\u732b" in shown["predict"]
         assert "Images photos" in shown["report"]
-    status, _, error = start(case, root / "predict.py", "--model-dir", tmp_path, folder)  # an error has its status
-    assert status == 1 and (case in ("no stderr", "neither", "none, nor stdin") or error.startswith("error: "))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tables_and_errors_on_any_stream(case, start, root, tmp_path):
+    """report.py, which starts without PyTorch: a table with names in Chinese, and an error with its status."""
+    for seed in (1, 2):
+        trees.train_and_new(tmp_path / "OUT", "猫café", "EuroSAT", seed, 80.0, 70.0)
+    status, shown, error = start(case, root / "report.py", tmp_path / "OUT", "--output-dir", tmp_path / "report")
+    assert status == 0 and "Traceback" not in error, error
+    assert "猫café" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    if case in ("cp1252", "ascii"):
+        assert {"cp1252": "\\u732bcafé", "ascii": "\\u732bcaf\\xe9"}[case] in shown
+    status, _, error = start(case, root / "report.py", tmp_path / "nowhere")
+    assert status == 1 and ("2>&-" in CASES[case][0] or error.startswith("error: "))
 
 
 @pytest.mark.parametrize("case", ["ascii", "neither"])
-def test_help_and_other_modules(case, start, root):
-    """What prints before a command begins, and what is no entry point."""
-    for words in ([root / "report.py", "--help"], ["-m", "datasets.tools.prepare", "--list"],
-                  ["-m", "datasets.tools.verify"], ["-m", "orthcr", "calibrate", "--help"],
-                  ["-m", "orthcr", "strength", "--help"], ["-m", "benchmarks", "--help"],
-                  ["-m", "orthcr", "--help"],
-                  ["-m", "orthcr", "report", "--help"]):  # fmt: skip
+def test_help_and_other_modules(case, start):
+    """Some that print before a command begins, and some that are no entry point."""
+    for words in (["-m", "datasets.tools.prepare", "--list"], ["-m", "datasets.tools.verify"],
+                  ["-m", "orthcr", "--help"], ["-m", "orthcr", "strength", "--help"]):  # fmt: skip
         status, _, error = start(case, *words)
         assert "Traceback" not in error and "Error:" not in error, (words, error)
         assert status in (0, 1), words

@@ -41,7 +41,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -667,13 +667,29 @@ class Report:
     seconds: tuple[float, int] = (0.0, 0)
 
 
-def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False, kinds=SETTINGS) -> Report:
-    """Run the cases `start` to `start + count`, in child processes."""
-    report_ = Report()
-    with tempfile.TemporaryDirectory() as folder, cut_short():
-        world = Path(folder).resolve()
+def prepare_world(folder: Path) -> Path:
+    """Fill a folder with the trainings, exports and photographs that the cases change; return it."""
+    world = folder.resolve()
+    with cut_short():
         if in_child(lambda tell: make_world(world), lambda row: None, seconds=600):
             raise AssertionError("the world cannot be made")
+    return world
+
+
+def fuzz(world: Path, count: int, seed: int, start: int = 0, verbose=False, kinds=SETTINGS, to_first=False) -> Report:
+    """Run the cases `start` to `start + count`, in child processes.
+
+    Args:
+        world: folder of `prepare_world`.
+        count: number of cases.
+        seed: of the cases.
+        start: number of the first case.
+        verbose: whether to print each case.
+        kinds: functions that draw a case.
+        to_first: whether to stop at the first fault.
+    """
+    report_ = Report()
+    with cut_short():
         for package in (trainers, datasets):
             discover(package)
         case, end = start, start + count
@@ -683,10 +699,10 @@ def fuzz(count: int, seed: int, start: int = 0, verbose: bool = False, kinds=SET
             add(report_, row, verbose)
             case = row.case + 1
 
-        while case < end:
-            rest = range(case, end)
-            status = in_child(lambda tell, rest=rest: run_cases(rest, seed, world, kinds, tell), keep, SECONDS)
-            if case < end:
+        while case < end and not (to_first and report_.faults):
+            work = partial(run_cases, range(case, end), seed, world, kinds, to_first)
+            status = in_child(work, keep, SECONDS)
+            if case < end and not (to_first and report_.faults):
                 outcome = "hang" if status is None else "killed"
                 kind, how, argv = describe(world)
                 add(report_, Row(case, kind, how, argv, outcome, f"exit status {status}"), verbose)
@@ -759,8 +775,8 @@ def in_child(work, keep, seconds: float) -> int | None:
     return None if hanging else status
 
 
-def run_cases(cases: range, seed: int, world: Path, kinds, tell) -> None:
-    """Run cases one after the other; `tell` gets the row of each."""
+def run_cases(cases: range, seed: int, world: Path, kinds, to_first: bool, tell) -> None:
+    """Run cases one after the other; `tell` gets the row of each. Stop at the first fault if `to_first`."""
     os.chdir(world)
     clean(world)
     limit_memory()
@@ -773,6 +789,8 @@ def run_cases(cases: range, seed: int, world: Path, kinds, tell) -> None:
         if lost and row.outcome in ("refused", "ran"):
             row.outcome, row.why = "nonsense", f"changed outside: {lost[:5]}"
         tell(row)
+        if to_first and row.outcome not in ("refused", "ran"):
+            return
 
 
 def limit_memory() -> None:
@@ -861,7 +879,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="print what each case said")
     args = parser.parse_args(argv)
     kinds = tuple(KINDS[name] for name in args.kinds or KINDS)
-    done = fuzz(args.count, args.seed, args.start, args.verbose, kinds)
+    with tempfile.TemporaryDirectory() as folder:
+        world = prepare_world(Path(folder))
+        done = fuzz(world, args.count, args.seed, args.start, args.verbose, kinds)
     for fault in done.faults:
         print(fault)
     for outcome, number in sorted(done.outcomes.items()):
