@@ -41,7 +41,7 @@ def root():
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """Where Shapes and Digits are drawn, once a session; Shapes with fewer images than the real one."""
-    images, Shapes.images = Shapes.images, {"train": 16, "val": 4, "test": 4}
+    images, Shapes.images = Shapes.images, {"train": 16, "val": 4, "test": 2}
     yield tmp_path_factory.mktemp("data")
     Shapes.images = images
 
@@ -51,7 +51,7 @@ def pictures(tmp_path_factory):
     """A data root with Shapes for runs from the command line, again with fewer images; drawn once a session."""
     root = tmp_path_factory.getbasetemp() / "few-pictures"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 8})
+        patch.setattr(Shapes, "images", {"train": 8, "val": 4, "test": 3})
         Shapes(setup_cfg(parse(["--root", str(root), "VERBOSE", "False"])))
     return root
 

@@ -105,7 +105,8 @@ def folder(path, home):
 
 
 MALICE = [link, link_to_nothing, huge, cut, empty, deep, pipe, folder, script, not_finite]
-PAIRS = [(file, malice) for file in FILES for malice in MALICE]
+WHOLE = ("config.yaml", "results.json")  # with every malice; the other files with every third, as one reader reads all
+PAIRS = [(f, m) for i, f in enumerate(FILES) for k, m in enumerate(MALICE) if f in WHOLE or (i + k) % 3 == 0]
 PAIRS.remove(("config.yaml", link_to_nothing))  # a model of another code base has none
 PAIRS += [("config.yaml", malice) for malice in (by_pickle, by_tag, laughs, itself, escapes)]
 PAIRS += [(CHECKPOINT, malice) for malice in (by_pickle, by_torch, link, huge, cut, empty, pipe)]

@@ -116,12 +116,9 @@ def test_help_imports_no_pytorch(name, root, anywhere):
         assert not imported(done) & SLOW
 
 
-@pytest.mark.parametrize("module", ["calibrate", "strength"])
-def test_commands_of_the_package_run_from_any_folder(module, anywhere):
+def test_commands_of_the_package_run_from_any_folder(anywhere):
     """They import this clone's `datasets`, which is not installed, although another one stands before it."""
-    done = anywhere("-m", "orthcr", module, "--help")
-    assert done.returncode == 0 and f"usage: orthcr {module}" in done.stdout, done.stderr
-    done = anywhere("-m", "orthcr", module, "--model-dir", "nowhere")
+    done = anywhere("-m", "orthcr", "calibrate", "--model-dir", "nowhere")
     assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
 
 
