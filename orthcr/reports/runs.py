@@ -13,6 +13,7 @@ NO_METHOD = tuple(
     "OUTPUT_DIR RESUME SEED VERBOSE VERSION USE_CUDA DATASET. DATALOADER.NUM_WORKERS DATALOADER.TEST. TRAIN. TEST. "
     "TRAINER.NAME MODEL.BACKBONE.NAME".split()
 )
+METHOD = ("TEST.FINAL_MODEL", "DATASET.FEW_SHOT_SPLIT", "DATASET.SAMPLING")  # the exceptions
 STRENGTH = ".STRENGTH"  # end of the key whose value in an evaluation may differ from that in the training
 MODEL_SPLIT = "Images split"  # a user's own images, as the split file in the model's directory lists them
 
@@ -182,7 +183,10 @@ def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[st
         trainer: name of the method.
         trained: False: only the settings of the model count.
     """
-    keys = [key for key in sorted(config) if key == "TEST.FINAL_MODEL" or not key.startswith(NO_METHOD)]
+    by_file = config.get("DATASET.FEW_SHOT_SPLIT")
+    if by_file is not None:  # the path differs by seed and shots
+        config = config | {"DATASET.FEW_SHOT_SPLIT": "of a file" if by_file else "drawn"}
+    keys = [key for key in sorted(config) if key in METHOD or not key.startswith(NO_METHOD)]
     keys = [key for key in keys if not key.endswith((".PREC", ".MONITOR"))]
     if not trained:
         keys = [key for key in keys if key.startswith(("MODEL.", f"TRAINER.{trainer.upper()}."))]

@@ -27,6 +27,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
+from dassl.files import file_hash
 from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
@@ -44,6 +45,9 @@ OWN = {  # keys that are not Dassl's, or with another default
         "VAL": Key(-1.0, low=-1),  # its images for val: a share below 1, or a number of each class; negative: a fifth
         "ALL_TEST": False,  # evaluate all its images of TEST.SPLIT; images without a split count as test
         "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, the images' among them
+        "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the draw by SEED
+        "SPLIT_SHA256": Key([], of=str),  # checksums of that file and of its val file, filled in; others are refused
+        "SAMPLING": Key("dassl", choices=("dassl", "val_first")),  # the order of that draw; val_first: CLIP-LoRA's
     },
     "SEED": Key(1, below=2**32),
 }
@@ -369,6 +373,8 @@ def overrides(spec: RunSpec, cfg: CfgNode) -> list:
         "MODEL.BACKBONE.NAME": spec.backbone or None,
         "MODEL.HEAD.NAME": spec.head or None,
         "DATASET.SKIP_UNREADABLE": spec.skip_unreadable or None,
+        "DATASET.FEW_SHOT_SPLIT": spec.few_shot_split,
+        "DATASET.SPLIT_SHA256": None if spec.few_shot_split is None else [],  # not those of the model
         **own_images(spec, cfg),
     }
     if spec.strength is not None:
@@ -461,8 +467,39 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
         clean_cfg(cfg, node)
         cfg.TRAINER.update(beside)
     check_resume(cfg)
+    if with_data:
+        set_few_shot_split(cfg, model_config)
     cfg.freeze()
     return cfg
+
+
+def set_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
+    """Fill in the checksums of the few-shot split. The split of a model's training is not that of other data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the data set takes none, or the file is another one than the checksums say.
+    """
+    keys = cfg.DATASET
+    if keys.NAME != model_config.get("DATASET.NAME", keys.NAME):
+        if keys.FEW_SHOT_SPLIT == model_config.get("DATASET.FEW_SHOT_SPLIT"):
+            keys.FEW_SHOT_SPLIT, keys.SPLIT_SHA256 = "", []
+    if not keys.FEW_SHOT_SPLIT:
+        if keys.SPLIT_SHA256:
+            raise ValueError("DATASET.SPLIT_SHA256 has no effect without a few-shot split: give --few-shot-split FILE")
+        return
+    dataset = DATASET_REGISTRY.get(keys.NAME)
+    if not getattr(dataset, "takes_few_shot_file", False) or getattr(dataset, "test_only", False):
+        raise ValueError(f"{keys.NAME} takes no DATASET.FEW_SHOT_SPLIT (--few-shot-split): leave it out")
+    if keys.SAMPLING != "dassl":
+        raise ValueError(f"DATASET.SAMPLING {keys.SAMPLING} has no effect with --few-shot-split: give one of them")
+    keys.FEW_SHOT_SPLIT = osp.abspath(osp.expanduser(keys.FEW_SHOT_SPLIT))
+    few_shot_file = importlib.import_module("datasets.shared.few_shot_file")
+    checksums = list(map(file_hash, few_shot_file.files_of(keys.FEW_SHOT_SPLIT)))
+    if keys.SPLIT_SHA256 and keys.SPLIT_SHA256 != checksums:
+        wrong = f"{keys.FEW_SHOT_SPLIT} is not the file of DATASET.SPLIT_SHA256 {keys.SPLIT_SHA256[0]}"
+        raise ValueError(f"{wrong}: put that one there, or give another with --few-shot-split")
+    keys.SPLIT_SHA256 = checksums
 
 
 def suit_clip(cfg: CfgNode) -> None:
@@ -481,6 +518,9 @@ def check_training(cfg: CfgNode) -> None:
     """Raise ValueError for settings that learn nothing. A model trained with them may still be tested."""
     if cfg.OPTIM.LR == 0:
         raise ValueError("OPTIM.LR is 0, but must be above 0 in training: to test without training give --eval-only")
+    if cfg.DATASET.SAMPLING != "dassl" and cfg.DATASET.NUM_SHOTS < 1:
+        draw = f"DATASET.SAMPLING {cfg.DATASET.SAMPLING} has no effect on all images"
+        raise ValueError(f"{draw}: give a DATASET.NUM_SHOTS, or leave it out")
 
 
 def check_resume(cfg: CfgNode) -> None:

@@ -17,6 +17,7 @@ class RunSpec:
     images: str | None = None  # own images, in place of a data set
     val: float | None = None  # of own images: share, or number of each class
     skip_unreadable: bool = False
+    few_shot_split: str | None = None  # JSON lines file with the training images
     seed: int | None = None
     shots: int | None = None
     classes: str = ""  # all, base or new
