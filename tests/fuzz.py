@@ -469,6 +469,22 @@ def odd_data(draw, world, out):
     return "verify", words if draw.random() < 0.7 else odd_words(draw, "verify", words)
 
 
+def odd_descriptions(draw, world, out):
+    """Training with descriptions of somebody else that are hostile, or a run of CuPL whose copy of them is."""
+    if draw.random() < 0.3:
+        shutil.copytree(world / "CuPL", out)
+        hostile.change_file(draw, out / "descriptions.json")
+        if draw.random() < 0.7:
+            without_checksums(out / "config.yaml")
+        words = draw.choice([[], ["--classes", "zero,one"], ["--classes", "a,b"]])
+        return "predict", ["--model-dir", str(out), str(world / "image.png"), *words]
+    file = shutil.copyfile(CONFIGS / "descriptions" / "embedded.json", out.parent / "mine.json")
+    hostile.change_file(draw, file)
+    trainer = draw.choice(["CuPL", "KgCoOp", "PromptSRC", "OrthCR"])
+    flags = ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer]
+    return "train", [*flags, "--descriptions", str(file), *SMALL, *QUICK.get(trainer, [])]
+
+
 def odd_split(draw, world, out):
     """Training or evaluation with a few-shot split of somebody else that is hostile."""
     for name in ("few_train.jsonl", "few_val.jsonl"):
@@ -499,6 +515,7 @@ FILES = (
     odd_flags,
     odd_data,
     odd_split,
+    odd_descriptions,
 )
 KINDS = {kind.__name__: kind for kind in (*SETTINGS, *FILES)}
 
@@ -644,6 +661,8 @@ def make_world(world: Path) -> None:
     for trainer in TRAINERS[:2]:
         flags = ["--root", str(world / "data"), "--output-dir", str(world / trainer), "--trainer", trainer]
         succeed("train", [*flags, *SMALL, *QUICK.get(trainer, [])])
+    cupl = ["--root", str(world / "data"), "--output-dir", str(world / "CuPL"), "--trainer", "CuPL"]
+    succeed("train", [*cupl, *SMALL])
     split = json.loads((world / "data" / "shapes" / "split.json").read_text())
     for part in ("train", "val"):
         first = {label: (path, name) for path, label, name in reversed(split[part])}

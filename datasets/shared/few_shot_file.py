@@ -79,9 +79,9 @@ def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tupl
     """
     places = [possible_paths(line.impath, folders) for line in lines]
     wanted = {path for paths in places for path in paths}
-    known = {item.impath: item for split in splits for item in split if item.impath in wanted}
+    own_items = {item.impath: item for split in splits for item in split if item.impath in wanted}
     tested = {item.impath for item in splits[-1] if item.impath in wanted}
-    items = [next((known[path] for path in paths if path in known), None) for paths in places]
+    items = [next((own_items[path] for path in paths if path in own_items), None) for paths in places]
     missing = [line for line, item in zip(lines, items, strict=True) if item is None]
     if missing:
         count = f"{len(missing):,} of {len(lines):,} images are not in the data set in {folders[1]}"

@@ -13,15 +13,14 @@ from dassl.files import protected
 from .config import default_cfg, is_foreign, plain, read_run
 from .spec import RunSpec
 
-# Settings that may differ between a run and its continuation: they do not change the trained model. Of a few-shot split
-# the checksum counts, not the path.
+# Settings that may differ between a run and its continuation: they do not change the trained model
 MAY_DIFFER = tuple(
-    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATASET.FEW_SHOT_SPLIT DATALOADER.NUM_WORKERS "
-    "TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
+    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
     "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
 )
 # Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
-TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
+TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS", ".DESCRIPTIONS", ".DESCRIPTIONS_SHA256")
+BY_CHECKSUM = ("DATASET.FEW_SHOT_SPLIT", ".DESCRIPTIONS")  # paths of files whose checksum is another setting
 
 
 def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -123,7 +122,7 @@ def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[
     lines = []
     for key in sorted(old.keys() | new.keys()):
         old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))
-        if not key.startswith(may_differ) and old_value != new_value:
+        if not key.startswith(may_differ) and not key.endswith(BY_CHECKSUM) and old_value != new_value:
             lines.append(f"{key} {format_value(old_value)}, not {format_value(new_value)}")
     return lines
 

@@ -32,6 +32,7 @@ from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes
+from trainers.shared.descriptions import read_file
 
 from .spec import RunSpec
 
@@ -51,6 +52,7 @@ OWN = {  # keys that are not Dassl's, or with another default
     },
     "SEED": Key(1, below=2**32),
 }
+DESCRIPTIONS_COPY = "descriptions.json"  # copy of the file, in the directory of a run that needs it for each prediction
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # values that no user gives: `finish` fills them in
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
@@ -140,6 +142,12 @@ def strength_key(trainer: str) -> str:
     """Return TRAINER.<NODE>.STRENGTH for a method that has a strength, else ""."""
     method = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
     return f"TRAINER.{node_of(method)}.STRENGTH" if "STRENGTH" in getattr(method, "defaults", {}) else ""
+
+
+def descriptions_key(trainer: str) -> str:
+    """Return TRAINER.<NODE>.DESCRIPTIONS for a method that takes descriptions of the classes, else ""."""
+    method = TRAINER_REGISTRY.get(trainer)
+    return f"TRAINER.{node_of(method)}.DESCRIPTIONS" if "DESCRIPTIONS" in getattr(method, "defaults", {}) else ""
 
 
 def strength_of(trainer: str, model_config: dict) -> float | str:
@@ -386,6 +394,15 @@ def overrides(spec: RunSpec, cfg: CfgNode) -> list:
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
             raise ValueError(f"{spec.trainer} takes no --template, as its prompts are not hand-crafted: leave it out")
         values[f"TRAINER.{node}.TEMPLATE"] = spec.template
+    if spec.descriptions is not None:
+        key = descriptions_key(spec.trainer)
+        if not key:
+            raise ValueError(f"{spec.trainer} takes no --descriptions, as its loss has no use for them: leave it out")
+        if spec.eval_only and TRAINER_REGISTRY.get(spec.trainer).learner:
+            raise ValueError(
+                f"--descriptions is for the training of {spec.trainer}, its evaluation reads none: leave it out"
+            )
+        values |= {key: spec.descriptions, f"{key}_SHA256": ""}
     return [word for key, value in values.items() if value is not None for word in (key, value)]
 
 
@@ -469,8 +486,37 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
     check_resume(cfg)
     if with_data:
         set_few_shot_split(cfg, model_config)
+    set_descriptions(cfg, spec, model_config)
     cfg.freeze()
     return cfg
+
+
+def set_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Fill in the checksum of the descriptions, where this run reads them, and check their form.
+
+    An evaluation of a method that learns reads none. For other methods the file is kept beside the model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form, or is another one than the checksum says.
+    """
+    key, method = descriptions_key(spec.trainer), TRAINER_REGISTRY.get(spec.trainer)
+    if not key or spec.eval_only and method.learner:
+        return
+    node, copy = cfg.TRAINER[node_of(method)], osp.join(spec.model_dir, DESCRIPTIONS_COPY)
+    if not node.DESCRIPTIONS:
+        if node.DESCRIPTIONS_SHA256:
+            raise ValueError(f"{key}_SHA256 has no effect without descriptions: give --descriptions FILE")
+        return
+    if node.DESCRIPTIONS == model_config.get(key) and spec.descriptions is None and osp.exists(copy):
+        node.DESCRIPTIONS = copy
+    node.DESCRIPTIONS = osp.abspath(osp.expanduser(here_or_in_clone(node.DESCRIPTIONS)))
+    read_file(node.DESCRIPTIONS)
+    checksum = file_hash(node.DESCRIPTIONS)
+    if node.DESCRIPTIONS_SHA256 not in ("", checksum):
+        wrong = f"{node.DESCRIPTIONS} is not the file of {key}_SHA256 {node.DESCRIPTIONS_SHA256}"
+        raise ValueError(f"{wrong}: put that one there, or give another with --descriptions")
+    node.DESCRIPTIONS_SHA256 = checksum
 
 
 def set_few_shot_split(cfg: CfgNode, model_config: dict) -> None:

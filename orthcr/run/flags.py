@@ -31,6 +31,8 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
     split = "training and val images: a JSON lines file of 2SFS's form, in place of the draw by the seed"
     parser.add_argument("--few-shot-split", metavar="FILE", help=split)
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    sentences = "sentences of the classes, a JSON file {class: [sentence, ...]}: see docs/methods/CuPL.md"
+    parser.add_argument("--descriptions", metavar="FILE", help=sentences)
     parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": chosen on val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
@@ -72,6 +74,8 @@ def check_flags(spec: RunSpec) -> None:
             raise ValueError(f"{word} stands behind a KEY VALUE pair: give all flags before the first KEY")
     if spec.images == "":
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if spec.descriptions == "":
+        raise ValueError("--descriptions is empty: give a JSON file {class: [sentence, ...]}")
     if spec.few_shot_split == "":
         raise ValueError("--few-shot-split is empty: give a JSON lines file")
     if spec.few_shot_split and spec.images:

@@ -28,6 +28,7 @@ class RunSpec:
     backbone: str = ""
     head: str = ""
     template: str | None = None
+    descriptions: str | None = None  # JSON file with sentences of the classes
     strength: str | None = None  # a number from 0 to 1, or auto
     eval_only: bool = False
     model_dir: str = ""  # output directory of the training to be evaluated
