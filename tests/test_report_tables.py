@@ -334,6 +334,20 @@ def test_runs_on_other_images_are_kept_apart(tmp_path):
     }
 
 
+def test_descriptions_are_told_apart_by_their_content(tmp_path):
+    """The copy in the directory of a run is the same file as the one that it was given."""
+    files = [
+        ("/data/a.json", "1f" * 32, 40.0),
+        ("/run/descriptions.json", "1f" * 32, 40.0),
+        ("/b.json", "2e" * 32, 50.0),
+    ]
+    for k, (path, checksum, percent) in enumerate(files):
+        config = {"TRAINER": {"CUPL": {"DESCRIPTIONS": path, "DESCRIPTIONS_SHA256": checksum}}}
+        ours(tmp_path / str(k), "CuPL", None, "EuroSAT", "all", percent, config=config)
+    rows = [row[1:] for row in only(tmp_path).rows]
+    assert rows == [["CuPL (DESCRIPTIONS 1f1f1f1f)", "40.00"], ["CuPL (DESCRIPTIONS 2e2e2e2e)", "50.00"]]
+
+
 def test_our_runs_and_those_on_the_original_dassl_are_kept_apart(tmp_path):
     for seed in SEEDS:
         log(tmp_path / f"a{seed}", "CoOp", "EuroSAT", "all", seed, (500, 1000))
