@@ -16,6 +16,7 @@ from dassl.files import SCRATCH, file_hash, scratch_folder, sweep
 from dassl.utils import check_availability, mkdir_if_missing, progress, read_json, write_json
 
 from .benchmarks import Size, get
+from .shared import few_shot_file
 
 PARTS = ("train", "val", "test")
 Splits = tuple[list[Datum], list[Datum], list[Datum]]  # of PARTS
@@ -26,7 +27,7 @@ class SplitDataset(DatasetBase):
 
     A data set sets three names, relative to `DATASET.ROOT`. If there is no split file, `raw_splits` may make the splits
     from the annotations. The steps are CoOp's, in its order: split, then `DATASET.NUM_SHOTS` of every class, then the
-    base or new half of the classes.
+    base or new half of the classes. `DATASET.FEW_SHOT_SPLIT` is a file that replaces the second step.
 
     Raises:
         FileNotFoundError: a folder, split file, annotation or image is missing; the message has its path.
@@ -39,12 +40,17 @@ class SplitDataset(DatasetBase):
     test_only = False  # the classes come from the test split, and nothing is trained on it
     advice = "unpack the images there, or take the split file of your copy"  # for missing images
     listed = False  # True: the paths come from listing folders, so that no image can be missing
+    takes_few_shot_file = True  # False: DATASET.FEW_SHOT_SPLIT is refused
+    sampling = "dassl"  # DATASET.SAMPLING
 
     def __init__(self, cfg):
         self.set_paths(cfg.DATASET.ROOT)
+        self.sampling = cfg.DATASET.SAMPLING
         train, val, test = self.read_splits()
         if self.test_only:
             train = test  # as in CoOp
+        elif cfg.DATASET.FEW_SHOT_SPLIT:
+            train, val = self.read_few_shot((train, val, test), cfg)
         elif cfg.DATASET.NUM_SHOTS >= 1:
             train, val = self.few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         check_labels(train, val, test, source=self.source())
@@ -130,7 +136,10 @@ class SplitDataset(DatasetBase):
         """
         if seed < 0:
             return self.sample(train, val, shots, random.Random())
-        path = osp.join(self.dataset_dir, "split_fewshot", f"shot_{shots}-seed_{seed}.json")
+        name = f"shot_{shots}-seed_{seed}"
+        if self.sampling != "dassl":
+            name += f"-{self.sampling}"
+        path = osp.join(self.dataset_dir, "split_fewshot", f"{name}.json")
         digest = file_hash(self.split_path) if osp.isfile(self.split_path) else self.rows_hash(train + val)
         try:
             selection = read_json(path)
@@ -148,13 +157,53 @@ class SplitDataset(DatasetBase):
         return train, val
 
     def sample(self, train: list[Datum], val: list[Datum], shots: int, rng: random.Random) -> tuple[list, list]:
-        """Select from train, then at most 4 of each class from val, in CoOp's order, from one random stream."""
+        """Select from train, then at most 4 of each class from val, in CoOp's order, from one random stream.
+
+        With DATASET.SAMPLING val_first, as CLIP-LoRA's code: from val, then from train. A class with fewer images is
+        drawn with replacement.
+        """
+        if self.sampling == "val_first":
+            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4), repeat=True, rng=rng)
+            return self.generate_fewshot_dataset(train, num_shots=shots, repeat=True, rng=rng), val
         train = self.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
         return train, self.generate_fewshot_dataset(val, num_shots=min(shots, 4), rng=rng)
 
+    def read_few_shot(self, splits: Splits, cfg) -> tuple[list[Datum], list[Datum]]:
+        """Return the training and val images of the file DATASET.FEW_SHOT_SPLIT; without a val file, val is drawn.
+
+        Args:
+            splits: of the data set.
+            cfg: of the run.
+
+        Raises:
+            ValueError: the file is not of this data set, lacks a class, or has another number of images of a class.
+        """
+        file, shots = cfg.DATASET.FEW_SHOT_SPLIT, cfg.DATASET.NUM_SHOTS
+        folders = (self.root, self.dataset_dir, self.image_dir)
+        train, *val = (
+            few_shot_file.find_items(few_shot_file.read_lines(path), splits, folders)
+            for path in few_shot_file.files_of(file)
+        )
+        count = Counter(item.label for item in train)
+        absent = {item.label: item.classname for item in splits[0] if item.label not in count}
+        if absent:
+            names = f'{len(absent)} classes of {type(self).__name__}, first "{absent[min(absent)]}"'
+            raise ValueError(f"{file} has no image of {names}: give a split of all its classes")
+        most = max(count.values())
+        if most != shots:
+            raise ValueError(f"{file} has {most} images of a class, DATASET.NUM_SHOTS is {shots}: set it to {most}")
+        trained = {item.impath for item in train}
+        if not val:
+            rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
+            return train, self.sample(splits[0], [i for i in splits[1] if i.impath not in trained], shots, rng)[1]
+        both = [item.impath for item in val[0] if item.impath in trained]
+        if both:
+            raise ValueError(f"{file} and its val file have {len(both)} images in common, first {both[0]}: remove them")
+        return train, val[0]
+
     def tell_fewer(self, train: list[Datum], shots: int) -> None:
-        """Print the classes that have fewer training images than `shots`."""
-        count = Counter(item.classname for item in train)
+        """Print the classes that have fewer different training images than `shots`."""
+        count = Counter(name for _, name in {(item.impath, item.classname) for item in train})
         fewer = sorted((n, name) for name, n in count.items() if n < shots)
         if fewer:
             names = [f"{name} ({n})" for n, name in fewer]

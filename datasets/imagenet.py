@@ -29,6 +29,23 @@ class ImageNet(SplitDataset):
         test = read_class_folders(osp.join(self.image_dir, "val"), names, self.n_classes)
         return train, [], test
 
+    def sample(self, train, val, shots, rng):
+        """Select as other data sets do. With DATASET.SAMPLING val_first, val comes from the training images, too.
+
+        CLIP-LoRA's code draws both at once from each class. The first ones are for training.
+        """
+        if self.sampling != "val_first":
+            return super().sample(train, val, shots, rng)
+        few, val, n = [], [], shots + min(shots, 4)
+        for items in self.split_dataset_by_label(train).values():
+            if len(items) < n:
+                size = f'{len(items)} training images of "{items[0].classname}"'
+                raise ValueError(f"{self.image_dir} has {size}, but val_first draws {n}: complete the copy")
+            drawn = rng.sample(items, n)
+            few += drawn[:shots]
+            val += drawn[shots:]
+        return few, val
+
 
 class ImageNetVariant(SplitDataset):
     """Test images of ImageNet's classes, or of a part of them: a folder for each class, named by the wnid.

@@ -32,6 +32,7 @@ class Images(SplitDataset):
     """
 
     advice = "put them back, or take another --output-dir"
+    takes_few_shot_file = False  # a list of images has a column for the split
     ask_for_val = "give --val 0.2 in training, a share or a number of images of each class, and another --output-dir"
 
     def __init__(self, cfg):

@@ -74,6 +74,16 @@ def test_all_trainers():
         registered(["OrthCr"])
 
 
+def test_cupl_without_sentences_is_left_out_or_refused(capsys):
+    words = ["--protocol", "base2new", "--datasets", "dtd", "shapes", "--seeds", "1"]
+    assert [run.spec.classes for run in planned(words, ["base2new"], ("CuPL",))[0].runs] == ["base", "new"]
+    assert "CuPL needs sentences about the classes in 1 of 2 jobs, which are left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="give TRAINER.CUPL.DESCRIPTIONS FILE, or leave CuPL out"):
+        planned([*words, "--trainers", "CuPL"], ["base2new"], ("CuPL",))
+    file = ["TRAINER.CUPL.DESCRIPTIONS", "configs/descriptions/embedded.json"]
+    assert len(planned([*words, "--trainers", "CuPL", *file], ["base2new"], ("CuPL",))) == 2
+
+
 def test_the_plan_of_the_embedded_data():
     """What make protocols always made: 115 runs of three methods."""
     jobs = planned([], trainers=("ZeroshotCLIP", "CoOp", "OrthCR"))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.prompt_tools import LABEL, NAMES, bare, close, gradients, in_float64, plain_text, spoken, unit
 from trainers.clip_adapter import Adapter
-from trainers.coprompt import PUBLISHED, ConsistentLearner, read_descriptions
+from trainers.coprompt import PUBLISHED, ConsistentLearner
 from trainers.maple import MultiModalPromptLearner
 
 NODE = "TRAINER.CoPrompt."
@@ -93,16 +93,23 @@ def test_the_description_is_drawn_by_seed_epoch_and_batch(random_clip):
     assert trainer.draw() == drawn[1, 7] and len({*drawn.values()}) > 30 and max(drawn.values()) < 80
 
 
-def test_descriptions_are_found_by_name(tmp_path, one_line):
-    file = tmp_path / "d.json"
-    texts = {name.replace("_", " ").upper(): [f"{name} {k}" for k in range(2 + (name == "cat"))] for name in NAMES}
+def test_the_descriptions_of_a_file_take_the_place_of_the_templates(random_clip, noise, tmp_path):
+    """As many as the class with the fewest has; one that is too long is cut. The loss changes by q alone."""
+    file, plain, image = tmp_path / "d.json", random_clip(), noise(5, 3, 32, 32)
+    texts = {name.upper(): [f"{name} {k}" for k in range(2 + (name == "cat"))] for name in NAMES}
+    texts["CAT"][0] = "cat " * 200
     file.write_text(json.dumps(texts))
-    assert read_descriptions(str(file), NAMES) == [[f"{name} {k}" for name in NAMES] for k in range(2)]
-    for wrong, reason in ((["cat"], "no object"), ({**texts, "X-RAY": []}, '"x-ray"'), ({"CAT": ["a"]}, '"dark_blue')):
-        file.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=reason) as caught:
-            read_descriptions(str(file), NAMES)
-        one_line(caught)
+    trainer = bare("CoPrompt", plain, *SMALL, NODE + "DESCRIPTIONS", str(file))
+    assert trainer.model.descriptions == [[texts[name.upper()][k] for name in NAMES] for k in range(2)]
+    without = bare("CoPrompt", plain, *SMALL)
+    without.model.load_state_dict(trainer.model.state_dict())
+    for either in (trainer, without):
+        either.draw = lambda: 0
+    (terms, z), (wanted, wanted_z) = (either.losses(image, LABEL) for either in (trainer, without))
+    assert torch.equal(z, wanted_z) and torch.equal(terms["ce"], wanted["ce"])
+    assert torch.equal(terms["cos_image"], wanted["cos_image"]) and not torch.equal(
+        terms["cos_text"], wanted["cos_text"]
+    )
 
 
 def test_only_a_training_reads_the_file(random_clip, noise, tmp_path):

@@ -317,6 +317,37 @@ def test_zero_shot_results_differ_by_what_concerns_the_model_only(tmp_path):
     ]
 
 
+def test_runs_on_other_images_are_kept_apart(tmp_path):
+    """A few-shot split of somebody else has a path and a checksum for each seed: all are one method."""
+    splits = {"drawn": {}, "lora": {"SAMPLING": "val_first"}, "file": {"FEW_SHOT_SPLIT": "/data/few_{}.jsonl"}}
+    for seed in SEEDS:
+        for percent, (name, keys) in enumerate(splits.items(), start=50):
+            keys = {key: value.format(seed) for key, value in keys.items()}
+            node = {"SAMPLING": "dassl", "FEW_SHOT_SPLIT": "", "SPLIT_SHA256": [str(seed)]} | keys
+            on = ("EuroSAT", "all", 16, seed)
+            ours(tmp_path / f"{name}{seed}", "CoOp", on, "EuroSAT", "all", percent, config={"DATASET": node})
+    rows = {row[1]: row[2] for row in only(tmp_path).rows}
+    assert rows == {
+        "CoOp (FEW_SHOT_SPLIT drawn, SAMPLING dassl)": "50.00 ± 0.00",
+        "CoOp (FEW_SHOT_SPLIT drawn, SAMPLING val_first)": "51.00 ± 0.00",
+        "CoOp (FEW_SHOT_SPLIT of a file, SAMPLING dassl)": "52.00 ± 0.00",
+    }
+
+
+def test_descriptions_are_told_apart_by_their_content(tmp_path):
+    """The copy in the directory of a run is the same file as the one that it was given."""
+    files = [
+        ("/data/a.json", "1f" * 32, 40.0),
+        ("/run/descriptions.json", "1f" * 32, 40.0),
+        ("/b.json", "2e" * 32, 50.0),
+    ]
+    for k, (path, checksum, percent) in enumerate(files):
+        config = {"TRAINER": {"CUPL": {"DESCRIPTIONS": path, "DESCRIPTIONS_SHA256": checksum}}}
+        ours(tmp_path / str(k), "CuPL", None, "EuroSAT", "all", percent, config=config)
+    rows = [row[1:] for row in only(tmp_path).rows]
+    assert rows == [["CuPL (DESCRIPTIONS 1f1f1f1f)", "40.00"], ["CuPL (DESCRIPTIONS 2e2e2e2e)", "50.00"]]
+
+
 def test_our_runs_and_those_on_the_original_dassl_are_kept_apart(tmp_path):
     for seed in SEEDS:
         log(tmp_path / f"a{seed}", "CoOp", "EuroSAT", "all", seed, (500, 1000))

@@ -89,6 +89,11 @@ class ClipTrainer(TrainerX):
         """Return the transform of a test image, from a PIL image to what `model` takes of one image."""
         return build_transform(self.cfg, is_train=False)
 
+    def check_descriptions(self) -> None:
+        """Read the descriptions of a method that has some. Raise ValueError if they do not fit the classes."""
+        if self.node.get("DESCRIPTIONS"):
+            self.model.sentences  # noqa: B018
+
     def fit(self) -> None:
         """Prepare a training, for example by filling a cache. A resumed training does not call it."""
 

@@ -28,10 +28,13 @@ class CustomCLIP(ClipClassifier):
         classnames: see `ClipClassifier`.
         context: keyword arguments of `PromptLearner`.
         templates: templates of the frozen side, if the method has one.
+        descriptions: see `ClipClassifier`.
     """
 
-    def __init__(self, clip_model, classnames: list[str], context: dict, templates: list[str] = ()):
-        super().__init__(clip_model, classnames, templates)
+    def __init__(
+        self, clip_model, classnames: list[str], context: dict, templates: list[str] = (), descriptions: str = ""
+    ):
+        super().__init__(clip_model, classnames, templates, descriptions)
         self.prompt_learner = PromptLearner(self.text_encoder, classnames, **context)
 
     def text_features(self) -> torch.Tensor:

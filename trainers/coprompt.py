@@ -6,7 +6,7 @@ each of them, on features f and g that are not normalised:
     f' = 0.1 A_i(f) + 0.9 f,   g' = 0.2 A_t(g) + 0.8 g,   A(x) = relu(W_2 relu(W_1 x)),   W_1 [d / 4, d], no biases
     L  = CE(s cos(f', g'), y) + W (1 - mean_c cos(g'_c, q_c) + 1 - mean cos(f', f_0))
 
-q_c is the frozen CLIP's feature of one of the class's descriptions, number j for every class; j is drawn in each step.
+q_c is the frozen CLIP's feature of one of the class's DESCRIPTIONS, number j for every class; j is drawn in each step.
 f_0 is the frozen CLIP's feature of a second augmented view of the image. DISTILL mse has the mean squared differences
 of the normalised features instead of 1 - cos.
 """
@@ -26,9 +26,8 @@ from .clip_adapter import Adapter
 from .maple import MaPLe
 from .shared.deep import PublishedLearner
 from .shared.encoders import normalize, wide
-from .shared.files import read_json
-from .shared.keys import Key
-from .shared.prompts import fill_template, spoken, tokenize
+from .shared.keys import DESCRIPTIONS, Key
+from .shared.prompts import fill_template, tokenize
 from .shared.templates import IMAGENET_TEMPLATES
 
 IMAGE_RATIO, TEXT_RATIO = 0.1, 0.2
@@ -49,25 +48,6 @@ PUBLISHED = {
 OTHERS = PUBLISHED["ImageNet"]
 
 
-def read_descriptions(path: str, classnames: list[str]) -> list[list[str]]:
-    """Return descriptions [j][class] from a JSON file {class: [description, ...]}; class names as CLIP reads them.
-
-    Each class has as many as the one with the fewest. A file of the original has the same number for all.
-
-    Raises:
-        ValueError: the file is of another form, or has none for a class.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no object of class names and descriptions: give another file")
-    by_name = {name.lower(): texts for name, texts in zip(spoken(list(content)), content.values(), strict=True)}
-    rows = [by_name.get(name.lower()) for name in spoken(classnames)]
-    for name, row in zip(classnames, rows, strict=True):
-        if not isinstance(row, list) or not row or not all(isinstance(text, str) for text in row):
-            raise ValueError(f'{path} has no list of descriptions for the class "{name}": add one')
-    return [list(column) for column in zip(*rows, strict=False)]
-
-
 class ConsistentLearner(PublishedLearner, nn.Module):
     """MaPLe's prompts and both adapters, with the names of the original."""
 
@@ -84,13 +64,13 @@ class CustomCLIP(maple.CustomCLIP):
     Args:
         node: N_CTX, CTX_INIT and PROMPT_DEPTH of the prompts.
         clip_model, classnames: see `ClipClassifier`.
-        file: path of a file for `read_descriptions`; "": CLIP's 80 templates.
+        descriptions: see `ClipClassifier`; "": CLIP's 80 templates.
     """
 
-    def __init__(self, node, clip_model, classnames: list[str], file: str):
+    def __init__(self, node, clip_model, classnames: list[str], descriptions: str):
         super().__init__(node, clip_model, classnames)
+        self.description_file = descriptions
         self.learner = ConsistentLearner(self.prompt_learner, clip_model.text_projection.shape[1])
-        self.file = file
         self.described: dict[int, torch.Tensor] = {}
 
     def _apply(self, fn, recurse=True):
@@ -99,9 +79,9 @@ class CustomCLIP(maple.CustomCLIP):
 
     @cached_property
     def descriptions(self) -> list[list[str]]:
-        """The descriptions [j][class]. Only a training reads the file."""
-        if self.file:
-            return read_descriptions(self.file, self.classnames)
+        """The descriptions [j][class], as many as the class with the fewest has."""
+        if self.description_file:
+            return [list(column) for column in zip(*self.sentences, strict=False)]
         return [fill_template(template, self.classnames) for template in IMAGENET_TEMPLATES]
 
     @torch.no_grad()
@@ -109,7 +89,8 @@ class CustomCLIP(maple.CustomCLIP):
         """Return q [n_cls, d] of the descriptions number j, of unit length. They are encoded at their first use."""
         if j not in self.described:
             with torch.autocast(self.logit_scale.device.type, enabled=False):
-                tokens = tokenize(self.descriptions[j], self.text_encoder.context_length)
+                cut = bool(self.description_file)
+                tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, cut)
                 self.described[j] = normalize(self.text_encoder(None, tokens.to(self.logit_scale.device)))
         return self.described[j]
 
@@ -129,7 +110,7 @@ class CoPrompt(MaPLe):
     defaults = MaPLe.defaults | {
         "N_CTX": Key(None, of=int, low=1, none=True),  # None: the authors' for the data set, else 4
         "PROMPT_DEPTH": Key(None, of=int, low=1, none=True),  # J; None: the authors' for the data set, else 12
-        "DESCRIPTIONS": "",  # JSON file {class: [description, ...]}; "" = CLIP's 80 templates; only for training
+        **DESCRIPTIONS,  # "" = CLIP's 80 templates
     }
     root = {
         "TRAINER": {

@@ -27,7 +27,7 @@ from .shared.classes import class_ids, places_of
 from .shared.console import say
 from .shared.encoders import normalize, wide
 from .shared.epoch_average import EpochAverage
-from .shared.keys import SOME, Key
+from .shared.keys import DESCRIPTIONS, SOME, Key
 
 BASES = {"CoOp": CoOp, "KgCoOp": KgCoOp, "MaPLe": MaPLe, "PromptSRC": PromptSRC}
 PARTS = ("prompt_learner", "film", "linear_probe")  # parts of the learner's names
@@ -168,7 +168,7 @@ class DePT(EpochAverage, ClipTrainer):
             },
             "FILM": {"LINEAR_PROBE": True},  # whether there are a and b
             "MAPLE": MaPLe.defaults,
-            "PROMPTSRC": PromptSRC.defaults,
+            "PROMPTSRC": {name: key for name, key in PromptSRC.defaults.items() if name not in DESCRIPTIONS},
             "NAMES_TO_UPDATE": Key(list(PARTS), of=str, rule=SOME),  # words in the names of the trained tensors
         },
         "OPTIM": {

@@ -45,8 +45,8 @@ class VLPromptLearner(TextPromptLearner):
 
 
 class CustomCLIP(PromptedCLIP):
-    def __init__(self, node, clip_model, classnames: list[str], templates: list[str] = ()):
-        super().__init__(clip_model, classnames, templates)
+    def __init__(self, node, clip_model, classnames: list[str], templates: list[str] = (), descriptions: str = ""):
+        super().__init__(clip_model, classnames, templates, descriptions)
         width = clip_model.visual.conv1.out_channels
         self.prompt_learner = VLPromptLearner(node, self.text_encoder, classnames, width)
 

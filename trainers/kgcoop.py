@@ -1,7 +1,7 @@
 """KgCoOp (Yao et al. 2023, "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR).
 
 CoOp with a term that keeps its class features g_c near g0_c, which the frozen CLIP gives for the data set's
-hand-crafted template:
+hand-crafted template, or for the sentences of DESCRIPTIONS:
 
     L = CE(s f(x) g^T, y) + W * (1 - mean_c cos(g_c, g0_c))
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
-from .shared.keys import TEMPLATE, Key
+from .shared.keys import DESCRIPTIONS, TEMPLATE, Key
 from .shared.prompts import template_for
 from .shared.templates import KGCOOP_TEMPLATES
 
@@ -26,6 +26,7 @@ class KgCoOp(CoOp):
         "CLASS_TOKEN_POSITION": Key("end", choices=["end"]),  # the original accepts others and ignores them
         "W": Key(1.0, low=0),  # weight of the second term; published figures: 8
         "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
+        **DESCRIPTIONS,
     }
     node_name = "COOP"
     classifier = CustomCLIP
@@ -35,7 +36,8 @@ class KgCoOp(CoOp):
 
     def build_classifier(self, clip_model, classnames):
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE, KGCOOP_TEMPLATES)
-        model = self.classifier(clip_model, classnames, self.context(), [template])
+        descriptions = self.node.get("DESCRIPTIONS", "")  # DePT's node has none
+        model = self.classifier(clip_model, classnames, self.context(), [template], descriptions)
         model.prompt_learner.dead += ("bias_vectors", "meta_net")  # the original saves them and never uses them
         return model
 

@@ -15,6 +15,8 @@ f, g are the tuned features, f0, g0 those of the frozen CLIP, all of unit length
     z_t = s f0 g^T       frozen image x tuned text
     z_0 = s f0 g0^T      zero-shot CLIP, the anchor ("bypass": no gradient),  p_0 = softmax(z_0 / tau)
 
+g and g0 have the same template. With DESCRIPTIONS, g0 is the mean over the sentences of a class instead.
+
     L = CE(z, y) + lambda * mean of the terms of REG                                                (2)
 
     cross_kl   KL(p_0 || softmax(z_v / tau)),  KL(p_0 || softmax(z_t / tau))
@@ -43,7 +45,7 @@ from .base import PRECISIONS, node_of
 from .shared.backbones import is_vit
 from .shared.console import say
 from .shared.cutout import class_attention, cut_out, patch_features
-from .shared.keys import SOME, TEMPLATE, Decides, Key
+from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, Decides, Key
 from .shared.prompts import template_for
 from .shared.rotations import Rotation, Rotations, cayley, max_error, rotate, rotated_linear
 from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
@@ -208,6 +210,8 @@ class OrthCR(TunedTrainer):
         "REACH": Key(0.0, of=float, low=0),
         # prompt; "" = the data set's template, so that the anchor is the zero-shot CLIP of the literature
         "TEMPLATE": TEMPLATE,
+        # sentences of the classes for the frozen side
+        **DESCRIPTIONS,
         # whether to write the orthogonality error and the energy drift to TensorBoard each epoch
         "MONITOR": True,
         # precision of the encoders; R of (1) and all of (2) are fp32
@@ -227,6 +231,9 @@ class OrthCR(TunedTrainer):
         if node.LAMBDA_CUT is not None and node.VIEWS == "cut":
             key, views = self.key("LAMBDA_CUT"), self.key("VIEWS")
             raise ValueError(f"{key} has no effect with {views} cut: set {views} both, or {key} None")
+        if node.DESCRIPTIONS and node.REG == "none" and node.CUTOUT_BY == "attention":
+            reason = f"has no effect with {self.key('REG')} none, which has no frozen side"
+            raise ValueError(f"{self.key('DESCRIPTIONS')} (--descriptions) {reason}: leave it out, or set REG")
         if node.CUTOUT_BY != "attention" and not node.ATTENTIVE:
             raise ValueError(f"{self.key('CUTOUT_BY')} {node.CUTOUT_BY} has no effect without {attentive} True: set it")
 

@@ -3,7 +3,8 @@
 Khattak et al. 2023, "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV;
 github.com/muzairkhattak/PromptSRC.
 
-f_0 and g_0 are the frozen CLIP's features, g_0 a mean over 60 templates. All features have unit length:
+f_0 and g_0 are the frozen CLIP's features, g_0 a mean over 60 templates, or over the sentences of DESCRIPTIONS. All
+features have unit length:
 
     z = s f g^T,   p_0 = softmax(s f_0 g_0^T)
     L = CE(z, y) + w_t mean|g - g_0| + w_v mean|f - f_0| + w_l mean(p_0 (log p_0 - log softmax(z)))     (1)
@@ -20,12 +21,12 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .ivlp import IVLP, CustomCLIP
 from .shared.epoch_average import EpochAverage
-from .shared.keys import Key
+from .shared.keys import DESCRIPTIONS, Key
 from .shared.templates import PROMPTSRC_TEMPLATES
 
 
 class SelfRegulatedCLIP(CustomCLIP):
-    """The CLIP of IVLP with the frozen text of (1): only the mean over the templates is made unit length."""
+    """The CLIP of IVLP with the frozen text of (1): only the mean over the prompts is made unit length."""
 
     unit_templates = False
 
@@ -43,12 +44,14 @@ class PromptSRC(EpochAverage, IVLP):
         "LOGIT_LOSS_WEIGHT": Key(1.0, low=0),  # w_l; not a key of the original
         "GPA_MEAN": Key(15.0),  # mu, in epochs
         "GPA_STD": Key(1.0, above=0),  # sigma
+        **DESCRIPTIONS,
     }
     classifier = SelfRegulatedCLIP
 
     def build_classifier(self, clip_model, classnames):
         self.check_depths(clip_model)
-        return self.classifier(self.node, clip_model, classnames, PROMPTSRC_TEMPLATES)
+        descriptions = self.node.get("DESCRIPTIONS", "")  # DePT's node of it has none
+        return self.classifier(self.node, clip_model, classnames, PROMPTSRC_TEMPLATES, descriptions)
 
     def losses(self, image, label):
         model, node = self.model, self.node

@@ -23,7 +23,7 @@ from .kgcoop import KgCoOp
 from .shared.classifier import ClipClassifier
 from .shared.console import say
 from .shared.encoders import normalize
-from .shared.keys import TEMPLATE, Key
+from .shared.keys import DESCRIPTIONS, TEMPLATE, Key
 from .shared.prompts import PromptLearner, template_for
 from .shared.templates import TCP_PROMPTS, TCP_TEMPLATES
 
@@ -74,7 +74,7 @@ class CustomCLIP(ClipClassifier):
 class TCP(KgCoOp):
     """Textual-based class-aware prompt tuning."""
 
-    defaults = KgCoOp.defaults | {
+    defaults = {name: key for name, key in KgCoOp.defaults.items() if name not in DESCRIPTIONS} | {
         "N_CTX": Key(TOKENS, low=TOKENS, high=TOKENS),  # a class has as many tokens
         "CSC": Key(False, rule=("False: all classes share the context", lambda csc: not csc)),
         "W": Key(8.0, low=0),  # weight of the second term; the original has the constant 8

@@ -10,9 +10,7 @@ from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
-from .shared.templates import IMAGENET_TEMPLATES, IMAGENET_TEMPLATES_SELECT
-
-TEMPLATES = {"select": IMAGENET_TEMPLATES_SELECT, "all": IMAGENET_TEMPLATES}
+from .shared.templates import ENSEMBLES
 
 
 @TRAINER_REGISTRY.register()
@@ -35,11 +33,11 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     """Zero-shot CLIP with prompt ensembling."""
 
     defaults = ZeroshotCLIP.defaults | {
-        "TEMPLATES": Key("select", choices=list(TEMPLATES))  # templates of CLIP: select = 7, all = 80
+        "TEMPLATES": Key("select", choices=list(ENSEMBLES))  # templates of CLIP: select = 7, all = 80
     }
 
     def templates(self) -> list[str]:
-        templates, further = TEMPLATES[self.node.TEMPLATES], super().templates()
+        templates, further = ENSEMBLES[self.node.TEMPLATES], super().templates()
         if self.cfg.DATASET.NAME == "ImageNet" and not self.node.TEMPLATE:  # CLIP's templates were made for ImageNet
             return templates
         return templates + [template for template in further if template not in templates]

@@ -56,6 +56,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     for key in args.opts[::2]:
         if key in BY_FLAGS:
             parser.error(f"{key} is set by a flag: leave it out of the KEY VALUE pairs")
+        if key == "DATASET.FEW_SHOT_SPLIT":
+            parser.error(f"{key} is for one data set, seed and number of shots: give --few-shot-split to train.py")
     if "tta" in args.protocol and len(args.protocol) > 1:
         parser.error("--protocol tta stands alone: it has both transfers")
     if args.cutout and "INPUT.TRANSFORMS" in args.opts[::2]:

@@ -17,7 +17,7 @@ from orthcr.compare.command_line import NAMES
 from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, PlannedRun, execute, tell
 from orthcr.compare.stages import Method, Stages, row_of, source_of, targets, variants
 from orthcr.run.checks import differences
-from orthcr.run.config import discover, is_foreign, owner_of, setup_cfg, strength_key
+from orthcr.run.config import descriptions_key, discover, is_foreign, owner_of, setup_cfg, strength_key
 from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.backbones import fetch
 from trainers.shared.strength import AUTO
@@ -221,8 +221,31 @@ def plan(methods: Iterable[Method], protocols: list[str], args: argparse.Namespa
         raise ValueError(f"{unused[0]} has no part in {', '.join(args.protocol)}: see docs/protocols.md")
     for method in methods:
         for cutout in cutouts(method.trainer, args):
-            jobs += jobs_of(method, cutout, protocols, args)
+            jobs += described(list(jobs_of(method, cutout, protocols, args)), "all" in args.trainers)
     return jobs
+
+
+def described(jobs: list[Job], may_lack: bool) -> list[Job]:
+    """Return the jobs of a method, without those that lack the descriptions of the classes that it needs.
+
+    Args:
+        jobs: of one method.
+        may_lack: whether they are left out with a line; False: they are an error.
+
+    Raises:
+        ValueError: jobs are without descriptions.
+    """
+    trainer = jobs[0].runs[0].spec.trainer if jobs else ""
+    key = descriptions_key(trainer) if jobs else ""
+    if not key or learns(trainer):
+        return jobs
+    ready = [job for job in jobs if flatten(setup_cfg(job.runs[0].spec))[key]]
+    if len(ready) < len(jobs):
+        lack = f"{trainer} needs sentences about the classes in {len(jobs) - len(ready)} of {len(jobs)} jobs"
+        if not may_lack:
+            raise ValueError(f"{lack}: give {key} FILE, or leave {trainer} out")
+        print(f"{lack}, which are left out: give {key} FILE for them")
+    return ready
 
 
 def jobs_of(method: Method, cutout: str, protocols: list[str], args: argparse.Namespace) -> Iterator[Job]:

@@ -35,7 +35,6 @@ from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import is_vit, library, load_clip
 from trainers.shared.classifier import ClipClassifier
-from trainers.shared.prompts import fill_template
 from trainers.shared.weights import TunedCLIP
 
 OPSET = 20
@@ -146,7 +145,7 @@ def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float |
         "temperature": temperature or 1.0,  # the logits of the exported model are divided by it already
         "classes": classes,
         "templates": templates,
-        "prompts": [[fill_template(template, [name])[0] for template in templates] for name in classes],
+        "prompts": model.prompts(),
         "input": image_input,
         "dtype": "float32",
     }
@@ -188,8 +187,10 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
         ValueError: the method has parts that a CLIP has no place for.
     """
     if not holds_plain(trainer):
-        name = trainer.cfg.TRAINER.NAME
-        raise ValueError(f"{name} leaves CLIP's weights as they are, its {trainer.learner} runs beside them: {PLAIN}")
+        name, part = trainer.cfg.TRAINER.NAME, "its class features come from sentences"
+        if trainer.learner:
+            part = f"its {trainer.learner} runs beside them"
+        raise ValueError(f"{name} leaves CLIP's weights as they are, {part}: {PLAIN}")
     model, result = trainer.model, load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
     state = result.state_dict()
     if isinstance(model, TunedCLIP):

@@ -19,7 +19,8 @@ MAY_DIFFER = tuple(
     "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
 )
 # Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
-TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS")
+TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS", ".DESCRIPTIONS", ".DESCRIPTIONS_SHA256")
+BY_CHECKSUM = ("DATASET.FEW_SHOT_SPLIT", ".DESCRIPTIONS")  # paths of files whose checksum is another setting
 
 
 def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -121,7 +122,7 @@ def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[
     lines = []
     for key in sorted(old.keys() | new.keys()):
         old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))
-        if not key.startswith(may_differ) and old_value != new_value:
+        if not key.startswith(may_differ) and not key.endswith(BY_CHECKSUM) and old_value != new_value:
             lines.append(f"{key} {format_value(old_value)}, not {format_value(new_value)}")
     return lines
 

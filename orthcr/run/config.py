@@ -27,10 +27,12 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
+from dassl.files import file_hash
 from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys
 from trainers.shared.classes import CLASSES, read_classes
+from trainers.shared.descriptions import read_file
 
 from .spec import RunSpec
 
@@ -44,9 +46,13 @@ OWN = {  # keys that are not Dassl's, or with another default
         "VAL": Key(-1.0, low=-1),  # its images for val: a share below 1, or a number of each class; negative: a fifth
         "ALL_TEST": False,  # evaluate all its images of TEST.SPLIT; images without a split count as test
         "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, the images' among them
+        "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the draw by SEED
+        "SPLIT_SHA256": Key([], of=str),  # checksums of that file and of its val file, filled in; others are refused
+        "SAMPLING": Key("dassl", choices=("dassl", "val_first")),  # the order of that draw; val_first: CLIP-LoRA's
     },
     "SEED": Key(1, below=2**32),
 }
+DESCRIPTIONS_COPY = "descriptions.json"  # copy of the file, in the directory of a run that needs it for each prediction
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # values that no user gives: `finish` fills them in
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
@@ -136,6 +142,12 @@ def strength_key(trainer: str) -> str:
     """Return TRAINER.<NODE>.STRENGTH for a method that has a strength, else ""."""
     method = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
     return f"TRAINER.{node_of(method)}.STRENGTH" if "STRENGTH" in getattr(method, "defaults", {}) else ""
+
+
+def descriptions_key(trainer: str) -> str:
+    """Return TRAINER.<NODE>.DESCRIPTIONS for a method that takes descriptions of the classes, else ""."""
+    method = TRAINER_REGISTRY.get(trainer)
+    return f"TRAINER.{node_of(method)}.DESCRIPTIONS" if "DESCRIPTIONS" in getattr(method, "defaults", {}) else ""
 
 
 def strength_of(trainer: str, model_config: dict) -> float | str:
@@ -373,6 +385,8 @@ def overrides(spec: RunSpec, cfg: CfgNode) -> list:
         "MODEL.BACKBONE.NAME": spec.backbone or None,
         "MODEL.HEAD.NAME": spec.head or None,
         "DATASET.SKIP_UNREADABLE": spec.skip_unreadable or None,
+        "DATASET.FEW_SHOT_SPLIT": spec.few_shot_split,
+        "DATASET.SPLIT_SHA256": None if spec.few_shot_split is None else [],  # not those of the model
         **own_images(spec, cfg),
     }
     if spec.strength is not None:
@@ -384,6 +398,15 @@ def overrides(spec: RunSpec, cfg: CfgNode) -> list:
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
             raise ValueError(f"{spec.trainer} takes no --template, as its prompts are not hand-crafted: leave it out")
         values[f"TRAINER.{node}.TEMPLATE"] = spec.template
+    if spec.descriptions is not None:
+        key = descriptions_key(spec.trainer)
+        if not key:
+            raise ValueError(f"{spec.trainer} takes no --descriptions, as its loss has no use for them: leave it out")
+        if spec.eval_only and TRAINER_REGISTRY.get(spec.trainer).learner:
+            raise ValueError(
+                f"--descriptions is for the training of {spec.trainer}, its evaluation reads none: leave it out"
+            )
+        values |= {key: spec.descriptions, f"{key}_SHA256": ""}
     return [word for key, value in values.items() if value is not None for word in (key, value)]
 
 
@@ -465,8 +488,68 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
         clean_cfg(cfg, node)
         cfg.TRAINER.update(beside)
     check_resume(cfg)
+    if with_data:
+        set_few_shot_split(cfg, model_config)
+    set_descriptions(cfg, spec, model_config)
     cfg.freeze()
     return cfg
+
+
+def set_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Fill in the checksum of the descriptions, where this run reads them, and check their form.
+
+    An evaluation of a method that learns reads none. For other methods the file is kept beside the model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form, or is another one than the checksum says.
+    """
+    key, method = descriptions_key(spec.trainer), TRAINER_REGISTRY.get(spec.trainer)
+    if not key or spec.eval_only and method.learner:
+        return
+    node, copy = cfg.TRAINER[node_of(method)], osp.join(spec.model_dir, DESCRIPTIONS_COPY)
+    if not node.DESCRIPTIONS:
+        if node.DESCRIPTIONS_SHA256:
+            raise ValueError(f"{key}_SHA256 has no effect without descriptions: give --descriptions FILE")
+        return
+    if node.DESCRIPTIONS == model_config.get(key) and spec.descriptions is None and osp.exists(copy):
+        node.DESCRIPTIONS = copy
+    node.DESCRIPTIONS = osp.abspath(osp.expanduser(here_or_in_clone(node.DESCRIPTIONS)))
+    read_file(node.DESCRIPTIONS)
+    checksum = file_hash(node.DESCRIPTIONS)
+    if node.DESCRIPTIONS_SHA256 not in ("", checksum):
+        wrong = f"{node.DESCRIPTIONS} is not the file of {key}_SHA256 {node.DESCRIPTIONS_SHA256}"
+        raise ValueError(f"{wrong}: put that one there, or give another with --descriptions")
+    node.DESCRIPTIONS_SHA256 = checksum
+
+
+def set_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
+    """Fill in the checksums of the few-shot split. The split of a model's training is not that of other data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the data set takes none, or the file is another one than the checksums say.
+    """
+    keys = cfg.DATASET
+    if keys.NAME != model_config.get("DATASET.NAME", keys.NAME):
+        if keys.FEW_SHOT_SPLIT == model_config.get("DATASET.FEW_SHOT_SPLIT"):
+            keys.FEW_SHOT_SPLIT, keys.SPLIT_SHA256 = "", []
+    if not keys.FEW_SHOT_SPLIT:
+        if keys.SPLIT_SHA256:
+            raise ValueError("DATASET.SPLIT_SHA256 has no effect without a few-shot split: give --few-shot-split FILE")
+        return
+    dataset = DATASET_REGISTRY.get(keys.NAME)
+    if not getattr(dataset, "takes_few_shot_file", False) or getattr(dataset, "test_only", False):
+        raise ValueError(f"{keys.NAME} takes no DATASET.FEW_SHOT_SPLIT (--few-shot-split): leave it out")
+    if keys.SAMPLING != "dassl":
+        raise ValueError(f"DATASET.SAMPLING {keys.SAMPLING} has no effect with --few-shot-split: give one of them")
+    keys.FEW_SHOT_SPLIT = osp.abspath(osp.expanduser(keys.FEW_SHOT_SPLIT))
+    few_shot_file = importlib.import_module("datasets.shared.few_shot_file")
+    checksums = list(map(file_hash, few_shot_file.files_of(keys.FEW_SHOT_SPLIT)))
+    if keys.SPLIT_SHA256 and keys.SPLIT_SHA256 != checksums:
+        wrong = f"{keys.FEW_SHOT_SPLIT} is not the file of DATASET.SPLIT_SHA256 {keys.SPLIT_SHA256[0]}"
+        raise ValueError(f"{wrong}: put that one there, or give another with --few-shot-split")
+    keys.SPLIT_SHA256 = checksums
 
 
 def suit_clip(cfg: CfgNode) -> None:
@@ -485,6 +568,9 @@ def check_training(cfg: CfgNode) -> None:
     """Raise ValueError for settings that learn nothing. A model trained with them may still be tested."""
     if cfg.OPTIM.LR == 0:
         raise ValueError("OPTIM.LR is 0, but must be above 0 in training: to test without training give --eval-only")
+    if cfg.DATASET.SAMPLING != "dassl" and cfg.DATASET.NUM_SHOTS < 1:
+        draw = f"DATASET.SAMPLING {cfg.DATASET.SAMPLING} has no effect on all images"
+        raise ValueError(f"{draw}: give a DATASET.NUM_SHOTS, or leave it out")
 
 
 def check_resume(cfg: CfgNode) -> None:

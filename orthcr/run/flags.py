@@ -28,7 +28,11 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
         "--val", type=float, help="with --images: share, or number of each class, for val; default: 0.2"
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
+    split = "training and val images: a JSON lines file of 2SFS's form, in place of the draw by the seed"
+    parser.add_argument("--few-shot-split", metavar="FILE", help=split)
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
+    sentences = "sentences of the classes, a JSON file {class: [sentence, ...]}: see docs/methods/CuPL.md"
+    parser.add_argument("--descriptions", metavar="FILE", help=sentences)
     parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": chosen on val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
     parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
@@ -70,6 +74,13 @@ def check_flags(spec: RunSpec) -> None:
             raise ValueError(f"{word} stands behind a KEY VALUE pair: give all flags before the first KEY")
     if spec.images == "":
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
+    if spec.descriptions == "":
+        raise ValueError("--descriptions is empty: give a JSON file {class: [sentence, ...]}")
+    if spec.few_shot_split == "":
+        raise ValueError("--few-shot-split is empty: give a JSON lines file")
+    if spec.few_shot_split and spec.images:
+        advice = "give one of them; a list of images may have a column split"
+        raise ValueError(f"--few-shot-split and --images both choose the training images: {advice}")
     if spec.skip_unreadable and not spec.images and not (spec.eval_only and spec.model_dir):
         raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
     if spec.val is not None and (not spec.images or spec.eval_only or spec.val < 0):

@@ -109,10 +109,10 @@ def second_pass(trainer, loader, predicted: torch.Tensor) -> tuple[float | None,
 
 
 def frozen_text(trainer) -> torch.Tensor:
-    """Return g0 float32 [n_cls, d], the frozen CLIP's class features, from prompts of the method or the data set."""
+    """Return float32 [n_cls, d], the frozen CLIP's class features, from prompts of the method or the data set."""
     model = trainer.model
     if model.templates:
-        return model.frozen_text
+        return model.template_text
     templates = [template_for(trainer.cfg.DATASET.NAME, trainer.node.get("TEMPLATE", ""))]
     with torch.autocast(trainer.device.type, enabled=False):
         return template_features(model.text_encoder, model.classnames, templates)

@@ -20,17 +20,28 @@ from yacs.config import CfgNode
 from dassl import distributed
 from dassl.command import GOES_ON, USER_ERRORS, command
 from dassl.engine import build_trainer
-from dassl.files import sealed_config, sweep, visible
+from dassl.files import read_bytes, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from orthcr.run import own_images
 from orthcr.run.auto_strength import choose_strength
 from orthcr.run.checks import check_domains, check_evaluation, check_processes, check_same_run, protect_data
-from orthcr.run.config import CLASSES, is_foreign, owner_of, plain, read_model_config, setup_cfg, strength_key
+from orthcr.run.config import (
+    CLASSES,
+    DESCRIPTIONS_COPY,
+    descriptions_key,
+    is_foreign,
+    owner_of,
+    plain,
+    read_model_config,
+    setup_cfg,
+    strength_key,
+)
 from orthcr.run.flags import parse
 from orthcr.run.results import describe, learns
 from orthcr.run.seen import SEEN, keep_seen
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import calibrate_at_the_end, temperature_of
+from trainers.base import ClipTrainer
 from trainers.shared.strength import AUTO
 
 
@@ -157,6 +168,8 @@ def build(cfg: CfgNode, spec: RunSpec):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
     if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", True) is None and not cfg.TEST.NO_TEST:
         raise ValueError(f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no val images here: set TEST.SPLIT test")
+    if not spec.eval_only and isinstance(trainer, ClipTrainer):
+        trainer.check_descriptions()
     if distributed.is_first():  # not earlier: a failed run must leave no settings that a later one is compared with
         write_settings(trainer, cfg, spec)
     return trainer
@@ -174,14 +187,25 @@ def build_seeded(cfg: CfgNode):
 
 
 def write_settings(trainer, cfg: CfgNode, spec: RunSpec) -> None:
-    """Write `config.yaml`, the class names and, in a training on own images, the list of the images."""
+    """Write `config.yaml`, the class names, the list of a training's own images, and descriptions for predictions."""
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not spec.eval_only and learns(trainer):
         by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
         keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, trainer.dm.dataset.val if by_val else [])
-    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN])
+    descriptions = plain(cfg).get(descriptions_key(cfg.TRAINER.NAME))
+    if descriptions and not learns(trainer):
+        keep_copy(descriptions, osp.join(cfg.OUTPUT_DIR, DESCRIPTIONS_COPY))
+    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN, DESCRIPTIONS_COPY])
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
+
+
+def keep_copy(path: str, copy: str) -> None:
+    """Copy a text file, if it is not the copy itself."""
+    content = read_bytes(path)
+    if osp.realpath(path) != osp.realpath(copy):
+        with atomic_write(copy) as f:
+            f.write(content)
 
 
 def tell_defaults(cfg: CfgNode, spec: RunSpec) -> None:

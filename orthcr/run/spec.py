@@ -17,6 +17,7 @@ class RunSpec:
     images: str | None = None  # own images, in place of a data set
     val: float | None = None  # of own images: share, or number of each class
     skip_unreadable: bool = False
+    few_shot_split: str | None = None  # JSON lines file with the training images
     seed: int | None = None
     shots: int | None = None
     classes: str = ""  # all, base or new
@@ -27,6 +28,7 @@ class RunSpec:
     backbone: str = ""
     head: str = ""
     template: str | None = None
+    descriptions: str | None = None  # JSON file with sentences of the classes
     strength: str | None = None  # a number from 0 to 1, or auto
     eval_only: bool = False
     model_dir: str = ""  # output directory of the training to be evaluated

@@ -87,7 +87,8 @@ INPUT.RRCROP_SCALE (0.5,)|INPUT.SIZE [32.0,32.0]|DATALOADER.K_TRANSFORMS 0|DATAS
 OPTIM.WEIGHT_DECAY 1e999|TEST.SPLIT ../x|DATASET.NAME ..|INPUT.NO_TRANSFORM True|--config-file gone.yaml
 INPUT.TRANSFORMS ['flip']|--transforms nope|OPTIM.LRR 1|OPTIM.GAMMA nan""".replace("\n", "|").split("|")
 FLAGS = """--seed --root --transforms --source-domains --config-file --dataset-config-file --trainer --backbone --head
---template --images --resume --model-dir --load-epoch --eval-only --no-train --skip-unreadable""".split()
+--template --images --few-shot-split --resume --model-dir --load-epoch --eval-only --no-train
+--skip-unreadable""".split()
 BYTES = [b"\xe9", b"\0", b"TRAINER: [", b"- 1", b"a: &a [*a]", b"? {}", b"OPTIM:", b"%"]
 
 
@@ -468,8 +469,54 @@ def odd_data(draw, world, out):
     return "verify", words if draw.random() < 0.7 else odd_words(draw, "verify", words)
 
 
+def odd_descriptions(draw, world, out):
+    """Training with descriptions of somebody else that are hostile, or a run of CuPL whose copy of them is."""
+    if draw.random() < 0.3:
+        shutil.copytree(world / "CuPL", out)
+        hostile.change_file(draw, out / "descriptions.json")
+        if draw.random() < 0.7:
+            without_checksums(out / "config.yaml")
+        words = draw.choice([[], ["--classes", "zero,one"], ["--classes", "a,b"]])
+        return "predict", ["--model-dir", str(out), str(world / "image.png"), *words]
+    file = shutil.copyfile(CONFIGS / "descriptions" / "embedded.json", out.parent / "mine.json")
+    hostile.change_file(draw, file)
+    trainer = draw.choice(["CuPL", "KgCoOp", "PromptSRC", "OrthCR"])
+    flags = ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer]
+    return "train", [*flags, "--descriptions", str(file), *SMALL, *QUICK.get(trainer, [])]
+
+
+def odd_split(draw, world, out):
+    """Training or evaluation with a few-shot split of somebody else that is hostile."""
+    for name in ("few_train.jsonl", "few_val.jsonl"):
+        shutil.copyfile(world / name, out.parent / name)
+    path = out.parent / draw.choice(["few_train.jsonl", "few_train.jsonl", "few_val.jsonl"])
+    if draw.random() < 0.7:
+        lines = path.read_bytes().splitlines()
+        place = draw.randrange(len(lines))
+        lines[place] = hostile.change_json(draw, lines[place]).replace(b"\n", b" ")
+        path.write_bytes(b"\n".join(lines))
+    else:
+        hostile.change_file(draw, path)
+    flags = ["--few-shot-split", str(out.parent / "few_train.jsonl"), "--output-dir", str(out)]
+    if draw.random() < 0.2:
+        return "evaluate", ["--eval-only", "--model-dir", str(world / "CoOp"), *flags, "TEST.SPLIT", "val"]
+    return "train", ["--root", str(world / "data"), *flags, "--trainer", "CoOp", *SMALL]
+
+
 SETTINGS = (odd_command, odd_command, must_fail, odd_yaml, odd_yaml, odd_folder, odd_folder)
-FILES = (odd_pictures, odd_photos, odd_run, odd_run, odd_export, odd_results, odd_benchmark, odd_flags, odd_data)
+FILES = (
+    odd_pictures,
+    odd_photos,
+    odd_run,
+    odd_run,
+    odd_export,
+    odd_results,
+    odd_benchmark,
+    odd_flags,
+    odd_data,
+    odd_split,
+    odd_descriptions,
+)
 KINDS = {kind.__name__: kind for kind in (*SETTINGS, *FILES)}
 
 
@@ -614,6 +661,14 @@ def make_world(world: Path) -> None:
     for trainer in TRAINERS[:2]:
         flags = ["--root", str(world / "data"), "--output-dir", str(world / trainer), "--trainer", trainer]
         succeed("train", [*flags, *SMALL, *QUICK.get(trainer, [])])
+    cupl = ["--root", str(world / "data"), "--output-dir", str(world / "CuPL"), "--trainer", "CuPL"]
+    succeed("train", [*cupl, *SMALL])
+    split = json.loads((world / "data" / "shapes" / "split.json").read_text())
+    for part in ("train", "val"):
+        first = {label: (path, name) for path, label, name in reversed(split[part])}
+        keys = "_impath", "_label", "_domain", "_classname"
+        lines = [zip(keys, (f"shapes/images/{p}", k, -1, n), strict=True) for k, (p, n) in sorted(first.items())]
+        (world / f"few_{part}.jsonl").write_text("".join(json.dumps(dict(line)) + "\n" for line in lines))
     rows = []
     for number in range(16):
         name = ("cat", "dog")[number % 2]

@@ -1,13 +1,16 @@
 """ClipClassifier: the base class of all models. It compares image features of CLIP with class features."""
 
+import contextlib
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from .backbones import is_vit
+from .descriptions import read_descriptions
 from .encoders import ImageEncoder, TextEncoder, normalize, wide
-from .prompts import fill_template, template_features
+from .prompts import fill_template, sentence_features, template_features
 
 
 class ClipClassifier(nn.Module):
@@ -20,6 +23,7 @@ class ClipClassifier(nn.Module):
         clip_model: CLIP as returned by `load_clip`, a ViT or a ResNet.
         classnames: names of the n_cls classes.
         templates: prompts of the frozen side, with {} for the class name.
+        descriptions: file for `read_descriptions`, whose sentences replace the templates in `frozen_text`; "": none.
 
     Attributes:
         unit_templates: whether the frozen features of each template are made unit length before their mean.
@@ -30,15 +34,16 @@ class ClipClassifier(nn.Module):
 
     unit_templates = True
 
-    def __init__(self, clip_model, classnames: list[str], templates: list[str] = ()):
+    def __init__(self, clip_model, classnames: list[str], templates: list[str] = (), descriptions: str = ""):
         super().__init__()
         self.image_encoder = ImageEncoder(clip_model.visual) if is_vit(clip_model) else clip_model.visual
         self.text_encoder = TextEncoder(clip_model)
         self.register_buffer("logit_scale", clip_model.logit_scale.detach().exp(), persistent=False)
-        self.classnames, self.templates = classnames, templates
+        self.classnames, self.templates, self.description_file = classnames, templates, descriptions
         for template in templates:  # raise an error now instead of at its first use
             fill_template(template, classnames)
         self._frozen_text: torch.Tensor | None = None
+        self._template_text: torch.Tensor | None = None
         self._frozen_images: torch.Tensor | None = None
         self._training_batch: tuple | None = None
         self._cache: dict[str, object] = {}
@@ -53,7 +58,7 @@ class ClipClassifier(nn.Module):
 
     def _apply(self, fn, recurse=True):  # torch calls it for .to(), .double() and the like
         self._cache.clear()
-        self._frozen_text = self._frozen_images = None
+        self._frozen_text = self._template_text = self._frozen_images = None
         return super()._apply(fn, recurse)
 
     def once(self, name: str, compute: Callable):
@@ -93,14 +98,42 @@ class ClipClassifier(nn.Module):
 
     @property
     def frozen_text(self) -> torch.Tensor:
-        """The frozen class features g0 [n_cls, d], a mean over `templates`. They are encoded at their first use."""
+        """The frozen class features g0 [n_cls, d], encoded at their first use.
+
+        They are a mean over the sentences of the descriptions or, without a file of these, over `templates`.
+        """
+        if not self.description_file:
+            return self.template_text
         if self._frozen_text is None:
-            plain = torch.autocast(self.logit_scale.device.type, enabled=False)
-            with plain, torch.inference_mode(False), torch.no_grad():  # a later training may use the cached tensor
-                self._frozen_text = template_features(
+            with self.encoding():
+                self._frozen_text = sentence_features(self.text_encoder, self.sentences, self.unit_templates)
+        return self._frozen_text
+
+    @property
+    def template_text(self) -> torch.Tensor:
+        """The frozen class features [n_cls, d], a mean over `templates`, encoded at their first use."""
+        if self._template_text is None:
+            with self.encoding():
+                self._template_text = template_features(
                     self.text_encoder, self.classnames, self.templates, self.unit_templates
                 )
-        return self._frozen_text
+        return self._template_text
+
+    @contextlib.contextmanager
+    def encoding(self):
+        """Encode without autocast and gradients, into tensors that a later training may use."""
+        plain = torch.autocast(self.logit_scale.device.type, enabled=False)
+        with plain, torch.inference_mode(False), torch.no_grad():
+            yield
+
+    @cached_property
+    def sentences(self) -> list[list[str]]:
+        """The sentences of each class. The file is read at the first use: an evaluation of a learner needs none."""
+        return read_descriptions(self.description_file, self.classnames)
+
+    def prompts(self) -> list[list[str]]:
+        """Return the prompts of each class on the side without learned tensors, for the card of an export."""
+        return [[fill_template(template, [name])[0] for template in self.templates] for name in self.classnames]
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """Return f [B, d] before it has unit length."""

@@ -45,6 +45,10 @@ class Decides:
 
 
 TEMPLATE = Key("", rule=('with one {} where the class name goes, or ""', lambda t: not t or t.count("{}") == 1))
+DESCRIPTIONS = {  # of methods whose frozen side may have sentences in place of a template: see descriptions.py
+    "DESCRIPTIONS": "",  # JSON file {class: [sentence, ...]}; "" = none
+    "DESCRIPTIONS_SHA256": "",  # its checksum, filled in; another one is refused
+}
 SOME = ("at least one", len)  # a rule for lists
 
-__all__ = ["SOME", "TEMPLATE", "Decides", "Key", "values"]
+__all__ = ["DESCRIPTIONS", "SOME", "TEMPLATE", "Decides", "Key", "values"]

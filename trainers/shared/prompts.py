@@ -14,7 +14,7 @@ from .templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES_SELECT
 POSITIONS = ["end", "middle", "front"]
 
 
-def tokenize(prompts: list[str], room: int = 77) -> torch.Tensor:
+def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Tensor:
     """Return token ids int64 [n, L], where L is the length of the longest prompt instead of CLIP's fixed 77.
 
     Attention is causal, and the feature is read at the end-of-text token. So positions behind it have no influence on
@@ -23,12 +23,14 @@ def tokenize(prompts: list[str], room: int = 77) -> torch.Tensor:
     Args:
         prompts: the n prompts.
         room: number of positions of the text encoder, `TextEncoder.context_length`.
+        cut: whether a prompt with more tokens ends early, as by clip's `truncate`, instead of being an error.
 
     Raises:
         ValueError: a prompt has more tokens.
     """
     start, end = (clip._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
-    ids = [[start, *clip._tokenizer.encode(prompt), end] for prompt in prompts]
+    last = room - 2 if cut else None
+    ids = [[start, *clip._tokenizer.encode(prompt)[:last], end] for prompt in prompts]
     longest = max(ids, key=len)
     if len(longest) > room:
         raise ValueError(
@@ -96,6 +98,31 @@ def template_features(
             None, tokenize(fill_template(template, classnames), text_encoder.context_length).to(device)
         )
         total = total + (normalize(features) if unit else wide(features))
+    return normalize(total)
+
+
+def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], unit: bool = True) -> torch.Tensor:
+    """Return the class features, a mean over the sentences of each class, with unit length; float32 [n_cls, embed_dim].
+
+    If each class has the prompts of `template_features` as its sentences, the result is the same to the bit.
+
+    Args:
+        text_encoder: CLIP's text encoder.
+        sentences: of each class, one or more. Those that are too long are cut.
+        unit: see `template_features`.
+    """
+    device, total = text_encoder.token_embedding.weight.device, 0
+    most = max(map(len, sentences))
+    unit = unit and most > 1
+    for k in range(most):  # one a class at a time
+        classes = [c for c, texts in enumerate(sentences) if k < len(texts)]
+        tokens = tokenize([sentences[c][k] for c in classes], text_encoder.context_length, cut=True)
+        features = text_encoder(None, tokens.to(device))
+        features = normalize(features) if unit else wide(features)
+        if len(classes) < len(sentences):
+            place = torch.tensor(classes, device=device)
+            features = features.new_zeros(len(sentences), features.shape[1]).index_copy(0, place, features)
+        total = total + features
     return normalize(total)
 
 

@@ -69,3 +69,4 @@ IMAGENET_TEMPLATES_SELECT = [  # according to CLIP's authors, as accurate as all
     "art of the {}.",
     "a photo of the small {}.",
 ]
+ENSEMBLES = {"select": IMAGENET_TEMPLATES_SELECT, "all": IMAGENET_TEMPLATES}  # by their names in configs

@@ -45,8 +45,8 @@ class TunedCLIP(ClipClassifier):
 
     Args:
         clip_model, classnames: see `ClipClassifier`.
-        template: prompt of the tuned and of the frozen side.
-        node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places.
+        template: prompt of the tuned and, without DESCRIPTIONS, of the frozen side.
+        node: config node with ENCODERS, LAYERS and WEIGHTS, which choose the places, and perhaps DESCRIPTIONS.
         node_name: full name of the node, for messages.
 
     Attributes:
@@ -60,7 +60,7 @@ class TunedCLIP(ClipClassifier):
     shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps differ between the classes
 
     def __init__(self, clip_model, classnames: list[str], template: str, node, node_name: str):
-        super().__init__(clip_model, classnames, [template])
+        super().__init__(clip_model, classnames, [template], getattr(node, "DESCRIPTIONS", ""))
         if "image" in node.ENCODERS and not is_vit(clip_model):
             raise ValueError(
                 f"the image encoder of this backbone is a ResNet, which has no transformer blocks to tune: take a ViT, "
@@ -152,7 +152,7 @@ class TunedCLIP(ClipClassifier):
 
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
         if not self.names(["text"]):
-            return self.frozen_text
+            return self.template_text
         return self._encode("text", (None, self.tokens, self.shared), linear)
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

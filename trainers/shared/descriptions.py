@@ -1,0 +1,85 @@
+"""Descriptions: sentences about each class, most often of a language model, from a file of somebody else.
+
+{"class name": ["sentence", ...], ...}      JSON, as CuPL, CoPrompt and others ship it
+"""
+
+import os.path as osp
+
+from dassl.utils import get_most_similar_str_to_a_from_b
+
+from .console import say
+from .files import read_json, visible
+from .prompts import spoken
+
+FORM = '{"class name": ["sentence", ...], ...}'
+LONGEST, MOST = 2_000, 1_000  # characters of a sentence; sentences of a class
+NAMED = 5  # names in a message
+
+
+def read_file(path: str) -> dict[str, list[str]]:
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form.
+    """
+    if not osp.exists(path):
+        raise FileNotFoundError(f"there are no descriptions {path}: give a JSON file {FORM} with --descriptions")
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} is no object of class names and sentences: it should read {FORM}")
+    for name, sentences in content.items():
+        check_sentences(sentences, f'{path}, class "{name[:60]}"')
+    return content
+
+
+def check_sentences(sentences: object, place: str) -> None:
+    """Raise ValueError unless these are the sentences of a class."""
+    if not isinstance(sentences, list) or not 1 <= len(sentences) <= MOST:
+        raise ValueError(f"{place} must have a list of 1 to {MOST:,} sentences: add or remove some")
+    for text in sentences:
+        if not isinstance(text, str) or not text.strip() or len(text) > LONGEST:
+            raise ValueError(f"{place} has {str(text)[:40]!r}, but needs texts of 1 to {LONGEST:,} characters: mend it")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{place} has characters that are no text in {ascii(text[:40])}: mend it")
+
+
+def read_descriptions(path: str, classnames: list[str]) -> list[list[str]]:
+    """Return the sentences of each class, and print the names in the file that are none of these classes.
+
+    Names are compared as CLIP reads them: in lower case, with spaces for underscores.
+
+    Args:
+        path: of the file.
+        classnames: names of the classes, as the data set writes them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_file`; also if a class has no sentences, or two names are the same.
+    """
+    content, by_key = read_file(path), {}
+    for name in content:
+        key = key_of(name)
+        if key in by_key:
+            raise ValueError(f'{path} has "{by_key[key]}" and "{name}", which are the same to CLIP: remove one')
+        by_key[key] = name
+    absent = [name for name in classnames if key_of(name) not in by_key]
+    if absent:
+        nearest = get_most_similar_str_to_a_from_b(key_of(absent[0]), list(by_key))
+        missing = f"no sentences for {len(absent)} of {len(classnames)} classes: {format_names(absent)}"
+        raise ValueError(f'{path} has {missing}; the nearest to the first is "{by_key[nearest][:60]}": add them')
+    keys = set(map(key_of, classnames))
+    others = [name for key, name in by_key.items() if key not in keys]
+    if others:
+        say(f"{path} also describes {len(others)} classes that are not here: {format_names(others)}")
+    return [content[by_key[key_of(name)]] for name in classnames]
+
+
+def key_of(name: str) -> str:
+    """Return a class name as CLIP reads it."""
+    return " ".join(spoken([name])[0].lower().split())
+
+
+def format_names(names: list[str]) -> str:
+    """Return the first names for a message."""
+    text = ", ".join(f'"{visible(name[:60])}"' for name in names[:NAMED])
+    return f"{text}, ..." if len(names) > NAMED else text
