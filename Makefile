@@ -21,7 +21,7 @@ compare: setup
 	$(PY) benchmark.py --trainers all --output-dir output/compare
 
 test: setup
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .

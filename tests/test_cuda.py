@@ -182,7 +182,7 @@ def compare_with_bf16(make_trainer, take_steps, name, opts):
         trainer = make_trainer(*opts, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01, trainer=name, out=str(enabled))
         trainer.autocast |= {"enabled": enabled, "dtype": torch.bfloat16}
         torch.manual_seed(0)
-        steps = take_steps(trainer, 2)
+        steps = take_steps(trainer, 3)
         trainer.set_model_mode("eval")
         batch = next(iter(trainer.test_loader))["img"]
         with torch.no_grad():

@@ -24,18 +24,18 @@ def test_no_case_ends_in_a_traceback_a_hang_or_in_nonsense(kinds, count, world):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "module", "name", "without", "outcomes"),
+    ("kinds", "start", "changes", "outcomes"),
     [
-        (SETTINGS, config, "check_config", lambda cfg, declared: None, {"nonsense", "traceback"}),
-        ((odd_export,), exported, "check_facts", lambda facts: None, {"traceback"}),
-        ((odd_pictures,), images, "check_regular", lambda path: None, {"memory", "killed", "hang"}),
+        (SETTINGS, 0, {(config, "check_config"): lambda cfg, declared: None}, {"nonsense", "traceback"}),
+        ((odd_export,), 20, {(exported, "check_facts"): lambda facts: None}, {"nonsense", "traceback"}),
+        ((odd_pictures,), 105, {(images, name): 10**12 for name in ("PIXELS", "MANY_PIXELS")}, {"memory", "killed"}),
     ],
     ids=["settings", "exports", "pictures"],
 )
-def test_it_finds_what_is_not_checked(kinds, module, name, without, outcomes, world, monkeypatch):
-    monkeypatch.setattr(module, name, without)
-    if "hang" in outcomes:
-        monkeypatch.setattr("scripts.robustness.fuzz.SECONDS", 5.0)
-        monkeypatch.setattr("scripts.robustness.fuzz.MEMORY", 900)
-    done = fuzz(world, count=200, seed=0, kinds=kinds, to_first=True)
+def test_it_finds_what_is_not_checked(kinds, start, changes, outcomes, world, monkeypatch):
+    """From a case on, so that the first fault comes soon."""
+    monkeypatch.setattr("scripts.robustness.fuzz.MEMORY", 900)
+    for (module, name), value in changes.items():
+        monkeypatch.setattr(module, name, value)
+    done = fuzz(world, count=60, seed=0, start=start, kinds=kinds, to_first=True)
     assert outcomes & {outcome.split(": ")[1] for outcome in done.outcomes}, done.outcomes

@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import scipy  # scipy.stats is loaded at its first use
-
 LEVEL = 0.05  # of the two-sided paired t-test
 FEWEST = 5  # methods that a rank correlation needs
+
+
+def stats():
+    """Import scipy.stats, which takes long, where it is needed."""
+    from scipy import stats
+
+    return stats
 
 
 def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> bool:
@@ -27,7 +32,7 @@ def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> boo
     differences = {round(a - b, 9) for a, b in pairs}
     if len(differences) == 1:  # the test is not defined without a spread
         return differences == {0.0}
-    return scipy.stats.ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
+    return stats().ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
 
 
 def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
@@ -38,7 +43,7 @@ def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
     """
     columns = list(columns)
     methods = [method for method in columns[0] if all(method in column for column in columns)] if columns else []
-    by_column = [scipy.stats.rankdata([-column[method] for method in methods]) for column in columns]
+    by_column = [stats().rankdata([-column[method] for method in methods]) for column in columns]
     return {method: [float(column[place]) for column in by_column] for place, method in enumerate(methods)}
 
 
@@ -74,7 +79,7 @@ def agreement(measured: dict[str, float], published: dict[str, float]) -> Agreem
         return None
     by_column = ranks([dict(zip(methods, here, strict=True)), dict(zip(methods, there, strict=True))])
     rows = {m: (measured[m], published[m], *by_column[m]) for m in methods}
-    spearman, kendall = scipy.stats.spearmanr(here, there), scipy.stats.kendalltau(here, there)
+    spearman, kendall = stats().spearmanr(here, there), stats().kendalltau(here, there)
     return Agreement(rows, float(spearman.statistic), float(kendall.statistic), float(spearman.pvalue))
 
 

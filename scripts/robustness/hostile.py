@@ -247,7 +247,7 @@ def put_picture(draw: random.Random, folder: Path) -> Path:
     path = folder / draw.choice(PICTURE_NAMES)
     if draw.random() < 0.15:
         put_odd_thing(draw, path)
-    elif not path.exists():
+    elif not os.path.lexists(path):
         path.write_bytes(hostile_picture(draw))
     return path
 
