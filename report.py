@@ -1,6 +1,7 @@
 """Tables and pictures of any tree of results.
 
     python report.py OUT [OUT ...] [--seeds 1 2 3] [--output-dir DIR]
+    python report.py --diff RUN RUN          the settings in which two runs differ, and their results
 
 It reads the `results.json` of this code base, and the `log.txt` of CoOp, CoCoOp, MaPLe, PromptSRC and other code on the
 original Dassl. The files of a run say on which data the model was trained and evaluated. Directory names count in one
@@ -17,18 +18,28 @@ import sys
 
 from dassl.command import command
 from dassl.streams import open_streams
+from orthcr.reports.difference import difference
 from orthcr.reports.report import write_report
 
 
 def main(argv: list[str] | None = None) -> int:
     open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", metavar="OUT", help="directories with results, at any depth")
+    parser.add_argument("paths", nargs="*", metavar="OUT", help="directories with results, at any depth")
+    parser.add_argument("--diff", nargs=2, metavar="RUN", help="compare the settings of two runs instead")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these, and each is expected; default: all")
-    parser.add_argument("--output-dir", metavar="DIR", help="for report.md, report.csv and a picture of each table")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="for report.md, report.csv, runs.csv and a picture of each table"
+    )
     args = parser.parse_intermixed_args(argv)
+    if args.diff and (args.paths or args.seeds or args.output_dir):
+        parser.error("--diff takes two runs and nothing else: leave out the other arguments")
+    if not args.diff and not args.paths:
+        parser.error("give directories with results, or --diff RUN RUN")
 
     def work() -> None:
+        if args.diff:
+            return print(difference(*args.diff))
         write_report(args.paths, args.seeds, args.output_dir)
 
     return command(work)

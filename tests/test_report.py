@@ -67,7 +67,13 @@ def test_output_files(tmp_path, capsys):
         assert pixels.shape[1] >= 850 and drawn == wanted, name
 
     write_report([tmp_path / "tree"], output_dir=tmp_path / "tree")
-    assert {path.name for path in (tmp_path / "tree").glob("*.*")} == {*files, "report.md", "report.csv", "log.txt"}
+    assert {path.name for path in (tmp_path / "tree").glob("*.*")} == {
+        *files,
+        "report.md",
+        "report.csv",
+        "runs.csv",
+        "log.txt",
+    }
     assert str(found[0]) in capsys.readouterr().out
 
 
@@ -231,3 +237,33 @@ def test_costs(real):
         ["CoOp (MAX_EPOCH 1)", "256"],
         ["CoOp (MAX_EPOCH 2)", "256"],
     ]
+
+
+# ------------------------------------------------------------------ runs, one by one
+
+
+def test_a_row_for_each_run(tmp_path):
+    for seed in (1, 2):
+        train_and_new(tmp_path / "tree", "=A1", "EuroSAT", seed, 80.0 + seed, 70.0)
+    ours(tmp_path / "tree" / "zs", "ZeroshotCLIP", None, "EuroSAT", "base", 50.0)
+    assert main([str(tmp_path / "tree"), "--output-dir", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "runs.csv").read_text())))
+    assert len(rows) == 5 and {row["trainer"] for row in rows} == {"'=A1", "ZeroshotCLIP"}
+    figures = {(row["trained_on"], row["seed"], row["classes"]): float(row["accuracy"]) for row in rows}
+    assert figures["EuroSAT", "2", "base"] == 82.0 and figures["", "", "base"] == 50.0
+
+
+def test_settings_of_two_runs(tmp_path, capsys):
+    config = {"OPTIM.LR": 0.1, "OUTPUT_DIR": "x", "DATASET.SPLIT_SHA256": ["a"], "SEED": 1}
+    other = config | {"OPTIM.LR": 0.2, "OUTPUT_DIR": "y", "DATASET.SPLIT_SHA256": ["b"], "NEW": True}
+    for name, values, percent in (("a", config, 80.0), ("b", other, 81.25)):
+        ours(tmp_path / name, "CoOp", ("EuroSAT", "all", 16, 1), "EuroSAT", "all", percent)
+        path = tmp_path / name / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"config": values}))
+    assert main(["--diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    for line in (["OPTIM.LR", "0.1", "0.2"], ["NEW", "-", "True"], ["accuracy", "80.00", "81.25"]):
+        assert line in lines
+    assert not {"SEED", "OUTPUT_DIR", "DATASET.SPLIT_SHA256"} & {word for line in lines for word in line}
+    assert main(["--diff", str(tmp_path / "a"), str(tmp_path)]) == 1
+    assert "has neither results.json nor config.yaml: give the directory of a run" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def write_report(
     output_dir: str | Path | None = None,
     outdated: Mapping[Path, str] | None = None,
 ) -> Report:
-    """Print the tables of the results below `paths`; write report.md, report.csv and a PNG of each table.
+    """Print the tables of the results below `paths`; write report.md, report.csv, runs.csv and a PNG of each table.
 
     Args:
         paths: directories, of one run or of any number.
@@ -52,7 +52,12 @@ def write_report(
         from orthcr.reports.pictures import draw
 
         output_dir = Path(output_dir)
-        for name, text in (("report.md", as_text(made, left_out, markdown=True)), ("report.csv", as_csv(made))):
+        files = {
+            "report.md": as_text(made, left_out, markdown=True),
+            "report.csv": as_csv(made),
+            "runs.csv": rows(runs),
+        }
+        for name, text in files.items():
             with atomic_write(output_dir / name) as f:
                 f.write(text.encode())
         draw(made, output_dir)
@@ -86,4 +91,20 @@ def as_csv(made: list[Table]) -> str:
         missing = " ".join(map(str, c.missing))
         names = [spreadsheet_cell(name) for name in (c.protocol, c.method, c.source, c.target, c.classes)]
         writer.writerow([*names, c.shots or 0, c.metric, *figures, len(c.values), seeds, missing])
+    return out.getvalue()
+
+
+def rows(runs: list[Run]) -> str:
+    """Return CSV with a line for each run: its method, training, evaluation and result."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = (
+        "trainer backbone trained_on trained_classes shots seed evaluated_on classes accuracy ece params seconds path"
+    )
+    writer.writerow(head.split())
+    for run in runs:
+        trained = run.trained[:3] if run.trained else ("", "", 0)
+        results = (run.accuracy, run.ece, run.params, run.seconds, str(run.path))
+        values = (run.trainer, run.backbone, *trained, run.seed, run.dataset, run.classes, *results)
+        writer.writerow([spreadsheet_cell(value) if isinstance(value, str) else value for value in values])
     return out.getvalue()

@@ -1,0 +1,60 @@
+"""The settings in which two runs differ, and their results."""
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dassl.files import read_json, visible
+from orthcr.reports.runs import read_config
+
+PATHS = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT")
+SHA256 = "SHA256"  # end of the keys that hold checksums of files
+RESULTS = ("accuracy", "macro_f1", "ece", "trainable_params", "seconds")
+MISSING = "-"
+
+
+def difference(one: str | Path, other: str | Path) -> str:
+    """Return a table of the settings that differ, without paths and checksums, and a table of the results.
+
+    Args:
+        one: directory of a run.
+        other: directory of another run.
+
+    Raises:
+        FileNotFoundError: a directory has neither results.json nor config.yaml.
+        ValueError: such a file is damaged.
+    """
+    runs = [read_run(Path(one)), read_run(Path(other))]
+    heads = ["", str(one), str(other)]
+    settings = [config for config, _ in runs]
+    keys = sorted(key for key in {*settings[0], *settings[1]} if key not in PATHS and not key.endswith(SHA256))
+    rows = [[key, *(format_value(config, key) for config in settings)] for key in keys]
+    rows = [row for row in rows if row[1] != row[2]]
+    figures = [[key, *(format_value(results, key) for _, results in runs)] for key in RESULTS]
+    text = [grid(["setting", *heads[1:]], rows) if rows else "The runs have the same settings."]
+    return "\n".join([*text, grid(["result", *heads[1:]], figures)])
+
+
+def read_run(folder: Path) -> tuple[dict, dict]:
+    """Return the config of a run, with dotted keys, and its results; an unfinished run has none."""
+    path = folder / "results.json"
+    if not path.exists():
+        if not (folder / "config.yaml").exists():
+            raise FileNotFoundError(f"{folder} has neither results.json nor config.yaml: give the directory of a run")
+        return read_config(folder / "config.yaml"), {}
+    results = read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("config"), dict):
+        raise ValueError(f"{path} has no config: give a run of this code base")
+    return results["config"], results
+
+
+def format_value(values: dict, key: str) -> str:
+    if key not in values:
+        return MISSING
+    value = values[key]
+    return visible(f"{value:.2f}" if isinstance(value, float) and key in RESULTS else str(value))[:80]
+
+
+def grid(heads: list[str], rows: list[list[str]]) -> str:
+    align = ["left", "right", "right"]
+    return tabulate(rows, list(map(visible, heads)), "simple_outline", colalign=align, disable_numparse=True)
