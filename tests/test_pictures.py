@@ -12,8 +12,8 @@ from benchmarks.pictures import STYLES
 from dassl import palette
 from dassl.engine import TRAINER_REGISTRY
 from dassl.palette import METHODS, colour_of, styles_of
-from orthcr.compare import strength_curve
-from orthcr.reports import comparison, pictures, training
+from datasets import benchmarks
+from orthcr.reports import comparison, pictures, strength_tables, training
 from orthcr.reports.comparison import Cost, against_costs
 from orthcr.reports.tables import Cell, Table
 from orthcr.run.config import discover
@@ -21,6 +21,7 @@ from orthcr.run.config import discover
 CELL = {"protocol": "fewshot", "source": "A", "target": "A", "classes": "", "shots": 16, "metric": "accuracy"}
 CELL["values"] = {1: 70.0, 2: 71.0}
 TUNED = ("OrthCR", "FullFT", "CLIPLoRA", "OrthSR")
+STRENGTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def alike(styles, *keys):
@@ -66,42 +67,37 @@ def test_the_pictures_of_all_modules_take_their_colours_there(tmp_path):
     assert drawn == {name: colour_of(name) for name in drawn}
     assert STYLES["reference"][0] == palette.GREY
     fig, ax = plt.subplots()
-    models = made_models(random.Random(0))["transfer"]
-    rows = strength_curve.rows_of(models, [0.0, 0.5, 1.0])
-    strength_curve.curves(ax, models, rows, [0.0, 0.5, 1.0], "Shapes", "variants")
+    points = [point for point in made_points(random.Random()) if point.section[0] == "transfer"]
+    rows = strength_tables.rows_of(points, [0.0, 0.5, 1.0])
+    strength_tables.curves(ax, rows, "Shapes", "variants", styles_of([*TUNED, "ZeroshotCLIP"], ["ZeroshotCLIP"]))
     lines = {line.get_label(): to_hex(line.get_color()) for line in ax.lines}
     plt.close(fig)
     for name in TUNED:
         assert lines[name] == lines[f"{name}, straight line"] == colour_of(name)
-    for module in (pictures, comparison, training, strength_curve):
+    for module in (pictures, comparison, training, strength_tables):
         assert "#" + "e69f00" not in open(module.__file__, encoding="utf-8").read()
 
 
 # ------------------------------------------------------------------ labels of curves
 
 
-def made_models(rng):
-    """Models of four methods whose curves lie nearly on each other, by kind of section."""
-    sections = {}
-    for kind, classes in (("base-to-new", "base"), ("transfer", "all")):
-        sections[kind] = []
-        for trainer in TUNED:
-            config = {"TRAINER.NAME": trainer, "SEED": 1, "DATASET.NAME": "Shapes", "DATASET.NUM_SHOTS": 16}
-            model = strength_curve.Model("OUT", config | {"DATASET.SUBSAMPLE_CLASSES": classes}, chosen=0.5)
-            for s, path, (name, of) in itertools.product(
-                (0.0, 0.25, 0.5, 0.75, 1.0), strength_curve.PATHS, model.tests
-            ):
-                model.right[path, s, name, of] = 60 + 25 * s - 8 * s * s + rng.uniform(0, 0.8 * s)
-            sections[kind].append(model)
-    return sections
+def made_points(rng):
+    """Points of four methods whose curves lie nearly on each other, in two sections."""
+    targets = [row.name for row in (*benchmarks.variants("Shapes"), *benchmarks.targets("Shapes"))]
+    tests = {"base": [("Shapes", "base"), ("Shapes", "new")], "all": [(name, "all") for name in ("Shapes", *targets)]}
+    paths = (strength_tables.GEODESIC, strength_tables.LINE)
+    points = []
+    for classes, trainer, path, s in itertools.product(tests, TUNED, paths, STRENGTHS):
+        accuracies = {test: 60 + 25 * s - 8 * s * s + rng.uniform(0, 0.8 * s) for test in tests[classes]}
+        trained = ("Shapes", classes, 16)
+        points.append(strength_tables.Point("OUT", trainer, 1, trained, 0.5, path, s, accuracies))
+    return points
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_no_label_of_a_curve_covers_another(seed, tmp_path, monkeypatch):
-    strengths, kept = [0.0, 0.25, 0.5, 0.75, 1.0], []
-    models = [model for models in made_models(random.Random(seed)).values() for model in models]
+def test_no_label_of_a_curve_covers_another(tmp_path, monkeypatch):
+    kept = []
     monkeypatch.setattr(plt, "close", kept.append)
-    paths = strength_curve.draw(models, strengths, tmp_path)
+    paths = strength_tables.draw(made_points(random.Random()), STRENGTHS, tmp_path)
     monkeypatch.undo()
     assert tmp_path / "overview.png" in paths
     total = 0
@@ -110,7 +106,7 @@ def test_no_label_of_a_curve_covers_another(seed, tmp_path, monkeypatch):
         assert 0 <= legend.x0 and legend.x1 <= width
         for ax in (ax for ax in fig.axes if ax.lines):
             boxes = [text.get_window_extent() for text in ax.texts]
-            curves = [line.get_xydata() for line in ax.lines if line.get_marker() == "o"]
+            curves = [line.get_xydata() for line in ax.lines if line.get_marker()]
             points = ax.transData.transform(np.concatenate(curves))
             total += len(boxes)
             for a, b in itertools.combinations(boxes, 2):

@@ -1,5 +1,6 @@
 """The strength of a change of weights: its path from zero-shot CLIP on, how "auto" is chosen, that nothing mixes."""
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from dassl.utils import read_json
 from orthcr.compare.command_line import arguments
 from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method
-from orthcr.compare.strength_curve import Model, curve, figures, gained, rows_of, straighten
+from orthcr.compare.strength_curve import curve, straighten
 from orthcr.deploy.predictor import Predictor
+from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gains, rows_of, values
 from orthcr.reports.tables import tables
 from orthcr.reports.tree import collect
 from orthcr.run.config import discover, setup_cfg
@@ -35,6 +37,7 @@ from trainers.tuned import TunedTrainer
 
 TUNED = ["OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA"]
 BETWEEN = [0.0, 0.25, 0.6, 1.0]
+PATHS = (GEODESIC, LINE)
 
 
 def lora(model, **changes):
@@ -471,23 +474,20 @@ def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path):
 
 
 def test_averages_and_what_the_geodesic_brings_by_hand():
-    config = {"TRAINER.NAME": "OrthCR", "DATASET.NAME": "Shapes", "DATASET.SUBSAMPLE_CLASSES": "all"}
-    models = [Model("OUT", config | {"DATASET.NUM_SHOTS": 16, "SEED": seed}, chosen=0.5) for seed in (1, 2)]
-    draw = np.random.default_rng()
-    for m in models:
-        assert len(m.tests) == 10
-        m.right = {
-            (path, s, *t): draw.uniform(9, 99) for path in ("geodesic", "line") for s in (0, 0.5, 1) for t in m.tests
-        }
-    rows = rows_of(models, [0.0, 0.5, 1.0])
     styles = [f"Shapes{style}" for style in ("Fog", "Night", "Neon", "Scribble")]
     others = ["Colours", "Compositions", "Digits", "Outlines", "Patterns"]
-    for m in models:
-        for head, names in (("Shapes", ["Shapes"]), ("variants", styles), ("others", others), ("Neon", styles[2:3])):
-            wanted = {p: np.mean([m.right[p, 0.5, name, "all"] for name in names]) for p in ("geodesic", "line")}
-            assert rows["OrthCR, s = 0.5"][head][m.seed] == pytest.approx(wanted["geodesic"])
-            assert rows['OrthCR, "auto"'][head][m.seed] == pytest.approx(wanted["geodesic"])
-            assert rows["OrthCR, line, s = 0.5"][head][m.seed] == pytest.approx(wanted["line"])
-    less = [figures(m, "geodesic", 0.5)["others"] - figures(m, "line", 0.5)["others"] for m in models]
-    last = gained(models, [0.0, 0.5, 1.0]).splitlines()[-1].split("|")[-2].split("±")
-    assert [float(x) for x in last] == pytest.approx([np.mean(less), np.std(less)], abs=0.0051)
+    draw, at = np.random.default_rng(), {}
+    points = []
+    for seed, path, s in itertools.product((1, 2), PATHS, (0.0, 0.5, 1.0)):
+        at[seed, path, s] = {name: draw.uniform(9, 99) for name in ("Shapes", *styles, *others)}
+        accuracies = {(name, "all"): accuracy for name, accuracy in at[seed, path, s].items()}
+        points.append(Point(f"OUT{seed}", "OrthCR", seed, ("Shapes", "all", 16), 0.5, path, s, accuracies))
+    rows = rows_of(points, [0.0, 0.5, 1.0])
+    for head, names in (("Shapes", ["Shapes"]), ("variants", styles), ("others", others), ("Neon", styles[2:3])):
+        for name, path in (("s = 0.5", "geodesic"), ('"auto"', "geodesic"), ("line, s = 0.5", "line")):
+            wanted = [np.mean([at[seed, path, 0.5][each] for each in names]) for seed in (1, 2)]
+            assert values(rows[f"OrthCR, {name}"], head) == pytest.approx(wanted)
+    curve, line = ([np.mean([at[seed, path, 0.5][each] for each in others]) for seed in (1, 2)] for path in PATHS)
+    last = gains(points, [0.0, 0.5]).splitlines()[-1].split("|")[-2].split("±")
+    less = np.subtract(curve, line)
+    assert [float(x) for x in last] == pytest.approx([less.mean(), less.std()], abs=0.0051)

@@ -10,7 +10,7 @@ import numpy as np
 from dassl.files import atomic_write, visible
 from orthcr.reports.names import AVERAGE
 from orthcr.reports.page import Entry, figure, grid, page, section
-from orthcr.reports.pictures import CAPTIONS, KINDS, beside, plain, plt, save, styles_of
+from orthcr.reports.pictures import CAPTIONS, KINDS, Label, beside, plain, plt, save, styles_of
 from orthcr.reports.published import PUBLISHED
 from orthcr.reports.report import write_report
 from orthcr.reports.runs import STRENGTH, Run
@@ -242,7 +242,7 @@ def plane(table: Table, styles: dict[str, dict]):
         ax.errorbar(base.mean, new.mean, new.std, base.std, color=style["color"], lw=1, alpha=0.5)
         ax.plot(base.mean, new.mean, style["marker"], color=style["color"], ms=9, mec="w", zorder=3)
     ax.set(xlabel="accuracy on base classes, %", ylabel="accuracy on new classes, %", xlim=edges[0], ylim=edges[1])
-    beside(ax, {method: (base.mean, new.mean) for method, (base, new) in points.items()}, styles)
+    beside(ax, [Label(m, (base.mean, new.mean), styles[m]["color"]) for m, (base, new) in points.items()])
     return fig
 
 
@@ -348,5 +348,5 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
         ax.set_xticks(list(ticks), list(ticks.values()))
         ax.minorticks_off()  # their labels would overlap on an axis shorter than a decade
     axes[0].set_ylabel(f"{name}, %")
-    beside(axes[1], points, styles)
+    beside(axes[1], [Label(method, point, styles[method]["color"]) for method, point in points.items()])
     return fig

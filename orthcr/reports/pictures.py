@@ -1,12 +1,15 @@
 """A picture of each protocol's table, and the style of all pictures."""
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.transforms import Bbox  # noqa: E402
 
 from dassl import palette  # noqa: E402
 from dassl.files import atomic_write  # noqa: E402
@@ -14,6 +17,8 @@ from orthcr.reports.names import AVERAGE  # noqa: E402
 from orthcr.reports.tables import Cell, Table  # noqa: E402
 
 MANY = 8  # methods: with more, bars by data set would be too thin
+# places of a text beside its point: offset in points, and the side of the text that is there
+NEAR = ((5, 4, "left"), (5, -5, "left"), (-5, 4, "right"), (-5, -5, "right"), (0, 8, "center"), (0, -9, "center"))
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("axes", axisbelow=True, grid=True)
 plt.rcParams.update({"grid.alpha": 0.25, "font.size": 11, "legend.frameon": False, "figure.dpi": 110})
@@ -50,25 +55,56 @@ def styles_of(cells: list[Cell]) -> dict[str, dict]:
     return palette.styles_of(trained, untrained=[method for method in trained if not trained[method]])
 
 
-def beside(ax, points: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:
-    """Write the name of each point to the right of the axes, in the order of their heights, with a line to it."""
+class Label(NamedTuple):
+    """A text at a point of a picture."""
+
+    text: str
+    point: tuple[float, float]  # in data
+    colour: str
+
+
+def beside(ax, labels: list[Label]) -> None:
+    """Write the text of each point to the right of the axes, in the order of their heights, with a line to it."""
     height = ax.figure.get_size_inches()[1] * 0.8  # inches
-    names = sorted(points, key=lambda name: points[name][1])
+    labels = sorted(labels, key=lambda label: label.point[1])
     ax.figure.canvas.draw()
-    at = [ax.transAxes.inverted().transform(ax.transData.transform(points[name]))[1] for name in names]
-    gap = min(0.19 / height, 1 / len(names))
-    for _ in range(200):  # push names apart that are too near, within the axes
+    at = [ax.transAxes.inverted().transform(ax.transData.transform(label.point))[1] for label in labels]
+    gap = min(0.19 / height, 1 / len(labels))
+    for _ in range(200):  # push texts apart that are too near, within the axes
         for k in range(len(at) - 1):
             over = at[k] + gap - at[k + 1]
             if over > 0:
                 at[k], at[k + 1] = at[k] - over / 2, at[k + 1] + over / 2
         low, high = max(0.0, -at[0]), max(0.0, at[-1] - 1)
         at = [y + low - high for y in at] if not (low and high) else at
-    for name, y in zip(names, at, strict=True):
-        style = {"color": styles[name]["color"]}
+    for (text, point, colour), y in zip(labels, at, strict=True):
+        style = {"color": colour}
         line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
-        label = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
-        ax.annotate(*plain([name]), points[name], va="center", fontsize=9.5, annotation_clip=False, **label)
+        place = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
+        ax.annotate(*plain([text]), point, va="center", fontsize=9.5, annotation_clip=False, **place)
+
+
+def near(ax, labels: list[Label]) -> None:
+    """Write each text next to its point, where it covers no other text or marker; leave it out if it has no room.
+
+    The figure must be drawn, which fixes its layout. The first labels have precedence.
+    """
+    inside = Bbox.from_extents(*ax.bbox.min, *(ax.bbox.max + 12))  # ticks are to the left and below
+    boxes = []
+    for line in ax.lines:
+        if line.get_marker() not in ("", "None"):
+            boxes += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(line.get_xydata())]
+    for text, point, colour in labels:
+        style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": "offset points"}
+        written = ax.annotate(*plain([text]), point, (0, 0), **style)
+        for distance, (x, y, side) in product((1, 1.9), NEAR):
+            written.set(position=(distance * x, distance * y), ha=side)
+            box = written.get_window_extent()
+            if inside.contains(*box.min) and inside.contains(*box.max) and not box.count_overlaps(boxes):
+                boxes.append(box)
+                break
+        else:
+            written.remove()
 
 
 def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], names: list[str]) -> None:
@@ -109,6 +145,12 @@ def legend(fig, handles: list, names: list[str]) -> None:
     fig.set_size_inches(width, height + extra)
     fig.legend(handles, plain(names), ncol=columns, loc="upper center", borderaxespad=0.2)
     fig.tight_layout(rect=(0, 0, 1, height / (height + extra)))
+
+
+def legend_of_axes(fig) -> None:
+    """Draw the legend of all labelled curves, each once."""
+    handles = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    legend(fig, list(handles.values()), list(handles))
 
 
 def plain(names: Iterable[str]) -> list[str]:
@@ -235,8 +277,7 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
         last.tick_params("x", labelbottom=True)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy, %")
-    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    legend(fig, list(handles.values()), list(handles))
+    legend_of_axes(fig)
     return fig
 
 

@@ -29,9 +29,9 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    """Return "mean ± population standard deviation"; of one value the value alone."""
-    text = f"{mean(values):.{digits}f}"
+def spread(values: list[float], digits: int = 1, sign: str = "") -> str:
+    """Return "mean ± population standard deviation"; of one value the value alone. With the sign "+", +1.0 for 1."""
+    text = f"{mean(values):{sign}.{digits}f}"
     if len(values) > 1:
         text += f" ± {pstdev(values):.{digits}f}"
     return text
