@@ -41,6 +41,7 @@ METHODS = {  # (colour, marker, hatch)
     "ZeroshotCLIP2": (GREY, "s", "///"),
     "TPT": (GREY, "D", "..."),
     "TDA": (GREY, "v", "xx"),
+    "CuPL": (GREY, "^", "\\\\\\"),
 }
 
 
