@@ -224,7 +224,8 @@ def test_a_config_that_was_cut_anywhere(tmp_path, one_line):
     assert read_config(path) == flatten(yaml.safe_load(whole)) == plain(setup_cfg(parse(["--trainer", "CoOp"])))
     args = ["--eval-only", "--model-dir", str(tmp_path)]
     assert setup_cfg(parse(args)).TRAINER.NAME == "CoOp"
-    for size in [0, *sorted(random.sample(range(1, len(whole) - 5), 25))]:
+    ends = [whole.index(b"VERBOSE:") + n for n in (0, 8, 9, 11)]  # of the last line: VERBOSE: True
+    for size in [0, *sorted(random.sample(range(1, len(whole) - 5), 12)), *ends]:
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError) as error:
             setup_cfg(parse(args))

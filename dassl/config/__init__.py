@@ -262,7 +262,8 @@ def read_config(path):
         FileNotFoundError, ValueError: see `merge_config`; also if the file is cut off.
     """
     config = flatten(_read_yaml(path))
-    if not {"TRAINER.NAME", "VERBOSE"} <= config.keys():  # VERBOSE is the last line of every config.yaml
+    # VERBOSE is the last line of every config.yaml; a cut may have left its key without the value
+    if "TRAINER.NAME" not in config or not isinstance(config.get("VERBOSE"), bool):
         raise ValueError(f'"{path}" is cut off or damaged: restore it, or train again')
     return {key: value for key, value in config.items() if key not in UNREAD}
 
