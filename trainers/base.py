@@ -51,6 +51,7 @@ class ClipTrainer(TrainerX):
       name. A class that was not trained on keeps the row that `build_classifier` made.
     - `decides`: keys of its node that override other keys, each with its `Decides`.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
+    - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods.
@@ -62,6 +63,7 @@ class ClipTrainer(TrainerX):
     per_class: tuple[str, ...] = ()
     decides: dict[str, Decides] = {}
     registered: str = ""
+    settings_of: str = ""
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
