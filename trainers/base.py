@@ -22,11 +22,9 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, load_checkpoint, load_pretrained_weights
 
 from .shared.backbones import load_clip
+from .shared.beside_dassl import BY_ITEM, add_up, gather, is_fixed, own_draws, parts, say, values
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
-from .shared.console import say
-from .shared.keys import Decides, Key, values
-from .shared.loaders import BY_ITEM, is_fixed
-from .shared.processes import add_up, gather, own_draws, parts
+from .shared.keys import Decides, Key
 
 # fp32: no autocast
 # amp: fp16 autocast with scaled gradients

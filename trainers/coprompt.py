@@ -24,9 +24,9 @@ from dassl.engine import TRAINER_REGISTRY
 from . import maple
 from .clip_adapter import Adapter
 from .maple import MaPLe
+from .shared.beside_dassl import read_json
 from .shared.deep import PublishedLearner
 from .shared.encoders import normalize, wide
-from .shared.files import read_json
 from .shared.keys import Key
 from .shared.prompts import fill_template, spoken, tokenize
 from .shared.templates import IMAGENET_TEMPLATES

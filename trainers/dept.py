@@ -22,8 +22,8 @@ from .base import ClipTrainer, node_of
 from .coop import CoOp
 from .kgcoop import KgCoOp
 from .maple import MaPLe
+from .shared.beside_dassl import say
 from .shared.classes import class_ids, places_of
-from .shared.console import say
 from .shared.encoders import normalize, wide
 from .shared.keys import SOME, Key
 

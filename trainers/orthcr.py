@@ -18,7 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .regularized import RegularizedTrainer
 from .shared import blocks
-from .shared.console import say
+from .shared.beside_dassl import say
 from .shared.rotations import Rotation, Rotations, cayley, max_error, rotate, rotated_linear
 from .shared.weights import TunedCLIP
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from .base import PRECISIONS, node_of
 from .shared.backbones import is_vit
-from .shared.console import say
+from .shared.beside_dassl import say
 from .shared.cutout import class_attention, cut_out, patch_features
 from .shared.keys import SOME, TEMPLATE, Decides, Key
 from .shared.prompts import template_for
