@@ -28,9 +28,6 @@ else:
         def __init__(self, default, **_):
             self.default = default
 
-        def allows(self, value) -> bool:
-            return True
-
     def values(declared):
         defaults = {}
         for name, key in declared.items():
