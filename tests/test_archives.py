@@ -279,17 +279,17 @@ def test_objects_of_other_classes_keep_what_was_saved(tmp_path, legacy):
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
 def test_beside_the_original_dassl_a_clip_is_read_by_pytorch_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dassl.archives", None)
-    monkeypatch.delitem(sys.modules, "trainers.shared.archives")
-    beside = importlib.import_module("trainers.shared.archives")
+    monkeypatch.delitem(sys.modules, "trainers.shared.beside_dassl")
+    beside = importlib.import_module("trainers.shared.beside_dassl")
     monkeypatch.undo()
-    assert beside.load is not archives.load
+    assert beside.read_archive is not archives.load
     torch.jit.script(nn.Linear(2, 3)).save(tmp_path / "jit.pt")
     torch.save({"weight": torch.ones(2)}, tmp_path / "saved.pt")
-    assert beside.state_dict(beside.load(str(tmp_path / "jit.pt")))["weight"].shape == (3, 2)
-    assert torch.equal(beside.state_dict(beside.load(str(tmp_path / "saved.pt")))["weight"], torch.ones(2))
+    assert beside.state_dict(beside.read_archive(str(tmp_path / "jit.pt")))["weight"].shape == (3, 2)
+    assert torch.equal(beside.state_dict(beside.read_archive(str(tmp_path / "saved.pt")))["weight"], torch.ones(2))
     torch.save(Evil(os.mkdir, "ran"), tmp_path / "evil.pt")
     with pytest.raises(pickle.UnpicklingError):
-        beside.load(str(tmp_path / "evil.pt"))
+        beside.read_archive(str(tmp_path / "evil.pt"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])

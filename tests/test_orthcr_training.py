@@ -1,4 +1,4 @@
-"""OrthCR: equation (2) of trainers/orthcr.py against NumPy, what is trained, and how often things are computed."""
+"""OrthCR: equation (2) of trainers/regularized.py against NumPy, what is trained, and how often things are computed."""
 
 import copy
 
@@ -10,7 +10,7 @@ from orthcr_tools import BOTH, NAMES, as64, orthogonal, overwritten, plain_featu
 from torch.nn import functional as F
 
 from dassl.utils import set_random_seed
-from trainers.orthcr import REGULARIZERS, regularizer
+from trainers.regularized import REGULARIZERS, regularizer
 
 # ------------------------------------------------------------------ (2) the loss
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dassl.engine import build_trainer
 from orthcr.run.config import CONFIGS, setup_cfg
 from orthcr.run.flags import parse
-from trainers.orthcr import block_sizes
+from trainers.shared.blocks import block_sizes
 from trainers.shared.cutout import cut_out, patch_features
 from trainers.shared.encoders import ImageEncoder
 from trainers.shared.rotations import cayley

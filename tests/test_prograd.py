@@ -179,15 +179,6 @@ def test_rounding_noise_is_no_direction(random_clip, noise, half):
 # ------------------------------------------------------------------ keys and checkpoints
 
 
-@pytest.mark.parametrize(
-    "key, value", [("LOSS.T", 0.0), ("LOSS.LAMBDA", -0.1), ("LOSS.NAME", "kd"), (NODE + "N_CTX", 0)]
-)
-def test_values_that_make_no_sense(random_clip, one_line, key, value):
-    with pytest.raises(ValueError, match=f"{key} is") as error:
-        bare("ProGrad", random_clip(), key, value)
-    assert one_line(error)
-
-
 def test_the_originals_yaml_and_command_line(tmp_path):
     file, cfg = tmp_path / "rn50.yaml", default_cfg("ProGrad")
     file.write_text('LOSS:\n  NAME: "prograd"\n  T: 1.0\n  GM: False\nTRAINER:\n  COOP:\n    CTX_INIT: True\n')

@@ -222,7 +222,3 @@ def test_the_log_says_when_they_are_exact_and_when_not(make_trainer, capsys):
     turn(trainer.model, 0.1)
     trainer.before_epoch()
     assert f": no {said}" in capsys.readouterr().out
-
-
-def test_full_fine_tuning_has_nothing_to_check(make_trainer):
-    make_trainer(trainer="FullFT").before_epoch()

@@ -6,7 +6,6 @@ import pytest
 import torch
 from prompt_tools import bare, in_float64, unit
 
-from trainers.shared import processes
 from trainers.tda import Cache
 
 POSITIVE, NEGATIVE = (2.0, 5.0), (0.117, 1.0)
@@ -108,7 +107,7 @@ def test_the_order_is_that_of_the_seed_and_results_repeat(make_trainer):
 
 
 def test_one_stream_is_not_divided(make_trainer, monkeypatch, one_line):
-    monkeypatch.setattr(processes, "size", lambda: 2)
+    monkeypatch.setattr("trainers.tda.size", lambda: 2)
     with pytest.raises(ValueError, match="without torchrun") as error:
         make_trainer(trainer="TDA")
     one_line(error)

@@ -15,7 +15,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from trainers.orthcr import REGULARIZERS, OrthogonalCLIP, regularizer
+from trainers.orthcr import OrthogonalCLIP
+from trainers.regularized import REGULARIZERS, regularizer
 from trainers.shared.rotations import cayley
 from trainers.shared.weights import WEIGHTS, TunedCLIP
 

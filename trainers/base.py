@@ -19,14 +19,12 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import check_availability, count_num_param, load_checkpoint, load_pretrained_weights
+from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
 
 from .shared.backbones import load_clip
+from .shared.beside_dassl import BY_ITEM, add_up, gather, is_fixed, own_draws, parts, say, values
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
-from .shared.console import say
-from .shared.keys import Decides, Key, values
-from .shared.loaders import BY_ITEM, is_fixed
-from .shared.processes import add_up, gather, own_draws, parts
+from .shared.keys import Decides, Key
 
 # fp32: no autocast
 # amp: fp16 autocast with scaled gradients
@@ -53,6 +51,7 @@ class ClipTrainer(TrainerX):
     - `unread`: keys outside of its node that it does not read, each with the reason. Setting one on the command line is
       an error.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
+    - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods.
@@ -65,6 +64,7 @@ class ClipTrainer(TrainerX):
     decides: dict[str, Decides] = {}
     unread: dict[str, str] = {}
     registered: str = ""
+    settings_of: str = ""
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
@@ -77,9 +77,10 @@ class ClipTrainer(TrainerX):
     # ---------------------------------------------------------------- hooks
 
     def check_node(self, node: CN) -> None:
-        """Raise ValueError if the settings of the method's config node contradict each other."""
-        check_availability(node.PREC, PRECISIONS)
-        check_values(self.defaults, node, self.key())
+        """Raise ValueError if the settings of the method's config node contradict each other.
+
+        The value of each key alone has been checked by its `Key` when the config was merged.
+        """
 
     def build_classifier(self, clip_model, classnames: list[str]):
         """Return the method's `ClipClassifier` around the frozen CLIP, on the CLIP's device."""
@@ -131,7 +132,6 @@ class ClipTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         self.check_node(cfg.TRAINER[node_of(type(self))])
-        check_values(self.root, cfg)
 
     def build_model(self):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
@@ -196,7 +196,7 @@ class ClipTrainer(TrainerX):
             precision = "fp32"
         if precision == "bf16" and not torch.cuda.is_bf16_supported():
             raise ValueError("PREC bf16: this GPU has no bfloat16; set PREC to amp or fp32")
-        dtype = torch.float16 if precision == "amp" else torch.bfloat16
+        dtype = {"fp32": None, "amp": torch.float16, "bf16": torch.bfloat16}[precision]
         self.autocast = {"device_type": self.device.type, "enabled": precision != "fp32", "dtype": dtype}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "amp")
 
@@ -493,22 +493,6 @@ def node_of(trainer: type) -> str:
 def nodes_of(trainer: type) -> tuple[str, ...]:
     """Return the names in `cfg.TRAINER` that belong to a method: its config node, and those of `root`."""
     return node_of(trainer), *getattr(trainer, "root", {}).get("TRAINER", {})
-
-
-def check_values(declared: dict, node: CN, prefix: str = "") -> None:
-    """Raise ValueError for a value that its `Key` does not allow.
-
-    Args:
-        declared: the defaults, in which a `Key` restricts the values.
-        node: the config node to check.
-        prefix: full name of the node, for the message; "" for the root.
-    """
-    for name, key in declared.items():
-        full_name = f"{prefix}.{name}" if prefix else name
-        if isinstance(key, dict):
-            check_values(key, node[name], full_name)
-        elif isinstance(key, Key) and not key.allows(node[name]):
-            raise ValueError(f"{full_name} is {node[name]!r}, but must be {key}")
 
 
 def extend_cfg(cfg: CN, trainer: str = "") -> None:

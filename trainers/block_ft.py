@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .orthcr import OrthCR, block_sizes
+from .regularized import RegularizedTrainer
+from .shared import blocks
 from .shared.rotations import rotate
 from .shared.weights import TunedCLIP
 
@@ -25,7 +26,7 @@ class BlockCLIP(TunedCLIP):
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.BLOCKFT"):
         super().__init__(clip_model, classnames, template, node, node_name)
         widths = {name: self.weight(name).shape[1] for name in self.places}
-        self.sizes = block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name)
+        self.sizes = blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name)
         self.half = node.HALF
         shapes = {name: (m, b * (b - 1) // 2) if self.half else (m, b, b) for name, (m, b) in self.sizes.items()}
         self.blocks = nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()})
@@ -50,10 +51,14 @@ class BlockCLIP(TunedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class BlockFT(OrthCR):
+class BlockFT(RegularizedTrainer):
     """Fine-tuning of block-diagonal factors with the losses of OrthCR."""
 
-    defaults = OrthCR.defaults | {"HALF": False}  # True: strictly upper triangles, as many numbers as OrthCR has
-    del defaults["MONITOR"]
+    defaults = RegularizedTrainer.defaults | {
+        **blocks.KEYS,
+        "HALF": False,  # True: strictly upper triangles, as many numbers as OrthCR has
+    }
+    decides = RegularizedTrainer.decides | blocks.DECIDES
+    settings_of = "OrthCR"
     learner = "blocks"
     classifier = BlockCLIP

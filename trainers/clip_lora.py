@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import load_tensors
-from .shared import archives
+from .shared.beside_dassl import read_archive
 from .shared.iterations import Iterations
 from .shared.keys import SOME, Key
 from .shared.prompts import template_for
@@ -128,5 +128,5 @@ class CLIPLoRA(Iterations, TunedTrainer):
     def load_published(self, directory):
         path = osp.join(directory, "lora_weights.pt")
         if osp.isfile(path):
-            load_tensors(self.model.lora, archives.load(path), path)
+            load_tensors(self.model.lora, read_archive(path), path)
         return osp.isfile(path)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import load_tensors
-from .shared import archives
+from .shared.beside_dassl import read_archive
 from .shared.encoders import wide
 from .shared.iterations import Iterations
 from .shared.keys import SOME, TEMPLATE, Key
@@ -129,7 +129,7 @@ class CLIP_SVD(Iterations, TunedTrainer):
         path = osp.join(directory, "base_model.pt")
         if not osp.isfile(path):
             return False
-        state, svd = archives.load(path), self.model.svd
+        state, svd = read_archive(path), self.model.svd
         for name, place in self.model.places.items():
             _, block, weight = name.split("_", 2)
             layer = f"transformer.resblocks.{block}.{PUBLISHED[weight]}"

@@ -13,8 +13,8 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
+from .shared.beside_dassl import say
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import Decides, Key
 from .shared.prompts import POSITIONS, PromptLearner, agrees_with_words

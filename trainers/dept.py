@@ -23,8 +23,8 @@ from .coop import CoOp
 from .kgcoop import KgCoOp
 from .maple import MaPLe
 from .promptsrc import PromptSRC
+from .shared.beside_dassl import say
 from .shared.classes import class_ids, places_of
-from .shared.console import say
 from .shared.encoders import normalize, wide
 from .shared.epoch_average import EpochAverage
 from .shared.keys import DESCRIPTIONS, SOME, Key

@@ -15,12 +15,10 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .orthcr import REGULARIZERS, OrthCR
+from .regularized import REGULARIZERS, RegularizedTrainer
 from .shared.encoders import wide
 from .shared.keys import Key
 from .shared.weights import TunedCLIP
-
-NO_BLOCKS = ("BLOCK_SIZE", "N_BLOCKS", "MONITOR")  # keys of OrthCR's rotations
 
 
 class FreeCLIP(TunedCLIP):
@@ -43,11 +41,10 @@ class FreeCLIP(TunedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class FullFT(OrthCR):
+class FullFT(RegularizedTrainer):
     """Full fine-tuning with the losses of OrthCR."""
 
-    defaults = {name: key for name, key in OrthCR.defaults.items() if name not in NO_BLOCKS}
-    defaults["REG"] = Key("none", choices=REGULARIZERS)
-    decides = {"REACH": OrthCR.decides["REACH"]}
+    defaults = RegularizedTrainer.defaults | {"REG": Key("none", choices=REGULARIZERS)}
+    settings_of = "OrthCR"
     learner = "weights"
     classifier = FreeCLIP

@@ -24,9 +24,9 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
+from .shared.beside_dassl import say
 from .shared.classes import class_ids, places_of, rows_by_name
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import templates_for

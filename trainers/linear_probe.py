@@ -22,9 +22,9 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
+from .shared.beside_dassl import say
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import spoken, template_for, tokenize

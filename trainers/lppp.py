@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
+from .shared.beside_dassl import say
 from .shared.classes import class_ids, places_of, rows_by_name
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import templates_for

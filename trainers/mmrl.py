@@ -33,9 +33,9 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
+from .shared.beside_dassl import say
 from .shared.classes import class_ids
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.deep import PublishedLearner, check_reach
 from .shared.encoders import layer_norm, normalize
 from .shared.keys import Key

@@ -4,12 +4,13 @@ Li et al., "Enhancing Robustness of Vision-Language Models through Orthogonality
 (arXiv 2407.08374). No code was published. docs/methods/OrthSR.md has the choices that its abstract and reviews leave
 open.
 
-    L = CE(z, y) + lambda KL(p_0 || softmax(z / tau))       z, p_0 as in trainers/orthcr.py, both of the cut image
+    L = CE(z, y) + lambda KL(p_0 || softmax(z / tau))       z, p_0 as in trainers/regularized.py, both of the cut image
 """
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .orthcr import REGULARIZERS, OrthCR
+from .orthcr import OrthCR
+from .regularized import REGULARIZERS
 from .shared.keys import Key
 
 

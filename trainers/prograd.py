@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
+from .shared.beside_dassl import add_up
 from .shared.keys import TEMPLATE, Decides, Key
-from .shared.processes import add_up
 from .shared.prompts import template_for
 from .shared.templates import PROGRAD_TEMPLATES
 

@@ -20,8 +20,8 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .kgcoop import KgCoOp
+from .shared.beside_dassl import say
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import DESCRIPTIONS, TEMPLATE, Key
 from .shared.prompts import PromptLearner, template_for

@@ -22,7 +22,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared import processes
+from .shared.beside_dassl import size
 from .shared.classifier import ClipClassifier
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
@@ -182,7 +182,7 @@ class TDA(ClipTrainer):
         return self.views_of(max(self.cfg.SEED, 0))
 
     def build_data_loader(self):
-        if processes.size() > 1:
+        if size() > 1:
             raise ValueError("TDA adapts to one stream of images, which has no parts: start it without torchrun")
         super().build_data_loader()
         for loader in filter(None, (self.val_loader, self.test_loader)):

@@ -24,10 +24,9 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, load_tensors
-from .shared import archives
+from .shared.beside_dassl import read_archive, say
 from .shared.classes import class_ids, places_of
 from .shared.classifier import ClipClassifier
-from .shared.console import say
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Decides, Key
 from .shared.loaders import keep_last_batch
@@ -221,7 +220,7 @@ class TipAdapter(ClipTrainer):
         if not shots:
             return False
         path = osp.join(directory, f"{'best_F' if self.trained else 'keys'}_{shots}shots.pt")
-        keys, values = archives.load(path), archives.load(osp.join(directory, f"values_{shots}shots.pt"))
+        keys, values = read_archive(path), read_archive(osp.join(directory, f"values_{shots}shots.pt"))
         if self.trained and isinstance(keys, torch.Tensor):
             keys = keys.t()
         load_tensors(self.model.cache, {"keys": keys, "values": values}, path)

@@ -10,9 +10,8 @@ from tqdm import tqdm
 
 from .base import ClipTrainer
 from .shared import strength
-from .shared.console import say
+from .shared.beside_dassl import is_first, say
 from .shared.keys import Key
-from .shared.processes import is_first
 
 CHUNK_BYTES = 2**30  # size of the images in memory on which all strengths are tried before the next ones are read
 

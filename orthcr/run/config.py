@@ -169,7 +169,7 @@ def inherit(cfg: CfgNode, file: str, trainer: str) -> None:
 def check_meant(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
     """Raise ValueError if a config file is for another trainer, and no --trainer is given."""
     method, default = TRAINER_REGISTRY.get(spec.trainer), default_cfg(spec.trainer).TRAINER
-    family = [cls.__name__ for cls in method.__mro__]
+    family = [cls.__name__ for cls in lineage(method)]
     nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
     *_, above, folder, _ = ("", "", *Path(spec.config_file).absolute().parts)
     names = [cfg.TRAINER.NAME]
@@ -235,8 +235,14 @@ def inherited(keys: dict, path: str, method: type) -> dict:
 
 
 def parent_of(file: str, method: type) -> type | None:
-    """Return the parent class of the method whose name is that of the config file's folder, or None."""
-    return next((cls for cls in method.__mro__[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
+    """Return the parent of the method whose name is that of the config file's folder, or None."""
+    return next((cls for cls in lineage(method)[1:] if cls.__name__ == Path(file).absolute().parent.name), None)
+
+
+def lineage(method: type) -> list[type]:
+    """Return the classes whose settings count for a method: itself, its parents, and `settings_of`."""
+    settings_of = getattr(method, "settings_of", "")
+    return [*method.__mro__, *([TRAINER_REGISTRY.get(settings_of)] if settings_of else [])]
 
 
 def check_pairs(cfg: CfgNode, spec: RunSpec) -> None:
@@ -345,8 +351,8 @@ def owner_of(stem: str, trainer: str) -> str:
         stem: name of the file without its ending; a glob pattern.
         trainer: name of the method.
     """
-    lineage = [cls.__name__ for cls in TRAINER_REGISTRY.get(trainer).__mro__]
-    return next((name for name in lineage if list((CONFIGS / "trainers" / name).glob(f"{stem}.yaml"))), "")
+    names = [cls.__name__ for cls in lineage(TRAINER_REGISTRY.get(trainer))]
+    return next((name for name in names if list((CONFIGS / "trainers" / name).glob(f"{stem}.yaml"))), "")
 
 
 def check_own_files(spec: RunSpec) -> None:

@@ -21,8 +21,8 @@ from clip.model import CLIP, VisionTransformer
 
 from dassl.utils import get_most_similar_str_to_a_from_b
 
-from . import archives, layouts
-from .files import check_hashes, check_regular, misfit, read_json
+from . import layouts
+from .beside_dassl import check_hashes, check_regular, misfit, read_archive, read_json, state_dict
 from .privacy import report_nothing
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
@@ -264,7 +264,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     if path.endswith(".safetensors"):
         check_regular(path)
         return safetensors.torch.load_file(path)
-    state = archives.state_dict(archives.load(path))
+    state = state_dict(read_archive(path))
     return state.get("state_dict", state)
 
 

@@ -7,8 +7,7 @@ import os.path as osp
 
 from dassl.utils import get_most_similar_str_to_a_from_b
 
-from .console import say
-from .files import read_json, visible
+from .beside_dassl import read_json, say, visible
 from .prompts import spoken
 
 FORM = '{"class name": ["sentence", ...], ...}'

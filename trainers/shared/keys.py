@@ -1,27 +1,9 @@
-"""`Key` for the `defaults` of the methods, with a substitute for the original Dassl, whose config checks no values."""
+"""The declarations of config keys: `Key` and `Decides`, and parts that several methods have."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-try:
-    from dassl.config.keys import Key, values
-except ImportError:
-
-    class Key:
-        def __init__(self, default, **_):
-            self.default = default
-
-        def allows(self, value) -> bool:
-            return True
-
-    def values(declared):
-        defaults = {}
-        for name, key in declared.items():
-            if isinstance(key, dict):
-                defaults[name] = values(key)
-            else:
-                defaults[name] = key.default if isinstance(key, Key) else key
-        return defaults
+from .beside_dassl import Key
 
 
 @dataclass(frozen=True)
@@ -51,4 +33,4 @@ DESCRIPTIONS = {  # of methods whose frozen side may have sentences in place of 
 }
 SOME = ("at least one", len)  # a rule for lists
 
-__all__ = ["DESCRIPTIONS", "SOME", "TEMPLATE", "Decides", "Key", "values"]
+__all__ = ["DESCRIPTIONS", "SOME", "TEMPLATE", "Decides", "Key"]

@@ -1,16 +1,6 @@
-"""The options and functions of Dassl's data loaders that methods use."""
+"""An option of the training loader."""
 
 from torch.utils.data import DataLoader
-
-try:
-    from dassl.data.transforms import is_fixed
-
-    BY_ITEM = {"draws_by_item": True}  # for build_transform and build_data_loader
-except ImportError:  # the original Dassl has one way to draw random numbers
-    BY_ITEM = {}
-
-    def is_fixed(transform) -> bool:
-        return False
 
 
 def keep_last_batch(loader: DataLoader | None) -> None:

@@ -16,15 +16,7 @@ from math import ceil
 
 import torch
 
-from .console import say
-
-try:
-    from dassl.utils import free_memory
-except ImportError:  # the original Dassl does not measure memory: all tokens are encoded at once
-
-    def free_memory(device: torch.device | None = None) -> float:
-        return float("inf")
-
+from .beside_dassl import free_memory, say
 
 SAVED = {False: 12, True: 22}  # the key: whether linear maps are changed
 TEMPORARY = 32

@@ -1,32 +1,9 @@
-"""The functions of `dassl.distributed`, with substitutes for the original Dassl, which has one process only."""
-
-import contextlib
+"""The division of the classes among several processes."""
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-try:
-    from dassl.distributed import add_up, bounds, gather, gather_with_gradient, is_first, own_draws, parts, size
-except ImportError:
-
-    def size():
-        return 1
-
-    def is_first():
-        return True
-
-    def add_up(tensors):
-        return tensors
-
-    def gather(part, *tensors):
-        return tensors
-
-    def own_draws(*numbers):
-        return contextlib.nullcontext()
-
-    def parts(loader):
-        return ((batch, None) for batch in loader)
-
+from .beside_dassl import bounds, gather_with_gradient, size
 
 # token ids of all classes -> those of this process, so that each step has the same tensor
 _local_tokens = WeakTensorKeyDictionary()
@@ -54,6 +31,3 @@ def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor, de
     local_prompts = None if prompts is None else prompts[start:end]
     local_deep = {i: t if t.dim() == 2 else t[start:end] for i, t in deep.items()}
     return gather_with_gradient(encode(local_prompts, _local_tokens[tokens], local_deep), n)
-
-
-__all__ = ["add_up", "each_its_part", "gather", "is_first", "own_draws", "parts"]

@@ -7,7 +7,7 @@ sqrt(p (1 - p) / n) its standard error. The rule takes the smallest strength wit
 
 import os.path as osp
 
-from .files import read_json, write_json
+from .beside_dassl import read_json, write_json
 
 AUTO = "auto"
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as F
 
 from dassl.data.transforms import build_transform
 
-from .loaders import BY_ITEM
+from .beside_dassl import BY_ITEM
 
 SEEDING = Lock()  # threads share one generator
 

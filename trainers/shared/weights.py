@@ -156,7 +156,7 @@ class TunedCLIP(ClipClassifier):
         return self._encode("text", (None, self.tokens, self.shared), linear)
 
     def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the four logits z, z_v, z_t, z_0 of orthcr.py, each float32 [B, n_cls].
+        """Return the four logits z, z_v, z_t, z_0 of regularized.py, each float32 [B, n_cls].
 
         They are those of tuned image x tuned text, tuned image x frozen text, frozen image x tuned text, and frozen
         image x frozen text.
