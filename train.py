@@ -5,7 +5,8 @@ r"""Training or evaluation of one method on one data set, with CoOp's command li
         --config-file configs/trainers/OrthCR/vit_b16.yaml --output-dir OUT \
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
     python train.py --eval-only --model-dir OUT --load-epoch 20 --trainer ... DATASET.SUBSAMPLE_CLASSES new
-    python train.py --trainer OrthCR --images photos/ --output-dir OUT       a folder of images for each class
+    python train.py --trainer OrthCR --images photos/ --output-dir OUT \
+        --config-file configs/trainers/OrthCR/vit_b16.yaml          own images: a folder for each class
 
 Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
 An interrupted run resumes from its last checkpoint when the same command is given again.

@@ -13,7 +13,7 @@ SEED and SHOTS may be "all", which is their default: 1 2 3 and 1 2 4 8 16.
 From the environment, with the default in parentheses:
     DATA      folder of the data sets (data)
     CFG       name of a file in configs/trainers/TRAINER; a test takes the one of its training
-              (vit_b16; tiny for embedded data; the files of the published tables for CoOp)
+              (published settings; for embedded data tiny, in the transfers tiny_cross_datasets if there is one)
     OUTPUT    (output)
 
 Finished runs are skipped, unfinished ones go on where they were. Tables of all: python report.py output

@@ -71,7 +71,7 @@ class ClipTrainer(TrainerX):
     views: int = 1
     adaptation: str = ""
     draws_by_item: bool = True
-    test_replaces_val: bool = False  # nothing is selected on test images
+    test_replaces_val: bool = False  # an evaluation on val without val images is an error; Dassl takes the test images
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
 
     # ---------------------------------------------------------------- hooks
@@ -230,16 +230,16 @@ class ClipTrainer(TrainerX):
         self.optim.zero_grad()
         self.backward(terms)
         accuracy = self.share * compute_accuracy(logits, label)[0]
-        values = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
-        *values, accuracy = add_up([values])[0].tolist()  # the only synchronisation with the GPU in a step
-        self.check_finite(dict(zip(terms, values, strict=True)))
+        numbers = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
+        *numbers, accuracy = add_up([numbers])[0].tolist()  # the only synchronisation with the GPU in a step
+        by_term = dict(zip(terms, numbers, strict=True))
+        self.check_finite(by_term)
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.lr_per_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
 
-        parts = dict(zip(terms, values, strict=True)) if len(terms) > 1 else {}
-        return {"loss": sum(values), **parts, "acc": accuracy}
+        return {"loss": sum(numbers), **(by_term if len(terms) > 1 else {}), "acc": accuracy}
 
     def check_finite(self, terms: dict[str, float]) -> None:
         """Raise FloatingPointError with the name of a term that is infinite or NaN."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 LEVEL = 0.05  # of the two-sided paired t-test
 FEWEST = 5  # methods that a rank correlation needs
+GOOD, PARTIAL = 0.7, 0.4  # Spearman correlations from which the orders agree well, and in part
 
 
 def stats():
@@ -85,11 +86,11 @@ def agreement(measured: dict[str, float], published: dict[str, float]) -> Agreem
 
 def format_agreement(name: str, a: Agreement) -> str:
     """Return a sentence: how far the order of the methods agrees with the published one."""
-    if a.rho >= 0.7:
-        strength = "agrees well with"
-    elif a.rho >= 0.4:
-        strength = "agrees in part with"
+    if a.rho >= GOOD:
+        verb = "agrees well with"
+    elif a.rho >= PARTIAL:
+        verb = "agrees in part with"
     else:
-        strength = "says little about"
+        verb = "says little about"
     figures = f"Spearman {a.rho:.2f} (p {a.p:.2f}), Kendall {a.tau:.2f}, {len(a.rows)} methods"
-    return f"{name}: the order of the methods here {strength} that of the published averages ({figures})"
+    return f"{name}: the order of the methods here {verb} that of the published averages ({figures})"

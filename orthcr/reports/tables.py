@@ -96,7 +96,7 @@ class Table:
         return [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in self.lines.items()]
 
     def columns(self) -> list[list[Cell]]:
-        """Return the complete cells of each column on each data set."""
+        """Return the cells with values of each column on each data set; averages over fewer data sets are left out."""
         columns = defaultdict(list)
         for titles, line in self.lines.items():
             for place, cell in enumerate(line):

@@ -3,7 +3,8 @@
 Precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
 
 In an evaluation the config of the model comes before all files, so that every key without a new value is as in
-training. CoOp's commands give both files in an evaluation: then the config of the model is not read.
+training. CoOp's commands give both files in an evaluation. Then the settings of the model are not merged; its trainer
+and its strength still count, and settings of the method that contradict it are refused.
 """
 
 import glob
@@ -54,7 +55,7 @@ OWN = {  # keys that are not Dassl's, or with another default
 }
 DESCRIPTIONS_COPY = "descriptions.json"  # copy of the file, in the directory of a run that needs it for each prediction
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
-UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # values that no user gives: `finish` fills them in
+UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # keys of one run on one machine, never taken from a model
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},

@@ -22,13 +22,13 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
         ValueError: flags that contradict each other.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="folder of the data sets, default: data; embedded ones are drawn into it")
+    parser.add_argument("--root", help="folder of the data sets, default: data; the embedded ones are generated there")
     parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
     parser.add_argument(
         "--val", type=float, help="with --images: share, or number of each class, for val; default: 0.2"
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
-    split = "training and val images: a JSON lines file of 2SFS's form, in place of the draw by the seed"
+    split = "JSON lines file with the training and val images, in place of the draw by the seed: docs/datasets.md"
     parser.add_argument("--few-shot-split", metavar="FILE", help=split)
     parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
     sentences = "sentences of the classes, a JSON file {class: [sentence, ...]}: see docs/methods/CuPL.md"
@@ -44,10 +44,14 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
     parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
     parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
     parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: docs/backbones.md")
-    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME")
+    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME, of trainers written for Dassl")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
     parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="checkpoint's epoch; default: best on val if kept, else last")
+    parser.add_argument(
+        "--load-epoch",
+        type=int,
+        help="checkpoint's epoch; default: the best on val with TEST.FINAL_MODEL best_val, else the last",
+    )
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
     args, pairs = parser.parse_args(argv), []
@@ -83,9 +87,11 @@ def check_flags(spec: RunSpec) -> None:
         raise ValueError(f"--few-shot-split and --images both choose the training images: {advice}")
     if spec.skip_unreadable and not spec.images and not (spec.eval_only and spec.model_dir):
         raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
-    if spec.val is not None and (not spec.images or spec.eval_only or spec.val < 0):
-        if spec.val < 0:
-            raise ValueError(f"--val must be at least 0 (got {spec.val:g}): give a share or a number of images")
+    if spec.val is not None and spec.val < 0:
+        raise ValueError(f"--val must be at least 0 (got {spec.val:g}): give a share or a number of images")
+    if spec.val is not None and spec.eval_only:
+        raise ValueError(f"--val {spec.val:g} has no effect in an evaluation: leave it out")
+    if spec.val is not None and not spec.images:
         raise ValueError(f"--val {spec.val:g} needs a training with --images: leave it out, or give --images")
     if spec.images and spec.dataset_config_file:
         raise ValueError("--images and --dataset-config-file both name a data set: give one of them")

@@ -19,7 +19,7 @@ class RunSpec:
     skip_unreadable: bool = False
     few_shot_split: str | None = None  # JSON lines file with the training images
     seed: int | None = None
-    shots: int | None = None
+    shots: int | None = None  # no flag of train.py, like `classes` and `split`: programs set it
     classes: str = ""  # all, base or new
     source_domains: tuple[str, ...] | None = None
     target_domains: tuple[str, ...] | None = None

@@ -38,10 +38,9 @@ class TunedCLIP(ClipClassifier):
 
     - `changes(names, s)` returns the changes of these places by name, at strength s. At s = 0 they change nothing; at
       s = 1 they are as trained. It is called once per step.
-    - `tuned(change, x, weight, bias)` applies the changed map to activations. Training uses it, because a changed
-      weight would cost a gradient of the size of the weight.
-    - `merge(change, weight)` returns the changed weight. Evaluation and export use it, because it costs nothing per
-      image.
+    - `tuned(change, x, weight, bias)` returns the output of the changed map, in training. It must not make autograd
+      store a gradient of the size of the weight.
+    - `merge(change, weight)` returns the changed weight, without a gradient, for evaluation and export.
 
     Args:
         clip_model, classnames: see `ClipClassifier`.
