@@ -10,7 +10,7 @@ J and K are the depths. shared/deep.py has the positions of the prompts.
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.deep import PromptedCLIP, TextPromptLearner, VisionPromptLearner, by_block, check_reach, prompts_of_blocks
+from .shared.deep import PromptedCLIP, TextPromptLearner, VisionPromptLearner, by_block, check_depth, prompts_of_blocks
 from .shared.keys import Key
 
 
@@ -72,4 +72,4 @@ class IVLP(ClipTrainer):
     def check_depths(self, clip_model) -> None:
         """Raise ValueError if an encoder has fewer blocks than the depth of its prompts."""
         for encoder, key in (("image", "PROMPT_DEPTH_VISION"), ("text", "PROMPT_DEPTH_TEXT")):
-            check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, self.node[key], self.key(key))
+            check_depth(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, self.node[key], self.key(key))

@@ -16,7 +16,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.deep import PromptedCLIP, TextPromptLearner, check_reach, random_prompts
+from .shared.deep import PromptedCLIP, TextPromptLearner, check_depth, random_prompts
 from .shared.keys import Key
 
 
@@ -44,9 +44,11 @@ class MultiModalPromptLearner(TextPromptLearner):
         self.compound_prompt_projections = nn.ModuleList([copy.deepcopy(first) for _ in range(depth - 1)])
 
     def text(self):
+        """Return {i: P_i}, i >= 1, each float [n, width]; P_0 is in the prompt itself, as `ctx`."""
         return dict(enumerate(self.compound_prompts_text, start=1))
 
     def vision(self):
+        """Return {i: V_i}, i >= 0, each float [n, width of the image encoder]."""
         maps = self.proj, *self.compound_prompt_projections
         prompts = self.ctx, *self.compound_prompts_text
         return {i: f(p) for i, (f, p) in enumerate(zip(maps, prompts, strict=True))}
@@ -77,7 +79,7 @@ class MaPLe(ClipTrainer):
     def build_classifier(self, clip_model, classnames):
         for encoder in ("image", "text"):
             depth, key = self.prompt_settings().PROMPT_DEPTH, self.key("PROMPT_DEPTH")
-            check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, depth, key)
+            check_depth(clip_model, self.cfg.MODEL.BACKBONE.NAME, encoder, depth, key)
         return self.classifier(self.prompt_settings(), clip_model, classnames)
 
     def prompt_settings(self):

@@ -36,7 +36,7 @@ from .base import ClipTrainer
 from .shared.beside_dassl import say
 from .shared.classes import class_ids
 from .shared.classifier import ClipClassifier
-from .shared.deep import PublishedLearner, check_reach
+from .shared.deep import PublishedLearner, check_depth
 from .shared.encoders import layer_norm, normalize
 from .shared.keys import Key
 from .shared.prompts import fill_template, template_for, tokenize
@@ -189,7 +189,7 @@ class MMRL(ClipTrainer):
     def build_classifier(self, clip_model, classnames):
         cfg, node = self.cfg, self.node
         for encoder in ("image", "text"):
-            check_reach(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
+            check_depth(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
         return self.classifier(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
 
     def fused(self) -> bool | None:

@@ -11,7 +11,7 @@ K is the depth. shared/deep.py has the positions of the prompts.
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.deep import VisionPromptedCLIP, VisionPromptLearner, check_reach
+from .shared.deep import VisionPromptedCLIP, VisionPromptLearner, check_depth
 from .shared.keys import Key
 
 
@@ -35,5 +35,5 @@ class VPT(ClipTrainer):
 
     def build_classifier(self, clip_model, classnames):
         depth, key = self.node.PROMPT_DEPTH_VISION, self.key("PROMPT_DEPTH_VISION")
-        check_reach(clip_model, self.cfg.MODEL.BACKBONE.NAME, "image", depth, key)
+        check_depth(clip_model, self.cfg.MODEL.BACKBONE.NAME, "image", depth, key)
         return CustomCLIP(self.node, clip_model, classnames)

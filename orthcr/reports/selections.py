@@ -45,7 +45,7 @@ def selections(runs: list[Run]) -> list[Selection]:
 
 
 def base_to_new(runs: list[Run]) -> Iterator[Selection]:
-    """Yield the runs trained on base classes: accuracy on base and on new classes, and their harmonic mean."""
+    """Yield a selection for each number of shots: accuracy on base and on new classes, and their harmonic mean."""
     trained = [r for r in trained_on_target(runs) if r.trained.classes == "base" and r.classes in ("base", "new")]
     for shots, members in by_shots(trained):
         title = f"Base-to-new, {images(shots)}" if shots else "Base-to-new"
@@ -55,9 +55,9 @@ def base_to_new(runs: list[Run]) -> Iterator[Selection]:
 
 
 def few_shot(runs: list[Run]) -> Iterator[Selection]:
-    """Yield the runs trained on k images of each class: accuracy on all classes by k; zero-shot is k = 0."""
+    """Yield a selection: accuracy on all classes by the number of shots; zero-shot has 0."""
     trained = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "all"]
-    # The source models of the transfers are few-shot models, too. They make no table, but fill gaps in one.
+    # The source models of the transfers are few-shot models, too. They fill gaps in the curves of their methods.
     sources = {r.model for r in runs if r.trained and r.model and r.trained.dataset != r.dataset}
     members = [r for r in trained if r.model not in sources]
     curves = {(r.family, r.dataset) for r in members}
@@ -72,7 +72,7 @@ def few_shot(runs: list[Run]) -> Iterator[Selection]:
 
 
 def transfer(runs: list[Run]) -> Iterator[Selection]:
-    """Yield the runs trained on all classes of a source: accuracy on other data sets (xd) and on its variants (dg)."""
+    """Yield a selection for each source and number of shots: accuracy on other data sets (xd), on its variants (dg)."""
     trained = [r for r in runs if r.trained and r.trained.classes == r.classes == "all"]
     for name, protocol in (("xd", "Cross-dataset"), ("dg", "Domain generalization")):
         transfers = [r for r in trained if r.dataset != r.trained.dataset and is_variant(r) == (name == "dg")]
@@ -91,7 +91,7 @@ def transfer(runs: list[Run]) -> Iterator[Selection]:
 
 
 def new_classes(runs: list[Run]) -> Iterator[Selection]:
-    """Yield the runs trained on the new classes themselves: CoOp's upper bound, which is no base-to-new result."""
+    """Yield a selection of trainings on the new classes themselves: an upper bound, which is no base-to-new result."""
     trained = [r for r in trained_on_target(runs) if r.trained.classes == r.classes == "new"]
     for shots, members in by_shots(trained):
         title = f"Trained on the new classes, {images(shots)} (no base-to-new result)"

@@ -43,13 +43,14 @@ OWN = {  # keys that are not Dassl's, or with another default
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
         "ROOT": "data",
         "IMAGES": "",  # of the data set Images: folder, CSV or JSON
-        "SKIP_UNREADABLE": False,  # leave out its images that cannot be read; False: refuse them
-        "VAL": Key(-1.0, low=-1),  # its images for val: a share below 1, or a number of each class; negative: a fifth
-        "ALL_TEST": False,  # evaluate all its images of TEST.SPLIT; images without a split count as test
-        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, the images' among them
-        "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the draw by SEED
-        "SPLIT_SHA256": Key([], of=str),  # checksums of that file and of its val file, filled in; others are refused
-        "SAMPLING": Key("dassl", choices=("dassl", "val_first")),  # the order of that draw; val_first: CLIP-LoRA's
+        "SKIP_UNREADABLE": False,  # leave out the images of IMAGES that cannot be read; False: refuse them
+        "VAL": Key(-1.0, low=-1),  # val images of IMAGES: a share below 1, or a number of each class; negative: a fifth
+        "ALL_TEST": False,  # evaluate all images of IMAGES that TEST.SPLIT names; images without a split count as test
+        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, which include those of the images
+        "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the few-shot draw by SEED
+        "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, filled in; others are refused
+        # order of the few-shot draw. dassl: train, then val, as CoOp; val_first: val, then train, as CLIP-LoRA's code
+        "SAMPLING": Key("dassl", choices=("dassl", "val_first")),
     },
     "SEED": Key(1, below=2**32),
 }

@@ -122,7 +122,7 @@ class PromptedCLIP(VisionPromptedCLIP):
         return normalize(self.text_features())
 
 
-def check_reach(clip_model, backbone: str, encoder: str, blocks: int, key: str) -> None:
+def check_depth(clip_model, backbone: str, encoder: str, blocks: int, key: str) -> None:
     """Raise ValueError unless an encoder can have prompts in that many blocks.
 
     Args:
