@@ -14,7 +14,7 @@ the exit status is 1. Tables, pictures and report.html are in the output directo
 import argparse
 import sys
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.compare.command_line import arguments
 from orthcr.packages import check_installed
 

@@ -13,7 +13,7 @@ elsewhere: pip install -e '.[onnx]'.
 import argparse
 import sys
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.deploy.card import FORMATS
 from orthcr.packages import ONNX, check_installed
 

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dassl.command import command
-from dassl.files import atomic_write, visible
+from dassl.infrastructure.command import command
+from dassl.infrastructure.files import atomic_write, visible
 from orthcr.packages import check_installed
 
 
@@ -91,7 +91,7 @@ def check_output(flag: str, path: str, images: list[str]) -> None:
         path: of the output file.
         images: images and folders on the command line.
     """
-    from dassl.utils.images import is_image  # not above: it imports PyTorch
+    from dassl.infrastructure.images import is_image  # not above: it imports PyTorch
 
     if flag == "--csv" and is_image(path):
         raise ValueError(f"--csv must name a table, not an image (got {path}): give the name of a .csv file")

@@ -16,8 +16,8 @@ averages, as in papers.
 import argparse
 import sys
 
-from dassl.command import command
-from dassl.streams import open_streams
+from dassl.infrastructure.command import command
+from dassl.infrastructure.streams import open_streams
 from orthcr.reports.difference import difference
 from orthcr.reports.report import write_report
 

@@ -14,7 +14,7 @@ An interrupted run resumes from its last checkpoint when the same command is giv
 
 import sys
 
-from dassl.command import GOES_ON, command
+from dassl.infrastructure.command import GOES_ON, command
 from orthcr.run.flags import parse
 
 

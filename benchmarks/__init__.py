@@ -12,7 +12,7 @@ costs.py       single figures of docs/: `python -m benchmarks.costs`
 steps.py       a trainer in other processes, which makes a step on request
 """
 
-from dassl.interrupts import end_quietly
+from dassl.infrastructure.interrupts import end_quietly
 
 end_quietly()
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dassl.command import command
-from dassl.streams import progress
+from dassl.infrastructure.command import command
+from dassl.infrastructure.streams import progress
 
 from . import flops
 from .cases import BATCHES, CLASSES, SETTINGS, Case, plan

@@ -32,11 +32,11 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dassl.command import command
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
-from dassl.files import read_json, write_json
-from dassl.streams import progress
+from dassl.infrastructure.command import command
+from dassl.infrastructure.files import read_json, write_json
+from dassl.infrastructure.streams import progress
 from orthcr.run.results import git_revision
 from trainers import orthcr
 from trainers.shared.rotations import Rotations

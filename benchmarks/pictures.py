@@ -5,7 +5,7 @@ from statistics import median
 
 import numpy as np
 
-from dassl.palette import BLUE, GREY
+from orthcr.reports.palette import BLUE, GREY
 from orthcr.reports.pictures import plt, save
 
 from . import flops

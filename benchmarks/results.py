@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.files import atomic_write, read_json, write_json
+from dassl.infrastructure.files import atomic_write, read_json, write_json
 
 from . import flops
 from .cases import Case

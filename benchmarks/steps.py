@@ -18,7 +18,7 @@ from statistics import mean
 
 import torch
 
-from dassl import distributed
+from dassl.infrastructure import distributed
 
 from .cases import Case
 from .measure import Watch, build

@@ -12,10 +12,10 @@ from PIL import Image
 
 from dassl.data.data_manager import own_generators
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.files import SCRATCH, file_hash, scratch_folder, sweep
+from dassl.infrastructure.files import SCRATCH, file_hash, scratch_folder, sweep
 from dassl.utils import check_availability, mkdir_if_missing, progress, read_json, write_json
 
-from .benchmarks import Size, get
+from .catalogue import Size, get
 from .shared import few_shot_file
 
 PARTS = ("train", "val", "test")

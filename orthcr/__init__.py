@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # for editors
     from orthcr.deploy.predictor import Prediction, Predictor
 
 if sys.argv[:1] == ["-m"] and "-m orthcr" in " ".join(sys.orig_argv):  # `python -m orthcr` has just begun
-    from dassl.interrupts import end_quietly
+    from dassl.infrastructure.interrupts import end_quietly
 
     end_quietly()
 

@@ -8,9 +8,9 @@ docs/calibration.md says what the temperature is for. No test image is looked at
 import argparse
 import os.path as osp
 
-from dassl.command import command
-from dassl.console import silence
-from dassl.streams import open_streams
+from dassl.infrastructure.command import command
+from dassl.infrastructure.console import silence
+from dassl.infrastructure.streams import open_streams
 from orthcr.run.spec import RunSpec
 
 

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from string import Template
 
-from dassl.command import command
-from dassl.files import atomic_write
+from dassl.infrastructure.command import command
+from dassl.infrastructure.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.compare.plans import Job, execute, parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.tables import harmonic_mean, spread

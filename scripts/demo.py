@@ -9,7 +9,7 @@ same command given again resumes.
 import sys
 from pathlib import Path
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from dassl.utils import write_json
 from orthcr.compare.plans import Job, execute, parser
 from orthcr.compare.stages import SEEDS, Method, Stages

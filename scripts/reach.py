@@ -13,7 +13,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.compare.plans import Job, execute, parser
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.tables import harmonic_mean

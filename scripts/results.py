@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.reports.comparison import costs_of, headline
 from orthcr.reports.tables import Cell, Table, spread, tables
 from orthcr.reports.tree import collect

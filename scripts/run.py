@@ -26,10 +26,10 @@ from pathlib import Path
 
 import datasets
 import trainers
-from dassl.command import command
 from dassl.engine import TRAINER_REGISTRY
+from dassl.infrastructure.command import command
 from dassl.utils import check_availability
-from datasets.benchmarks import stems
+from datasets.catalogue import stems
 from orthcr.compare.plans import Job, execute, format_accuracy
 from orthcr.compare.stages import STAGES, Method, Stages, arguments
 from orthcr.run.config import discover

@@ -18,10 +18,10 @@ from statistics import mean
 import numpy as np
 from tabulate import tabulate
 
-from dassl.command import command
-from dassl.palette import colour_of
+from dassl.infrastructure.command import command
 from orthcr.compare.plans import Job, execute, parser
 from orthcr.compare.stages import SEEDS, Method, Stages
+from orthcr.reports.palette import colour_of
 from orthcr.reports.pictures import plt, save
 from orthcr.reports.tables import harmonic_mean, spread
 from orthcr.reports.training import curves

@@ -10,7 +10,7 @@ these models. The same command given again resumes.
 import sys
 from pathlib import Path
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.compare.command_line import NAMES, arguments
 from orthcr.compare.plans import Job, execute, parser
 from orthcr.compare.schedule import plan, registered

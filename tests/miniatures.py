@@ -13,8 +13,8 @@ from test_datasets import PARTS, rows
 import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import write_json
-from datasets import benchmarks
-from datasets.benchmarks import Size
+from datasets import catalogue
+from datasets.catalogue import Size
 from datasets.imagenet import ImageNet, ImageNetVariant
 from datasets.imagenet_a import ImageNetA
 from datasets.imagenet_r import ImageNetR
@@ -331,8 +331,8 @@ def size_of(split):
 
 def change_row(monkeypatch, name, **changes):
     """Replaces fields of a benchmark's row in the table."""
-    rows = tuple(replace(b, **changes) if b.name == name else b for b in benchmarks.BENCHMARKS)
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", rows)
+    rows = tuple(replace(b, **changes) if b.name == name else b for b in catalogue.BENCHMARKS)
+    monkeypatch.setattr(catalogue, "BENCHMARKS", rows)
 
 
 @pytest.fixture

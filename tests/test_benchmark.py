@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmark
-from datasets import benchmarks
+from datasets import catalogue
 from orthcr.compare import plans
 from orthcr.compare.command_line import PROTOCOLS, arguments
 from orthcr.compare.display import Display, stage
@@ -229,8 +229,8 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
     for part in ("datasets", "trainers", "backbones"):
         shutil.copytree(root / "configs" / part, tmp_path / "configs" / part)
     (tmp_path / "configs/datasets/mine.yaml").write_text("DATASET:\n  NAME: Patterns\n")
-    stems = {**benchmarks.stems(), "mine": "Mine"}
-    monkeypatch.setattr("datasets.benchmarks.stems", lambda: stems)
+    stems = {**catalogue.stems(), "mine": "Mine"}
+    monkeypatch.setattr("datasets.catalogue.stems", lambda: stems)
     for module in ("run.config", "compare.stages"):
         monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
     monkeypatch.setattr("orthcr.compare.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from dassl.archives import Stub
 from dassl.config import get_cfg_default
+from dassl.infrastructure.archives import Stub
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     count_num_param,

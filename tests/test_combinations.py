@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import predict
-from dassl.files import read_json, write_json
+from dassl.infrastructure.files import read_json, write_json
 from orthcr.deploy.exporter import export
 from orthcr.deploy.predictor import Predictor
 from orthcr.deploy.web_page import Served

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from trees import SEEDS, accuracy, made, only, ours, train_and_new, write_transfer
 
-from datasets.benchmarks import BENCHMARKS
+from datasets.catalogue import BENCHMARKS
 from orthcr.reports.comparison import compare, costs_of, headline
 from orthcr.reports.page import Entry, figure, grid, page, section
 from orthcr.reports.pictures import styles_of

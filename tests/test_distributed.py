@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from dassl import distributed
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer
+from dassl.infrastructure import distributed
 from dassl.utils import set_random_seed
 from datasets.shapes import Shapes
 from orthcr.run.runner import main

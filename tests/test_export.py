@@ -11,7 +11,7 @@ from foreign_clips import open_clip_folder, transformers_folder
 from PIL import Image
 
 import export as entry
-from dassl.files import read_json, write_json
+from dassl.infrastructure.files import read_json, write_json
 from dassl.utils import set_random_seed
 from orthcr.deploy.card import table
 from orthcr.deploy.exporter import export, load_on_cpu, plain_clip

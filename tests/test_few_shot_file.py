@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.files import file_hash
+from dassl.infrastructure.files import file_hash
 from dassl.utils import read_json
 from datasets.imagenet import ImageNet
 from orthcr.compare.command_line import arguments

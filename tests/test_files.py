@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from dassl.files import (
+from dassl.infrastructure.files import (
     SCRATCH,
     NotAsWritten,
     atomic_write,
@@ -173,7 +173,7 @@ def test_visible():
 
 FULL = """
 import resource, sys, torch
-from dassl.files import atomic_write, scratch_folder, write_json
+from dassl.infrastructure.files import atomic_write, scratch_folder, write_json
 from dassl.utils import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 for write in (
@@ -199,7 +199,7 @@ def test_a_full_disk_says_which_file(tmp_path, root):
 
 WRITER = """
 import os, sys, time
-from dassl.files import atomic_write, scratch_folder
+from dassl.infrastructure.files import atomic_write, scratch_folder
 with scratch_folder(".", "Shapes") as folder, atomic_write("x.json") as f:
     open(os.path.join(folder, "picture.png"), "w").close()
     f.write(b"half")
@@ -235,9 +235,9 @@ def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_not(tmp_
 
 
 def test_a_writer_that_is_swept_before_it_has_its_lock_begins_again(tmp_path, monkeypatch):
-    import dassl.files
+    import dassl.infrastructure.files
 
-    lock, swept = dassl.files._lock, []
+    lock, swept = dassl.infrastructure.files._lock, []
 
     def late(descriptor, wait=False):
         if wait and not swept:
@@ -245,7 +245,7 @@ def test_a_writer_that_is_swept_before_it_has_its_lock_begins_again(tmp_path, mo
             sweep(tmp_path)
         return lock(descriptor, wait)
 
-    monkeypatch.setattr(dassl.files, "_lock", late)
+    monkeypatch.setattr(dassl.infrastructure.files, "_lock", late)
     write_json([1], tmp_path / "x.json")
     assert swept and os.listdir(tmp_path) == ["x.json"]
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dassl.utils import images
+from dassl.infrastructure import images
 from orthcr.deploy import exported
 from orthcr.run import config
 from scripts.robustness.fuzz import FILES, SETTINGS, fuzz, odd_export, odd_pictures, prepare_world

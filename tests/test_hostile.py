@@ -15,7 +15,7 @@ import torch
 import yaml
 from own_photos import COLOURS, SMALL, make_photos
 
-from dassl.files import sealed
+from dassl.infrastructure.files import sealed
 from orthcr.run.runner import main as train
 from predict import main as predict
 from report import main as report

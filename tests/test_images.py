@@ -19,8 +19,8 @@ from own_photos import COLOURS, SMALL, build, draw, make_photos, names_of, said
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
+from dassl.infrastructure.images import images_in
 from dassl.utils import read_image, read_json, read_photo
-from dassl.utils.images import images_in
 from datasets.base import read_split
 from datasets.shared.image_files import Row, image_problem, unreadable
 from datasets.shared.image_split import divide

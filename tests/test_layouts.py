@@ -28,7 +28,7 @@ import datasets
 from dassl.data.datasets import build_dataset
 from dassl.utils import read_json, write_json
 from datasets import base
-from datasets.benchmarks import BENCHMARKS, Size
+from datasets.catalogue import BENCHMARKS, Size
 from datasets.shared import annotations
 from orthcr.run.config import discover
 

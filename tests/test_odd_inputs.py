@@ -16,8 +16,8 @@ import pytest
 import scipy.io
 import torch
 
-from dassl.command import command
-from dassl.files import spreadsheet_cell, write_json
+from dassl.infrastructure.command import command
+from dassl.infrastructure.files import spreadsheet_cell, write_json
 from datasets.base import DrawnDataset, read_split
 from datasets.shared.annotations import read_lines, read_mat
 from datasets.shared.image_files import find_images, from_csv
@@ -73,7 +73,7 @@ def test_other_errors_show_their_trace():
 
 ENDED = """
 import os, signal, sys, time
-from dassl.command import command
+from dassl.infrastructure.command import command
 
 def work():
     try:
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_the_start_of_a_command_and_no_program_of_others(root, modul
 
 def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
     """A folder of an export that was killed goes with the next one; that of one at work stays."""
-    from dassl.files import scratch_folder
+    from dassl.infrastructure.files import scratch_folder
     from orthcr.deploy.exporter import export
 
     (tmp_path / ".orthcr-export-0123abcd").mkdir()

@@ -255,7 +255,7 @@ def test_evaluation_encodes_the_classes_and_rotates_once(make_trainer, take_step
     rotations = count(trainer.model.rotations)
     for evaluation in (1, 2):
         trainer.test()
-        assert len(texts) == evaluation and len(images) == 16 * evaluation and len(rotations) == 2 * evaluation
+        assert len(texts) == evaluation and len(images) == 8 * evaluation and len(rotations) == 2 * evaluation
     take_steps(trainer)
     texts.clear()
     rotations.clear()

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import benchmark
-from dassl.files import atomic_write, protected, scratch_folder, sweep, write_json
+from dassl.infrastructure.files import atomic_write, protected, scratch_folder, sweep, write_json
 from orthcr.run.runner import main
 
 

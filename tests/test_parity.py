@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from test_export import FORMATS, make_run, small  # noqa: F401
 
-from dassl.files import read_json, write_json
+from dassl.infrastructure.files import read_json, write_json
 from dassl.utils import as_photo
 from orthcr.deploy.exporter import export, load_on_cpu
 from orthcr.deploy.predictor import Predictor

@@ -5,16 +5,15 @@ import random
 
 import numpy as np
 import pytest
+from catalogue.pictures import STYLES
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from benchmarks.pictures import STYLES
-from dassl import palette
 from dassl.engine import TRAINER_REGISTRY
-from dassl.palette import METHODS, colour_of, styles_of
-from datasets import benchmarks
-from orthcr.reports import comparison, pictures, strength_tables, training
+from datasets import catalogue
+from orthcr.reports import comparison, palette, pictures, strength_tables, training
 from orthcr.reports.comparison import Cost, against_costs
+from orthcr.reports.palette import METHODS, colour_of, styles_of
 from orthcr.reports.tables import Cell, Table
 from orthcr.run.config import discover
 
@@ -83,7 +82,7 @@ def test_the_pictures_of_all_modules_take_their_colours_there(tmp_path):
 
 def made_points(rng):
     """Points of four methods whose curves lie nearly on each other, in two sections."""
-    targets = [row.name for row in (*benchmarks.variants("Shapes"), *benchmarks.targets("Shapes"))]
+    targets = [row.name for row in (*catalogue.variants("Shapes"), *catalogue.targets("Shapes"))]
     tests = {"base": [("Shapes", "base"), ("Shapes", "new")], "all": [(name, "all") for name in ("Shapes", *targets)]}
     paths = (strength_tables.GEODESIC, strength_tables.LINE)
     points = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dassl.command import command
+from dassl.infrastructure.command import command
 from orthcr.compare import plans
 from orthcr.compare.plans import Job, execute
 from orthcr.compare.stages import Method, Stages

@@ -11,7 +11,7 @@ from miniatures import change_row
 from serving import Served, files_in, md5, random_tree, tar_bytes, zip_bytes
 
 from dassl.utils import download_url, locked
-from datasets.benchmarks import downloads, find
+from datasets.catalogue import downloads, find
 from datasets.tools import prepare
 
 server, drive = serving.server, serving.drive  # the fixtures

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl.command import command
 from dassl.data.datasets import build_dataset
+from dassl.infrastructure.command import command
 from dassl.utils import read_json
-from datasets import benchmarks
+from datasets import catalogue
 from datasets.shapes import Shapes
 from datasets.shared import drawing
 from orthcr.compare import plans
@@ -212,7 +212,7 @@ def test_what_all_means():
     assert listed("fewshot", "dtd", "3", "4") == [("dtd", 3, 4)]
     assert listed("xd_train", seed="1") == [("imagenet", 1)]
     targets = [name for name, _ in listed("xd_test", seed="1")]
-    assert len(targets) == 10 and "imagenet" not in targets and set(targets) < set(benchmarks.stems())
+    assert len(targets) == 10 and "imagenet" not in targets and set(targets) < set(catalogue.stems())
     assert [name for name, _ in listed("dg_test", seed="1")] == [
         "imagenetv2",
         "imagenet_sketch",
@@ -255,8 +255,8 @@ def test_a_data_set_of_ones_own(monkeypatch, tmp_path):
     """One YAML in configs/datasets makes it; no table knows it."""
     shutil.copytree(REPO / "configs" / "datasets", tmp_path / "datasets")
     (tmp_path / "datasets" / "mine.yaml").write_text("DATASET: {NAME: Mine}")
-    monkeypatch.setattr(benchmarks, "CONFIGS", tmp_path / "datasets")
-    monkeypatch.setattr(benchmarks, "stems", benchmarks.stems.__wrapped__)
+    monkeypatch.setattr(catalogue, "CONFIGS", tmp_path / "datasets")
+    monkeypatch.setattr(catalogue, "stems", catalogue.stems.__wrapped__)
     m = Stages(Method("OrthCR"), tmp_path / "data", tmp_path / "out")
     assert m.base2new_train("mine", 1).folder == tmp_path / "out/base2new/mine/shots16/OrthCR/vit_b16/seed1"
     assert m.xd_test("mine", 2).model == tmp_path / "out/xd/imagenet/shots16/OrthCR/vit_b16_cross_datasets/seed2"

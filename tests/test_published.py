@@ -10,8 +10,8 @@ from prompted import randomized
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from dassl.archives import Stub
 from dassl.engine import build_trainer
+from dassl.infrastructure.archives import Stub
 from dassl.optim.lr_scheduler import ConstantWarmupScheduler
 from dassl.utils import load_checkpoint, set_random_seed
 from orthcr.run.config import setup_cfg

@@ -204,7 +204,7 @@ def test_what_is_not_plain(code, kind):
 
 
 def test_the_table_of_data_sets_is_the_one_in_the_code():
-    from datasets.benchmarks import downloads
+    from datasets.catalogue import downloads
 
     known = {b.name: b for b in downloads(["all"])}
     lines = (ROOT / "docs" / "datasets.md").read_text().splitlines()

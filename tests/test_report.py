@@ -14,9 +14,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from trees import NEW, SEEDS, accuracy, figure, log, made, only, ours, shown, train_and_new, write_transfer
 
-from dassl.palette import colour_of
 from orthcr.compare import plans
 from orthcr.compare.stages import Method, Stages
+from orthcr.reports.palette import colour_of
 from orthcr.reports.report import write_report
 from orthcr.reports.tables import costs, tables
 from orthcr.reports.tree import collect

@@ -11,9 +11,9 @@ import torch
 from trees import ours
 
 import predict
-from dassl.command import command
 from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation import Classification
+from dassl.infrastructure.command import command
 from dassl.utils import setup_logger
 from orthcr.deploy.predictor import Prediction, Predictor
 from orthcr.reports.page import Entry, grid, page, section
@@ -167,7 +167,7 @@ def test_results_that_make_no_sense_are_left_out(change, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["'x\\n'", "'x\\n' * 1_000_000"])
 def test_a_reader_that_has_had_enough(text, root):
     """predict.py --json | head -1"""
-    code = f"from dassl.command import command; import sys; sys.exit(command(lambda: print({text})))"
+    code = f"from dassl.infrastructure.command import command; import sys; sys.exit(command(lambda: print({text})))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141

@@ -10,7 +10,7 @@ import pytest
 import trees
 from own_photos import SMALL, make_photos
 
-from dassl import streams
+from dassl.infrastructure import streams
 from dassl.utils import Logger, read_json
 
 NAMES = {"猫": (1, 2, 200), "café": (200, 3, 3), "狗 dog": (3, 200, 3)}
@@ -92,7 +92,7 @@ def test_a_closed_descriptor_is_no_file(start, root, tmp_path):
     """What a library writes to descriptor 1 must not go into a file that is opened later."""
     (tmp_path / "program.py").write_text(
         "import os\n"
-        "from dassl.streams import open_streams\n"
+        "from dassl.infrastructure.streams import open_streams\n"
         "open_streams()\n"
         "with open('file', 'w') as f:\n"
         "    os.write(1, b'by a library')\n"

@@ -11,7 +11,7 @@ from miniatures import JPEG, MINIATURES, TEST_ONLY, WITH_SPLIT_FILE, change_row,
 from test_datasets import PARTS
 
 from dassl.utils import write_json
-from datasets.benchmarks import get
+from datasets.catalogue import get
 from datasets.tools import verify
 
 lay = miniatures.lay  # the fixture

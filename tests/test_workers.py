@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dassl.command import command
 from dassl.data import workers
 from dassl.data.workers import SharedCollate, WorkerLoader, read_in_order, tensors_in, workers_that_fit
+from dassl.infrastructure.command import command
 
 
 class Numbers(Dataset):
@@ -60,7 +60,7 @@ def read_to_the_end(do):
 def in_child(function, do):
     """Call function(do) as a command in its own process, because PyTorch raises a worker's end anywhere in it."""
     call = f"command(lambda: test_workers.{function.__name__}(test_workers.{do.__name__}))"
-    imports = "import sys, test_workers; from dassl.command import command"
+    imports = "import sys, test_workers; from dassl.infrastructure.command import command"
     code = f"{imports}; sys.exit({call})"
     folders = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
     env = os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.console import say
-from dassl.files import listdir_nohidden, read_text
+from dassl.infrastructure.console import say
+from dassl.infrastructure.files import listdir_nohidden, read_text
 from dassl.names import get_most_similar_str_to_a_from_b
 
 from .defaults import _C as cfg_default

@@ -8,8 +8,8 @@ from tabulate import tabulate
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 
-from dassl import distributed
-from dassl.console import say
+from dassl.infrastructure import distributed
+from dassl.infrastructure.console import say
 from dassl.utils import decoded_copies, read_image, read_photo
 
 from .datasets import build_dataset

@@ -34,7 +34,9 @@ class WorkerLoader(DataLoader):
     """
 
     def __init__(self, dataset, batch_size=1, collate_fn=None, worker_init_fn=None, **options):
-        if not isinstance(collate_fn, SharedCollate):  # the twin of a loader has one, see `dassl.distributed`
+        if not isinstance(
+            collate_fn, SharedCollate
+        ):  # the twin of a loader has one, see `dassl.infrastructure.distributed`
             collate_fn = SharedCollate(collate_fn or default_collate)
         start = worker_init_fn or start_worker
         super().__init__(dataset, batch_size, collate_fn=collate_fn, worker_init_fn=start, **options)

@@ -1,7 +1,7 @@
 """The registry of trainers."""
 
 from dassl.absent import check_registered
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")

@@ -14,10 +14,10 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from dassl import distributed
-from dassl.console import say
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
+from dassl.infrastructure import distributed
+from dassl.infrastructure.console import say
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     AverageMeter,

@@ -1,6 +1,6 @@
 """Evaluators by name."""
 
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry, check_availability
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")

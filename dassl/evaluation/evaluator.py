@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import torch
 
-from dassl.distributed import is_first
+from dassl.infrastructure.distributed import is_first
 from dassl.metrics import confidence, expected_calibration_error
 from dassl.utils import atomic_write
 

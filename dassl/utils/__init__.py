@@ -1,8 +1,8 @@
 """Files, logs, meters, registries and checkpoints."""
 
-from dassl.streams import progress
+from dassl.infrastructure.images import as_photo, decoded_copies, on_white, read_image, read_photo, reduced
+from dassl.infrastructure.streams import progress
 
-from .images import as_photo, decoded_copies, on_white, read_image, read_photo, reduced
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry

@@ -8,8 +8,8 @@ import time
 
 from tqdm import tqdm
 
-from dassl.files import naming, visible
-from dassl.streams import write_text
+from dassl.infrastructure.files import naming, visible
+from dassl.infrastructure.streams import write_text
 
 from .tools import mkdir_if_missing
 

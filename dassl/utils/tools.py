@@ -13,12 +13,12 @@ import PIL
 import torch
 import torchvision
 
-# Dassl has most of these here
-from dassl.files import atomic_write, listdir_nohidden, locked, read_json, write_json  # noqa: F401
-from dassl.names import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401
+from dassl.infrastructure.download import download_url  # noqa: F401
 
-from .download import download_url  # noqa: F401
-from .images import read_image  # noqa: F401
+# Dassl has most of these here
+from dassl.infrastructure.files import atomic_write, listdir_nohidden, locked, read_json, write_json  # noqa: F401
+from dassl.infrastructure.images import read_image  # noqa: F401
+from dassl.names import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401
 
 
 def mkdir_if_missing(dirname):

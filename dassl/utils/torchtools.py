@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from dassl import archives
-from dassl.console import say
-from dassl.files import NotAsWritten, atomic_write, check_zip, read_bytes, read_text, seal_zip
+from dassl.infrastructure import archives
+from dassl.infrastructure.console import say
+from dassl.infrastructure.files import NotAsWritten, atomic_write, check_zip, read_bytes, read_text, seal_zip
 from dassl.names import check_availability
 
 
@@ -68,11 +68,11 @@ def name_newest(save_dir, name):
 
 
 def load_checkpoint(fpath):
-    """Load a checkpoint onto the CPU, without running code from its pickles; see `dassl.archives`.
+    """Load a checkpoint onto the CPU, without running code from its pickles; see `dassl.infrastructure.archives`.
 
     Returns:
         dict: its content. Objects that are neither tensors nor plain containers, for example the schedulers of the
-            original Dassl, are inert `dassl.archives.Stub`s.
+            original Dassl, are inert `dassl.infrastructure.archives.Stub`s.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Collection, Iterator
 
 from dassl.data.datasets import Datum
-from dassl.files import read_bytes
+from dassl.infrastructure.files import read_bytes
+from dassl.infrastructure.images import is_image, is_system_folder
 from dassl.utils import progress, read_json
-from dassl.utils.images import is_image, is_system_folder
 from datasets.base import Splits
 
 COMPRESSED, MOST_MAT = 15, 2**25  # the type of a compressed part of a MATLAB file; bytes that all of them may unpack to

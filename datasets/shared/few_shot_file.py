@@ -12,7 +12,7 @@ import os.path as osp
 from typing import NamedTuple
 
 from dassl.data.datasets import Datum
-from dassl.files import read_text
+from dassl.infrastructure.files import read_text
 
 FORM = '{"_impath": PATH, "_label": NUMBER, "_domain": NUMBER, "_classname": NAME}'
 

@@ -16,9 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dassl.files import file_hash, read_text
-from dassl.utils import progress, read_json
-from dassl.utils.images import (
+from dassl.infrastructure.files import file_hash, read_text
+from dassl.infrastructure.images import (
     SUFFIXES,
     describe_system_folders,
     image_problem,
@@ -27,6 +26,7 @@ from dassl.utils.images import (
     is_image,
     is_system_folder,
 )
+from dassl.utils import progress, read_json
 from datasets.base import PARTS, locate, read_split
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -1,5 +1,5 @@
 """The commands for the benchmarks: `python -m datasets.tools.prepare` and `python -m datasets.tools.verify`."""
 
-from dassl.interrupts import end_quietly
+from dassl.infrastructure.interrupts import end_quietly
 
 end_quietly()

@@ -17,10 +17,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.command import command
+from dassl.infrastructure.command import command
+from dassl.infrastructure.download import (
+    DRIVE,
+    DamagedArchive,
+    check_file,
+    download_gdrive,
+    download_url,
+    extract_archive,
+)
 from dassl.utils import atomic_write, locked, read_json
-from dassl.utils.download import DRIVE, DamagedArchive, check_file, download_gdrive, download_url, extract_archive
-from datasets.benchmarks import Benchmark, Item, downloads
+from datasets.catalogue import Benchmark, Item, downloads
 
 SCRATCH = ".prepare"  # in the data set's folder: unpacked files, before they are moved in place
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
-from dassl.command import command
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.files import visible
+from dassl.infrastructure.command import command
+from dassl.infrastructure.files import visible
 from datasets.base import PARTS, SplitDataset
-from datasets.benchmarks import Benchmark, Size, downloads
+from datasets.catalogue import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
 from datasets.shared.image_files import listing, of_all, unreadable
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.command import USER_ERRORS, one_line
+from dassl.infrastructure.command import USER_ERRORS, one_line
 from dassl.utils import locked, read_json
 from orthcr.compare.command_line import count
 from orthcr.compare.display import Display, newest_log

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import datasets
 import trainers
-from dassl.command import USER_ERRORS
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY
+from dassl.infrastructure.command import USER_ERRORS
 from dassl.utils import check_availability, locked
 from orthcr.compare import engines
 from orthcr.compare.command_line import NAMES

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trainers
 from dassl.utils import check_availability
-from datasets import benchmarks
+from datasets import catalogue
 from orthcr.compare.command_line import SEEDS, SHOTS
 from orthcr.compare.plans import PlannedRun
 from orthcr.run.config import CONFIGS, discover, is_foreign, owner_of
@@ -204,26 +204,26 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
 # ------------------------------------------------------------------ the data sets of a benchmark
 
 
-def row_of(dataset: str) -> benchmarks.Benchmark | None:
+def row_of(dataset: str) -> catalogue.Benchmark | None:
     """Return the facts of a data set; None for a user's own. Raises ValueError, with the nearest, if it has no file."""
-    check_availability(dataset, list(benchmarks.stems()))
-    return benchmarks.get(benchmarks.stems()[dataset])
+    check_availability(dataset, list(catalogue.stems()))
+    return catalogue.get(catalogue.stems()[dataset])
 
 
 def source_of(dataset: str) -> str:
     """Return the data set on which models are trained that are tested on `dataset`."""
     row = row_of(dataset)
-    return benchmarks.find(benchmarks.source_of(row) if row else "ImageNet").stem
+    return catalogue.find(catalogue.source_of(row) if row else "ImageNet").stem
 
 
 def variants(source: str) -> list[str]:
     """Return the variants of a source, on which dg tests."""
-    return [row.stem for row in benchmarks.variants(benchmarks.stems()[source])]
+    return [row.stem for row in catalogue.variants(catalogue.stems()[source])]
 
 
 def targets(source: str) -> list[str]:
     """Return the other data sets of a source's benchmark, on which xd tests."""
-    return [row.stem for row in benchmarks.targets(benchmarks.stems()[source])]
+    return [row.stem for row in catalogue.targets(catalogue.stems()[source])]
 
 
 def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:

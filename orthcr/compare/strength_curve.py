@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 import trainers
-from dassl.command import command
+from dassl.infrastructure.command import command
 from dassl.utils import progress
-from datasets import benchmarks
+from datasets import catalogue
 from orthcr.reports.strength_tables import GEODESIC, LINE, Point, write_curves
 from orthcr.run.config import CONFIGS, discover, read_run, strength_key
 from orthcr.run.spec import RunSpec
@@ -53,7 +53,7 @@ class Model:
         name, classes, _ = self.trained
         if classes == "base":
             return [(name, "base"), (name, "new")]
-        shifted = [row.name for row in (*benchmarks.variants(name), *benchmarks.targets(name))]
+        shifted = [row.name for row in (*catalogue.variants(name), *catalogue.targets(name))]
         return [(dataset, classes) for dataset in (name, *shifted)]
 
 
@@ -123,7 +123,7 @@ def load_trainer(model: Model, test: tuple[str, str], root: str | None, split: s
     if strength_key(model.trainer):
         spec = replace(spec, strength="1")
     if dataset != model.trained[0]:
-        file = CONFIGS / "datasets" / f"{benchmarks.find(dataset).stem}.yaml"
+        file = CONFIGS / "datasets" / f"{catalogue.find(dataset).stem}.yaml"
         spec = replace(spec, dataset_config_file=str(file))
     if split == "val":
         spec = replace(spec, shots=-1)

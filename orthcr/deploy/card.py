@@ -3,7 +3,7 @@
 import json
 import os.path as osp
 
-from dassl.files import atomic_write, visible
+from dassl.infrastructure.files import atomic_write, visible
 
 CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # every Pillow has these; EPS would run a program
 # Pictures as predict.py reads them: `dassl.utils.as_photo`, then the test transform up to the crop

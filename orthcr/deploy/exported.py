@@ -7,7 +7,7 @@ import torch
 from dassl.config import check_config, get_cfg_default, merge_config
 from dassl.config.defaults import KEYS
 from dassl.data.transforms import build_transform
-from dassl.files import check_hashes, read_json
+from dassl.infrastructure.files import check_hashes, read_json
 from dassl.utils import check_availability
 from orthcr.deploy.card import FORMATS
 from orthcr.run.seen import Seen

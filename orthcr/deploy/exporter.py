@@ -24,7 +24,7 @@ from torch import nn
 import trainers
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY
-from dassl.files import SCRATCH, atomic_write, file_hash, read_json, scratch_folder, sweep, write_json
+from dassl.infrastructure.files import SCRATCH, atomic_write, file_hash, read_json, scratch_folder, sweep, write_json
 from orthcr.deploy.card import write_card
 from orthcr.deploy.exported import EXPORT, INPUT_KEYS, OnnxClassifier
 from orthcr.run.config import discover, read_model_config

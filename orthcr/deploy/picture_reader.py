@@ -6,8 +6,8 @@ from threading import BoundedSemaphore
 
 import numpy as np
 
+from dassl.infrastructure.images import describe, image_problem
 from dassl.utils import read_photo
-from dassl.utils.images import describe, image_problem
 
 SECONDS = 20.0  # for one picture
 START = 120.0  # seconds until its process must have begun

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dassl.console import silence
 from dassl.data.transforms import build_transform
 from dassl.data.workers import read_in_order
+from dassl.infrastructure.console import silence
+from dassl.infrastructure.images import image_problem, images_in, open_image
 from dassl.utils import as_photo, check_availability, progress, read_photo
-from dassl.utils.images import image_problem, images_in, open_image
 from orthcr.deploy.exported import is_exported, open_exported
 from orthcr.run.seen import Seen
 from orthcr.run.spec import RunSpec

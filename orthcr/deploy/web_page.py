@@ -25,8 +25,8 @@ from threading import Lock
 from PIL import Image
 
 from dassl.data.data_manager import first_resize
-from dassl.files import SCRATCH, scratch_folder, sweep, visible
-from dassl.utils.images import known_formats
+from dassl.infrastructure.files import SCRATCH, scratch_folder, sweep, visible
+from dassl.infrastructure.images import known_formats
 from orthcr.deploy.picture_reader import PictureReader
 from orthcr.deploy.predictor import Prediction, Predictor, names_in
 from orthcr.run.temperature import identity, read_temperature

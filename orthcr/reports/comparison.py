@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.files import atomic_write, visible
+from dassl.infrastructure.files import atomic_write, visible
 from orthcr.reports.names import AVERAGE
 from orthcr.reports.page import Entry, figure, grid, page, section
 from orthcr.reports.pictures import CAPTIONS, KINDS, Label, beside, plain, plt, save, styles_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl.files import read_json, visible
+from dassl.infrastructure.files import read_json, visible
 from orthcr.reports.runs import read_config
 
 PATHS = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT")

@@ -8,8 +8,8 @@ these projects form in one of the `LAYOUTS`.
 import re
 from pathlib import Path
 
-from dassl.files import read_bytes, visible
-from datasets.benchmarks import stems
+from dassl.infrastructure.files import read_bytes, visible
+from datasets.catalogue import stems
 from orthcr.reports.runs import LeftOut, Run, Trained, method_settings
 
 TITLES = ("** Arguments **", "** Config **")

@@ -1,4 +1,4 @@
-"""Words of tables and pictures; the names of the data sets are in datasets/benchmarks.py."""
+"""Words of tables and pictures; the names of the data sets are in datasets/catalogue.py."""
 
 AVERAGE = "average"
 

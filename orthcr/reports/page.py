@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dassl.files import read_json
+from dassl.infrastructure.files import read_json
 from orthcr.reports.pictures import plt
 
 PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
 
-from dassl import palette  # noqa: E402
-from dassl.files import atomic_write  # noqa: E402
+from dassl.infrastructure.files import atomic_write  # noqa: E402
+from orthcr.reports import palette  # noqa: E402
 from orthcr.reports.names import AVERAGE  # noqa: E402
 from orthcr.reports.tables import Cell, Table  # noqa: E402
 
@@ -50,7 +50,7 @@ def save(fig, path: Path) -> Path:
 
 
 def styles_of(cells: list[Cell]) -> dict[str, dict]:
-    """Return the colour, marker and hatch of each method, in the order of the cells; see `dassl.palette`."""
+    """Return the colour, marker and hatch of each method, in the order of the cells; see `orthcr.reports.palette`."""
     trained = {cell.method: cell.shots is not None for cell in cells}
     return palette.styles_of(trained, untrained=[method for method in trained if not trained[method]])
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from tabulate import tabulate
 
-from dassl.files import spreadsheet_cell, visible
+from dassl.infrastructure.files import spreadsheet_cell, visible
 
 SEEN = {"train": "trained on", "val": "chosen by"}  # Prediction.seen in words
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from datasets.benchmarks import BENCHMARKS, targets, variants
+from datasets.catalogue import BENCHMARKS, targets, variants
 from orthcr.reports.names import images
 from orthcr.reports.runs import Run
 

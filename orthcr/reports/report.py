@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.files import atomic_write, spreadsheet_cell
+from dassl.infrastructure.files import atomic_write, spreadsheet_cell
 from orthcr.reports.runs import Run
 from orthcr.reports.tables import Table, of_seeds, section, tables
 from orthcr.reports.tree import collect

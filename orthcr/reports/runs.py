@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
-from dassl.files import read_json, read_text, visible
+from dassl.infrastructure.files import read_json, read_text, visible
 
 # Config keys that do not describe the method: the machine, the directories, the data, and what a Run has as fields
 NO_METHOD = tuple(

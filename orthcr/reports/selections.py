@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from datasets.benchmarks import in_order, variants
+from datasets.catalogue import in_order, variants
 from orthcr.reports.names import images
 from orthcr.reports.runs import Run
 

@@ -10,10 +10,10 @@ from statistics import mean
 
 from tabulate import tabulate
 
-from dassl.files import atomic_write, write_json
-from dassl.palette import GREY, colour_of, styles_of
-from datasets import benchmarks
+from dassl.infrastructure.files import atomic_write, write_json
+from datasets import catalogue
 from orthcr.reports.names import images
+from orthcr.reports.palette import GREY, colour_of, styles_of
 from orthcr.reports.pictures import Label, legend_of_axes, near, plain, plt, save
 from orthcr.reports.tables import harmonic_mean, in_markdown, section, spread
 
@@ -47,7 +47,7 @@ class Point:
         source, classes, _ = self.trained
         if classes == "base":
             return "base-to-new", source
-        has_targets = benchmarks.variants(source) or benchmarks.targets(source)
+        has_targets = catalogue.variants(source) or catalogue.targets(source)
         return "transfer" if has_targets else "few-shot", source
 
     @property
@@ -70,13 +70,13 @@ class Point:
         by_name = {name: accuracy for (name, _), accuracy in self.accuracies.items()}
         if protocol == "few-shot":
             return {images(self.trained[2]): by_name[source]}
-        columns = {benchmarks.short(source): by_name[source]}
-        groups = {"variants": benchmarks.variants(source), "others": benchmarks.targets(source)}
+        columns = {catalogue.short(source): by_name[source]}
+        groups = {"variants": catalogue.variants(source), "others": catalogue.targets(source)}
         for head, rows in groups.items():
             group = [by_name[row.name] for row in rows if row.name in by_name]
             if group:
                 columns[head] = mean(group)
-        return columns | {benchmarks.short(name): accuracy for name, accuracy in by_name.items()}
+        return columns | {catalogue.short(name): accuracy for name, accuracy in by_name.items()}
 
 
 def write_curves(points: list[Point], strengths: list[float], out: Path) -> str:
@@ -131,7 +131,7 @@ def page(points: list[Point], strengths: list[float]) -> str:
         gain = gains(members, strengths)
         if gain:
             parts += ["What the geodesic brings over the line between the same weights:", gain]
-        sections.append(section(f"{protocol}: {benchmarks.short(source)}", parts, [], markdown=True))
+        sections.append(section(f"{protocol}: {catalogue.short(source)}", parts, [], markdown=True))
     return "\n\n".join(sections) + "\n"
 
 
@@ -169,7 +169,7 @@ def gains(points: list[Point], strengths: list[float]) -> str:
     """Return a table in Markdown: the geodesic minus the line of the same models; "" without a line."""
     curve = {(p.model_dir, p.strength): p.columns for p in points if p.path == GEODESIC}
     lines = grouped((p for p in points if p.path == LINE and p.strength in strengths), "strength")
-    targets = {benchmarks.short(name) for p in points for name, _ in p.accuracies if name != p.trained[0]}
+    targets = {catalogue.short(name) for p in points for name, _ in p.accuracies if name != p.trained[0]}
     heads = [head for head in heads_of(lines) if head not in targets]
     rows = []
     for s, members in sorted(lines.items()):

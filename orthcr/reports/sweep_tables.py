@@ -8,8 +8,8 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
-from dassl.files import atomic_write
-from dassl.palette import styles_of
+from dassl.infrastructure.files import atomic_write
+from orthcr.reports.palette import styles_of
 from orthcr.reports.pictures import legend, plain, plt, save
 from orthcr.reports.tables import in_markdown, section, spread
 

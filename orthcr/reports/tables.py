@@ -9,8 +9,8 @@ from statistics import mean, pstdev
 
 from tabulate import tabulate
 
-from dassl.files import visible
-from datasets.benchmarks import in_order, short
+from dassl.infrastructure.files import visible
+from datasets.catalogue import in_order, short
 from orthcr.reports.names import AVERAGE, images
 from orthcr.reports.published import BASE_TO_NEW, PUBLISHED, SOURCE, averages
 from orthcr.reports.ranking import agreement, format_agreement, is_tie, ranks

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dassl.files import read_json
-from dassl.palette import styles_of
+from dassl.infrastructure.files import read_json
+from orthcr.reports.palette import styles_of
 from orthcr.reports.pictures import plt
 
 

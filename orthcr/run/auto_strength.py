@@ -7,8 +7,8 @@ from dataclasses import replace
 from yacs.config import CfgNode
 
 from dassl.config import flatten
-from dassl.console import silence
-from dassl.distributed import is_first
+from dassl.infrastructure.console import silence
+from dassl.infrastructure.distributed import is_first
 from trainers.shared.strength import AUTO, read_choice, write_choice
 
 from .config import strength_key

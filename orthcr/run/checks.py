@@ -6,9 +6,9 @@ import os.path as osp
 
 from yacs.config import CfgNode
 
-from dassl import distributed
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.files import protected
+from dassl.infrastructure import distributed
+from dassl.infrastructure.files import protected
 
 from .config import default_cfg, is_foreign, plain, read_run
 from .spec import RunSpec

@@ -23,12 +23,12 @@ import trainers
 from dassl.config import check_config, clean_cfg, flatten, merge_config, read_config, read_layers, resolve_aliases
 from dassl.config.defaults import KEYS
 from dassl.config.keys import Key, format_value, values
-from dassl.console import say
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import epochs
 from dassl.evaluation import EVALUATOR_REGISTRY
-from dassl.files import file_hash
+from dassl.infrastructure.console import say
+from dassl.infrastructure.files import file_hash
 from dassl.utils import check_availability
 from trainers.base import extend_cfg, node_of, nodes_of
 from trainers.shared.backbones import check_no_download, from_anywhere, input_keys

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from dassl.data.workers import read_in_order
 from dassl.evaluation.evaluator import confusion_matrix
-from dassl.files import spreadsheet_cell
+from dassl.infrastructure.files import spreadsheet_cell
 from dassl.utils import atomic_write, progress
 from orthcr.reports.predictions import confusion_picture, contact_sheet
 from orthcr.run.config import CONFIGS

@@ -17,9 +17,9 @@ import torchvision
 from yacs.config import CfgNode
 
 import dassl
-from dassl import distributed
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
+from dassl.infrastructure import distributed
 
 from .config import CONFIGS, plain
 from .spec import RunSpec

@@ -17,10 +17,10 @@ except ImportError:  # on Windows
 import torch
 from yacs.config import CfgNode
 
-from dassl import distributed
-from dassl.command import GOES_ON, USER_ERRORS, command
 from dassl.engine import build_trainer
-from dassl.files import read_bytes, sealed_config, sweep, visible
+from dassl.infrastructure import distributed
+from dassl.infrastructure.command import GOES_ON, USER_ERRORS, command
+from dassl.infrastructure.files import read_bytes, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from orthcr.run import own_images
 from orthcr.run.auto_strength import choose_strength

@@ -3,7 +3,7 @@
 import os.path as osp
 
 from dassl.data.datasets import Datum
-from dassl.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.files import file_hash, misfit, read_json, write_json
 
 SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 

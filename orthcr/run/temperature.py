@@ -15,10 +15,10 @@ import sys
 import torch
 
 from dassl.engine.checkpoint import find_checkpoint
-from dassl.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.streams import progress
 from dassl.metrics import confidence, expected_calibration_error, fit_temperature
 from dassl.metrics.calibration import cross_entropy
-from dassl.streams import progress
 
 TEMPERATURE = "temperature.json"  # in the output directory of the training
 

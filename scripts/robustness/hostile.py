@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dassl.files import sealed
+from dassl.infrastructure.files import sealed
 
 # ------------------------------------------------------------------ bytes
 

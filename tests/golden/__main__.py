@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import trainers
-from dassl.streams import open_streams
+from dassl.infrastructure.streams import open_streams
 from orthcr.run.config import discover
 
 from .recipe import SIZES

@@ -250,7 +250,7 @@ def download(name: str) -> str:
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """Return the state dict in a file, without running code from it; see `dassl.archives`.
+    """Return the state dict in a file, without running code from it; see `dassl.infrastructure.archives`.
 
     The file is in the format of safetensors, a JIT archive (OpenAI's files), a file of `torch.save`, or an index of
     several files.

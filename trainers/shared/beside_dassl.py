@@ -5,14 +5,23 @@ The other modules of trainers/ import these names from here, and all names that 
 
 from importlib.util import find_spec
 
-if find_spec("dassl.archives"):
-    from dassl.archives import load as read_archive
-    from dassl.archives import state_dict
+if find_spec("dassl.infrastructure"):
     from dassl.config.keys import Key, values
-    from dassl.console import say
     from dassl.data.transforms import is_fixed
-    from dassl.distributed import add_up, bounds, gather, gather_with_gradient, is_first, own_draws, parts, size
-    from dassl.files import check_hashes, check_regular, misfit, read_json, visible, write_json
+    from dassl.infrastructure.archives import load as read_archive
+    from dassl.infrastructure.archives import state_dict
+    from dassl.infrastructure.console import say
+    from dassl.infrastructure.distributed import (
+        add_up,
+        bounds,
+        gather,
+        gather_with_gradient,
+        is_first,
+        own_draws,
+        parts,
+        size,
+    )
+    from dassl.infrastructure.files import check_hashes, check_regular, misfit, read_json, visible, write_json
     from dassl.utils import free_memory
 
     BY_ITEM = {"draws_by_item": True}  # for build_transform and build_data_loader

@@ -3,9 +3,9 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from dassl.console import say
+from dassl.infrastructure.console import say
+from dassl.infrastructure.download import extract_archive
 from dassl.utils import check_availability, download_url
-from dassl.utils.download import extract_archive
 
 
 @dataclass(frozen=True)

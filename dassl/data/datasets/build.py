@@ -1,5 +1,5 @@
 from dassl.absent import check_registered
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry
 
 DATASET_REGISTRY = Registry("DATASET")

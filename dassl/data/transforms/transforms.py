@@ -15,7 +15,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import check_availability
 
 INTERPOLATION_MODES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}

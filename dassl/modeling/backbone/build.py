@@ -3,7 +3,7 @@
 import torch.nn as nn
 
 from dassl.absent import check_registered
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry
 
 BACKBONE_REGISTRY = Registry("BACKBONE")

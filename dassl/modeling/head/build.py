@@ -1,6 +1,6 @@
 """The registry of heads."""
 
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry, check_availability
 
 HEAD_REGISTRY = Registry("HEAD")

@@ -1,7 +1,7 @@
 """Networks of other kinds by name; none is here, as those of Dassl serve its trainer DDAIG only."""
 
 from dassl.absent import absent_names, check_registered
-from dassl.console import say
+from dassl.infrastructure.console import say
 from dassl.utils import Registry
 
 NETWORK_REGISTRY = Registry("NETWORK")

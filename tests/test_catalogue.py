@@ -14,9 +14,9 @@ from test_datasets import PUBLISHED, REFERENCE
 import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import read_json
-from datasets import benchmarks
+from datasets import catalogue
 from datasets.base import DrawnDataset, SplitDataset
-from datasets.benchmarks import BENCHMARKS, downloads, find, get, in_order, short, source_of, stems, targets, variants
+from datasets.catalogue import BENCHMARKS, downloads, find, get, in_order, short, source_of, stems, targets, variants
 from orthcr.run.config import discover
 
 REPO = Path(__file__).resolve().parents[1]
@@ -149,7 +149,7 @@ def test_order_and_short_names():
 
 def test_a_users_own_yaml_is_known(tmp_path, monkeypatch):
     (tmp_path / "birds.yaml").write_text("DATASET:\n  NAME: MyBirds\n")
-    monkeypatch.setattr(benchmarks, "CONFIGS", tmp_path)
+    monkeypatch.setattr(catalogue, "CONFIGS", tmp_path)
     stems.cache_clear()
     try:
         assert stems() == {b.stem: b.name for b in BENCHMARKS} | {"birds": "MyBirds"}
@@ -158,7 +158,7 @@ def test_a_users_own_yaml_is_known(tmp_path, monkeypatch):
 
 
 def test_the_table_needs_nothing_but_python():
-    code = "import sys, datasets.benchmarks as b; b.find('dtd'); print(sorted(sys.modules))"
+    code = "import sys, datasets.catalogue as b; b.find('dtd'); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     loaded = set(re.findall(r"'(\w+)", done.stdout))
     assert "datasets" in loaded and not loaded & {"torch", "dassl", "yaml", "numpy"}

@@ -9,7 +9,7 @@ def end_quietly():
     """Let Ctrl-C end the process with a word and status 130 while `python -m PACKAGE.MODULE` starts.
 
     A package calls this at the beginning of its import. The exception of Python's own handler would not do: it is lost
-    where a module being imported catches it, or in a callback. `dassl.command.command` restores that handler.
+    where a module being imported catches it, or in a callback. `command` in command.py restores that handler.
     """
     starting = sys.argv[:1] == ["-m"]  # the value of sys.argv[0] until Python runs the module
     if starting and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

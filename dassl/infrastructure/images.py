@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dassl.files import check_regular
-from dassl.streams import progress
+from dassl.infrastructure.files import check_regular
+from dassl.infrastructure.streams import progress
 
 # Pillow warns, in every worker, about images beyond 89 megapixels, and refuses those beyond 179
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

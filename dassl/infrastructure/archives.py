@@ -19,7 +19,7 @@ from types import FunctionType
 
 import torch
 
-from dassl.files import open_regular
+from dassl.infrastructure.files import open_regular
 
 NAMES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
 NAMES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}

@@ -8,9 +8,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
-from dassl.files import visible
-from dassl.interrupts import raise_interrupts
-from dassl.streams import open_streams
+from dassl.infrastructure.files import visible
+from dassl.infrastructure.interrupts import raise_interrupts
+from dassl.infrastructure.streams import open_streams
 
 GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
 LINE_END = "\n"

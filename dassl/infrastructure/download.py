@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from dassl.streams import progress, without_bars
+from dassl.infrastructure.streams import progress, without_bars
 
 AGENT = "Mozilla/5.0 (compatible; OrthCR)"  # some hosts refuse Python's own
 DRIVE = "https://drive.google.com/file/d/{}/view"

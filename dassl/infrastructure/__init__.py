@@ -1,0 +1,1 @@
+"""This project's own parts of the engine, which Dassl does not have: files, archives, downloads, processes, output."""
