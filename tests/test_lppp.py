@@ -8,6 +8,8 @@ from prompt_tools import bare
 from torch.nn import functional as F
 
 from orthcr.compare.schedule import share
+from orthcr.run.config import setup_cfg
+from orthcr.run.flags import parse
 from trainers.lppp import BLEND, Blend
 from trainers.shared.classes import class_ids
 
@@ -157,8 +159,8 @@ def test_trained_numbers_at_vit_b16():
     assert sizes == 1000 * (512 + 2) == 514_000
 
 
-def test_a_batch_size_is_refused(make_cfg):
+def test_a_batch_size_is_refused():
     pair = ("DATALOADER.TRAIN_X.BATCH_SIZE", "8")
     with pytest.raises(ValueError, match="has no effect with LPpp, as all training images are one batch: leave it out"):
-        make_cfg(*pair, trainer="LPpp")
+        setup_cfg(parse(["--trainer", "LPpp", *pair]))
     assert share(pair, ["LPpp", "CoOp"]) == {"LPpp": (), "CoOp": pair}

@@ -5,10 +5,10 @@ import random
 
 import numpy as np
 import pytest
-from catalogue.pictures import STYLES
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
+from benchmarks.pictures import STYLES
 from dassl.engine import TRAINER_REGISTRY
 from datasets import catalogue
 from orthcr.reports import comparison, palette, pictures, strength_tables, training
