@@ -278,7 +278,7 @@ def test_objects_of_other_classes_keep_what_was_saved(tmp_path, legacy):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
 def test_beside_the_original_dassl_a_clip_is_read_by_pytorch_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dassl.infrastructure.archives", None)
+    monkeypatch.setitem(sys.modules, "dassl.infrastructure", None)
     monkeypatch.delitem(sys.modules, "trainers.shared.beside_dassl")
     beside = importlib.import_module("trainers.shared.beside_dassl")
     monkeypatch.undo()

@@ -120,12 +120,6 @@ def test_break_even(extra, plain, fast, steps):
     assert costs.break_even(extra, plain, fast) == steps
 
 
-def test_predict_takes_longer_than_importing_torch(bench):
-    torch_alone, predict, beyond = costs.start(bench, rounds=1)
-    assert beyond["CPU s"] == predict["CPU s"] - torch_alone["CPU s"] > 0 < torch_alone["CPU s"]
-    assert [row["what"] for row in (torch_alone, predict, beyond)] == ["import torch", "predict.py", "beyond it"]
-
-
 # -------------------------------------------------------------------- steps in other processes
 
 

@@ -16,8 +16,9 @@ import serving
 from serving import Served, files_in, md5, one_line, random_tree, tar_bytes, zip_bytes
 
 from dassl.data.datasets import DatasetBase
+from dassl.infrastructure import download
 from dassl.infrastructure.download import check_member, download_gdrive, extract_archive
-from dassl.utils import download, download_url
+from dassl.utils import download_url
 from datasets.catalogue import Item
 from datasets.tools import prepare
 

@@ -106,7 +106,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing():
 
 def test_ctrl_c_while_a_module_is_imported(root):
     """At a random moment: status 130 and a word, or the command's own end; never a trace of ours."""
-    for seconds in np.random.default_rng().uniform(0.4, 2.5, 3):
+    for seconds in np.random.default_rng().uniform(0.4, 2.5, 2):
         words = [sys.executable, "-m", "orthcr", "calibrate", "--model-dir", "nowhere"]
         child = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         time.sleep(seconds)

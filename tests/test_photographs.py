@@ -18,7 +18,8 @@ from dassl.data import DatasetWrapper, data_manager
 from dassl.data.data_manager import needed_side
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
-from dassl.utils import as_photo, images, read_image, read_photo
+from dassl.infrastructure import images
+from dassl.utils import as_photo, read_image, read_photo
 from datasets.shared.image_files import image_problem
 from orthcr.reports.predictions import contact_sheet
 from predict import Predictor

@@ -51,6 +51,8 @@ def test_all_commands_on_any_stream(case, start, root, pictures, tmp_path):
         "export": ["--model-dir", out, "--to", "openai", "--output", tmp_path / "export"],
         "benchmark": [*bench, "--root", pictures, "--output-dir", plan],
     }
+    if case == "cp1252":  # the others print names of classes in the same way
+        commands = {name: commands[name] for name in ("train", "predict")}
     shown = {}
     for name, argv in commands.items():
         status, shown[name], error = start(case, root / f"{name}.py", *argv)
@@ -58,10 +60,10 @@ def test_all_commands_on_any_stream(case, start, root, pictures, tmp_path):
     results = read_json(out / "results.json")
     assert f"* accuracy: {results['accuracy']:.1f}%" in (out / "log.txt").read_text(encoding="utf-8")
     assert "猫" in (out / "log.txt").read_text(encoding="utf-8") and results["dataset"] == "Images"
-    assert list(plan.rglob("results.json"))
-    assert (tmp_path / "export" / "model.pt").exists()
     if case == "cp1252":
         assert "(\\u732b)" in shown["train"] and "\\u732b" in shown["predict"]
+    else:
+        assert list(plan.rglob("results.json")) and (tmp_path / "export" / "model.pt").exists()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,12 +80,11 @@ def test_tables_and_errors_on_any_stream(case, start, root, tmp_path):
     assert status == 1 and ("2>&-" in CASES[case][0] or error.startswith("error: "))
 
 
-@pytest.mark.parametrize("case", ["ascii", "neither"])
-def test_help_and_other_modules(case, start):
+def test_help_and_other_modules(start):
     """Some that print before a command begins, and some that are no entry point."""
     for words in (["-m", "datasets.tools.prepare", "--list"], ["-m", "datasets.tools.verify"],
                   ["-m", "orthcr", "--help"], ["-m", "orthcr", "strength", "--help"]):  # fmt: skip
-        status, _, error = start(case, *words)
+        status, _, error = start("no stdout", *words)
         assert "Traceback" not in error and "Error:" not in error, (words, error)
         assert status in (0, 1), words
 
