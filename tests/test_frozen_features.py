@@ -12,6 +12,7 @@ from dassl.config.defaults import TRANSFORMS
 from dassl.data.transforms import build_transform, is_fixed
 from dassl.engine import TRAINER_REGISTRY
 from orthcr.run.config import discover
+from trainers import coop
 from trainers.base import ClipTrainer
 from trainers.shared.backbones import load_clip
 from trainers.shared.encoders import normalize
@@ -74,26 +75,56 @@ def test_training_with_kept_features_is_that_without(make_trainer, take_steps, e
 
 def test_kept_features_belong_to_their_images(make_trainer, take_steps):
     trainer = make_trainer(*FIXED, trainer="CoOp")
-    assert trainer.images_repeat()
     take_steps(trainer)
-    features, dataset = trainer.model._frozen_images, trainer.train_loader_x.dataset
-    for index in (0, 7, len(dataset) - 1):
-        image = dataset[index]["img"].unsqueeze(0)
-        wanted = normalize(trainer.model.image_encoder(image))
-        torch.testing.assert_close(normalize(features[index : index + 1]), wanted, atol=1e-6, rtol=1e-5)
-        trainer.model.know(image, torch.tensor([index]), None)  # nothing is encoded again
-        torch.testing.assert_close(trainer.model.frozen_image(image), wanted, atol=1e-6, rtol=1e-5)
-        other = torch.zeros_like(image)  # not the images of the batch, as cut ones of OrthSR
-        assert torch.equal(trainer.model.frozen_image(other), normalize(trainer.model.image_encoder(other)))
+    dataset = trainer.train_loader_x.dataset
+    order = torch.randperm(len(dataset))[:3]
+    images = torch.stack([dataset[int(k)]["img"] for k in order])
+    assert trainer.frozen_input(images) is images, "no step is being made"
+    trainer.rows = order
+    torch.testing.assert_close(
+        trainer.model.frozen_image(trainer.frozen_input(images)),
+        normalize(trainer.model.image_encoder(images)),
+        atol=1e-6,
+        rtol=1e-5,
+    )
     trainer.model.double()
-    assert trainer.model._frozen_images is None, "of other weights"
+    assert not trainer.model._frozen_cache, "of other weights"
+
+
+@pytest.mark.parametrize("views", ["cut", "both"])
+def test_cut_images_have_features_of_their_own(make_trainer, take_steps, encoded, views):
+    opts = [f"TRAINER.ORTHSR.{key}" for key in ("VIEWS", "REG")]
+    trainer = make_trainer(*FIXED, opts[0], views, opts[1], "cross_kl", trainer="OrthSR")
+    sizes, batch = encoded(trainer), trainer.train_loader_x.batch_size
+    take_steps(trainer, 2)
+    assert sizes == [batch, *[batch if views == "cut" else 2 * batch] * 2] * 2, "attention, tuned, frozen"
+
+
+def test_classifiers_that_read_the_image_get_it(make_trainer, take_steps, monkeypatch):
+    """Of a method of another file: a classifier that defines `forward` or `encode_image`, with our loss and caches."""
+
+    class Forward(coop.CustomCLIP):
+        def forward(self, image):
+            return self.logits(normalize(self.image_encoder(image[:, :3])), self.encode_text())
+
+    class Encode(coop.CustomCLIP):
+        def encode_image(self, image):
+            return normalize(self.image_encoder(image[:, :3]))
+
+    steps = []
+    for classifier in (coop.CustomCLIP, Forward, Encode):
+        monkeypatch.setattr(coop.CoOp, "classifier", classifier)
+        trainer = make_trainer(*FIXED, trainer="CoOp", out=classifier.__name__)
+        torch.manual_seed(0)
+        steps.append(take_steps(trainer, 2)[-1]["loss"])
+    assert steps[1] == steps[2] == pytest.approx(steps[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("opts", [["INPUT.TRANSFORMS", "['random_flip','normalize']"], ["OPTIM.MAX_EPOCH", 1]], ids=str)
 def test_nothing_is_kept_of_images_that_differ_or_come_once(make_trainer, take_steps, opts):
     trainer = make_trainer(*FIXED, *opts, trainer="CoOp")
     take_steps(trainer)
-    assert trainer.model._frozen_images is None
+    assert not trainer.model._frozen_cache
 
 
 def test_no_more_is_kept_than_allowed(make_trainer, monkeypatch):

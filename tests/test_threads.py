@@ -71,7 +71,7 @@ def test_evaluation_leaves_the_encoders_as_they_are(make_run):  # noqa: F811
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
     with torch.no_grad():
         model(torch.randn(2, 3, 32, 32))
-        merged = model._cache["merged image"]
+        merged = model._evaluation_cache["merged image"]
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()
     assert all(id(after[name]) == kept and after[name].equal(value) for name, (kept, value) in before.items())

@@ -73,6 +73,7 @@ class ClipTrainer(TrainerX):
     draws_by_item: bool = True
     test_replaces_val: bool = False  # an evaluation on val without val images is an error; Dassl takes the test images
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
+    rows: torch.Tensor | None = None  # of the cached features for the images of the step; None: see `frozen_input`
 
     # ---------------------------------------------------------------- hooks
 
@@ -100,7 +101,7 @@ class ClipTrainer(TrainerX):
 
     def losses(self, image: torch.Tensor, label: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Return the loss terms by name, whose sum is minimised, and the logits float [B, n_cls] of the batch."""
-        logits = self.model(image)
+        logits = self.model(self.model_input(image))
         return {"ce": F.cross_entropy(logits, label)}, logits
 
     def backward(self, terms: dict[str, torch.Tensor]) -> None:
@@ -221,10 +222,10 @@ class ClipTrainer(TrainerX):
     def forward_backward(self, batch) -> dict[str, float]:
         image, label = self.parse_batch_train(batch)
         self.trained_classes.index_fill_(0, label, True)
-        if self.max_epoch > 1 and self.images_repeat():
-            self.model.know(image, batch["index"], self.encode_training)
+        self.rows = batch["index"] if self.max_epoch > 1 and self.images_repeat() else None
         with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
+        self.rows = None
         # the sum over all processes is then the mean over the batch
         terms = {name: self.share * term for name, term in terms.items()}
         self.optim.zero_grad()
@@ -254,6 +255,45 @@ class ClipTrainer(TrainerX):
 
     def parse_batch_train(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
+
+    # ---------------------------------------------------------------- frozen features that are the same in each epoch
+
+    def frozen_input(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the argument of `model.frozen_image` for the images of the step.
+
+        These are their cached features if each image is the same in each epoch, else the images. `losses` calls this
+        for the images that it was given, and not for others that it makes, for example cut ones.
+        """
+        if self.rows is None:
+            return image
+        features = self.model.once_frozen("training images", self.encode_training)
+        return features[self.rows.to(features.device)]
+
+    def model_input(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the argument of `model` for the images of the step; see `frozen_input`."""
+        return self.frozen_input(image) if self.model.takes_features else image
+
+    def images_repeat(self) -> bool:
+        """Return whether the frozen features of the training images can be cached.
+
+        This needs a transform without random parts, so that each image is the same in each epoch, and features that
+        take at most `FEATURES` bytes.
+        """
+        dataset = getattr(self.train_loader_x, "dataset", None)
+        if type(dataset) is not DatasetWrapper or not is_fixed(dataset.transform):
+            return False
+        width = self.model.text_encoder.text_projection.shape[1]
+        return 4 * width * len(dataset) <= FEATURES
+
+    def encode_training(self) -> torch.Tensor:
+        """Return the frozen features of the training images, float32 [n, embed_dim].
+
+        They are encoded in the order of the data set, so that a resumed run has the same ones.
+        """
+        dataset = self.train_loader_x.dataset
+        say(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
+        with torch.random.fork_rng(devices=[]):  # the training draws the same numbers with and without this cache
+            return self.encode(dataset.data_source, dataset.transform)[0]
 
     # ---------------------------------------------------------------- the rest of a run
 
@@ -329,28 +369,6 @@ class ClipTrainer(TrainerX):
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(**self.autocast):
             return self.model(image)
-
-    def images_repeat(self) -> bool:
-        """Return whether the frozen features of the training images can be cached.
-
-        This needs a transform without random parts, so that each image is the same in each epoch, and features that
-        take at most `FEATURES` bytes.
-        """
-        dataset = getattr(self.train_loader_x, "dataset", None)
-        if type(dataset) is not DatasetWrapper or not is_fixed(dataset.transform):
-            return False
-        width = self.model.text_encoder.text_projection.shape[1]
-        return 4 * width * len(dataset) <= FEATURES
-
-    def encode_training(self) -> torch.Tensor:
-        """Return the frozen features of the training images, float32 [n, embed_dim].
-
-        They are encoded in the order of the data set, so that a resumed run has the same ones.
-        """
-        dataset = self.train_loader_x.dataset
-        say(f"Nothing is random in INPUT.TRANSFORMS: the frozen features of {len(dataset)} images are kept")
-        with torch.random.fork_rng(devices=[]):  # the training draws the same numbers with and without this cache
-            return self.encode(dataset.data_source, dataset.transform)[0]
 
     def passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return `features` of the training images n times, each time through the training transform; for `fit`."""

@@ -32,6 +32,8 @@ class Adapter(nn.Module):
 
 
 class AdapterCLIP(ClipClassifier):
+    takes_features = True
+
     def __init__(self, node, clip_model, classnames: list[str], template: str):
         super().__init__(clip_model, classnames, [template])
         self.adapter, self.ratio = Adapter(clip_model.text_projection.shape[1], node.REDUCTION), node.RATIO

@@ -37,6 +37,8 @@ class ConditionalPromptLearner(PromptLearner):
 
 
 class CustomCLIP(ClipClassifier):
+    takes_features = True
+
     def __init__(self, node, clip_model, classnames: list[str]):
         super().__init__(clip_model, classnames)
         words = node.CTX_INIT.strip(" _")

@@ -71,11 +71,6 @@ class CustomCLIP(maple.CustomCLIP):
         super().__init__(node, clip_model, classnames)
         self.description_file = descriptions
         self.learner = ConsistentLearner(self.prompt_learner, clip_model.text_projection.shape[1])
-        self.described: dict[int, torch.Tensor] = {}
-
-    def _apply(self, fn, recurse=True):
-        self.described = {}
-        return super()._apply(fn, recurse)
 
     @cached_property
     def descriptions(self) -> list[list[str]]:
@@ -84,15 +79,17 @@ class CustomCLIP(maple.CustomCLIP):
             return [list(column) for column in zip(*self.sentences, strict=False)]
         return [fill_template(template, self.classnames) for template in IMAGENET_TEMPLATES]
 
-    @torch.no_grad()
     def frozen_descriptions(self, j: int) -> torch.Tensor:
         """Return q [n_cls, d] of the descriptions number j, of unit length. They are encoded at their first use."""
-        if j not in self.described:
-            with torch.autocast(self.logit_scale.device.type, enabled=False):
-                cut = bool(self.description_file)
-                tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, cut)
-                self.described[j] = normalize(self.text_encoder(None, tokens.to(self.logit_scale.device)))
-        return self.described[j]
+        return self.once_frozen(f"descriptions {j}", lambda: self.encode_descriptions(j))
+
+    @torch.no_grad()
+    def encode_descriptions(self, j: int) -> torch.Tensor:
+        """Return the features float [n_cls, d] of the j-th description of each class, with unit length."""
+        with torch.autocast(self.logit_scale.device.type, enabled=False):
+            cut = bool(self.description_file)
+            tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, cut)
+            return normalize(self.text_encoder(None, tokens.to(self.logit_scale.device)))
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         f = wide(super().image_features(image))
@@ -148,7 +145,7 @@ class CoPrompt(MaPLe):
 
     def losses(self, image, label):
         model, weight = self.model, self.setting(2, self.cfg.TRAINER.W)
-        image, view = image if image.dim() == 5 else (image, image)
+        image, view = image if image.dim() == 5 else (image, self.frozen_input(image))
         f, g = model.encode_image(image), model.encode_text()
         f_0, q = model.frozen_image(view), model.frozen_descriptions(self.draw())
         z = model.logits(f, g)

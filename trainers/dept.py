@@ -220,7 +220,7 @@ class DePT(EpochAverage, ClipTrainer):
 
     def losses(self, image, label):
         model, w = self.model, self.cfg.TRAINER.LINEAR_PROBE.WEIGHT
-        f, g = model.image_features(image), model.text_features()
+        f, g = model.image_features(self.model_input(image)), model.text_features()
         self.base.model = FixedFeatures(model, normalize(f), normalize(g))
         terms, z = self.base.losses(image, label)
         if self.cfg.TRAINER.LINEAR_PROBE.TYPE == "linear":

@@ -49,6 +49,7 @@ class CustomCLIP(PromptedCLIP):
         super().__init__(clip_model, classnames, templates, descriptions)
         width = clip_model.visual.conv1.out_channels
         self.prompt_learner = VLPromptLearner(node, self.text_encoder, classnames, width)
+        self.takes_features = not self.prompt_learner.vision_prompts
 
 
 @TRAINER_REGISTRY.register()

@@ -43,6 +43,6 @@ class KgCoOp(CoOp):
 
     def losses(self, image, label):
         g, g_0 = self.model.encode_text(), self.model.frozen_text
-        z = self.model.logits(self.model.encode_image(image), g)
+        z = self.model.logits(self.model.encode_image(self.model_input(image)), g)
         score = 1 - (g * g_0).sum(dim=-1).mean()  # both of unit length
         return {"ce": F.cross_entropy(z, label), "score": self.node.W * score}, z

@@ -89,10 +89,6 @@ class ProbedCLIP(ClipClassifier):
         tokens = tokenize(prompts, self.text_encoder.context_length).to(self.logit_scale.device)
         return wide(self.text_encoder(None, tokens))
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return f, float32 [B, d], of images float [B, 3, H, W] or of their stored features float [B, d]."""
-        return normalize(image) if image.dim() == 2 else self.frozen_image(image)
-
     def encode_text(self) -> torch.Tensor:
         return normalize(self.adapter())
 

@@ -213,6 +213,6 @@ class MMRL(ClipTrainer):
         return {
             "ce": node.ALPHA * F.cross_entropy(z, label),
             "ce_rep": (1 - node.ALPHA) * F.cross_entropy(z_r, label),
-            "cos_image": weight * (1 - (f * model.frozen_image(image)).sum(dim=-1).mean()),
+            "cos_image": weight * (1 - (f * model.frozen_image(self.frozen_input(image))).sum(dim=-1).mean()),
             "cos_text": weight * (1 - (g * model.frozen_text).sum(dim=-1).mean()),
         }, model.fuse(z, z_r)

@@ -32,7 +32,6 @@ class OrthogonalCLIP(TunedCLIP):
         sizes = blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name)
         self.rotations = Rotations(sizes)
         self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory to reuse, see `Rotation`
-        self.energies: dict[str, torch.Tensor] = {}  # energies of the frozen weights, see `drift`
 
     def changes(self, names, s=1.0):
         if not names:
@@ -80,9 +79,9 @@ class OrthogonalCLIP(TunedCLIP):
         """
         rotations, energies = self.rotations(list(self.places)), []
         for name, r in rotations.items():
-            if name not in self.energies:
-                self.energies[name] = hyperspherical_energy(self.weight(name))
-            energies.append((hyperspherical_energy(rotate(self.weight(name), r)) / self.energies[name] - 1).abs())
+            weight = self.weight(name)
+            before = self.once_frozen(f"energy of {name}", lambda weight=weight: hyperspherical_energy(weight))
+            energies.append((hyperspherical_energy(rotate(weight, r)) / before - 1).abs())
         return max_error(rotations.values()), torch.stack(energies).max().item()
 
 

@@ -83,7 +83,7 @@ class ProGrad(CoOp):
         return model
 
     def losses(self, image, label):
-        loss, f = self.cfg.LOSS, self.model.encode_image(image)
+        loss, f = self.cfg.LOSS, self.model.encode_image(self.model_input(image))
         z, z_0 = self.model.logits(f, self.model.encode_text()), self.model.logits(f, self.model.frozen_text)
         student = z if loss.NOISE else torch.where((z - z_0).abs().max() > self.rounding(z), z, z_0)
         kl = loss.T**2 * F.cross_entropy(student / loss.T, F.softmax(z_0 / loss.T, dim=-1))

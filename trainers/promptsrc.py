@@ -55,7 +55,8 @@ class PromptSRC(EpochAverage, IVLP):
 
     def losses(self, image, label):
         model, node = self.model, self.node
-        f, g, f_0, g_0 = model.encode_image(image), model.encode_text(), model.frozen_image(image), model.frozen_text
+        f, g = model.encode_image(self.model_input(image)), model.encode_text()
+        f_0, g_0 = model.frozen_image(self.frozen_input(image)), model.frozen_text
         z = model.logits(f, g)
         log_p_0 = F.log_softmax(model.logits(f_0, g_0), dim=-1)
         kl = F.kl_div(F.log_softmax(z, dim=-1), log_p_0, reduction="none", log_target=True).mean()

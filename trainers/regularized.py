@@ -157,8 +157,10 @@ class RegularizedTrainer(TunedTrainer):
         weights = {"": node.LAMBDA}  # of the regularizer, by the ending of a view's terms
         if node.VIEWS == "both":
             weights = {"_clean": node.LAMBDA, "_cut": node.LAMBDA if node.LAMBDA_CUT is None else node.LAMBDA_CUT}
-        # without a regularizer the frozen CLIP is not needed
-        logits = (self.model(image),) if node.REG == "none" else self.model.all_logits(image)
+        if node.REG == "none":  # the frozen CLIP is not needed
+            logits = (self.model(image if node.ATTENTIVE else self.model_input(image)),)
+        else:
+            logits = self.model.all_logits(image, image if node.ATTENTIVE else self.frozen_input(image))
         terms = {}
         for k, (view, weight) in enumerate(weights.items()):
             z, *others = (of_views[k * n : (k + 1) * n] for of_views in logits)

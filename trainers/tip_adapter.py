@@ -121,6 +121,8 @@ class Cache(nn.Module):
 
 
 class CachedCLIP(ClipClassifier):
+    takes_features = True
+
     def __init__(self, clip_model, classnames: list[str], templates: list[str], cache: Cache, scale: float):
         super().__init__(clip_model, classnames, templates)
         self.cache = cache
@@ -194,7 +196,6 @@ class TipAdapter(ClipTrainer):
         templates = templates_for(name, node.TEMPLATE)
         *self.search_scale, alpha = PUBLISHED.get(name, PUBLISHED["ImageNet"])
         self.search_scale = node.SEARCH_SCALE or self.search_scale
-        self._encoded = {}
         alpha = node.INIT_ALPHA or float(alpha)
         width, images = clip_model.text_projection.shape[1], len(self.dm.dataset.train_x or [])
         cache = Cache(width, images, class_ids(classnames), alpha, node.INIT_BETA, self.trained)
@@ -264,11 +265,13 @@ class TipAdapter(ClipTrainer):
 
     def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the unit-length features float [m, d] and labels int64 [m] of val or test, encoded once."""
-        if split not in self._encoded:
+
+        def encode() -> tuple[torch.Tensor, torch.Tensor]:
             with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers as an uninterrupted one
                 features, labels = self.features(getattr(self.dm.dataset, split))
-            self._encoded[split] = normalize(features), labels
-        return self._encoded[split]
+            return normalize(features), labels
+
+        return self.model.once_frozen(f"{split} images", encode)
 
 
 @TRAINER_REGISTRY.register()

@@ -17,7 +17,10 @@ class ClipClassifier(nn.Module):
     """A classifier with logits = s f(image) g(classes)^T, f and g of unit length. By itself it is zero-shot CLIP.
 
     A method overrides `encode_text`, `encode_image` or both. A submodule holds its trained tensors and no others. The
-    frozen CLIP is always in eval mode. An evaluation computes tensors that do not depend on the image once; see `once`.
+    frozen CLIP is always in eval mode. Values that stay the same are computed once:
+
+    - `once_frozen` caches what depends on the frozen CLIP alone, until `.to()` and the like change its tensors;
+    - `once` caches the rest in an evaluation, until the next `train()` or `eval()`, or those.
 
     Args:
         clip_model: CLIP as returned by `load_clip`, a ViT or a ResNet.
@@ -27,12 +30,21 @@ class ClipClassifier(nn.Module):
 
     Attributes:
         unit_templates: whether the frozen features of each template are made unit length before their mean.
+        takes_features: whether `forward` and `encode_image` also take the frozen features float [B, d] of images in
+            place of the images. A subclass that overrides one of them has to declare it again.
 
     Raises:
         ValueError: a template has no {}.
     """
 
     unit_templates = True
+    takes_features = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        overrides = {"forward", "encode_image", "image_features"} & vars(cls).keys()
+        if overrides and "takes_features" not in vars(cls):
+            cls.takes_features = False
 
     def __init__(self, clip_model, classnames: list[str], templates: list[str] = (), descriptions: str = ""):
         super().__init__()
@@ -42,58 +54,48 @@ class ClipClassifier(nn.Module):
         self.classnames, self.templates, self.description_file = classnames, templates, descriptions
         for template in templates:  # raise an error now instead of at its first use
             fill_template(template, classnames)
-        self._frozen_text: torch.Tensor | None = None
-        self._template_text: torch.Tensor | None = None
-        self._frozen_images: torch.Tensor | None = None
-        self._training_batch: tuple | None = None
-        self._cache: dict[str, object] = {}
+        self._frozen_cache: dict[str, object] = {}
+        self._evaluation_cache: dict[str, object] = {}
 
     def train(self, mode: bool = True) -> "ClipClassifier":
         super().train(mode)
         self.image_encoder.eval()
         self.text_encoder.eval()
-        self._cache.clear()  # the weights have changed, or are about to
-        self._training_batch = None
+        self._evaluation_cache.clear()  # the weights have changed, or are about to
         return self
 
     def _apply(self, fn, recurse=True):  # torch calls it for .to(), .double() and the like
-        self._cache.clear()
-        self._frozen_text = self._template_text = self._frozen_images = None
+        self._frozen_cache.clear()
+        self._evaluation_cache.clear()
         return super()._apply(fn, recurse)
 
+    def once_frozen(self, name: str, compute: Callable):
+        """Return compute(), a value of the frozen CLIP alone, which is cached by name."""
+        if name not in self._frozen_cache:
+            self._frozen_cache[name] = compute()
+        return self._frozen_cache[name]
+
     def once(self, name: str, compute: Callable):
-        """Return compute(). An evaluation without gradients caches it by name until the next `train()` or `eval()`."""
+        """Return compute(). An evaluation without gradients caches it by name."""
         if self.training or torch.is_grad_enabled():
             return compute()
-        if name not in self._cache:
-            self._cache[name] = compute()
-        return self._cache[name]
+        if name not in self._evaluation_cache:
+            self._evaluation_cache[name] = compute()
+        return self._evaluation_cache[name]
 
     # ---------------------------------------------------------------- features, float32
 
-    def know(self, image: torch.Tensor, index: torch.Tensor, encode: Callable) -> None:
-        """Declare a batch of training images that are the same in each epoch, so that their features are cached.
-
-        Args:
-            image: the batch, float [B, 3, H, W].
-            index: numbers of its images, int64 [B].
-            encode: returns the frozen features float [n, d] of all training images. It is called once, at the first
-                use of a feature.
-        """
-        self._training_batch = image, index, encode
-
     @torch.no_grad()
     def frozen_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the frozen CLIP's features float32 [B, d] of images [B, 3, H, W], not normalised, without gradient."""
-        if self._training_batch is None or self._training_batch[0] is not image:
-            return wide(self.image_encoder(image))
-        _, index, encode = self._training_batch
-        if self._frozen_images is None:
-            self._frozen_images = encode()
-        return self._frozen_images[index.to(self._frozen_images.device)]
+        """Return the frozen CLIP's features float32 [B, d], not normalised, without gradient.
+
+        Args:
+            image: float [B, 3, H, W]; or these features, which are returned.
+        """
+        return image if image.dim() == 2 else wide(self.image_encoder(image))
 
     def frozen_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return f0 [B, d], the frozen features with unit length."""
+        """Return f0 [B, d], the frozen features with unit length; the argument is that of `frozen_features`."""
         return normalize(self.frozen_features(image))
 
     @property
@@ -104,20 +106,20 @@ class ClipClassifier(nn.Module):
         """
         if not self.description_file:
             return self.template_text
-        if self._frozen_text is None:
-            with self.encoding():
-                self._frozen_text = sentence_features(self.text_encoder, self.sentences, self.unit_templates)
-        return self._frozen_text
+        return self.once_frozen("sentences", self._encode_sentences)
 
     @property
     def template_text(self) -> torch.Tensor:
         """The frozen class features [n_cls, d], a mean over `templates`, encoded at their first use."""
-        if self._template_text is None:
-            with self.encoding():
-                self._template_text = template_features(
-                    self.text_encoder, self.classnames, self.templates, self.unit_templates
-                )
-        return self._template_text
+        return self.once_frozen("templates", self._encode_templates)
+
+    def _encode_sentences(self) -> torch.Tensor:
+        with self.encoding():
+            return sentence_features(self.text_encoder, self.sentences, self.unit_templates)
+
+    def _encode_templates(self) -> torch.Tensor:
+        with self.encoding():
+            return template_features(self.text_encoder, self.classnames, self.templates, self.unit_templates)
 
     @contextlib.contextmanager
     def encoding(self):

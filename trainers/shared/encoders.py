@@ -268,7 +268,8 @@ class ImageEncoder(nn.Module):
         self.conv1, self.transformer = visual.conv1, visual.transformer
         self.class_embedding, self.positional_embedding = visual.class_embedding, visual.positional_embedding
         self.ln_pre, self.ln_post, self.proj = visual.ln_pre, visual.ln_post, visual.proj
-        self.recomputed: dict[tuple, int] = {}  # (shape, changed maps) -> number of recomputed blocks
+        # decisions of the first step, for all steps: (shape, changed maps) -> number of recomputed blocks
+        self.recomputed: dict[tuple, int] = {}
 
     def forward(
         self,
@@ -376,13 +377,15 @@ class TextEncoder(nn.Module):
         encode = partial(self.encode_here, shared=shared, **seams)
         return each_its_part(encode, prompts, tokenized_prompts, deep or {})
 
-    def encode_here(self, prompts, tokenized_prompts, deep, shared, linear, beside, **seams):
-        """Return the result of `forward` for the classes of this process."""
+    def encode_here(self, prompts, tokenized_prompts, deep, part, shared, linear, beside, **seams):
+        """Return the result of `forward` for a part of the classes; see `each_its_part`."""
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
         separate_at = min((i for i, tokens in deep.items() if tokens.dim() == 3), default=None)
-        plan = self.plan(tokenized_prompts, shared, lead.numel(), linear is not frozen, separate_at)
+        plan = self.plan(tokenized_prompts, shared, lead.numel(), linear is not frozen, separate_at, part)
+        if part:
+            tokenized_prompts = tokenized_prompts[slice(*part)]
         features = []
         for packing in plan.packings:
             if prompts is None:
@@ -432,6 +435,7 @@ class TextEncoder(nn.Module):
         images: int = 1,
         changed: bool = False,
         separate_at: int | None = None,
+        part: tuple[int, int] | None = None,
     ) -> Plan:
         """Return the plan for prompts with these ids [n, L]. It is cached, so that all steps use the same one.
 
@@ -441,12 +445,14 @@ class TextEncoder(nn.Module):
             images: number of images that have prompts of their own.
             changed: whether linear maps are changed.
             separate_at: block from which each class has its own copy of the shared tokens; None: there is none.
+            part: start and end of the prompts to encode; None: all of them.
         """
         plans = PLANS.setdefault(tokens, {})
         layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
-        key = shared, images, changed, separate_at, torch.is_grad_enabled(), self.at_once, layers, width
+        key = shared, images, changed, separate_at, part, torch.is_grad_enabled(), self.at_once, layers, width
         if key not in plans:
-            ids, n, device = tokens.cpu(), len(tokens), tokens.device
+            ids, device = tokens.cpu()[slice(*part) if part else slice(None)], tokens.device
+            n = len(ids)
             packings, place = pack(ids, shared, 1, device)
             if self.at_once:
                 parts, images = ceil(n / self.at_once), max(1, self.at_once // n)

@@ -73,6 +73,7 @@ class TunedCLIP(ClipClassifier):
         tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
+        self.takes_features = not self.names(["image"])
 
     @property
     def strength(self) -> float:
@@ -81,7 +82,7 @@ class TunedCLIP(ClipClassifier):
     @strength.setter
     def strength(self, s: float) -> None:
         self._strength = s
-        self._cache.clear()
+        self._evaluation_cache.clear()
 
     def changes(self, names: list[str], s: float = 1.0) -> dict:
         raise NotImplementedError
@@ -154,15 +155,21 @@ class TunedCLIP(ClipClassifier):
             return self.template_text
         return self._encode("text", (None, self.tokens, self.shared), linear)
 
-    def all_logits(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def all_logits(self, image: torch.Tensor, frozen_input: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the four logits z, z_v, z_t, z_0 of regularized.py, each float32 [B, n_cls].
 
         They are those of tuned image x tuned text, tuned image x frozen text, frozen image x tuned text, and frozen
         image x frozen text.
+
+        Args:
+            image: float [B, 3, H, W].
+            frozen_input: argument of `frozen_image` for these images; None: the images.
         """
         linear = self.linear("image", "text")  # computes the changes of both encoders at once
-        f, g = self.encode_image(image, linear), self.encode_text(linear)
-        f_0, g_0 = self.frozen_image(image) if self.names(["image"]) else f, self.frozen_text
+        frozen_input = image if frozen_input is None else frozen_input
+        tunes_image = bool(self.names(["image"]))
+        f, g = self.encode_image(image if tunes_image else frozen_input, linear), self.encode_text(linear)
+        f_0, g_0 = self.frozen_image(frozen_input) if tunes_image else f, self.frozen_text
         return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
 
     def _encode(self, encoder: str, inputs: tuple, linear: Callable | None) -> torch.Tensor:
