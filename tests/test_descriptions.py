@@ -145,7 +145,7 @@ def test_a_method_changes_through_g0_alone(random_clip, noise, tmp_path, name):
         g_0.append((unit(encoded) if lengths else encoded).mean(dim=0))
         torch.testing.assert_close(unit(encoded), plain_text(plain, texts), atol=2e-5, rtol=0)
     torch.testing.assert_close(given.model.frozen_text, unit(torch.stack(g_0)), atol=1e-6, rtol=0)
-    other.model._template_text = given.model.frozen_text
+    other.model._frozen_cache["templates"] = given.model.frozen_text
     after, z_after, wanted = losses(other)
     assert torch.equal(z_after, z) and all(torch.equal(after[term], terms[term]) for term in terms)
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
