@@ -56,6 +56,10 @@ class ClipTrainer(TrainerX):
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
+    - `draws_by_item`: whether the random transforms of an image depend on the epoch and the image alone, not on the
+      images before it. Dassl's trainers draw from one stream.
+    - `test_replaces_val`: whether an evaluation on val takes the test images where there are no val images, as Dassl
+      does. False: it is an error.
     """
 
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
@@ -71,7 +75,7 @@ class ClipTrainer(TrainerX):
     views: int = 1
     adaptation: str = ""
     draws_by_item: bool = True
-    test_replaces_val: bool = False  # an evaluation on val without val images is an error; Dassl takes the test images
+    test_replaces_val: bool = False
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
     rows: torch.Tensor | None = None  # of the cached features for the images of the step; None: see `frozen_input`
 

@@ -16,6 +16,12 @@ from .prompts import fill_template, sentence_features, template_features
 class ClipClassifier(nn.Module):
     """A classifier with logits = s f(image) g(classes)^T, f and g of unit length. By itself it is zero-shot CLIP.
 
+                                   unit length                       any length
+        frozen CLIP, images        f0  `frozen_image`                `frozen_features`
+        frozen CLIP, classes       g0  `frozen_text`
+        the method, images         f   `encode_image`                `image_features`
+        the method, classes        g   `encode_text`
+
     A method overrides `encode_text`, `encode_image` or both. A submodule holds its trained tensors and no others. The
     frozen CLIP is always in eval mode. Values that stay the same are computed once:
 
