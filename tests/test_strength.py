@@ -17,6 +17,7 @@ from dassl.config.keys import Key
 from dassl.data.data_manager import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import read_json
+from orthcr.compare import strength_curve
 from orthcr.compare.command_line import arguments
 from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method
@@ -453,7 +454,7 @@ def test_a_plan_has_a_folder_for_each_strength(tmp_path):
 # ------------------------------------------------------------------ the curve
 
 
-def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path):
+def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path, monkeypatch):
     text = curve([trained], tmp_path / "C", str(pictures), [0.5])
     rows = read_json(tmp_path / "C" / "curve.json")
     found = {(row["path"], row["strength"], row["classes"]): row["accuracy"] for row in rows}
@@ -471,6 +472,9 @@ def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path):
     assert not (trained / "strength.json").exists()  # nothing is written beside the model
     with pytest.raises(ValueError, match="from 0 to 1"):
         curve([trained], tmp_path / "C", None, [2.0])
+    monkeypatch.setattr(strength_curve, "images_of", lambda *_: None)
+    with pytest.raises(ValueError, match="Shapes, the data of .*, has no val images: leave out --split"):
+        curve([trained], tmp_path / "C", str(pictures), [0.5], "val")
 
 
 def test_averages_and_what_the_geodesic_brings_by_hand():

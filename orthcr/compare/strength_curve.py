@@ -68,6 +68,9 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
         strengths: from 0 to 1.
         root: folder of the data sets; None: as in the trainings.
         split: test or val.
+
+    Raises:
+        ValueError: the data set of a training has no images in that split.
     """
     discover(trainers)  # `strength_key` asks the classes
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
@@ -81,6 +84,10 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
                     chosen[model.folder] = choose(model, root)
                 trainer = load_trainer(model, test, root, split)
             batches = images_of(trainer, test, cache, split)
+            if not batches and test == model.tests[0]:
+                raise ValueError(
+                    f"{test[0]}, on which {model.folder} was trained, has no {split} images: leave out --split"
+                )
             if batches:
                 candidates = sorted({*strengths, chosen[model.folder] or 0.0})
                 for place, accuracy in measure_test(trainer, batches, candidates).items():
