@@ -85,9 +85,7 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
                 trainer = load_trainer(model, test, root, split)
             batches = images_of(trainer, test, cache, split)
             if not batches and test == model.tests[0]:
-                raise ValueError(
-                    f"{test[0]}, on which {model.folder} was trained, has no {split} images: leave out --split"
-                )
+                raise ValueError(f"{test[0]}, the data of {model.folder}, has no {split} images: leave out --split")
             if batches:
                 candidates = sorted({*strengths, chosen[model.folder] or 0.0})
                 for place, accuracy in measure_test(trainer, batches, candidates).items():
