@@ -2,7 +2,7 @@
 
 __main__.py    the command: a list of cases, each measured in its own process
 cases.py       the cases and their order
-flops.py       predicted operations and memory of a case
+counts.py      operations and memory of a case, counted on fake tensors
 reference.py   the originals' formulation, behind the interface of the trainers
 measure.py     the measurement of one case
 memory.py      the peak memory of a training step

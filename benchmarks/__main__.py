@@ -23,8 +23,7 @@ from tqdm import tqdm
 from dassl.infrastructure.command import command
 from dassl.infrastructure.streams import progress
 
-from . import flops
-from .cases import BATCHES, CLASSES, SETTINGS, Case, plan
+from .cases import BACKBONES, BATCHES, CLASSES, SETTINGS, Case, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 START = 12  # s from the start of a case's process until its trainer is built
@@ -37,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", type=int, default=CLASSES)
     parser.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="training; evaluation has 32 and 100")
     parser.add_argument("--prec", nargs="+", help="fp32, amp, bf16; default: fp32 on a CPU, fp32 and bf16 on CUDA")
-    parser.add_argument("--backbones", nargs="+", choices=list(flops.BACKBONES), default=list(flops.BACKBONES))
+    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--steps", type=int, default=3, help="largest number of rounds, of which medians are taken")
     parser.add_argument("--minutes", type=float, default=20, help="time limit; cases that do not fit are listed")
     parser.add_argument("--full", action="store_true", help="no time limit")
@@ -48,7 +47,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 class Pace:
     """The expected seconds of cases, corrected by the seconds of the cases that are done.
 
-    A case is expected to take START and its operations at `rate`, times the ratio of measured to expected seconds.
+    A case is expected to take START and its operations at `rate`, times the ratio of measured to expected seconds. Its
+    `costs` are those of `counts.count`.
 
     Args:
         steps: largest number of rounds of a case.
@@ -60,24 +60,25 @@ class Pace:
         self.steps, self.rate, self.share = steps, rate, share
         self.measured_seconds = self.guessed_seconds = 1.0
 
-    def guess(self, case: Case, skip: str) -> float:
-        reference, ours = case.measured
-        once = (ours if skip else ours + reference) / self.rate
+    def guess(self, case: Case, costs: dict, skip: str) -> float:
+        forms = ["ours"] if skip else ["ours", "reference"]
+        once = sum(costs[form].round for form in forms) / self.rate
         warm_up = once if case.kind == "train" else 0  # the step of which the memory is measured
         return START + warm_up + once * min(self.steps, 1 + max(0, self.share - warm_up) // once)
 
-    def expected(self, case: Case, skip: str) -> float:
+    def expected(self, case: Case, costs: dict, skip: str) -> float:
         """Return the expected seconds of a case.
 
         Args:
             case: the case.
+            costs: its costs.
             skip: reason why its reference is not run; "": it is run.
         """
-        return self.guess(case, skip) * self.measured_seconds / self.guessed_seconds
+        return self.guess(case, costs, skip) * self.measured_seconds / self.guessed_seconds
 
-    def learn(self, case: Case, skip: str, seconds: float) -> None:
+    def learn(self, case: Case, costs: dict, skip: str, seconds: float) -> None:
         self.measured_seconds += seconds
-        self.guessed_seconds += self.guess(case, skip)
+        self.guessed_seconds += self.guess(case, costs, skip)
 
 
 def main(argv: list[str] | None = None) -> list[str]:
@@ -121,13 +122,16 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
     Returns:
         A line for each case that failed.
     """
+    from .counts import count
     from .measure import random_clip
 
     end, failed = time.time() + limit, []
     with tempfile.TemporaryDirectory() as scratch, progress(total=len(cases), unit="case") as bar:
         for k, case in enumerate(cases):
-            start, skip = time.time(), too_large(case, free_memory(cuda))
-            if start + pace.expected(case, skip) > end:
+            start = time.time()
+            costs = count(case) if start < end else None
+            skip = too_large(case, costs, free_memory(cuda)) if costs else ""
+            if not costs or start + pace.expected(case, costs, skip) > end:
                 results.left_out[case] = "no time was left"
                 continue
             bar.set_postfix_str(str(case))
@@ -138,12 +142,11 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
                 results.left_out[case] = f"failed ({error})"
                 tqdm.write(failed[-1])
             else:
-                results.cases[case] = {**measurement, "predicted": case.predicted, "date": date()}
-                pace.learn(case, skip, time.time() - start)
-                others = cases[k + 1 :]
-                seconds = sum(pace.expected(other, too_large(other, free_memory(cuda))) for other in others)
-                minutes = max(0, min(seconds, end - time.time())) / 60
-                tqdm.write(f"[{k + 1} of {len(cases)}, {minutes:.0f} min left] {results.line(case)}")
+                counted = {form: {"gflop": cost.gflop, "gib": cost.gib} for form, cost in costs.items()}
+                results.cases[case] = {**measurement, "counted": counted, "date": date()}
+                pace.learn(case, costs, skip, time.time() - start)
+                left = "" if limit == float("inf") else f", {max(0, end - time.time()) / 60:.0f} min left"
+                tqdm.write(f"[{k + 1} of {len(cases)}{left}] {results.line(case)}")
             results.write()
             sys.stdout.flush()
             bar.update(k + 1 - bar.n)
@@ -170,17 +173,17 @@ def run(task: dict) -> tuple[dict, str]:
     return {}, lines[-1][:300]
 
 
-def too_large(case: Case, free: float) -> str:
+def too_large(case: Case, costs: dict, free: float) -> str:
     """Return the reason why the reference's training step cannot be run, or an empty text.
 
     Args:
         case: the case.
+        costs: its costs.
         free: memory in GiB.
     """
     if case.kind == "eval":
         return ""
-    itemsize = 4 if case.prec == "fp32" else 3  # LayerNorms and sums stay in fp32
-    need = flops.reference_memory(case.trainer, case.backbone, case.classes, case.batch, itemsize)
+    need = costs["reference"].gib
     return f"needs about {need:.0f} GiB, {free:.0f} GiB were free" if need > 0.9 * free else ""
 
 

@@ -3,14 +3,28 @@
 from itertools import product
 from typing import NamedTuple
 
-from . import flops
-
 CLASSES = [10, 50, 100, 500, 1000]
 BATCHES = [1, 4, 32]
-EVAL_BATCHES = [32, 100]
+TEST_BATCHES = [32, 100]  # sizes of the batches of an evaluation
+EVAL_BATCHES = 4  # number of batches of an evaluation
 FIRST = "ViT-B/16"
 OTHERS = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # (trainer, classes) of other backbones
 
+
+class Backbone(NamedTuple):
+    """The sizes of a CLIP."""
+
+    patch: int
+    image: tuple[int, int]  # (width, blocks) of the encoder
+    text: tuple[int, int]  # (width, blocks) of the encoder
+    embed: int
+
+
+BACKBONES = {
+    "ViT-B/16": Backbone(16, (768, 12), (512, 12), 512),
+    "ViT-B/32": Backbone(32, (768, 12), (512, 12), 512),
+    "ViT-L/14": Backbone(14, (1024, 24), (768, 12), 768),
+}
 SETTINGS = {  # YAML in configs/trainers/<trainer>, and KEY VALUE pairs
     "CoOp": ("vit_b16", []),
     "OrthCR": ("vit_b16", []),
@@ -42,23 +56,6 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind} {self.trainer} {self.backbone} {self.classes} classes, batch {self.batch}, {self.prec}"
 
-    def gflop(self, formulation: str) -> float:
-        count = flops.of_step if self.kind == "train" else flops.of_evaluation
-        return count(self.trainer, self.backbone, self.classes, self.batch, formulation)
-
-    @property
-    def predicted(self) -> float:
-        """The ratio reference / ours of the operations."""
-        return self.gflop("reference") / self.gflop("ours")
-
-    @property
-    def measured(self) -> tuple[float, float]:
-        """The GFLOP of a round: (reference, ours). A round of an evaluation of ours has the first and a later batch."""
-        if self.kind == "train":
-            return self.gflop("reference"), self.gflop("ours")
-        image = self.batch * flops.image_forward(flops.BACKBONES[self.backbone])
-        return self.gflop("reference"), image + flops.EVAL_BATCHES * (self.gflop("ours") - image) + image
-
 
 def telling(prec: str) -> list[Case]:
     """Return the most important cases, which are measured first."""
@@ -74,7 +71,8 @@ def plan(
 ) -> list[Case]:
     """Return the cases of these values in their order.
 
-    The most important cases come first, then those of `FIRST` by their operations, then those of other backbones.
+    The most important cases come first, then those of `FIRST` from few classes and images to many, then those of other
+    backbones.
 
     Args:
         trainers: names.
@@ -83,11 +81,11 @@ def plan(
         precs: precisions.
         backbones: names.
     """
-    kinds = [("train", batch) for batch in batches] + [("eval", batch) for batch in EVAL_BATCHES]
+    kinds = [("train", batch) for batch in batches] + [("eval", batch) for batch in TEST_BATCHES]
     grid = set()
     for backbone, prec, name, n, (kind, batch) in product(backbones, precs, trainers, classes, kinds):
         if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS):
             grid.add(Case(kind, name, backbone, n, batch, prec))
     first = [case for prec in precs for case in telling(prec) if case in grid]
-    rest = sorted(grid - set(first), key=lambda case: (case.backbone != FIRST, sum(case.measured), case))
+    rest = sorted(grid - set(first), key=lambda case: (case.backbone != FIRST, case.classes * case.batch, case))
     return first + rest

@@ -35,8 +35,7 @@ from orthcr.run.config import CONFIGS, discover, setup_cfg
 from orthcr.run.flags import parse
 from trainers.base import node_of
 
-from . import flops
-from .cases import SETTINGS, Case
+from .cases import BACKBONES, SETTINGS, Case
 from .memory import peak_of, trainer_tensors
 from .reference import reference
 
@@ -49,10 +48,7 @@ FORMS = {"reference": reference, "ours": nullcontext}
 
 
 def class_names(n: int) -> list[str]:
-    """Return n names that differ in their first token.
-
-    Each has three tokens. With ". <end>" these are the five (SUFFIX) of benchmarks/flops.py.
-    """
+    """Return n names of three tokens that differ in their first token."""
     tokenizer = clip._tokenizer
     words = (token.removesuffix("</w>") for token in tokenizer.encoder if token.endswith("</w>"))
     words = (word for word in words if len(word) > 3 and word.isascii() and word.isalpha())
@@ -68,10 +64,10 @@ def random_clip(backbone: str, folder: Path) -> str:
     """
     path = folder / f"{backbone.replace('/', '-')}.pt"
     if not path.exists():
-        size = flops.BACKBONES[backbone]
+        size = BACKBONES[backbone]
         torch.manual_seed(0)
         (width, blocks), (text, text_blocks) = size.image, size.text
-        model = CLIP(size.embed, 224, blocks, width, size.patch, flops.LENGTH, 49408, text, text // 64, text_blocks)
+        model = CLIP(size.embed, 224, blocks, width, size.patch, 77, 49408, text, text // 64, text_blocks)
         torch.save(model.half().state_dict(), path)
     return str(path)
 
@@ -110,6 +106,17 @@ class BenchmarkJPEGs(DatasetBase):
         super().__init__(train_x=self.items, test=self.items[:1])
 
 
+def config(case: Case, backbone: str, output_dir: str, opts: list[str] = (), file: str = ""):
+    """Return the config of a case; the arguments are those of `build`."""
+    yaml, settings = SETTINGS.get(case.trainer, ("vit_b16", []))
+    words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{file or yaml}.yaml"]
+    words += ["--backbone", backbone, "--output-dir", output_dir, "DATASET.NAME", "BenchmarkJPEGs"]
+    words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(case.batch), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"]
+    discover(trainers)
+    words += [f"TRAINER.{node_of(TRAINER_REGISTRY.get(case.trainer))}.PREC", case.prec]
+    return setup_cfg(parse([*words, *settings, *opts]))
+
+
 def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: str = ""):
     """Return the trainer of a case, on a few JPEGs of noise that the classes share.
 
@@ -122,13 +129,7 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: st
     """
     count = max(case.classes, JPEGS, BATCHES * case.batch)
     BenchmarkJPEGs.items = items_of(draw_jpegs(folder), case.classes, count)
-    yaml, settings = SETTINGS.get(case.trainer, ("vit_b16", []))
-    words = ["--trainer", case.trainer, "--config-file", f"{CONFIGS}/trainers/{case.trainer}/{file or yaml}.yaml"]
-    words += ["--backbone", weights, "--output-dir", str(folder), "DATASET.NAME", "BenchmarkJPEGs"]
-    words += ["DATALOADER.TRAIN_X.BATCH_SIZE", str(case.batch), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"]
-    discover(trainers)
-    words += [f"TRAINER.{node_of(TRAINER_REGISTRY.get(case.trainer))}.PREC", case.prec]
-    cfg = setup_cfg(parse([*words, *settings, *opts]))
+    cfg = config(case, weights, str(folder), opts, file)
     set_random_seed(0)
     random.seed(0)
     trainer = build_trainer(cfg)

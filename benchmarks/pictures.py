@@ -3,17 +3,13 @@
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from orthcr.reports.palette import BLUE, GREY
 from orthcr.reports.pictures import plt, save
 
-from . import flops
 from .cases import FIRST, Case
 from .results import Results
 
 STYLES = {"reference": (GREY, "o"), "ours": (BLUE, "s")}
-CLASSES = np.geomspace(10, 1000, 30)
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -60,13 +56,14 @@ def time(ax, results: Results, cases: list[Case]) -> None:
     """Draw the seconds of a step; hollow points are extrapolated, see `Results.reference`."""
     measured = [case for case in cases if results.reference(case)[1]]
     extrapolated = [case for case in cases if case not in measured and results.reference(case)[0]]
-    rates = [case.gflop("reference") / results.seconds(case, "reference") for case in measured]
+    counted = {case.classes: results.cases[case]["counted"] for case in cases}
+    rates = [counted[c.classes]["reference"]["gflop"] / results.seconds(c, "reference") for c in measured]
     for form, (colour, marker) in STYLES.items():
         seconds = {case.classes: results.seconds(case, form) for case in cases if form in results.cases[case]}
         ax.plot(list(seconds), list(seconds.values()), marker, color=colour, label=form)
         if rates:
-            predicted = [cases[0]._replace(classes=n).gflop(form) / median(rates) for n in CLASSES]
-            ax.plot(CLASSES, predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
+            predicted = [costs[form]["gflop"] / median(rates) for costs in counted.values()]
+            ax.plot(list(counted), predicted, "--", color=colour, lw=1, label=f"{form}, predicted")
     estimates = [results.reference(case)[0] for case in extrapolated]
     ax.plot([case.classes for case in extrapolated], estimates, "o", color=GREY, mfc="none")
     ax.set_ylabel("s a step")
@@ -77,6 +74,6 @@ def memory(ax, results: Results, cases: list[Case]) -> None:
         measured = [case for case in cases if form in results.cases[case]]
         peaks = [results.cases[case][form]["peak_mib"] / 1024 for case in measured]
         ax.plot([case.classes for case in measured], peaks, marker, color=colour, label=form)
-    estimate = [flops.reference_memory(cases[0].trainer, FIRST, n, cases[0].batch) for n in CLASSES]
-    ax.plot(CLASSES, estimate, "--", color=GREY, lw=1, label="reference, estimated")
+    counted = [results.cases[case]["counted"]["reference"]["gib"] for case in cases]
+    ax.plot([case.classes for case in cases], counted, "--", color=GREY, lw=1, label="reference, counted")
     ax.set_ylabel("GiB at the peak of a step")

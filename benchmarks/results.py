@@ -7,8 +7,7 @@ from tabulate import tabulate
 
 from dassl.infrastructure.files import atomic_write, read_json, write_json
 
-from . import flops
-from .cases import Case
+from .cases import EVAL_BATCHES, Case
 
 NAME = "results.json"
 
@@ -51,7 +50,7 @@ class Results:
     # ---------------------------------------------------------------- figures
 
     def seconds(self, case: Case, form: str, part: str = "") -> float | None:
-        """Return the seconds of a step, or of a batch of an evaluation of `flops.EVAL_BATCHES` batches.
+        """Return the seconds of a step, or of a batch of an evaluation of EVAL_BATCHES batches.
 
         Args:
             case: the case.
@@ -66,7 +65,7 @@ class Results:
             return None
         if "later" in times:
             later = times["later"]["seconds"]
-            return later + (times["first"]["seconds"] - later) / flops.EVAL_BATCHES
+            return later + (times["first"]["seconds"] - later) / EVAL_BATCHES
         return times[part or ("step" if case.kind == "train" else "batch")]["seconds"]
 
     def reference(self, case: Case) -> tuple[float | None, bool]:
@@ -90,6 +89,11 @@ class Results:
         reference = self.reference(case)[0]
         return reference and reference / self.seconds(case, "ours")
 
+    def predicted(self, case: Case) -> float:
+        """Return the ratio reference / ours of the counted operations."""
+        counted = self.cases[case]["counted"]
+        return counted["reference"]["gflop"] / counted["ours"]["gflop"]
+
     def line(self, case: Case) -> str:
         reference, ours, ratio = self.seconds(case, "reference"), self.seconds(case, "ours"), self.ratio(case)
         text = f"{case}: {ours:.2f} s"
@@ -97,7 +101,7 @@ class Results:
             text += f", the reference's {reference:.2f} s"
         if ratio:
             text += f", ratio {ratio:.2f}"
-        return f"{text} (predicted {case.predicted:.2f})"
+        return f"{text} (predicted {self.predicted(case):.2f})"
 
     # ---------------------------------------------------------------- tables
 
@@ -153,7 +157,7 @@ class Results:
             "reference s": f"{sign}{reference:.3f}" if reference else "",
             "ours s": f"{self.seconds(case, 'ours'):.3f}",
             "ratio": f"{sign}{ratio:.2f}" if ratio else "",
-            "predicted": f"{case.predicted:.2f}",
+            "predicted": f"{self.predicted(case):.2f}",
         }
 
     def gaps(self) -> list[str]:

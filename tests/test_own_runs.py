@@ -67,7 +67,8 @@ def test_val_that_cannot_be_is_one_line(photos, tmp_path, capsys):
     assert "a share of each class below 1, or a whole number" in told
     assert "--val must be at least 0 (got -1)" in said(capsys, "--images", photos, "--val", "-1")
     assert "needs a training with --images" in said(capsys, "--val", "0.2")
-    assert "needs a training with --images" in said(capsys, "--images", photos, "--eval-only", "--val", "0.2")
+    line = "--val 0.2 has no effect in an evaluation: leave it out"
+    assert line in said(capsys, "--images", photos, "--eval-only", "--val", "0.2")
     rows = [[str(p), p.parent.name, ("train", "val")[k % 2]] for k, p in enumerate(sorted(photos.rglob("img*")))]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     told = said(capsys, "--images", tmp_path / "list.json", *out, "--val", "2", "VERBOSE", "False")

@@ -451,8 +451,8 @@ class TextEncoder(nn.Module):
         layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
         key = shared, images, changed, separate_at, part, torch.is_grad_enabled(), self.at_once, layers, width
         if key not in plans:
-            ids, device = tokens.cpu()[slice(*part) if part else slice(None)], tokens.device
-            n = len(ids)
+            ids = tokens[slice(*part)] if part else tokens
+            ids, n, device = ids.cpu(), len(ids), tokens.device
             packings, place = pack(ids, shared, 1, device)
             if self.at_once:
                 parts, images = ceil(n / self.at_once), max(1, self.at_once // n)
