@@ -90,7 +90,7 @@ def count(case: Case) -> dict[str, Costs]:
         image = torch.empty(case.batch, 3, *trainer.cfg.INPUT.SIZE)
         label = torch.zeros(case.batch, dtype=torch.int64)
         embed = BACKBONES[case.backbone].embed
-        trainer.model.once_frozen("templates", lambda: torch.empty(case.classes, embed))  # encoded once a run, in no step
+        trainer.model.once_frozen("templates", lambda: torch.empty(case.classes, embed))  # once a run, in no step
         costs = {}
         for name, form in FORMS.items():
             with form(trainer.model):
