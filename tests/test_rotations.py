@@ -141,48 +141,6 @@ def test_a_weight_is_merged_once_a_step_and_only_where_it_pays(noise, monkeypatc
     assert calls == [6, 3], "the weight of 6 rows, once, and the 3 vectors"
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_memory_of_merged_weights_is_taken_again_and_does_not_grow(random_clip, noise, autocast):
-    model, merged = orthogonal(random_clip(), BLOCK_SIZE=64).train(), set()
-    for _ in range(4):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            model.all_logits(noise(32, 3, 32, 32))[0].sum().backward()
-        spare = {name: tensors for name, tensors in model.spare.items() if tensors}
-        assert len(spare) >= 5 * (not autocast) and all(len(tensors) == 1 for tensors in spare.values())
-        merged.add(tuple(tensor.data_ptr() for (tensor,) in spare.values()))
-    assert len(merged) == 1
-
-
-def test_memory_of_another_dtype_or_mode_is_not_taken(random_clip, noise):
-    model = orthogonal(random_clip(), BLOCK_SIZE=64).train()
-    with torch.inference_mode():
-        model.all_logits(noise(32, 3, 32, 32))
-    model.all_logits(noise(32, 3, 32, 32))[0].sum().backward()
-    assert any(model.spare.values())
-    model.double().all_logits(noise(32, 3, 32, 32).double())[0].sum().backward()
-    assert {tensor.dtype for tensors in model.spare.values() for tensor in tensors} == {torch.float64}
-
-
-def test_compiled_encoders_take_no_memory_again(random_clip, noise):
-    model = orthogonal(random_clip(), BLOCK_SIZE=64).train()
-    model.image_encoder.compile(backend="eager")
-    model.all_logits(noise(32, 3, 32, 32))[0].sum().backward()
-    assert not any(model.spare.values())
-
-
-def test_a_graph_that_is_alive_keeps_its_merged_weights(random_clip, noise):
-    def gradient(order):
-        model = turn(orthogonal(random_clip(), BLOCK_SIZE=64).train(), 0.1)
-        model.all_logits(noise(32, 3, 32, 32, seed=9))[0].sum().backward()  # leaves memory behind
-        model.zero_grad()
-        for losses in order:
-            sum(model.all_logits(noise(32, 3, 32, 32, seed=seed))[0].square().mean() for seed in losses).backward()
-        return [upper.grad for upper in model.rotations.parameters()]
-
-    for together, apart in zip(gradient([(1, 2)]), gradient([(1,), (2,)]), strict=True):
-        assert_near(together, apart, 1e-4)
-
-
 # ------------------------------------------------------------------ exact where a check asks for it
 
 

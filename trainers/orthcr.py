@@ -29,24 +29,10 @@ class OrthogonalCLIP(TunedCLIP):
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.ORTHCR"):
         super().__init__(clip_model, classnames, template, node, node_name)
         widths = {name: self.weight(name).shape[1] for name in self.places}
-        sizes = blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name)
-        self.rotations = Rotations(sizes)
-        self.spare: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}  # memory to reuse, see `Rotation`
+        self.rotations = Rotations(blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name))
 
     def changes(self, names, s=1.0):
-        if not names:
-            return {}
-        compiled = torch.compiler.is_compiling() or any(e._compiled_call_impl for e in self.encoders.values())
-        reuse_memory = torch.is_grad_enabled() and self.logit_scale.device.type == "cpu" and not compiled
-        changes = {}
-        for name, r in self.rotations(names, s).items():
-            changes[name] = Rotation(r, self.spare[name] if reuse_memory else None)
-        return changes
-
-    def _apply(self, fn, recurse=True):
-        for tensors in self.spare.values():  # the device or the dtype changes
-            tensors.clear()
-        return super()._apply(fn, recurse)
+        return {name: Rotation(r) for name, r in self.rotations(names, s).items()}
 
     def tuned(self, rotation, x, weight, bias):
         return rotated_linear(rotation, x, weight, bias)

@@ -99,45 +99,24 @@ def rotate(rows: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     return torch.bmm(blocks_of(rows, r.shape[-1]), r).transpose(0, 1).reshape(rows.shape)
 
 
-def rotate_t(rows: torch.Tensor, r: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the transpose of `rotate`, [m b, n], which needs no copy.
-
-    Args:
-        rows: float [n, m b].
-        r: [m, b, b].
-        out: memory for the result, [m b, n].
-    """
-    out = None if out is None else out.unflatten(0, r.shape[:2])
-    return torch.bmm(r.mT, blocks_of(rows, r.shape[-1]).mT, out=out).flatten(0, 1)
+def rotate_t(rows: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Return the transpose of `rotate`, [m b, n] for rows [n, m b], which needs no copy."""
+    return torch.bmm(r.mT, blocks_of(rows, r.shape[-1]).mT).flatten(0, 1)
 
 
 class Rotation:
-    """The rotation R of one place in one step. Caches W R, so that W is rotated at most once.
+    """The rotation R [m, b, b] of one place in one step. Caches W R, so that W is rotated at most once."""
 
-    Args:
-        r: R [m, b, b].
-        spare: memory of earlier W R that no autograd graph needs any more. On a CPU new memory costs as much time as
-            the rotation. None: the memory is not reused, for example because a compiled graph does not keep this
-            object alive.
-    """
-
-    def __init__(self, r: torch.Tensor, spare: list[torch.Tensor] | None = None):
-        self.r, self.spare, self._merged = r, spare, None
+    def __init__(self, r: torch.Tensor):
+        self.r, self._merged = r, None
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return W R [o, m b], computed in the precision of W and R and rounded once to `dtype`."""
         if self._merged is None or self._merged.dtype != dtype:
             with torch.autocast(weight.device.type, enabled=False):
-                memory = self.spare.pop() if self.spare and dtype == self.r.dtype else None
-                self._merged = rotate_t(weight, self.r, memory).to(dtype).t()
+                self._merged = rotate_t(weight, self.r).to(dtype).t()
         return self._merged
-
-    def __del__(self):
-        if self.spare is None or self._merged is None:
-            return
-        if self._merged.dtype == self.r.dtype:  # a rounded copy has another dtype and cannot be reused
-            self.spare.append(self._merged.t())
 
 
 class RotatedLinear(torch.autograd.Function):
@@ -153,11 +132,11 @@ class RotatedLinear(torch.autograd.Function):
 
     Args:
         weight: W, or W' if `merged`; it has the dtype of x, as `bias` has.
-        merged: the `Rotation` that owns the memory of W', which the graph keeps alive; None for W.
+        merged: which of the two it is.
     """
 
     @staticmethod
-    def forward(ctx, x, r, weight, bias, merged: "Rotation | None"):
+    def forward(ctx, x, r, weight, bias, merged: bool):
         rows, ctx.merged = x.reshape(-1, x.shape[-1]), merged
         rotated_rows = rows if merged else rotate_t(rows, r.mT.to(x.dtype)).t()
         ctx.save_for_backward(rows, r, weight)
@@ -182,7 +161,7 @@ def rotated_linear(rotation: Rotation, x: torch.Tensor, weight: torch.Tensor, bi
     """Return W R x + b by `RotatedLinear`. Under autocast it has the autocast dtype, like `F.linear`."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    merged = rotation if len(weight) < 2 * x.shape[:-1].numel() else None
+    merged = len(weight) < 2 * x.shape[:-1].numel()
     weight = rotation.merged(weight, dtype) if merged else weight.to(dtype)
     return RotatedLinear.apply(x.to(dtype), rotation.r, weight, bias.to(dtype), merged)
 
