@@ -187,6 +187,22 @@ def test_over_promptsrc_the_average_is_over_both_parts(make_trainer):
     assert len(states[0]) > 7 and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_over_promptsrc_frozen_images_are_encoded_once(make_trainer, take_steps, monkeypatch):
+    """Without random transforms: in each step the tuned encoder alone, and at the first use all training images."""
+    opts = ["INPUT.TRANSFORMS", "['normalize']", "OPTIM.MAX_EPOCH", 3, HEAD + "BASE", "PromptSRC", *SRC]
+    trainer, sizes = make_trainer(*opts, trainer="DePT"), []
+    tokens = trainer.model.image_encoder.tokens
+
+    def counted(image, *args, **kwargs):
+        sizes.append(len(image))
+        return tokens(image, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.model.image_encoder, "tokens", counted)
+    take_steps(trainer, 3)
+    batch, images = trainer.train_loader_x.batch_size, len(trainer.dm.dataset.train_x)
+    assert sum(sizes) == 3 * batch + images
+
+
 def test_as_many_parameters_as_published():
     encoder = torch.nn.Module()
     encoder.token_embedding, encoder.context_length = torch.nn.Embedding(49408, 512), 77

@@ -57,6 +57,13 @@ def test_tables_mark_ties_and_have_ranks(tmp_path):
     assert "not significantly below the best" in page and "†" in page
 
 
+def test_a_method_alone_ties_with_nobody(tmp_path):
+    for seed in (1, 2, 3):
+        train_and_new(tmp_path, "A", "EuroSAT", seed, 80.0 + seed, 70.0)
+    table = only(tmp_path)
+    assert table.ties == [] and "†" not in table.text(markdown=True)
+
+
 def test_ranks_of_a_transfer_leave_out_its_source(tmp_path):
     figures = {"A": (10, 50, 60), "B": (20, 40, 70)}
     for method, accuracies in figures.items():
@@ -64,4 +71,4 @@ def test_ranks_of_a_transfer_leave_out_its_source(tmp_path):
         folder = ours(tmp_path / method, method, on, "ImageNet", "all", accuracies[0])
         for dataset, accuracy in zip(("EuroSAT", "OxfordPets"), accuracies[1:], strict=True):
             ours(folder / dataset, method, on, dataset, "all", accuracy, eval_only=True)
-    assert only(tmp_path).rank == {("A",): "1.5 ± 0.5", ("B",): "1.5 ± 0.5"}
+    assert only(tmp_path).rank == {("A",): [2.0, 1.0], ("B",): [1.0, 2.0]}, "Pets, EuroSAT"

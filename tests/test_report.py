@@ -254,15 +254,27 @@ def test_a_row_for_each_run(tmp_path):
 
 
 def test_settings_of_two_runs(tmp_path, capsys):
-    config = {"OPTIM.LR": 0.1, "OUTPUT_DIR": "x", "DATASET.SPLIT_SHA256": ["a"], "SEED": 1}
-    other = config | {"OPTIM.LR": 0.2, "OUTPUT_DIR": "y", "DATASET.SPLIT_SHA256": ["b"], "NEW": True}
+    long = "x" * 100  # values are shown in part, and compared as a whole
+    config = {"OPTIM.LR": 0.1, "INPUT.LONG": long, "OUTPUT_DIR": "x", "DATASET.SPLIT_SHA256": ["a"], "SEED": 1}
+    other = config | {
+        "OPTIM.LR": 0.2,
+        "INPUT.LONG": long + "y",
+        "OUTPUT_DIR": "y",
+        "DATASET.SPLIT_SHA256": ["b"],
+        "NEW": True,
+    }
     for name, values, percent in (("a", config, 80.0), ("b", other, 81.25)):
         ours(tmp_path / name, "CoOp", ("EuroSAT", "all", 16, 1), "EuroSAT", "all", percent)
         path = tmp_path / name / "results.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"config": values}))
     assert main(["--diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    for line in (["OPTIM.LR", "0.1", "0.2"], ["NEW", "-", "True"], ["accuracy", "80.00", "81.25"]):
+    for line in (
+        ["OPTIM.LR", "0.1", "0.2"],
+        ["NEW", "-", "True"],
+        ["INPUT.LONG", long[:80], long[:80]],
+        ["accuracy", "80.00", "81.25"],
+    ):
         assert line in lines
     assert not {"SEED", "OUTPUT_DIR", "DATASET.SPLIT_SHA256"} & {word for line in lines for word in line}
     assert main(["--diff", str(tmp_path / "a"), str(tmp_path)]) == 1

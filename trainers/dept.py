@@ -130,10 +130,14 @@ class FixedFeatures:
         model: the classifier.
         f: image features of unit length.
         g: class features of unit length.
+        frozen_input: argument of `frozen_image` for these images.
     """
 
-    def __init__(self, model, f: torch.Tensor, g: torch.Tensor):
-        self.model, self.f, self.g = model, f, g
+    def __init__(self, model, f: torch.Tensor, g: torch.Tensor, frozen_input: torch.Tensor):
+        self.model, self.f, self.g, self.frozen_input = model, f, g, frozen_input
+
+    def frozen_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model.frozen_image(self.frozen_input)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return self.f
@@ -221,7 +225,7 @@ class DePT(EpochAverage, ClipTrainer):
     def losses(self, image, label):
         model, w = self.model, self.cfg.TRAINER.LINEAR_PROBE.WEIGHT
         f, g = model.image_features(self.model_input(image)), model.text_features()
-        self.base.model = FixedFeatures(model, normalize(f), normalize(g))
+        self.base.model = FixedFeatures(model, normalize(f), normalize(g), self.frozen_input(image))
         terms, z = self.base.losses(image, label)
         if self.cfg.TRAINER.LINEAR_PROBE.TYPE == "linear":
             images, texts = model.spaces(f, g)

@@ -15,7 +15,7 @@ from orthcr.reports.published import PUBLISHED
 from orthcr.reports.report import write_report
 from orthcr.reports.runs import STRENGTH, Run
 from orthcr.reports.settings import by_method
-from orthcr.reports.tables import ECE, RANK, TIE, Cell, Table
+from orthcr.reports.tables import ECE, RANK, TIE, Cell, Table, spread
 
 HINT = """Accuracy in percent, mean ± population standard deviation over the seeds; the best of each column is bold.
 Click a column head to sort by it. ECE: expected calibration error in percent, 15 bins of the confidence, lower is
@@ -125,15 +125,14 @@ def methods_grid(
         folded: show the table after a click only, without published averages.
     """
     best, ties, rows = table.best, table.ties, []
-    rank = {} if folded else {titles[-1]: text for titles, text in table.rank.items()}
+    rank = {} if folded else {titles[-1]: values for titles, values in table.rank.items()}
     published_heads = []
     if not folded:
         published_heads = [head for head in heads if any(head in row for row in table.published.values())]
     for method, line in lines.items():
         row = [Entry(method)] + [entry(cell, cell in best, cell in ties) for cell in line]
         if rank:
-            text = rank.get(method, "")
-            row.append(Entry(text, float(text.split()[0]) if text else None))
+            row.append(Entry(spread(rank[method]), mean(rank[method])) if method in rank else Entry(""))
         if ece:
             row.append(entry(ece.get(method)))
         for head in published_heads:

@@ -24,15 +24,13 @@ def difference(one: str | Path, other: str | Path) -> str:
         FileNotFoundError: a directory has neither results.json nor config.yaml.
         ValueError: such a file is damaged.
     """
-    runs = [read_run(Path(one)), read_run(Path(other))]
-    heads = ["", str(one), str(other)]
-    settings = [config for config, _ in runs]
-    keys = sorted(key for key in {*settings[0], *settings[1]} if key not in PATHS and not key.endswith(SHA256))
-    rows = [[key, *(format_value(config, key) for config in settings)] for key in keys]
-    rows = [row for row in rows if row[1] != row[2]]
-    figures = [[key, *(format_value(results, key) for _, results in runs)] for key in RESULTS]
-    text = [grid(["setting", *heads[1:]], rows) if rows else "The runs have the same settings."]
-    return "\n".join([*text, grid(["result", *heads[1:]], figures)])
+    (config, results), (other_config, other_results) = read_run(Path(one)), read_run(Path(other))
+    keys = sorted(key for key in {*config, *other_config} if key not in PATHS and not key.endswith(SHA256))
+    keys = [key for key in keys if config.get(key, MISSING) != other_config.get(key, MISSING)]
+    rows = [[key, format_value(config, key), format_value(other_config, key)] for key in keys]
+    settings = grid(["setting", str(one), str(other)], rows) if rows else "The runs have the same settings."
+    figures = [[key, format_value(results, key), format_value(other_results, key)] for key in RESULTS]
+    return "\n".join([settings, grid(["result", str(one), str(other)], figures)])
 
 
 def read_run(folder: Path) -> tuple[dict, dict]:

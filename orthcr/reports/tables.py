@@ -120,12 +120,12 @@ class Table:
         best, ties = self.best, []
         for cells in self.columns():
             top = max(cells, key=lambda cell: cell.mean)
-            ties += [cell for cell in cells if cell not in best and is_tie(top.values, cell.values)]
+            ties += [c for c in cells if c is not top and c not in best and is_tie(top.values, c.values)]
         return ties
 
     @property
-    def rank(self) -> dict[tuple[str, ...], str]:
-        """The mean rank of each method over the data sets, with its spread, by the titles of the row that shows it.
+    def rank(self) -> dict[tuple[str, ...], list[float]]:
+        """The ranks of each method, one a data set, by the titles of the row that shows their mean.
 
         The ranks are by H, or by the accuracy with the most shots; the training data set of a transfer does not count.
         """
@@ -136,7 +136,7 @@ class Table:
                 columns[first.target] = {cell.method: cell.mean for cell in cells}  # the last column: H, most shots
         if len(columns) < 2:
             return {}
-        by_method = {method: spread(values) for method, values in ranks(columns.values()).items()}
+        by_method = ranks(columns.values())
         rows = [titles for titles in self.lines if titles[:-1] in ((), (AVERAGE,))]
         return {titles: by_method[titles[-1]] for titles in rows if titles[-1] in by_method and len(by_method) > 1}
 
@@ -183,7 +183,8 @@ class Table:
             rank = self.rank
             if rank:
                 heads = [*heads, RANK]
-                rows = [[*row, rank.get(titles, "")] for row, titles in zip(rows, self.lines, strict=True)]
+                texts = [spread(rank[titles]) if titles in rank else "" for titles in self.lines]
+                rows = [[*row, text] for row, text in zip(rows, texts, strict=True)]
         if self.ece:
             heads = [*heads, ECE]
             cells = map(self.ece.get, self.lines)

@@ -525,9 +525,7 @@ def set_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
     node.DESCRIPTIONS = osp.abspath(osp.expanduser(here_or_in_clone(node.DESCRIPTIONS)))
     read_file(node.DESCRIPTIONS)
     checksum = file_hash(node.DESCRIPTIONS)
-    if node.DESCRIPTIONS_SHA256 not in ("", checksum):
-        wrong = f"{node.DESCRIPTIONS} is not the file of {key}_SHA256 {node.DESCRIPTIONS_SHA256}"
-        raise ValueError(f"{wrong}: put that one there, or give another with --descriptions")
+    check_same_file(node.DESCRIPTIONS, node.DESCRIPTIONS_SHA256, checksum, f"{key}_SHA256", "--descriptions")
     node.DESCRIPTIONS_SHA256 = checksum
 
 
@@ -554,10 +552,24 @@ def set_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
     keys.FEW_SHOT_SPLIT = osp.abspath(osp.expanduser(keys.FEW_SHOT_SPLIT))
     few_shot_file = importlib.import_module("datasets.shared.few_shot_file")
     checksums = list(map(file_hash, few_shot_file.files_of(keys.FEW_SHOT_SPLIT)))
-    if keys.SPLIT_SHA256 and keys.SPLIT_SHA256 != checksums:
-        wrong = f"{keys.FEW_SHOT_SPLIT} is not the file of DATASET.SPLIT_SHA256 {keys.SPLIT_SHA256[0]}"
-        raise ValueError(f"{wrong}: put that one there, or give another with --few-shot-split")
+    recorded = keys.SPLIT_SHA256
+    check_same_file(keys.FEW_SHOT_SPLIT, recorded, checksums, "DATASET.SPLIT_SHA256", "--few-shot-split")
     keys.SPLIT_SHA256 = checksums
+
+
+def check_same_file(path: str, recorded: str | list[str], checksums: str | list[str], key: str, flag: str) -> None:
+    """Raise ValueError if a file is another one than recorded.
+
+    Args:
+        path: of the file.
+        recorded: checksum in the config, or those of a file and of the file beside it; empty: none yet.
+        checksums: those of the file.
+        key: that has the recorded ones.
+        flag: that gives another file.
+    """
+    if recorded and recorded != checksums:
+        first = recorded if isinstance(recorded, str) else recorded[0]
+        raise ValueError(f"{path} is not the file of {key} {first}: put that one there, or give another with {flag}")
 
 
 def suit_clip(cfg: CfgNode) -> None:
