@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 from matplotlib.transforms import Bbox  # noqa: E402
 
 from dassl.infrastructure.files import atomic_write  # noqa: E402
@@ -95,7 +96,8 @@ def near(ax, labels: list[Label]) -> None:
         if line.get_marker() not in ("", "None"):
             boxes += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(line.get_xydata())]
     for text, point, colour in labels:
-        style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": "offset points"}
+        halo = [withStroke(linewidth=2.5, foreground="white")]  # a line behind the text does not strike it through
+        style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": "offset points", "path_effects": halo}
         written = ax.annotate(*plain([text]), point, (0, 0), **style)
         for distance, (x, y, side) in product((1, 1.9), NEAR):
             written.set(position=(distance * x, distance * y), ha=side)
