@@ -31,7 +31,9 @@ import trainers
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from orthcr.run.config import CONFIGS, discover, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.config_files import CONFIGS
+from orthcr.run.declarations import discover
 from orthcr.run.flags import parse
 from trainers.base import node_of
 

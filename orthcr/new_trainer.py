@@ -163,7 +163,7 @@ def check_name(name: str, root: Path) -> None:
         raise ValueError(f'"{name}" would be trainers/{name.lower()}.py, which Python cannot import: give another name')
     import trainers  # not above: it imports PyTorch, which takes seconds
     from dassl.engine import TRAINER_REGISTRY
-    from orthcr.run.config import discover
+    from orthcr.run.declarations import discover
     from trainers.base import node_of
 
     discover(trainers)

@@ -32,7 +32,7 @@ from dassl.utils import check_availability
 from datasets.catalogue import stems
 from orthcr.compare.plans import Job, execute, format_accuracy
 from orthcr.compare.stages import STAGES, Method, Stages, arguments
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 BY_WORDS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
 

@@ -26,7 +26,8 @@ from dassl.config import get_cfg_default, merge_config  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY, build_trainer  # noqa: E402
 from dassl.utils import set_random_seed  # noqa: E402
 from datasets.shapes import Shapes  # noqa: E402
-from orthcr.run.config import discover, setup_cfg  # noqa: E402
+from orthcr.run.config import setup_cfg  # noqa: E402
+from orthcr.run.declarations import discover  # noqa: E402
 from orthcr.run.flags import parse  # noqa: E402
 from trainers.shared.backbones import load_clip  # noqa: E402
 

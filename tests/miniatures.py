@@ -18,7 +18,7 @@ from datasets.catalogue import Size
 from datasets.imagenet import ImageNet, ImageNetVariant
 from datasets.imagenet_a import ImageNetA
 from datasets.imagenet_r import ImageNetR
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 discover(datasets)
 

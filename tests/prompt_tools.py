@@ -6,7 +6,7 @@ from clip import clip
 import trainers
 from dassl.config import merge_config
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.run.config import default_cfg, discover
+from orthcr.run.declarations import default_cfg, discover
 
 NAMES = ["cat", "dark_blue striped heart", "unhyphenatedword", "x-ray"]
 LABEL = torch.tensor([0, 1, 3, 2, 1])

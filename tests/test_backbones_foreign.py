@@ -19,7 +19,7 @@ from foreign_clips import (
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from trainers.base import ClipTrainer
 from trainers.shared import backbones, layouts
 from trainers.shared.backbones import load_clip

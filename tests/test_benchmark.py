@@ -231,7 +231,7 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
     (tmp_path / "configs/datasets/mine.yaml").write_text("DATASET:\n  NAME: Patterns\n")
     stems = {**catalogue.stems(), "mine": "Mine"}
     monkeypatch.setattr("datasets.catalogue.stems", lambda: stems)
-    for module in ("run.config", "compare.stages"):
+    for module in ("run.config_files", "run.pairs", "compare.stages"):
         monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
     monkeypatch.setattr("orthcr.compare.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))
     monkeypatch.setattr("trainers.shared.backbones.CACHE", str(tmp_path / "cache"))

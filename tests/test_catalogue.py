@@ -17,7 +17,7 @@ from dassl.utils import read_json
 from datasets import catalogue
 from datasets.base import DrawnDataset, SplitDataset
 from datasets.catalogue import BENCHMARKS, downloads, find, get, in_order, short, source_of, stems, targets, variants
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 REPO = Path(__file__).resolve().parents[1]
 discover(datasets)

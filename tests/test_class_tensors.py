@@ -9,7 +9,7 @@ from torch import nn
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import save_checkpoint
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from trainers.base import ClipTrainer
 from trainers.shared.classifier import ClipClassifier
 

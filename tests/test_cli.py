@@ -15,9 +15,11 @@ from clip import clip
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dassl.config import read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import locked
-from orthcr.run.config import plain, read_config, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import plain
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 from trainers.shared import backbones

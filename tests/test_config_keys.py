@@ -14,7 +14,8 @@ from dassl.data.transforms import INTERPOLATION_MODES
 from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim.optimizer import OPTIMIZERS
-from orthcr.run.config import declared, default_cfg, plain, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import declared, default_cfg, plain
 from orthcr.run.flags import parse
 
 # ------------------------------------------------------------------ Key

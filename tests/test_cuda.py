@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from trainers.base import PRECISIONS, ClipTrainer, node_of
 from trainers.coop import CoOp
 from trainers.shared.packing import pack

@@ -12,7 +12,8 @@ from datasets.shared import drawing
 from orthcr.deploy.exporter import plain_clip
 from orthcr.deploy.predictor import Predictor
 from orthcr.run.checks import check_same_run
-from orthcr.run.config import default_cfg, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import default_cfg
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 from tests.prompt_tools import LABEL, NAMES, bare, close, in_float64, plain_logits, plain_text, spoken, unit

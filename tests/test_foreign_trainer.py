@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ from dassl.config import get_cfg_default
 from dassl.config.defaults import TRANSFORMS
 from dassl.data.transforms import build_transform, is_fixed
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from trainers import coop
 from trainers.base import ClipTrainer
 from trainers.shared.backbones import load_clip

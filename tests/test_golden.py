@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import trainers
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from tests.golden import coop, recipe
 from tests.golden.__main__ import FIGURES, check, main
 

@@ -30,7 +30,7 @@ from dassl.utils import read_json, write_json
 from datasets import base
 from datasets.catalogue import BENCHMARKS, Size
 from datasets.shared import annotations
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 discover(datasets)
 lay = miniatures.lay  # the fixture

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import build_trainer
-from orthcr.run.config import CONFIGS, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.config_files import CONFIGS
 from orthcr.run.flags import parse
 from trainers.shared.blocks import block_sizes
 from trainers.shared.cutout import cut_out, patch_features

@@ -10,7 +10,8 @@ from dassl.engine import TRAINER_REGISTRY
 from orthcr.compare.command_line import arguments
 from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method, Stages
-from orthcr.run.config import discover, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import discover
 from orthcr.run.flags import parse
 from trainers.base import ClipTrainer
 
@@ -21,7 +22,7 @@ discover(trainers)
 def configs(tmp_path, monkeypatch, root):
     """A copy of configs/ to write into; trainers Mine, and MyOrthCR and MyMaPLe, which extend others."""
     shutil.copytree(root / "configs", tmp_path / "configs")
-    for module in ("run.config", "compare.stages"):
+    for module in ("run.config_files", "run.pairs", "compare.stages"):
         monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
     parents = {

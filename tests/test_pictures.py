@@ -15,7 +15,7 @@ from orthcr.reports import comparison, palette, pictures, strength_tables, train
 from orthcr.reports.comparison import Cost, against_costs
 from orthcr.reports.palette import METHODS, colour_of, styles_of
 from orthcr.reports.tables import Cell, Table
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 CELL = {"protocol": "fewshot", "source": "A", "target": "A", "classes": "", "shots": 16, "metric": "accuracy"}
 CELL["values"] = {1: 70.0, 2: 71.0}

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from orthcr.run.config import CONFIGS, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.config_files import CONFIGS
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dassl.config import merge_config
-from orthcr.run.config import default_cfg
+from orthcr.run.declarations import default_cfg
 from tests.prompt_tools import (
     LABEL,
     NAMES,

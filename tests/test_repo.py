@@ -18,7 +18,7 @@ from PIL import Image
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/**/*.md")))]

@@ -9,7 +9,8 @@ import yaml
 from dassl.config import flatten
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from orthcr.run.config import default_cfg, plain, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import default_cfg, plain
 from orthcr.run.flags import parse
 from orthcr.run.own_images import tell_before_training
 

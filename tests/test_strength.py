@@ -26,14 +26,15 @@ from orthcr.deploy.predictor import Predictor
 from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gains, rows_of, values
 from orthcr.reports.tables import tables
 from orthcr.reports.tree import collect
-from orthcr.run.config import discover, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import discover
 from orthcr.run.flags import parse
 from orthcr.run.runner import main, run
 from trainers.block_ft import BlockCLIP
 from trainers.clip_lora import LowRankCLIP
 from trainers.clip_svd import SingularCLIP
 from trainers.full_ft import FreeCLIP
-from trainers.shared.strength import choice, format_choice, one_standard_error, read_choice
+from trainers.shared.strength import format_selection, one_standard_error, read_selection, select
 from trainers.tuned import TunedTrainer
 
 TUNED = ["OrthCR", "OrthSR", "FullFT", "BlockFT", "CLIPLoRA"]
@@ -198,12 +199,12 @@ def test_degrees_of_a_known_turn(random_clip):
 )
 def test_the_one_standard_error_rule(right, n, wanted):
     assert one_standard_error(right, n) == wanted
-    chosen = choice(right, n, 3)
+    chosen = select(right, n, 3)
     best = max(right.values()) / n
     assert chosen["strength"] == wanted and chosen["val_images"] == n and chosen["epoch"] == 3
     assert chosen["standard_error"] == pytest.approx(100 * (best * (1 - best) / n) ** 0.5)
-    assert f"Strength {wanted:g}: the smallest within one standard error" in format_choice(chosen)
-    assert [float(word[:-1]) for word in format_choice(chosen).splitlines()[1].split()[1:]] == [
+    assert f"Strength {wanted:g}: the smallest within one standard error" in format_selection(chosen)
+    assert [float(word[:-1]) for word in format_selection(chosen).splitlines()[1].split()[1:]] == [
         pytest.approx(100 * count / n, abs=0.051) for count in right.values()
     ]
 
@@ -244,12 +245,12 @@ def model(trained, tmp_path):
 def test_auto_is_chosen_kept_and_said_before_the_test(pictures, tmp_path, capsys, trainer):
     out = tmp_path / "OUT"
     results = train(pictures, out, f"TRAINER.{trainer.upper()}.STRENGTH", "auto", trainer=trainer)
-    said, chosen = capsys.readouterr().out, read_choice(out)
+    said, chosen = capsys.readouterr().out, read_selection(out)
     assert results["strength"] == chosen["strength"] and results["strength_choice"] == chosen
     assert chosen["val_images"] == VAL and chosen["epoch"] == 2
     right = {float(s): round(VAL / 100 * accuracy) for s, accuracy in chosen["val_accuracy"].items()}
     assert list(right) == [0, 0.25, 0.5, 0.75, 1] and chosen["strength"] == one_standard_error(right, VAL)
-    assert said.index(format_choice(chosen)) < said.index("Evaluate on the *test* set")
+    assert said.index(format_selection(chosen)) < said.index("Evaluate on the *test* set")
     again = evaluate(pictures, out, tmp_path / "again")  # takes what was kept
     assert again["accuracy"] == results["accuracy"] and again["strength"] == chosen["strength"]
     if trainer in ("OrthCR", "OrthSR"):
@@ -263,20 +264,20 @@ def test_a_later_choice_looks_at_the_val_images_of_the_training_alone(pictures, 
     """In an evaluation on the new classes."""
     read, seen = DatasetWrapper.read, []
     monkeypatch.setattr(DatasetWrapper, "read", lambda self, path: seen.append(path) or read(self, path))
-    chooses = TunedTrainer.choose
+    selects = TunedTrainer.select_strength
     val = read_json(pictures / "shapes" / "split_fewshot" / "shot_2-seed_1.json")["val"]
     names = read_json(model / "classes.json")
     wanted = sorted(str(pictures / "shapes" / "images" / path) for path, _, name in val if name in names)
 
-    def choose(self, epoch):
+    def select_strength(self, epoch):
         assert not seen
-        chosen = chooses(self, epoch)
+        selection = selects(self, epoch)
         assert sorted(seen) == wanted and len(wanted) == VAL
-        return chosen
+        return selection
 
-    monkeypatch.setattr(TunedTrainer, "choose", choose)
+    monkeypatch.setattr(TunedTrainer, "select_strength", select_strength)
     result = evaluate(pictures, model, tmp_path / "new", "--strength", "auto", "DATASET.SUBSAMPLE_CLASSES", "new")
-    assert result["strength_choice"] == read_choice(model) and result["classes"] == "new"
+    assert result["strength_choice"] == read_selection(model) and result["classes"] == "new"
     assert seen[VAL:] and all("test_" in path for path in seen[VAL:])
 
 
@@ -287,7 +288,7 @@ def test_no_test_image_is_looked_at_for_the_choice(pictures, tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(OSError):
         train(root, tmp_path / "OUT", "TRAINER.ORTHCR.STRENGTH", "auto")
-    assert read_choice(tmp_path / "OUT")["val_images"] == VAL
+    assert read_selection(tmp_path / "OUT")["val_images"] == VAL
 
 
 def test_auto_of_a_model_whose_data_are_gone_is_one_line(model, tmp_path, capsys):
@@ -298,20 +299,21 @@ def test_auto_of_a_model_whose_data_are_gone_is_one_line(model, tmp_path, capsys
     assert main([*map(str, argv), "--dataset-config-file", "configs/datasets/digits.yaml"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "not available" in error[0] and "--strength 0.5" in error[0]
-    with pytest.raises(ValueError, match="none was chosen in .*give a number"):
+    with pytest.raises(ValueError, match="none was selected in .*give a number"):
         Predictor(model, strength="auto")
 
 
 def test_a_choice_is_for_the_epoch_that_it_was_made_for(model):
     (model / "strength.json").write_text(json.dumps({"strength": 0.25, "epoch": 2}))
-    assert read_choice(model)["strength"] == read_choice(model, 2)["strength"] == 0.25 and read_choice(model, 1) is None
+    assert read_selection(model)["strength"] == read_selection(model, 2)["strength"] == 0.25
+    assert read_selection(model, 1) is None
 
 
 @pytest.mark.parametrize("content", ['{"strength": 7}', '{"strength": "x"}', "[1]", "{"])
 def test_a_damaged_choice_is_one_line(model, content, one_line):
     (model / "strength.json").write_text(content)
     with pytest.raises(ValueError) as error:
-        read_choice(model)
+        read_selection(model)
     assert "strength.json" in one_line(error)
 
 

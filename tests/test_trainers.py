@@ -7,7 +7,7 @@ from torch import nn
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.encoders import normalize

@@ -23,16 +23,16 @@ class TunedTrainer(ClipTrainer):
         # strength in evaluation; "auto" is selected on val at the end of training, see shared/strength.py
         "STRENGTH": Key(1.0, of=float, low=0, high=1, word=strength.AUTO)
     }
-    chosen: dict | None = None  # the content of strength.json, with STRENGTH "auto"
+    selection: dict | None = None  # the content of strength.json, with STRENGTH "auto"
 
     def after_train(self):
         if self.node.STRENGTH == strength.AUTO:  # selected before the test, for the model that will be tested
             best = self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
             if best:
                 super().load_model(self.output_dir)
-            self.chosen = self.choose(None if best else self.max_epoch)
+            self.selection = self.select_strength(None if best else self.max_epoch)
             if is_first():
-                strength.write_choice(self.chosen, self.output_dir)
+                strength.write_selection(self.selection, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
         super().after_train()
 
@@ -50,29 +50,29 @@ class TunedTrainer(ClipTrainer):
             return float(self.node.STRENGTH)
         if not directory:  # the model is evaluated as it was built
             return 1.0
-        self.chosen = strength.read_choice(directory, epoch) or self.chosen  # the latter: selected in this run
-        if not self.chosen:
+        self.selection = strength.read_selection(directory, epoch) or self.selection  # the latter: selected in this run
+        if not self.selection:
             checkpoint = f" for epoch {epoch}" if epoch is not None else ""
-            problem = f'{self.key("STRENGTH")} is "auto", but none was chosen{checkpoint} in {directory}'
+            problem = f'{self.key("STRENGTH")} is "auto", but none was selected{checkpoint} in {directory}'
             command = f"python train.py --eval-only --model-dir {directory} --strength auto"
             raise ValueError(f"{problem}: give a number from 0 to 1, or run {command} once")
-        return float(self.chosen["strength"])
+        return float(self.selection["strength"])
 
     def facts(self) -> dict:
         """Return the entries of `results.json` about the strength."""
         facts = {"strength": self.model.strength}
-        if self.chosen:
-            facts["strength_choice"] = self.chosen
+        if self.selection:
+            facts["strength_choice"] = self.selection
         return facts
 
-    def choose(self, epoch: int | None) -> dict:
+    def select_strength(self, epoch: int | None) -> dict:
         """Select the strength for the current weights on the val images, and print it."""
         if self.val_loader is None:
-            chosen = strength.without_val(epoch)
+            selection = strength.without_val(epoch)
         else:
-            chosen = strength.choice(*self.right_at(strength.TRIED, self.val_loader), epoch)
-        say(strength.format_choice(chosen))
-        return chosen
+            selection = strength.select(*self.right_at(strength.TRIED, self.val_loader), epoch)
+        say(strength.format_selection(selection))
+        return selection
 
     @torch.no_grad()
     def right_at(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:

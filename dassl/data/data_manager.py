@@ -13,7 +13,7 @@ from dassl.infrastructure.console import say
 from dassl.utils import decoded_copies, read_image, read_photo
 
 from .datasets import build_dataset
-from .item_samplers import Place, Seeded
+from .item_samplers import Seeded, SeededIndex
 from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, is_fixed
 from .workers import WorkerLoader, workers_that_fit
@@ -188,12 +188,12 @@ class DatasetWrapper(Dataset):
             paths = list(dict.fromkeys(item.impath for item in self.data_source))
             self.copies, self.kept = decoded_copies(paths, self.decode, COPIES // distributed.size()), True
 
-    def __getitems__(self, places):
-        """Return the items of a batch, for DataLoader. The random parts of a `Place` depend only on its seed."""
-        if not isinstance(places[0], Place):  # another program's DataLoader
-            return [self[index] for index in places]
+    def __getitems__(self, indices):
+        """Return the items of a batch, for DataLoader. The random parts of a `SeededIndex` depend only on its seed."""
+        if not isinstance(indices[0], SeededIndex):  # another program's DataLoader
+            return [self[index] for index in indices]
         with own_generators():
-            return [self[place.seeded()] for place in places]
+            return [self[index.seeded()] for index in indices]
 
     def __getitem__(self, idx):
         item = self.data_source[idx]

@@ -138,10 +138,11 @@ class FullRandomClassSampler(Sampler):
         return _random_groups(indices, self.n_ins)
 
 
-class Place(int):
-    """An index into the data, with the seed of the item's random transforms: (seed of the epoch, place in the epoch).
+class SeededIndex(int):
+    """An index into the data, with the seed of the item's random transforms: (seed of the epoch, number in the epoch).
 
-    The seed has the place and not the index. So an item that a sampler draws twice in an epoch gets two augmentations.
+    The seed has the number in the epoch and not the index. So an item that a sampler draws twice in an epoch gets two
+    augmentations.
     """
 
     seed = (0, 0)
@@ -156,7 +157,10 @@ class Place(int):
 
 
 class Seeded(Sampler):
-    """A sampler of the indices of another one as `Place`s. Torch's global generator draws the seed of the epoch."""
+    """A sampler of the indices of another one as `SeededIndex`es.
+
+    Torch's global generator draws the seed of the epoch.
+    """
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -164,9 +168,9 @@ class Seeded(Sampler):
     def __iter__(self):
         epoch = int(torch.randint(2**62, ()))
         for k, index in enumerate(self.sampler):
-            place = Place(index)
-            place.seed = epoch, k
-            yield place
+            seeded_index = SeededIndex(index)
+            seeded_index.seed = epoch, k
+            yield seeded_index
 
     def __len__(self):
         return len(self.sampler)

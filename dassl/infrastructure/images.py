@@ -101,9 +101,9 @@ def in_bands(img, turn):
     photo, rows = Image.new("RGB", (height, width) if swaps else (width, height)), max(1, LARGE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        place = height - bottom if from_end else top
+        start = height - bottom if from_end else top
         band = turned(on_white(img.crop((0, top, width, bottom))), turn)
-        photo.paste(band, (place, 0) if swaps else (0, place))
+        photo.paste(band, (start, 0) if swaps else (0, start))
     return photo
 
 

@@ -89,7 +89,7 @@ def format_names(names: list[str], most: int = 20) -> str:
 
 
 def read_lines(path: str, form: str) -> Iterator[tuple[str, ...]]:
-    """Yield (place, word, ...) for every line that is not blank; the place is "file, line n", for messages.
+    """Yield (location, word, ...) for every line that is not blank; the location is "file, line n", for messages.
 
     Args:
         path: text file.
@@ -177,35 +177,35 @@ def check_unpacked_size(data: bytes) -> None:
         raise ValueError(f"it unpacks to more than {MOST_MAT >> 20} MB")
 
 
-def to_label(number: str, place: str) -> int:
+def to_label(number: str, location: str) -> int:
     """Return the label from 0 of a class number from 1.
 
     Args:
         number: the word of a file.
-        place: its file and line, for the message.
+        location: its file and line, for the message.
 
     Raises:
         ValueError: the word is no such number.
     """
     if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f'{place}: "{number}" should be the number of a class, from 1')
+        raise ValueError(f'{location}: "{number}" should be the number of a class, from 1')
     return int(number) - 1
 
 
-def look_up(name: str | int, classes: dict, place: str, source: str):
+def look_up(name: str | int, classes: dict, location: str, source: str):
     """Return `classes[name]`.
 
     Args:
         name: of a class.
         classes: the content of `source`.
-        place: file and line of the name, for the message.
+        location: file and line of the name, for the message.
         source: file with the classes, for the message.
 
     Raises:
         ValueError: `classes` lacks the name.
     """
     if name not in classes:
-        raise ValueError(f'{place}: "{name}" is no class of {source}')
+        raise ValueError(f'{location}: "{name}" is no class of {source}')
     return classes[name]
 
 

@@ -20,7 +20,7 @@ FORM = '{"_impath": PATH, "_label": NUMBER, "_domain": NUMBER, "_classname": NAM
 class Line(NamedTuple):
     """An image of a few-shot split."""
 
-    place: str  # file and number of the line, for messages
+    location: str  # file and number of the line, for messages
     impath: str
     label: int
     classname: str
@@ -54,16 +54,16 @@ def read_lines(path: str) -> list[Line]:
     return lines
 
 
-def parse_line(text: str, place: str) -> Line:
+def parse_line(text: str, location: str) -> Line:
     try:
         entry = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no JSON ({error}): it should read {FORM}") from error
+        raise ValueError(f"{location} is no JSON ({error}): it should read {FORM}") from error
     keys = ("_impath", "_label", "_classname")
     values = [entry.get(key) for key in keys] if isinstance(entry, dict) else []
     if [type(value) for value in values] != [str, int, str] or not values[0] or not values[2]:
-        raise ValueError(f"{place} is {text.strip()[:80]!r}, but should read {FORM}")
-    return Line(place, *values)
+        raise ValueError(f"{location} is {text.strip()[:80]!r}, but should read {FORM}")
+    return Line(location, *values)
 
 
 def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tuple[str, str, str]) -> list[Datum]:
@@ -85,11 +85,12 @@ def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tupl
     missing = [line for line, item in zip(lines, items, strict=True) if item is None]
     if missing:
         count = f"{len(missing):,} of {len(lines):,} images are not in the data set in {folders[1]}"
-        raise ValueError(f"{missing[0].place}: {count}, first {missing[0].impath[:200]}: give a split of this data set")
+        first = f"first {missing[0].impath[:200]}"
+        raise ValueError(f"{missing[0].location}: {count}, {first}: give a split of this data set")
     for line, item in zip(lines, items, strict=True):
         check_same(line, item)
         if item.impath in tested:
-            raise ValueError(f"{line.place}: {line.impath} is a test image of this data set: give another split")
+            raise ValueError(f"{line.location}: {line.impath} is a test image of this data set: give another split")
     return items
 
 
@@ -112,7 +113,7 @@ def check_same(line: Line, item: Datum) -> None:
         wrong = f'class "{line.classname[:80]}" for label {item.label}, which is "{item.classname}" in this data set'
     else:
         return
-    raise ValueError(f"{line.place} has {wrong}: give a split of this data set")
+    raise ValueError(f"{line.location} has {wrong}: give a split of this data set")
 
 
 def spoken(name: str) -> str:

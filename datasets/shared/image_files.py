@@ -154,12 +154,14 @@ def from_csv(source: str) -> list[Row]:
             columns = str(reader.fieldnames)[:300]
             raise ValueError(f"{source} has the columns {columns}: its first line should read {wanted}")
         for line in reader:
-            place = f"line {reader.line_num}"
+            location = f"line {reader.line_num}"
             if None in line:
-                problems.append(f"{source}, {place} has more fields than the first line: quote what has a comma in it")
+                problems.append(
+                    f"{source}, {location} has more fields than the first line: quote what has a comma in it"
+                )
                 continue
             with collected(problems):
-                rows.append(make_row(source, place, line[path], line[label], line[split] if split else None))
+                rows.append(make_row(source, location, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
         line = max(1, reader.line_num)
         raise ValueError(f"{source}, line {line}: {error}: is a quotation mark not closed?") from error
@@ -226,13 +228,13 @@ def json_line(source: str, number: int, line: str) -> Row:
     return json_row(source, f"line {number}", entry)
 
 
-def json_row(source: str, place: str, entry: object) -> Row:
+def json_row(source: str, location: str, entry: object) -> Row:
     fields = entry
     if isinstance(entry, dict):
         fields = [entry[head] if head else None for head in heads(entry)]
     if not isinstance(fields, list) or not 2 <= len(fields) <= 3:
-        raise ValueError(f'{source}, {place} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
-    return make_row(source, place, *fields)
+        raise ValueError(f'{source}, {location} should be {{"path": ..., "label": ...}}, not {str(entry)[:60]}')
+    return make_row(source, location, *fields)
 
 
 def heads(columns: Iterable[str]) -> list[str]:
@@ -241,13 +243,13 @@ def heads(columns: Iterable[str]) -> list[str]:
     return [next((name for name in names if name in columns), "") for names in HEADS.values()]
 
 
-def make_row(source: str, place: str, path: object, label: object, split: object = None) -> Row:
+def make_row(source: str, location: str, path: object, label: object, split: object = None) -> Row:
     path, label, split = ("" if value is None else str(value).strip() for value in (path, label, split))
     if not path or not label:
-        raise ValueError(f"{source}, {place}: the {'label' if path else 'path'} is missing")
+        raise ValueError(f"{source}, {location}: the {'label' if path else 'path'} is missing")
     part = part_of(split) if split else ""
     if part is None:
-        raise ValueError(f'{source}, {place}: the split is "{split}", but should be train, val or test')
+        raise ValueError(f'{source}, {location}: the split is "{split}", but should be train, val or test')
     return Row(osp.normpath(locate(osp.expanduser(path), osp.dirname(source))), normal(label), part)
 
 

@@ -22,13 +22,13 @@ from dassl.utils import locked, read_json
 from orthcr.compare.command_line import count
 from orthcr.compare.display import Display, newest_log
 from orthcr.compare.engines import TRIES, local
-from orthcr.run.checks import MAY_DIFFER, check_same_run
+from orthcr.key_roles import MACHINE
+from orthcr.run.checks import check_same_run
 from orthcr.run.config import setup_cfg
 from orthcr.run.runner import run
 from orthcr.run.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-FINISHED_MAY_DIFFER = tuple(key for key in MAY_DIFFER if not key.startswith("TEST."))  # of a run with its results
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(planned.spec)
-        check_same_run(setup_cfg(planned.spec), FINISHED_MAY_DIFFER)
+        check_same_run(setup_cfg(planned.spec), MACHINE)
     try:
         results = read_json(done)
         check_results(results, done)

@@ -14,10 +14,13 @@ from dassl.infrastructure.command import USER_ERRORS
 from dassl.utils import check_availability, locked
 from orthcr.compare import engines
 from orthcr.compare.command_line import NAMES
-from orthcr.compare.plans import FINISHED_MAY_DIFFER, Job, PlannedRun, execute, tell
+from orthcr.compare.plans import Job, PlannedRun, execute, tell
 from orthcr.compare.stages import Method, Stages, row_of, source_of, targets, variants
+from orthcr.key_roles import MACHINE
 from orthcr.run.checks import differences
-from orthcr.run.config import descriptions_key, discover, is_foreign, owner_of, setup_cfg, strength_key
+from orthcr.run.config import setup_cfg
+from orthcr.run.config_files import owner_of
+from orthcr.run.declarations import descriptions_key, discover, is_foreign, strength_key
 from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.backbones import fetch
 from trainers.shared.strength import AUTO
@@ -99,7 +102,7 @@ def outdated(jobs: list[Job]) -> dict[Path, str]:
             reasons[planned.folder] = "it is of a model with other settings"
             continue
         try:
-            different = differences(setup_cfg(planned.spec), FINISHED_MAY_DIFFER)
+            different = differences(setup_cfg(planned.spec), MACHINE)
         except USER_ERRORS as error:
             reasons[planned.folder] = f"its settings cannot be compared ({error})"
             continue

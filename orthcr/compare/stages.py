@@ -16,7 +16,8 @@ from dassl.utils import check_availability
 from datasets import catalogue
 from orthcr.compare.command_line import SEEDS, SHOTS
 from orthcr.compare.plans import PlannedRun
-from orthcr.run.config import CONFIGS, discover, is_foreign, owner_of
+from orthcr.run.config_files import CONFIGS, owner_of
+from orthcr.run.declarations import discover, is_foreign
 from orthcr.run.spec import RunSpec
 
 STAGES = ("base2new_train", "base2new_test", "fewshot", "xd_train", "xd_test", "dg_test")

@@ -10,7 +10,7 @@ The tests of a model depend on its training:
 
 OrthCR has a second path, the straight line between the same weights (WiSE-FT, Wortsman et al. 2022). A method without a
 strength is a point. Writes curve.md, curve.json and pictures (orthcr/reports/strength_tables.py). Test images are read
-once for all models, and nothing is chosen by them.
+once for all models, and nothing is selected by them.
 """
 
 import argparse
@@ -29,11 +29,12 @@ from dassl.infrastructure.command import command
 from dassl.utils import progress
 from datasets import catalogue
 from orthcr.reports.strength_tables import GEODESIC, LINE, Point, write_curves
-from orthcr.run.config import CONFIGS, discover, read_run, strength_key
+from orthcr.run.config_files import CONFIGS, read_run
+from orthcr.run.declarations import discover, strength_key
 from orthcr.run.spec import RunSpec
 from orthcr.run.trained import check_is_training, load_trained
 from trainers.orthcr import OrthogonalCLIP
-from trainers.shared.strength import TRIED, read_choice
+from trainers.shared.strength import TRIED, read_selection
 
 HELD = 2**31  # bytes of test images in memory, shared by all models; a larger data set is read again for each model
 
@@ -76,34 +77,34 @@ def measure(models: list[Model], strengths: Iterable[float], root: str | None, s
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
     pairs = [(test, model) for test in tests for model in models if test in model.tests]
     accuracies = {model.folder: defaultdict(dict) for model in models}  # of each model, {(path, s): {test: percent}}
-    chosen, cache = {}, {}
+    selected, cache = {}, {}
     with progress(total=len(pairs), desc="models x data sets") as bar:
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
-                if model.folder not in chosen:
-                    chosen[model.folder] = choose(model, root)
+                if model.folder not in selected:
+                    selected[model.folder] = select_strength(model, root)
                 trainer = load_trainer(model, test, root, split)
             batches = images_of(trainer, test, cache, split)
             if not batches and test == model.tests[0]:
                 raise ValueError(f"{test[0]}, the data of {model.folder}, has no {split} images: leave out --split")
             if batches:
-                candidates = sorted({*strengths, chosen[model.folder] or 0.0})
-                for place, accuracy in measure_test(trainer, batches, candidates).items():
-                    accuracies[model.folder][place][test] = accuracy
+                candidates = sorted({*strengths, selected[model.folder] or 0.0})
+                for key, accuracy in measure_test(trainer, batches, candidates).items():
+                    accuracies[model.folder][key][test] = accuracy
             bar.update()
     points = []
     for m in models:
         for (path, s), by_test in accuracies[m.folder].items():
-            points.append(Point(m.folder, m.trainer, m.seed, m.trained, chosen[m.folder], path, s, by_test))
+            points.append(Point(m.folder, m.trainer, m.seed, m.trained, selected[m.folder], path, s, by_test))
     return points
 
 
-def choose(model: Model, root: str | None) -> float | None:
+def select_strength(model: Model, root: str | None) -> float | None:
     """Return the strength that "auto" chooses for a model; None: the method has no strength."""
     if not strength_key(model.trainer):
         return None
-    choice = read_choice(model.folder) or load_trainer(model, model.tests[0], root).choose(None)
-    return choice["strength"]
+    selection = read_selection(model.folder) or load_trainer(model, model.tests[0], root).select_strength(None)
+    return selection["strength"]
 
 
 def load_trainer(model: Model, test: tuple[str, str], root: str | None, split: str = "test"):

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         print(f"{len(trainings)} trainings of {len(points)} settings: {args.output_dir}", flush=True)
         failed = execute(list(trainings), title="sweep", done=keep, engine=engine)
-        for point in chosen(list(measured.values()), args.seeds):
+        for point in select_points(list(measured.values()), args.seeds):
             measured[point].chosen = True
             tests |= {Job(sweep.tests(point, seed)): (point, seed) for seed in args.seeds}
         failed += execute(list(tests), title="tests of the chosen", done=keep_test, engine=engine)
@@ -97,7 +97,7 @@ def check_tested(job: Job, results: list[dict]) -> None:
             raise ValueError(f"{path} has no accuracy: leave out TEST.NO_TEST, remove that file, and begin again")
 
 
-def chosen(measured: list[Measured], seeds: list[int]) -> list[Point]:
+def select_points(measured: list[Measured], seeds: list[int]) -> list[Point]:
     """Return the best point on val for each method and data set; of equal ones the first.
 
     Args:

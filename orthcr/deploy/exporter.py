@@ -27,7 +27,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.infrastructure.files import SCRATCH, atomic_write, file_hash, read_json, scratch_folder, sweep, write_json
 from orthcr.deploy.card import write_card
 from orthcr.deploy.exported import EXPORT, INPUT_KEYS, OnnxClassifier
-from orthcr.run.config import discover, read_model_config
+from orthcr.run.config_files import read_model_config
+from orthcr.run.declarations import discover
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import temperature_of
 from orthcr.run.trained import check_is_training, known_classes, load_trained

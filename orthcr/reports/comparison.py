@@ -98,8 +98,8 @@ def grids(table: Table, costs: dict[str, Cost]) -> list[str]:
     elif others:
         columns = [lines_of(name) for name in data_sets]
         methods = dict.fromkeys(method for column in columns for method in column)
-        for place, head in enumerate(heads):
-            lines = {m: [column[m][place] if m in column else None for column in columns] for m in methods}
+        for k, head in enumerate(heads):
+            lines = {m: [column[m][k] if m in column else None for column in columns] for m in methods}
             parts.append(methods_grid(table, head, data_sets, lines, {}, folded=True))
     return parts
 
@@ -330,7 +330,7 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
     for ax, quantity, label in zip(axes, Cost._fields, ("trained parameters", "seconds of training"), strict=True):
         values = {method: getattr(costs[method], quantity) for method in cells}
         least = min((value for value in values.values() if value > 0), default=1)
-        zero = 10 ** (np.floor(np.log10(least)) - 0.7)  # the place of 0, which a logarithmic axis does not have
+        zero = 10 ** (np.floor(np.log10(least)) - 0.7)  # the position of 0, which a logarithmic axis does not have
         points = {method: (value or zero, cells[method].mean) for method, value in values.items()}
         for method, (x, y) in points.items():
             style = styles[method]

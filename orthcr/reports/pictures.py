@@ -81,8 +81,8 @@ def beside(ax, labels: list[Label]) -> None:
     for (text, point, colour), y in zip(labels, at, strict=True):
         style = {"color": colour}
         line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
-        place = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
-        ax.annotate(*plain([text]), point, va="center", fontsize=9.5, annotation_clip=False, **place)
+        position = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
+        ax.annotate(*plain([text]), point, va="center", fontsize=9.5, annotation_clip=False, **position)
 
 
 def near(ax, labels: list[Label]) -> None:
@@ -114,19 +114,19 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
 
     Args:
         ax: axes.
-        groups: cells of each place.
+        groups: cells of each group.
         styles: of the methods, in the order of the bars.
         places: x coordinate of each group.
         names: of the groups, below the axis.
     """
     width = 0.84 / len(styles)
     room = ax.figure.get_size_inches()[0] * 0.86 * width / (places[-1] - places[0] + 1)  # inches of one bar
-    for place, group in zip(places, groups, strict=True):
+    for x_group, group in zip(places, groups, strict=True):
         for k, (method, style) in enumerate(styles.items()):
             cell = next((c for c in group if c.method == method and c.values), None)
             if cell is None:
                 continue
-            x = place + (k - (len(styles) - 1) / 2) * width
+            x = x_group + (k - (len(styles) - 1) / 2) * width
             ax.bar(x, cell.mean, width * 0.92, **filled(style))
             if cell.std:
                 ax.errorbar(x, cell.mean, cell.std, color="k", capsize=min(3, 20 * room), lw=1)
@@ -204,13 +204,13 @@ def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], sour
     shaded = []
     if source:
         names[0] += "\n(source)"
-        places[1:] = [place + 0.4 for place in places[1:]]
+        places[1:] = [x + 0.4 for x in places[1:]]
         shaded.append(places[0])
     if average:
         places[-1] += 0.4
         shaded.append(places[-1])
-    for place in shaded:
-        ax.axvspan(place - 0.55, place + 0.55, color="k", alpha=0.05, lw=0)
+    for x in shaded:
+        ax.axvspan(x - 0.55, x + 0.55, color="k", alpha=0.05, lw=0)
     bars(ax, [[c for c in cells if c.target == target] for target in targets], styles, places, names)
     if len(targets) * max(map(len, names)) > 100:
         ax.tick_params("x", labelsize=9)

@@ -45,7 +45,7 @@ def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
     columns = list(columns)
     methods = [method for method in columns[0] if all(method in column for column in columns)] if columns else []
     by_column = [stats().rankdata([-column[method] for method in methods]) for column in columns]
-    return {method: [float(column[place]) for column in by_column] for place, method in enumerate(methods)}
+    return {method: [float(column[k]) for column in by_column] for k, method in enumerate(methods)}
 
 
 class Agreement(NamedTuple):

@@ -7,13 +7,8 @@ from typing import NamedTuple
 import yaml
 
 from dassl.infrastructure.files import read_json, read_text, visible
+from orthcr.key_roles import describes_method
 
-# Config keys that do not describe the method: the machine, the directories, the data, and what a Run has as fields
-NO_METHOD = tuple(
-    "OUTPUT_DIR RESUME SEED VERBOSE VERSION USE_CUDA DATASET. DATALOADER.NUM_WORKERS DATALOADER.TEST. TRAIN. TEST. "
-    "TRAINER.NAME MODEL.BACKBONE.NAME".split()
-)
-METHOD = ("TEST.FINAL_MODEL", "DATASET.FEW_SHOT_SPLIT", "DATASET.SAMPLING")  # the exceptions
 SHA256 = ".DESCRIPTIONS_SHA256"
 STRENGTH = ".STRENGTH"  # end of the key whose value in an evaluation may differ from that in the training
 MODEL_SPLIT = "Images split"  # a user's own images, as the split file in the model's directory lists them
@@ -187,10 +182,9 @@ def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[st
     by_file = config.get("DATASET.FEW_SHOT_SPLIT")
     if by_file is not None:  # the path differs by seed and shots
         config = config | {"DATASET.FEW_SHOT_SPLIT": "of a file" if by_file else "drawn"}
-    keys = [key for key in sorted(config) if key in METHOD or not key.startswith(NO_METHOD)]
+    keys = [key for key in sorted(config) if describes_method(key)]
     for key in [key for key in config if key.endswith(SHA256)]:  # of two equal files the paths may differ
         config = config | {key.removesuffix("_SHA256"): str(config[key])[:8]}
-    keys = [key for key in keys if not key.endswith((".PREC", ".MONITOR", SHA256))]
     if not trained:
         keys = [key for key in keys if key.startswith(("MODEL.", f"TRAINER.{trainer.upper()}."))]
     return tuple((visible(key), visible(config[key])) for key in keys)

@@ -104,9 +104,9 @@ def picture(key: str, measured: Sequence):
             y = [mean(each.val.values()) for each in curve]
             error = [pstdev(each.val.values()) for each in curve]
             handles[method] = ax.errorbar(x, y, error, color=colour, marker=marker, ms=5, lw=1.5, capsize=2)
-            for place, height, each in zip(x, y, curve, strict=True):
+            for x_value, y_value, each in zip(x, y, curve, strict=True):
                 if each.chosen:
-                    ax.plot(place, height, "*", color=colour, ms=15, mec="k", mew=0.7, zorder=4)
+                    ax.plot(x_value, y_value, "*", color=colour, ms=15, mec="k", mew=0.7, zorder=4)
         ax.set_title(*plain([dataset]), fontsize=11)
         ax.set_xticks(range(len(values)), plain(values))
         ax.set_xlabel(key)

@@ -99,9 +99,9 @@ class Table:
         """Return the cells with values of each column on each data set; averages over fewer data sets are left out."""
         columns = defaultdict(list)
         for titles, line in self.lines.items():
-            for place, cell in enumerate(line):
+            for k, cell in enumerate(line):
                 if cell and cell.values and not cell.partial:
-                    columns[titles[:-1], place].append(cell)
+                    columns[titles[:-1], k].append(cell)
         return list(columns.values())
 
     @property
@@ -146,10 +146,10 @@ class Table:
         last = list(self.lines)[-1][:-1] if self.lines else ()
         lines = {titles[-1]: line for titles, line in self.lines.items() if titles[:-1] == last}
         sentences = []
-        for place, head in enumerate(("base", "new", "H") if self.protocol == "base2new" else ()):
-            cells = {method: line[place] for method, line in lines.items()}
+        for k, head in enumerate(("base", "new", "H") if self.protocol == "base2new" else ()):
+            cells = {method: line[k] for method, line in lines.items()}
             measured = {method: cell.mean for method, cell in cells.items() if cell and cell.values}
-            figures = agreement(measured, {method: row[place] for method, row in BASE_TO_NEW.items()})
+            figures = agreement(measured, {method: row[k] for method, row in BASE_TO_NEW.items()})
             if figures:
                 sentences.append(format_agreement(head, figures))
         return sentences
@@ -175,11 +175,11 @@ class Table:
             best, ties = self.best, self.ties
             rows, heads = [list(map(in_markdown, row)) for row in rows], list(map(in_markdown, heads))
             for row, line in zip(rows, self.lines.values(), strict=True):
-                for place, cell in enumerate(line, len(row) - len(line)):
+                for k, cell in enumerate(line, len(row) - len(line)):
                     if cell and cell in best:
-                        row[place] = f"**{row[place]}**"
+                        row[k] = f"**{row[k]}**"
                     elif cell and cell in ties:
-                        row[place] += f" {TIE}"
+                        row[k] += f" {TIE}"
             rank = self.rank
             if rank:
                 heads = [*heads, RANK]
@@ -196,9 +196,9 @@ class Table:
             # a column for each target would be too wide for a terminal
             rows = [[text.replace(" ± ", "\n± ") for text in row] for row in rows]
         align = ["right"] * len(heads)
-        for place, head in enumerate(self.heads):
+        for k, head in enumerate(self.heads):
             if head in ("method", "data set"):
-                align[place] = "left"
+                align[k] = "left"
         return tabulate(rows, heads, form, colalign=align, disable_numparse=True)
 
     __str__ = text
@@ -290,11 +290,11 @@ def make_table(s: Selection, seeds: list[int]) -> Table:
                 missing=missing,
                 partial=bool(without),
             )
-            place = f"{label.text} on {target}" if s.source else f"{label.text} on {target}, {head}"
+            name = f"{label.text} on {target}" if s.source else f"{label.text} on {target}, {head}"
             if without:
-                notes.append(f"{place}: without {', '.join(without)}")
+                notes.append(f"{name}: without {', '.join(without)}")
             elif target != AVERAGE and column.metric != "H" and (missing or not by_seed):
-                notes.append(f"{place}: {format_missing(missing)}")
+                notes.append(f"{name}: {format_missing(missing)}")
 
     labels = dict.fromkeys(label for _, label, _ in cells)
     shown = list(targets)

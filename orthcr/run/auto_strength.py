@@ -9,14 +9,14 @@ from yacs.config import CfgNode
 from dassl.config import flatten
 from dassl.infrastructure.console import silence
 from dassl.infrastructure.distributed import is_first
-from trainers.shared.strength import AUTO, read_choice, write_choice
+from trainers.shared.strength import AUTO, read_selection, write_selection
 
-from .config import strength_key
+from .declarations import strength_key
 from .spec import RunSpec
 from .trained import load_trained
 
 
-def choose_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | None:
+def select_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | None:
     """Choose a strength on the val images of the training; return the content of `strength.json`.
 
     Beside a finished training the file is written, so that later evaluations need not choose again.
@@ -33,16 +33,16 @@ def choose_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | N
         ValueError: the val images of the training are not available.
     """
     key = strength_key(cfg.TRAINER.NAME)
-    needs_choice = spec.model_dir and key and flatten(cfg)[key] == AUTO
-    if not needs_choice or read_choice(spec.model_dir, spec.load_epoch):
+    needs_selection = spec.model_dir and key and flatten(cfg)[key] == AUTO
+    if not needs_selection or read_selection(spec.model_dir, spec.load_epoch):
         return None
     trainer = load_with_val(cfg, spec, model_config)
     print("The strength is chosen by the val images of the training")
-    choice = trainer.choose(spec.load_epoch)
+    selection = trainer.select_strength(spec.load_epoch)
     if spec.load_epoch is None and is_first() and osp.exists(osp.join(spec.model_dir, "results.json")):
-        with contextlib.suppress(OSError):  # the folder may be read-only: the next evaluation chooses again
-            write_choice(choice, spec.model_dir)
-    return choice
+        with contextlib.suppress(OSError):  # the folder may be read-only: the next evaluation selects again
+            write_selection(selection, spec.model_dir)
+    return selection
 
 
 def load_with_val(cfg: CfgNode, spec: RunSpec, model_config: dict):

@@ -9,18 +9,13 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.infrastructure import distributed
 from dassl.infrastructure.files import protected
+from orthcr.key_roles import BY_CHECKSUM, EVALUATION, MACHINE, TRAINING_ONLY, is_one_of
 
-from .config import default_cfg, is_foreign, plain, read_run
+from .config_files import read_run
+from .declarations import default_cfg, is_foreign, plain
 from .spec import RunSpec
 
-# Settings that may differ between a run and its continuation: they do not change the trained model
-MAY_DIFFER = tuple(
-    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
-    "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
-)
-# Settings of a method that may differ between a model and its evaluation: they do not change the model's answers
-TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS", ".DESCRIPTIONS", ".DESCRIPTIONS_SHA256")
-BY_CHECKSUM = ("DATASET.FEW_SHOT_SPLIT", ".DESCRIPTIONS")  # paths of files whose checksum is another setting
+MAY_DIFFER = (*MACHINE, *EVALUATION)  # between a run and its continuation
 
 
 def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -35,7 +30,7 @@ def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
     for key, value in plain(cfg).items():
         model_value = model_config.get(key, value)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not key.endswith(TRAINING_ONLY) and model_value != value:
+        if matters and not is_one_of(key, TRAINING_ONLY) and model_value != value:
             different.append(f'{key} "{model_value}", not "{value}"')
     if different:
         wrong = f"the model in {spec.model_dir} was trained with {', '.join(different)}"
@@ -112,7 +107,7 @@ def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[
 
     Args:
         cfg: of the new run.
-        may_differ: beginnings of keys that are not compared.
+        may_differ: names of keys that are not compared.
     """
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
@@ -122,7 +117,7 @@ def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[
     lines = []
     for key in sorted(old.keys() | new.keys()):
         old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))
-        if not key.startswith(may_differ) and not key.endswith(BY_CHECKSUM) and old_value != new_value:
+        if not is_one_of(key, (*may_differ, *BY_CHECKSUM)) and old_value != new_value:
             lines.append(f"{key} {format_value(old_value)}, not {format_value(new_value)}")
     return lines
 

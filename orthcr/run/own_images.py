@@ -20,7 +20,7 @@ from dassl.evaluation.evaluator import confusion_matrix
 from dassl.infrastructure.files import spreadsheet_cell
 from dassl.utils import atomic_write, progress
 from orthcr.reports.predictions import confusion_picture, contact_sheet
-from orthcr.run.config import CONFIGS
+from orthcr.run.config_files import CONFIGS
 from trainers.base import ClipTrainer
 from trainers.shared.classes import same_to_clip
 from trainers.shared.prompts import template_features, template_for

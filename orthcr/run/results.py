@@ -21,7 +21,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.infrastructure import distributed
 
-from .config import CONFIGS, plain
+from .config_files import CONFIGS
+from .declarations import plain
 from .spec import RunSpec
 
 ROOT = CONFIGS.parent

@@ -23,25 +23,19 @@ from dassl.infrastructure.command import GOES_ON, USER_ERRORS, command
 from dassl.infrastructure.files import read_bytes, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from orthcr.run import own_images
-from orthcr.run.auto_strength import choose_strength
+from orthcr.run.auto_strength import select_strength
 from orthcr.run.checks import check_domains, check_evaluation, check_processes, check_same_run, protect_data
-from orthcr.run.config import (
-    CLASSES,
-    DESCRIPTIONS_COPY,
-    descriptions_key,
-    is_foreign,
-    owner_of,
-    plain,
-    read_model_config,
-    setup_cfg,
-    strength_key,
-)
+from orthcr.run.companion_files import DESCRIPTIONS_COPY
+from orthcr.run.config import setup_cfg
+from orthcr.run.config_files import owner_of, read_model_config
+from orthcr.run.declarations import descriptions_key, is_foreign, plain, strength_key
 from orthcr.run.flags import parse
 from orthcr.run.results import describe, learns
 from orthcr.run.seen import SEEN, keep_seen
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import calibrate_at_the_end, temperature_of
 from trainers.base import ClipTrainer
+from trainers.shared.classes import CLASSES
 from trainers.shared.strength import AUTO
 
 
@@ -104,10 +98,10 @@ def train(cfg: CfgNode, spec: RunSpec) -> dict:
 
 def evaluate(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict:
     """Test a trained model; return the content of `results.json`."""
-    choice = choose_strength(cfg, spec, model_config)
+    selection = select_strength(cfg, spec, model_config)
     trainer = build(cfg, spec)
     begin = time.time()
-    trainer.chosen = choice
+    trainer.selection = selection
     trainer.load_model(spec.model_dir, epoch=spec.load_epoch)
     tell_config(cfg)
     trainer.evaluator.temperature = temperature_of(trainer, spec.model_dir, spec.load_epoch)

@@ -8,7 +8,8 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from trainers.shared.classes import CLASSES, read_classes
 
 from .checks import check_inside, protect_data
-from .config import read_model_config, setup_cfg
+from .config import setup_cfg
+from .config_files import read_model_config
 from .spec import RunSpec
 
 

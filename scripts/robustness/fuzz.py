@@ -63,7 +63,8 @@ from datasets.tools import prepare, verify
 from orthcr import calibrate
 from orthcr.compare import engines, strength_curve
 from orthcr.run import runner
-from orthcr.run.config import default_cfg, discover, plain, setup_cfg
+from orthcr.run.config import setup_cfg
+from orthcr.run.declarations import default_cfg, discover, plain
 from orthcr.run.flags import parse
 from predict import main as predict
 from scripts.robustness import hostile

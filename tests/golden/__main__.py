@@ -13,7 +13,7 @@ import torch
 
 import trainers
 from dassl.infrastructure.streams import open_streams
-from orthcr.run.config import discover
+from orthcr.run.declarations import discover
 
 from .recipe import SIZES
 

@@ -10,7 +10,7 @@ import torch
 from dassl.config import flatten, merge_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
-from orthcr.run.config import default_cfg
+from orthcr.run.declarations import default_cfg
 from trainers.shared.prompts import fill_template, tokenize
 from trainers.shared.templates import CUSTOM_TEMPLATES
 

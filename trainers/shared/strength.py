@@ -33,7 +33,7 @@ def one_standard_error(right: dict[float, int], n: int) -> float:
     return min(s for s, count in right.items() if count / n >= least)
 
 
-def choice(right: dict[float, int], n: int, epoch: int | None) -> dict:
+def select(right: dict[float, int], n: int, epoch: int | None) -> dict:
     """Return the content of `strength.json`: the selected strength and the figures behind it.
 
     Args:
@@ -56,24 +56,24 @@ def without_val(epoch: int | None) -> dict:
     return {"strength": WITHOUT_VAL, "epoch": epoch, "val_images": 0}
 
 
-def format_choice(chosen: dict) -> str:
+def format_selection(selection: dict) -> str:
     """Return a table of the accuracy on val by strength, and a line with the selected one."""
-    s, accuracies = chosen["strength"], chosen.get("val_accuracy")
+    s, accuracies = selection["strength"], selection.get("val_accuracy")
     if not accuracies:
-        return f"Strength {s:g}: there are no val images to choose it by"
+        return f"Strength {s:g}: there are no val images to select it by"
     rows = [["strength", *accuracies], ["val", *(f"{accuracy:.1f}%" for accuracy in accuracies.values())]]
     lines = ["  ".join(word.rjust(8) for word in row) for row in rows]
-    error, n = chosen["standard_error"], chosen["val_images"]
+    error, n = selection["standard_error"], selection["val_images"]
     rule = f"within one standard error ({error:.1f}) of the best of {n:,} val images"
     return "\n".join([*lines, f"Strength {s:g}: the smallest {rule}"])
 
 
-def write_choice(chosen: dict, directory: str) -> None:
-    write_json(chosen, osp.join(directory, FILE), seal=True)
+def write_selection(selection: dict, directory: str) -> None:
+    write_json(selection, osp.join(directory, FILE), seal=True)
 
 
-def read_choice(directory: str, epoch: int | None = None) -> dict | None:
-    """Return the choice for the model of a directory, or for its checkpoint of `epoch`; None: there is none.
+def read_selection(directory: str, epoch: int | None = None) -> dict | None:
+    """Return the selection for the model of a directory, or for its checkpoint of `epoch`; None: there is none.
 
     Raises:
         ValueError: the file is damaged.
@@ -81,10 +81,10 @@ def read_choice(directory: str, epoch: int | None = None) -> dict | None:
     path = osp.join(directory, FILE)
     if not osp.isfile(path):
         return None
-    chosen = read_json(path)
-    if not isinstance(chosen, dict) or not is_strength(chosen.get("strength")):
+    selection = read_json(path)
+    if not isinstance(selection, dict) or not is_strength(selection.get("strength")):
         raise ValueError(f"{path} holds no strength between 0 and 1: put the original back, or remove it")
-    return chosen if epoch in (None, chosen.get("epoch")) else None
+    return selection if epoch in (None, selection.get("epoch")) else None
 
 
 def is_strength(value) -> bool:

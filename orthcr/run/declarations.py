@@ -1,0 +1,103 @@
+"""The declarations of a config's keys: their defaults and allowed values, of Dassl, this project and each method."""
+
+import importlib
+import pkgutil
+import sys
+
+import yaml
+from yacs.config import CfgNode
+
+from dassl.config import flatten
+from dassl.config.defaults import KEYS
+from dassl.config.keys import Key, values
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
+from dassl.evaluation import EVALUATOR_REGISTRY
+from trainers.base import extend_cfg, node_of
+
+OWN = {  # keys that are not Dassl's, or with another default
+    "DATASET": {
+        "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
+        "ROOT": "data",
+        "IMAGES": "",  # of the data set Images: folder, CSV or JSON
+        "SKIP_UNREADABLE": False,  # leave out the images of IMAGES that cannot be read; False: refuse them
+        "VAL": Key(-1.0, low=-1),  # val images of IMAGES: a share below 1, or a number of each class; negative: a fifth
+        "ALL_TEST": False,  # evaluate all images of IMAGES that TEST.SPLIT names; images without a split count as test
+        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, which include those of the images
+        "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the few-shot draw by SEED
+        "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, filled in; others are refused
+        # order of the few-shot draw. dassl: train, then val, as CoOp; val_first: val, then train, as CLIP-LoRA's code
+        "SAMPLING": Key("dassl", choices=("dassl", "val_first")),
+    },
+    "SEED": Key(1, below=2**32),
+}
+COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
+    "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
+    "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
+}
+
+
+def discover(package) -> None:
+    """Import every module of `trainers` or `datasets`, so that it registers itself; print a line for one that fails."""
+    for module in pkgutil.iter_modules(package.__path__):
+        try:
+            importlib.import_module(f"{package.__name__}.{module.name}")
+        except Exception as error:  # one user's file with a missing dependency must not stop all the others
+            print(f"{package.__name__}/{module.name}.py is skipped: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def default_cfg(trainer: str) -> CfgNode:
+    """Return the defaults of Dassl, of this project and of every registered method.
+
+    Args:
+        trainer: name of the one that runs.
+    """
+    cfg = CfgNode(values(joined(KEYS, OWN)))
+    extend_cfg(cfg, trainer)
+    return cfg
+
+
+def declared(trainer: str, with_data: bool = True) -> dict:
+    """Return the declaration of each key of `default_cfg(trainer)`: its default and its allowed values.
+
+    Args:
+        trainer: the one method whose keys are included.
+        with_data: False: the names of data sets are not checked.
+    """
+    registered = {
+        "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())} if with_data else {},
+        "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
+    }
+    generic, method = joined(joined(KEYS, OWN), registered), TRAINER_REGISTRY.get(trainer)
+    if is_foreign(trainer):
+        return generic
+    return joined(joined(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
+
+
+def joined(first: dict, second: dict) -> dict:
+    """Return two nested dicts as one; where both have a key, the second wins."""
+    both = {**first, **second}
+    nested = [key for key in first.keys() & second.keys() if isinstance(first[key], dict)]
+    return both | {key: joined(first[key], second[key]) for key in nested}
+
+
+def is_foreign(trainer: str) -> bool:
+    """Return whether a trainer is written for the original Dassl. Such a trainer declares no defaults."""
+    return not hasattr(TRAINER_REGISTRY.get(trainer), "defaults")
+
+
+def strength_key(trainer: str) -> str:
+    """Return TRAINER.<NODE>.STRENGTH for a method that has a strength, else ""."""
+    method = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY.registered_names() else None
+    return f"TRAINER.{node_of(method)}.STRENGTH" if "STRENGTH" in getattr(method, "defaults", {}) else ""
+
+
+def descriptions_key(trainer: str) -> str:
+    """Return TRAINER.<NODE>.DESCRIPTIONS for a method that takes descriptions of the classes, else ""."""
+    method = TRAINER_REGISTRY.get(trainer)
+    return f"TRAINER.{node_of(method)}.DESCRIPTIONS" if "DESCRIPTIONS" in getattr(method, "defaults", {}) else ""
+
+
+def plain(cfg: CfgNode) -> dict:
+    """Return the dotted keys of a config with the values that its `config.yaml` has."""
+    return flatten(yaml.safe_load(cfg.dump()))

@@ -1,0 +1,94 @@
+"""The precedence of settings: inheritance from a parent method's file, and keys that decide in place of others."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from dassl.config import flatten, read_layers
+from dassl.config.keys import format_value
+from dassl.engine import TRAINER_REGISTRY
+from dassl.infrastructure.console import say
+from trainers.base import node_of
+
+from .config_files import config_files, lineage, parent_of
+from .declarations import default_cfg
+from .spec import RunSpec
+
+
+def inherit_settings(cfg: CfgNode, file: str, trainer: str) -> None:
+    """Copy the settings that a file of the parent method sets into the node of this method."""
+    method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
+    parent = parent_of(file, method)
+    if parent and node_of(parent) in default and node_of(parent) != node_of(method):
+        parent_node, method_node = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
+        for key in parent_node.keys() & method_node.keys():
+            if parent_node[key] != default[node_of(parent)][key]:
+                method_node[key] = parent_node[key]
+
+
+def inherited_keys(keys: dict, path: str, method: type) -> dict:
+    """Return the keys that a parent's file sets for the method, by `inherit_settings`."""
+    parent, prefix = parent_of(path, method), f"TRAINER.{node_of(method)}."
+    parent_prefix = f"TRAINER.{node_of(parent)}." if parent else prefix
+    return {key.replace(parent_prefix, prefix, 1): keys[key] for key in keys if key.startswith(parent_prefix)}
+
+
+def check_trainer_of_files(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
+    """Raise ValueError if a config file is for another trainer, and no --trainer is given."""
+    method, default = TRAINER_REGISTRY.get(spec.trainer), default_cfg(spec.trainer).TRAINER
+    family = [cls.__name__ for cls in lineage(method)]
+    nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
+    *_, above, folder, _ = ("", "", *Path(spec.config_file).absolute().parts)
+    names = [cfg.TRAINER.NAME]
+    if above == "trainers" and folder in nodes:
+        names.append(folder)
+    if not model_config:  # the config of a model of a Dassl trainer has the defaults of all methods at its time
+        names += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
+    for name in names:
+        if name and name not in family and nodes.get(name) != node_of(method):
+            raise ValueError(f"the config files are for {name}, not for {spec.trainer}: give --trainer {name}")
+
+
+def resolve_deciding_keys(cfg: CfgNode, spec: RunSpec) -> None:
+    """Let the later layer win where one key decides in place of others: see `Decides`.
+
+    Raises:
+        ValueError: one layer, a file or the command line, sets both.
+    """
+    method = TRAINER_REGISTRY.get(spec.trainer)
+    node, layers = node_of(method), layers_of(spec)
+    for name, decides in method.decides.items():
+        deciding = f"TRAINER.{node}.{name}"
+        if not cfg.TRAINER[node][name]:
+            continue
+        since = max((k for k, (_, keys) in enumerate(layers) if deciding in keys), default=-1)
+        for short in decides.keys:
+            key = short if "." in short else f"TRAINER.{node}.{short}"
+            last = max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
+            value, deciding_value = flatten(cfg)[key], cfg.TRAINER[node][name]
+            if last < max(since, 0) or not deciding_value or decides.agrees(short, value, deciding_value):
+                continue
+            off = format_value(type(deciding_value)())
+            if last == since or decides.refused:
+                setting = f"{key} {format_value(value)} {layers[last][0]}"
+                wrong = f"{setting} has no effect with {deciding} {format_value(deciding_value)}"
+                raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
+            say(f"{deciding} is {off} instead of {format_value(deciding_value)}: {key} {layers[last][0]} comes later")
+            cfg.TRAINER[node][name] = type(deciding_value)()
+
+
+def layers_of(spec: RunSpec) -> list[tuple[str, dict]]:
+    """Return the layers that set keys, later over earlier.
+
+    The config.yaml of a run has every key. It counts as setting the deciding keys alone, not the others.
+
+    Returns:
+        [("in FILE", {key: value}), ..., ("on the command line", {key: value})].
+    """
+    method, layers = TRAINER_REGISTRY.get(spec.trainer), []
+    for path, keys in (layer for file in config_files(spec) for layer in read_layers(file)):
+        if {"TRAINER.NAME", "VERBOSE"} <= keys.keys():
+            deciding = {f"TRAINER.{node_of(method)}.{name}" for name in method.decides}
+            keys = {key: value for key, value in keys.items() if key in deciding}
+        layers.append((f'in "{path}"', keys | inherited_keys(keys, path, method)))
+    return [*layers, ("on the command line", dict(zip(spec.opts[::2], spec.opts[1::2], strict=True)))]
