@@ -9,7 +9,7 @@ import pytest
 import benchmark
 from orthcr.compare import plans
 from orthcr.compare.command_line import arguments
-from orthcr.compare.sweep import Measured, Point, chosen
+from orthcr.compare.sweep import Measured, Point, select_points
 from orthcr.run.flags import parse
 from orthcr.run.runner import build
 
@@ -88,7 +88,7 @@ def test_what_lacks_a_seed_is_not_chosen():
     points = [Point("CoOp", "digits", value) for value in "abc"]
     values = [{1: 90.0}, {1: 50.0, 2: 60.0}, {1: 60.0, 2: 50.0}]
     measured = [Measured(point, val, {}) for point, val in zip(points, values, strict=True)]
-    assert chosen(measured, [1, 2]) == [points[1]] and chosen(measured[:1], [1, 2]) == []
+    assert select_points(measured, [1, 2]) == [points[1]] and select_points(measured[:1], [1, 2]) == []
 
 
 @pytest.mark.parametrize(
