@@ -4,7 +4,7 @@ A key is named by its beginning, or by its end if the name here begins with a do
 of the method and of its training.
 """
 
-# of one process on one machine: no figure depends on them
+# of one process on one machine: not compared between runs
 MACHINE = (
     "OUTPUT_DIR",
     "RESUME",
@@ -24,8 +24,16 @@ EVALUATION = (
     "TEST.CALIBRATE",
     "TEST.SPLIT",
 )
-# of the training alone: the answers of a trained model do not depend on them
-TRAINING_ONLY = (".PREC", ".MONITOR", ".STRENGTH", ".REACH", ".N_ITERS", ".DESCRIPTIONS", ".DESCRIPTIONS_SHA256")
+# of the method: an evaluation may have another value than the training of its model
+MAY_DIFFER_FROM_MODEL = (
+    ".PREC",
+    ".MONITOR",
+    ".STRENGTH",
+    ".REACH",
+    ".N_ITERS",
+    ".DESCRIPTIONS",
+    ".DESCRIPTIONS_SHA256",
+)
 # paths of files, which are compared by the checksums in other keys
 BY_CHECKSUM = ("DATASET.FEW_SHOT_SPLIT", ".DESCRIPTIONS")
 # not of the method: the machine, the data, the evaluation, and the fields of a report's `Run`

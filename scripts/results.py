@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from dassl.infrastructure.command import command
 from orthcr.reports.comparison import costs_of, headline
-from orthcr.reports.tables import Cell, Table, spread, tables
+from orthcr.reports.ranking import is_tie
+from orthcr.reports.tables import TIE, TIE_NOTE, Cell, Table, spread, tables
 from orthcr.reports.tree import collect
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -35,8 +36,8 @@ def format_cell(cell: Cell | None, best: float) -> str:
     return f"**{text}**" if round(cell.mean, 2) == round(best, 2) else text
 
 
-def summary(made: dict[str, Table]) -> str:
-    """Return the main figures of each method as Markdown, methods with the highest H first.
+def main_columns(made: dict[str, Table]) -> dict[str, dict[str, Cell]]:
+    """Return the main figures: cells by method, by the head of the column.
 
     Args:
         made: the tables by protocol.
@@ -44,6 +45,16 @@ def summary(made: dict[str, Table]) -> str:
     base2new = [cell for cell in made["base2new"].cells if cell.target == made["base2new"].cells[0].target]
     columns = [{c.method: c for c in base2new if c.classes == name} for name in ("base", "new")]
     columns += [headline(made[protocol])[1] for protocol in ("base2new", "fewshot", "xd", "dg")]
+    return dict(zip(HEADS[1:7], columns, strict=True))
+
+
+def summary(made: dict[str, Table]) -> str:
+    """Return the main figures of each method as Markdown, methods with the highest H first.
+
+    Args:
+        made: the tables by protocol.
+    """
+    columns = list(main_columns(made).values())
     best = [max((cell.mean for cell in column.values() if cell.values), default=0.0) for column in columns]
     costs = costs_of(made["base2new"])
     methods = list(dict.fromkeys(method for column in columns for method in column))
@@ -55,6 +66,45 @@ def summary(made: dict[str, Table]) -> str:
         rows.append([method, *cells, f"{cost.params:,}" if cost else "", f"{cost.seconds:.0f}" if cost else ""])
     align = ["left", *["right"] * (len(HEADS) - 1)]
     return tabulate(rows, HEADS, "github", colalign=align, disable_numparse=True)
+
+
+def standing(columns: dict[str, dict[str, Cell]], method: str) -> str:
+    """Return the place of a method in each column as Markdown: its rank, the best method, the difference, the ties.
+
+    Args:
+        columns: cells by method, by the head of the column.
+        method: the label of its row.
+    """
+    rows = []
+    for head, column in columns.items():
+        cells = {name: cell for name, cell in column.items() if cell.values}
+        if method not in cells:
+            continue
+        best = max(cells, key=lambda name: cells[name].mean)
+        cell_of_method = cells[method]
+        rank = 1 + sum(cell.mean > cell_of_method.mean for cell in cells.values())
+        if best == method:
+            difference = ""
+        else:
+            seeds = [seed for seed in cell_of_method.values if seed is not None]
+            values = cells[best].values
+            paired = [
+                cell_of_method.values[seed] - values.get(seed, values.get(None, cells[best].mean)) for seed in seeds
+            ]
+            difference = spread(paired, sign="+")
+            if is_tie(values, cell_of_method.values):
+                difference += f" {TIE}"
+        ties = [name for name, cell in cells.items() if name != best and is_tie(cells[best].values, cell.values)]
+        row = [
+            head,
+            f"{rank} of {len(cells)}",
+            f"{cell_of_method.mean:.1f}",
+            f"{best} {cells[best].mean:.1f}",
+            difference,
+        ]
+        rows.append([*row, ", ".join(sorted(ties))])
+    heads = ["column", "rank", method, "best", f"{method} - best", f"{TIE} with the best"]
+    return tabulate(rows, heads, "github", colalign=("left", *["right"] * 4, "left"), disable_numparse=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +123,11 @@ def main(argv: list[str] | None = None) -> None:
         "## Summary",
         summary(made),
         "Trained numbers and seconds are those of a training of base-to-new.",
+        *(
+            f"## Where {method} stands\n\n{standing(main_columns(made), method)}"
+            for method in ("OrthCR", "OrthCR (s=0.5)")
+        ),
+        f"{TIE_NOTE}. Differences are paired over seeds.",
         *(table.text(markdown=True) for table in made.values()),
     ]
     (DOCS / "results_tables.md").write_text("\n\n".join(text) + "\n")

@@ -130,9 +130,9 @@ def test_a_crash_is_told_with_the_end_of_its_log(tmp_path):
     failed = execute(jobs, done=lambda job, results: told.append(results), engine=engine)
     assert told == [[{"accuracy": 50.0}]]
     head, *log = failed[0].splitlines()
-    assert head == f"bad: its process was killed, 2 times; {tmp_path / 'bad' / 'log.txt'} ends with"
+    assert head == f"bad failed 2 times: its process was killed. The end of {tmp_path / 'bad' / 'log.txt'}:"
     assert [line.strip() for line in log] == [f"line {k}" for k in range(4, 9)]
-    assert failed[1] == f"ugly: RuntimeError: last line, 2 times; it left no log in {tmp_path / 'ugly'}"
+    assert failed[1] == f"ugly failed 2 times: RuntimeError: last line. It left no log in {tmp_path / 'ugly'}"
     assert failed[1] == crash(jobs[2], RuntimeError("last line"))
 
 

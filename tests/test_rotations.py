@@ -151,7 +151,7 @@ def test_the_check_goes_by_the_weights_alone(random_clip):
         with torch.no_grad():
             for upper in rotations.parameters():
                 upper *= scale
-        error = rotations.check()
+        error = rotations.decide_exact()
         assert rotations.exact == exact and (not error <= TOLERANCE) == exact
         if scale == 100:
             for r in rotations(names).values():  # as in training, with gradients

@@ -77,7 +77,7 @@ class ClipTrainer(TrainerX):
     draws_by_item: bool = True
     test_replaces_val: bool = False
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
-    rows: torch.Tensor | None = None  # of the cached features for the images of the step; None: see `frozen_input`
+    rows: torch.Tensor | None = None  # of the step's images in the cached frozen features; None: nothing is cached
 
     # ---------------------------------------------------------------- hooks
 
@@ -442,8 +442,13 @@ class ClipTrainer(TrainerX):
         mismatched = [] if has_classes else self.tensors_of_classes(weights)
         mismatched = [name for name in mismatched if resume or name not in self.per_class]
         if mismatched:
-            problem = f'"{mismatched[0]}" in "{path}" belongs to the classes of its training, and these are others'
-            advice = f"give those classes, or name it in {type(self).__name__}.per_class (docs/design.md)"
+            problem = (
+                f'"{path}" was trained on other classes, and its tensor "{mismatched[0]}" has a row for each class'
+            )
+            per_class = f"{type(self).__name__}.per_class"
+            advice = (
+                f'evaluate on the classes of the training, or list "{mismatched[0]}" in {per_class} (docs/design.md)'
+            )
             if resume:
                 advice = "start from its weights with MODEL.INIT_WEIGHTS and another --output-dir"
             raise ValueError(f"{problem}: {advice}")

@@ -45,7 +45,7 @@ class OrthogonalCLIP(TunedCLIP):
         """Return the mean and the largest rotation angle of the R_i at s = 1, in degrees.
 
         R_i rotates b / 2 planes by angles theta. The eigenvalues of its symmetric part are the cos(theta), each twice.
-        By Q, theta = 2 arctan |eigenvalue of Q|.
+        Equivalently, theta = 2 arctan |lambda| for the eigenvalues lambda of Q.
         """
         cosines = []
         for name, (_, b) in self.rotations.sizes.items():
@@ -99,7 +99,7 @@ class OrthCR(RegularizedTrainer):
     def before_epoch(self):
         super().before_epoch()
         was_exact = self.model.rotations.exact
-        error = self.model.rotations.check()
+        error = self.model.rotations.decide_exact()
         if self.model.rotations.exact != was_exact:
             steps = "no" if was_exact else "two"
             measurement = f"epoch {self.epoch + 1}: |R^T R - I| is {error:.0e}"

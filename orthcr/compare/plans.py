@@ -207,9 +207,9 @@ def crash(job: Job, error: Exception) -> str:
         cause = f"{type(error).__name__}: {cause}"
     log = newest_log(crashed_run.folder, 0)
     if not log:
-        return f"{crashed_run.name}: {cause}, {TRIES} times; it left no log in {crashed_run.folder}"
+        return f"{crashed_run.name} failed {TRIES} times: {cause}. It left no log in {crashed_run.folder}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-    return "\n    ".join([f"{crashed_run.name}: {cause}, {TRIES} times; {log} ends with", *lines])
+    return "\n    ".join([f"{crashed_run.name} failed {TRIES} times: {cause}. The end of {log}:", *lines])
 
 
 @contextmanager

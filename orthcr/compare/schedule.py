@@ -116,7 +116,7 @@ def outdated(jobs: list[Job]) -> dict[Path, str]:
 def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
     """Return the KEY VALUE pairs of each trainer.
 
-    A key of a method's node goes to that method alone, and a key that a method does not read goes to the others.
+    A key of a node goes to the methods that have this node, and a key that a method does not read goes to the others.
 
     Args:
         opts: KEY VALUE ...
@@ -319,7 +319,7 @@ def at_cutout(training: PlannedRun, word: str) -> PlannedRun:
 
 
 def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed: int, trained: bool) -> Iterator[tuple]:
-    """Yield the runs of each model of one method and seed, and the number of its training images."""
+    """Yield the runs of each model of one method and seed, and its expected cost, in images of a full training."""
     if "base2new" in protocols:
         for name in named("base2new", args.datasets):
             yield [stages.base2new_train(name, seed), stages.base2new_test(name, seed)], 16 * classes(name) / 2
@@ -332,7 +332,7 @@ def models(stages: Stages, protocols: list[str], args: argparse.Namespace, seed:
         runs = [stages.xd_train(source, seed, half_the_epochs(stages, source))]
         runs += [stages.xd_test(name, seed) for name in tested["xd"] if source_of(name) == source]
         runs += [stages.dg_test(name, seed) for name in tested["dg"] if source_of(name) == source]
-        yield runs, 16 * classes(source) / 2
+        yield runs, 16 * classes(source) / 2  # embedded sources train for half the epochs
 
 
 def named(protocol: str, words: list[str]) -> list[str]:

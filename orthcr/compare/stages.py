@@ -59,7 +59,7 @@ class Stages:
     out: Path = Path("output")
 
     def __post_init__(self):
-        discover(trainers)  # which file a method inherits is a question to its class
+        discover(trainers)  # `settings` needs the classes of the trainers, to find a parent's file
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
         return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")

@@ -177,7 +177,7 @@ def method_settings(config: dict, trainer: str, trained: bool) -> tuple[tuple[st
     Args:
         config: dotted keys and values.
         trainer: name of the method.
-        trained: False: only the settings of the model count.
+        trained: False: only MODEL and the node of the method count, as a zero-shot result depends on nothing else.
     """
     by_file = config.get("DATASET.FEW_SHOT_SPLIT")
     if by_file is not None:  # the path differs by seed and shots

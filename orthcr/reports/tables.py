@@ -96,7 +96,7 @@ class Table:
         return [[*titles, *(cell.text if cell else "" for cell in line)] for titles, line in self.lines.items()]
 
     def columns(self) -> list[list[Cell]]:
-        """Return the cells with values of each column on each data set; averages over fewer data sets are left out."""
+        """Return a list for each column and data set: its cells with values, without averages over fewer data sets."""
         columns = defaultdict(list)
         for titles, line in self.lines.items():
             for k, cell in enumerate(line):
@@ -106,7 +106,7 @@ class Table:
 
     @property
     def best(self) -> list[Cell]:
-        """The highest cells of each column on each data set; a column of one method has none, equal cells all count."""
+        """The cells with the highest mean of their column: several if equal, none in a column with one method."""
         best = []
         for cells in self.columns():
             if len(cells) > 1:

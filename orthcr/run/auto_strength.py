@@ -1,4 +1,4 @@
-"""The strength "auto" for a model that was trained at another: it is chosen on the val images of that training."""
+"""The strength "auto" in an evaluation, for a model whose settings have a number: selected on its val images."""
 
 import contextlib
 import os.path as osp

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.infrastructure import distributed
 from dassl.infrastructure.files import protected
-from orthcr.key_roles import BY_CHECKSUM, EVALUATION, MACHINE, TRAINING_ONLY, is_one_of
+from orthcr.key_roles import BY_CHECKSUM, EVALUATION, MACHINE, MAY_DIFFER_FROM_MODEL, is_one_of
 
 from .config_files import read_run
 from .declarations import default_cfg, is_foreign, plain
@@ -19,7 +19,7 @@ MAY_DIFFER = (*MACHINE, *EVALUATION)  # between a run and its continuation
 
 
 def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
-    """Raise ValueError if the model has another trainer, backbone or method setting.
+    """Raise an error if the model is not there, or has another trainer, backbone or method setting.
 
     Another template or class-token position would fit the checkpoint and give a wrong accuracy. A model of another code
     base has no config.yaml. It is checked when its checkpoint is loaded.
@@ -30,7 +30,7 @@ def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
     for key, value in plain(cfg).items():
         model_value = model_config.get(key, value)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
-        if matters and not is_one_of(key, TRAINING_ONLY) and model_value != value:
+        if matters and not is_one_of(key, MAY_DIFFER_FROM_MODEL) and model_value != value:
             different.append(f'{key} "{model_value}", not "{value}"')
     if different:
         wrong = f"the model in {spec.model_dir} was trained with {', '.join(different)}"

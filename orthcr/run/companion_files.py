@@ -45,7 +45,9 @@ def record_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None
 
 
 def record_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
-    """Fill in the checksums of the few-shot split. The split of a model's training is not that of other data.
+    """Fill in the checksums of the few-shot split.
+
+    In an evaluation on another data set, the split of the model's training is dropped.
 
     Raises:
         FileNotFoundError: there is no such file.

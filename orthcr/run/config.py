@@ -1,6 +1,7 @@
 """The config of a run, merged from the defaults, the files and the command line.
 
-Precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, KEY VALUE pairs.
+Precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, the image settings of the
+backbone, KEY VALUE pairs.
 
 In an evaluation the config of the model comes before all files, so that every key without a new value is as in
 training. CoOp's commands give both files in an evaluation. Then the settings of the model are not merged; its trainer

@@ -90,5 +90,5 @@ def read_run(path: str) -> dict:
 
 
 def strength_of(trainer: str, model_config: dict) -> float | str:
-    """Return the strength the model was trained with; 1.0 for checkpoints of other code bases."""
+    """Return STRENGTH of the model's settings; 1.0 for checkpoints of other code bases."""
     return model_config.get(strength_key(trainer), 1.0)

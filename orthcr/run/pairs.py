@@ -42,7 +42,7 @@ def pairs_of_flags(spec: RunSpec, cfg: CfgNode) -> list:
         "MODEL.HEAD.NAME": spec.head or None,
         "DATASET.SKIP_UNREADABLE": spec.skip_unreadable or None,
         "DATASET.FEW_SHOT_SPLIT": spec.few_shot_split,
-        "DATASET.SPLIT_SHA256": None if spec.few_shot_split is None else [],  # not those of the model
+        "DATASET.SPLIT_SHA256": None if spec.few_shot_split is None else [],  # not the checksums of the model's file
         **keys_of_images(spec, cfg),
     }
     if spec.strength is not None:
@@ -95,8 +95,8 @@ def keys_of_images(spec: RunSpec, cfg: CfgNode) -> dict:
 def pairs_of_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> list:
     """Return the image settings in the backbone's own files as KEY VALUE pairs.
 
-    The command line overrides them. So does a config file that has other values than the defaults and OpenAI's, which
-    stand in the files for any backbone. A model that is evaluated keeps the settings of its training.
+    The command line overrides them. So does a config file, if its value is neither Dassl's default nor OpenAI's, which are
+    in the files for any backbone. A model that is evaluated keeps the settings of its training.
     """
     opts = dict(zip(spec.opts[::2], spec.opts[1::2], strict=False))
     name = str(opts.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))

@@ -36,8 +36,8 @@ class ClipClassifier(nn.Module):
 
     Attributes:
         unit_templates: whether the frozen features of each template are made unit length before their mean.
-        takes_features: whether `forward` and `encode_image` also take the frozen features float [B, d] of images in
-            place of the images. A subclass that overrides one of them has to declare it again.
+        takes_features: whether `forward`, `encode_image` and `image_features` also take the frozen features of images,
+            float [B, d], in place of the images. A subclass that overrides one of them has to declare it again.
 
     Raises:
         ValueError: a template has no {}.

@@ -173,7 +173,7 @@ class Rotations(nn.Module):
         sizes: (m, b) by name.
 
     Attributes:
-        exact: whether R is exact in training too; see `check`. Without gradients, as in evaluation, it always is.
+        exact: whether R is exact in training, too; see `decide_exact`. Without gradients it always is.
     """
 
     def __init__(self, sizes: dict[str, tuple[int, int]]):
@@ -211,7 +211,7 @@ class Rotations(nn.Module):
         return [batch for batches in by_size.values() for batch in batches]
 
     @torch.no_grad()
-    def check(self) -> float:
+    def decide_exact(self) -> float:
         """Decide whether R has to be exact in training, and set `exact`.
 
         The decision depends on the weights alone, so that a resumed run decides in the same way.

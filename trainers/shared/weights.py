@@ -38,8 +38,8 @@ class TunedCLIP(ClipClassifier):
 
     - `changes(names, s)` returns the changes of these places by name, at strength s. At s = 0 they change nothing; at
       s = 1 they are as trained. It is called once per step.
-    - `tuned(change, x, weight, bias)` returns the output of the changed map, in training. It must not make autograd
-      store a gradient of the size of the weight.
+    - `tuned(change, x, weight, bias)` returns the output of the changed map, in training. It should not make autograd
+      store a gradient of the size of W, unless W itself is trained.
     - `merge(change, weight)` returns the changed weight, without a gradient, for evaluation and export.
 
     Args:

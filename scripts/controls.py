@@ -1,0 +1,83 @@
+"""The controls of OrthCR on the embedded data: with and without Cutout, with and without the regularizer.
+
+    python -m scripts.controls [--output-dir output/controls]
+
+Trains OrthCR, OrthSR, BlockFT, FullFT and CLIPLoRA with their tuned settings, seeds 1, 2, 3, in all four protocols, and
+prints their main figures. Only the settings named in a row differ from `tiny.yaml`; the reviewed configurations have
+`tiny_published.yaml`. CLIPLoRA has no regularizer. The same command given again resumes.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dassl.infrastructure.command import command
+from orthcr.compare.command_line import NAMES, arguments
+from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.schedule import plan
+from orthcr.compare.stages import Method
+from orthcr.reports.tables import Cell, spread, tables
+from orthcr.reports.tree import collect
+from scripts.results import HEADS, main_columns
+
+ROOT = Path(__file__).resolve().parents[1]
+REGULARIZED = ("OrthCR", "OrthSR", "BlockFT", "FullFT")
+PUBLISHED = ("OrthSR", "OrthCR")  # that have tiny_published.yaml
+
+
+def groups() -> dict[str, list[Method]]:
+    """Return the methods of each group of rows, by the name of its folder."""
+    return {
+        "regularizer": [*map(Method, REGULARIZED), Method("CLIPLoRA")],
+        "no_regularizer": [Method(name, opts=(f"TRAINER.{name.upper()}.REG", "none")) for name in REGULARIZED],
+        "published": [Method(name, "tiny_published") for name in PUBLISHED],
+    }
+
+
+def jobs_of(methods: list[Method], folder: Path, root: Path) -> list[Job]:
+    """Return the jobs of a group: all four protocols, with and without Cutout."""
+    words = ["--root", str(root), "--output-dir", str(folder), "--shots", "16", "--cutout", "with", "without"]
+    return plan(methods, list(NAMES.values()), arguments(words))
+
+
+def rows_of(folder: Path, group: str) -> list[list[str]]:
+    """Return the rows of a group: method, Cutout, regularizer, and the main figures."""
+    columns = main_columns({table.protocol: table for table in tables(collect([folder]))})
+    rows = []
+    for method in dict.fromkeys(method for column in columns.values() for method in column):
+        name, _, settings = method.partition(" (")
+        has_cutout = "no Cutout" not in settings
+        has_regularizer = name != "CLIPLoRA" and group != "no_regularizer"
+        if group == "published":
+            name += " as reviewed"
+        marks = ["yes" if has else "no" for has in (has_cutout, has_regularizer)]
+        rows.append([name, *marks, *(format_figure(column.get(method)) for column in columns.values())])
+    return rows
+
+
+def format_figure(cell: Cell | None) -> str:
+    """Return mean ± deviation over the seeds, or "" for a missing figure."""
+    return spread(list(cell.values.values())) if cell and cell.values else ""
+
+
+def main(argv: list[str] | None = None) -> list[str]:
+    """Make all runs and print the table; return a line for each run that failed."""
+    flags: argparse.ArgumentParser = parser(__doc__, "controls")
+    flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
+    flags.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()), help="default: all")
+    args = flags.parse_args(argv)
+    folders = {group: args.output_dir / group for group in args.groups}
+    jobs = [job for group in args.groups for job in jobs_of(groups()[group], folders[group], args.root)]
+    failed = execute(jobs, args.workers, "controls")
+    if not failed:
+        rows = [row for group, folder in folders.items() for row in rows_of(folder, group)]
+        heads = ["method", "Cutout", "regularizer", *HEADS[1:7]]
+        align = ["left"] * 3 + ["right"] * 6
+        print(tabulate(sorted(rows), heads, "github", colalign=align, disable_numparse=True))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, "interrupted: give the same command again to resume the runs", 1))
