@@ -95,8 +95,8 @@ def keys_of_images(spec: RunSpec, cfg: CfgNode) -> dict:
 def pairs_of_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> list:
     """Return the image settings in the backbone's own files as KEY VALUE pairs.
 
-    The command line overrides them. So does a config file, if its value is neither Dassl's default nor OpenAI's, which are
-    in the files for any backbone. A model that is evaluated keeps the settings of its training.
+    The command line overrides them. So does a config file, if its value is neither Dassl's default nor OpenAI's, as
+    the files for any backbone have these. A model that is evaluated keeps the settings of its training.
     """
     opts = dict(zip(spec.opts[::2], spec.opts[1::2], strict=False))
     name = str(opts.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
