@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from trainers.orthcr import OrthogonalCLIP
-from trainers.shared.encoders import ImageEncoder, frozen, normalize
+from trainers.shared.encoders import ImageEncoder, frozen_linear, normalize
 from trainers.shared.weights import TunedCLIP
 
 LENGTH = 77
@@ -75,10 +75,11 @@ def run(blocks: nn.Sequential, x: torch.Tensor, deep: dict | None, at: int | Non
 class Image:
     """A mixin of `ImageEncoder`."""
 
-    def tokens(self, image, context=None, deep=None, insert=False, weight=1.0, linear=frozen, beside=None):
-        if linear is not frozen or beside or weight != 1:  # OrthSR reads the attention; MMA and MMRL++ are not timed
-            seams = {"insert": insert, "weight": weight, "linear": linear, "beside": beside}
-            return super().tokens(image, context, deep, **seams)
+    def tokens(self, image, context=None, deep=None, insert=False, weight=1.0, linear=frozen_linear, beside=None):
+        # OrthSR reads the attention; MMA and MMRL++ are not timed
+        if linear is not frozen_linear or beside or weight != 1:
+            seams = {"deep": deep or {}, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
+            return super().tokens(image, context, **seams)
         x = self.conv1(image).flatten(2).permute(0, 2, 1)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
         if context is not None:
@@ -91,7 +92,8 @@ class Text:
 
     def forward(self, prompts, tokenized_prompts, shared=None, deep=None, insert=False, weight=1.0, **seams):
         if seams or weight != 1:
-            return super().forward(prompts, tokenized_prompts, shared, deep, insert, weight, **seams)
+            seams |= {"deep": deep or {}, "insert": insert, "weight": weight}
+            return super().forward(prompts, tokenized_prompts, shared, **seams)
         inserted = deep[min(deep)].shape[-2] if deep and insert else 0
         tokens = F.pad(tokenized_prompts, (0, LENGTH - inserted - tokenized_prompts.shape[1]))
         padding = self.token_embedding(tokens)

@@ -9,7 +9,7 @@ from clip.model import CLIP, LayerNorm
 from torch import nn
 from torch.nn import functional as F
 
-from trainers.shared.encoders import ImageEncoder, TextEncoder, frozen, layer_norm, run_blocks
+from trainers.shared.encoders import ImageEncoder, Seams, TextEncoder, frozen_linear, layer_norm, run_blocks
 from trainers.shared.prompts import tokenize
 
 PROMPTS = ["x", "a photo of a cat.", "a photo of a very long-haired, grey-and-white striped cat on a mat."]
@@ -164,14 +164,14 @@ def test_inserted_tokens_stand_behind_the_first_and_stay(clip64, n):
     x = noise64(2, 7, blocks[0].attn.embed_dim)
     for first in range(len(blocks)):
         deep = {i: noise64(n, x.shape[-1], seed=i) for i in range(first, len(blocks), 2)}
-        before = run_blocks(blocks[:first], x, "text", causal=True)
+        before = run_blocks(blocks[:first], x, "text", Seams(), causal=True)
         room = torch.cat([before[:, :1], before[:, :n], before[:, 1:]], dim=1)  # any n tokens
         rest = {i - first: tokens for i, tokens in deep.items()}
-        wanted = run_blocks(blocks[first:], room, "text", causal=True, deep=rest, at=1)
-        given = run_blocks(blocks, x, "text", causal=True, deep=deep, at=1, insert=True)
+        wanted = run_blocks(blocks[first:], room, "text", Seams(rest), causal=True, at=1)
+        given = run_blocks(blocks, x, "text", Seams(deep, insert=True), causal=True, at=1)
         assert given.shape == (2, 7 + n, x.shape[-1])
         close(given, wanted)
-    assert torch.equal(run_blocks(blocks, x, "text", insert=True), run_blocks(blocks, x, "text"))
+    assert torch.equal(run_blocks(blocks, x, "text", Seams(insert=True)), run_blocks(blocks, x, "text", Seams()))
 
 
 def test_text_with_inserted_tokens_is_read_at_its_end(clip64):
@@ -182,7 +182,7 @@ def test_text_with_inserted_tokens_is_read_at_its_end(clip64):
     given = encoder(None, tokens, deep=deep, insert=True)
     for row, ids in zip(given, tokens, strict=True):
         x = clip64.token_embedding(ids[None]) + clip64.positional_embedding[: len(ids)]
-        x = run_blocks(encoder.transformer.resblocks[:last], x, "text", causal=True)
+        x = run_blocks(encoder.transformer.resblocks[:last], x, "text", Seams(), causal=True)
         end = int(ids.argmax())
         seen = torch.cat([x[:, :1], deep[last][None], x[:, 1 : end + 1]], dim=1)  # the last of which is the end of text
         x = block_by_hand(encoder.transformer.resblocks[last], seen)[0, -1]
@@ -239,8 +239,8 @@ def test_every_linear_map_goes_through_the_seam(clip64, encoder):
 def test_blocks_without_a_seam_are_frozen(clip64):
     blocks = clip64.visual.transformer.resblocks
     x = noise64(2, 5, blocks[0].attn.embed_dim)
-    given = run_blocks(blocks, x, "image", linear=lambda *map: frozen(*map))
-    close(given, run_blocks(blocks, x, "image"))
+    given = run_blocks(blocks, x, "image", Seams(linear=lambda *map: frozen_linear(*map)))
+    close(given, run_blocks(blocks, x, "image", Seams()))
     close(given, clip64.visual.transformer(x.transpose(0, 1)).transpose(0, 1))
 
 
@@ -253,9 +253,9 @@ def test_deep_prompts_that_do_not_fit_are_refused(clip64, encoder):
     for n in (most, most + 1):
         deep = {0: torch.randn(n, width, dtype=torch.float64)}
         if n == most:
-            assert run_blocks(blocks, x, encoder, deep=deep, at=at).shape == x.shape
+            assert run_blocks(blocks, x, encoder, Seams(deep), at=at).shape == x.shape
         else:
             with pytest.raises(ValueError, match=f"{n} tokens are to be replaced"):
-                run_blocks(blocks, x, encoder, deep=deep, at=at)
+                run_blocks(blocks, x, encoder, Seams(deep), at=at)
     with pytest.raises(ValueError, match=rf"no block \[99\] in the {encoder} encoder"):
-        run_blocks(blocks, x, encoder, deep={99: x[0]}, at=at)
+        run_blocks(blocks, x, encoder, Seams({99: x[0]}), at=at)

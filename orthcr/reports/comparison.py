@@ -164,7 +164,8 @@ def costs_of(table: Table) -> dict[str, Cost]:
     """
     costs = {}
     trainings = [run for run in table.runs if run.seconds is not None]
-    for label, members in by_method(table.runs, []).items():
+    methods, _ = by_method(table.runs)
+    for label, members in methods.items():
         timed = [run for run in members if run.seconds is not None]
         if not timed:
             keys = set(map(key_without_strength, members))

@@ -15,22 +15,21 @@ class Label(NamedTuple):
     text: str
 
 
-def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
-    """Return the runs of each method, zero-shot first, then by name.
+def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
+    """Return the runs of each method, zero-shot first, then by name, and a line for each with mixed settings.
 
     Runs of one trainer that differ in backbone, code or settings are different methods. A setting makes a method if
     it takes several values on the same data set, classes and shots. A setting that follows the data set or the shots
-    makes none, as the number of epochs in CoOp's few-shot runs; it gets a note.
+    makes none, as the number of epochs in CoOp's few-shot runs; it gets a line.
 
     Args:
         runs: of any trainers.
-        notes: gets a line for each method whose runs differ in a setting.
     """
     groups = defaultdict(list)
     for run in runs:
         groups[run.trained is not None, run.family].append(run)
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
-    labels = {}
+    labels, notes = {}, []
     for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
         keys = separating(family_runs)
         variants = defaultdict(list)
@@ -49,7 +48,7 @@ def by_method(runs: list[Run], notes: list[str]) -> dict[Label, list[Run]]:
             mixed = differing(members)
             if mixed:
                 notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
-    return labels
+    return labels, notes
 
 
 def format_setting(key: str, value: str, values: set[str]) -> str:

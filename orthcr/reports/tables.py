@@ -4,7 +4,7 @@ import html
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, pstdev
 
 from tabulate import tabulate
@@ -16,13 +16,13 @@ from orthcr.reports.published import BASE_TO_NEW, PUBLISHED, SOURCE, averages
 from orthcr.reports.ranking import agreement, format_agreement, is_tie, ranks
 from orthcr.reports.runs import Run
 from orthcr.reports.selections import Selection, selections
-from orthcr.reports.settings import by_method
+from orthcr.reports.settings import Label, by_method
 
 ECE = "ECE"  # head of the expected calibration error: see `calibration`
 RANK = "rank"  # head of the mean rank over data sets: see `Table.rank`
 TIE = "†"
 TIE_NOTE = f"{TIE} not significantly below the best of the column (t-test paired over seeds, p >= 0.05)"
-SAME = 0.1  # percentage points: largest difference of two results of one model that count as the same result
+MAX_DIFFERENCE = 0.1  # percentage points: largest difference of two results of one model that count as the same result
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -136,9 +136,13 @@ class Table:
                 columns[first.target] = {cell.method: cell.mean for cell in cells}  # the last column: H, most shots
         if len(columns) < 2:
             return {}
-        by_method = ranks(columns.values())
+        ranks_by_method = ranks(columns.values())
         rows = [titles for titles in self.lines if titles[:-1] in ((), (AVERAGE,))]
-        return {titles: by_method[titles[-1]] for titles in rows if titles[-1] in by_method and len(by_method) > 1}
+        return {
+            titles: ranks_by_method[titles[-1]]
+            for titles in rows
+            if titles[-1] in ranks_by_method and len(ranks_by_method) > 1
+        }
 
     @property
     def agreements(self) -> list[str]:
@@ -249,106 +253,174 @@ def of_seeds(runs: list[Run], seeds: Iterable[int] | None) -> list[Run]:
     return [run for run in runs if run.trained is None or not seeds or run.seed in seeds]
 
 
-def make_table(s: Selection, seeds: list[int]) -> Table:
+def make_table(selection: Selection, seeds: list[int]) -> Table:
     """Return the table of a selection.
 
     Args:
-        s: the selection.
+        selection: the runs and the columns.
         seeds: those that each method must have; empty: every seed that a trained method has.
     """
-    notes, cells, errors = [], {}, {}
-    seeds = seeds or sorted({run.seed for run in s.runs if run.trained})
-    targets = in_order({run.dataset for run in s.runs} - {s.source})
-    for label, runs in by_method(s.runs, notes).items():
-        runs = agreeing(runs, label.text, notes)
-        values = figures(runs, s, targets, label.trained)
-        for target, by_seed in calibration(runs, s, targets, label.trained).items():
-            source, shots = "", None
-            if label.trained:
-                source = s.source or target
-                shots = s.shots or list(s.columns.values())[-1].shots  # the last column has the most shots
-            cell = Cell(s.protocol, label.text, source, target, "", shots, ECE, by_seed)
-            errors[target, label] = cell if by_seed else None
-        for (target, head), by_seed in values.items():
-            column = s.columns[head]
-            source, shots, missing, without = "", None, (), []
-            if label.trained:
-                source = s.source or target
-                shots = s.shots if column.shots is None else column.shots
-                missing = tuple(seed for seed in seeds if seed not in by_seed)
-            if target == AVERAGE and by_seed:
-                without = [t for t in targets if not values.get((t, head))]
-            cells[target, label, head] = Cell(
-                s.protocol,
-                label.text,
-                source,
-                target,
-                column.classes,
-                shots,
-                column.metric,
-                values=by_seed,
-                missing=missing,
-                partial=bool(without),
-            )
-            name = f"{label.text} on {target}" if s.source else f"{label.text} on {target}, {head}"
-            if without:
-                notes.append(f"{name}: without {', '.join(without)}")
-            elif target != AVERAGE and column.metric != "H" and (missing or not by_seed):
-                notes.append(f"{name}: {format_missing(missing)}")
-
-    labels = dict.fromkeys(label for _, label, _ in cells)
-    shown = list(targets)
-    if s.source:
-        shown.insert(0, s.source)
-    if len(targets) > 1:
-        shown.append(AVERAGE)
-    if s.source:
-        heads = ["method", *map(short, shown)]
-        lines = {(m.text,): [cells.get((t, m, head)) for t in shown for head in s.columns] for m in labels}
-        ece = {(m.text,): errors.get((shown[-1], m)) for m in labels}
-    else:
-        heads = ["data set", "method", *s.columns]
-        lines = {(short(t), m.text): [cells.get((t, m, head)) for head in s.columns] for t in shown for m in labels}
-        ece = {(short(t), m.text): errors.get((t, m)) for t in shown for m in labels}
-    lines = {titles: line for titles, line in lines.items() if any(line)}
-    cells = [cell for line in lines.values() for cell in line if cell]
-    if any(cell.values and (cell.missing or cell.partial) for cell in cells):
+    seeds = seeds or sorted({run.seed for run in selection.runs if run.trained})
+    targets = in_order({run.dataset for run in selection.runs} - {selection.source})
+    methods, notes = by_method(selection.runs)
+    cells, errors = {}, {}
+    for label, every_run in methods.items():
+        runs, contradictions = drop_contradictory(every_run, label.text)
+        figures = compute_accuracies(runs, selection, targets, label.trained)
+        method_cells = make_cells(figures, selection, targets, label, seeds)
+        cells |= method_cells
+        errors |= make_ece_cells(runs, selection, targets, label)
+        notes += contradictions + notes_on(method_cells, selection, targets)
+    heads, lines, ece = lay_out(selection, targets, cells, errors)
+    if any(cell.values and (cell.missing or cell.partial) for line in lines.values() for cell in line if cell):
         notes.insert(0, "* over fewer seeds or data sets:")
-    words = [s.protocol]
-    if s.source:
-        words.append(s.source)
-    if s.shots:
-        words.append(images(s.shots).replace(" ", ""))
-    slug = re.sub(r"[^\w.-]", "_", "_".join(words))[:100]  # a valid file name, whatever the name of the source
-    columns = s.columns.values()
-    shown_runs = [r for r in s.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in columns)]
-    published = averages(s.protocol, s.source, targets, s.shots, shown_runs)
+    columns = selection.columns.values()
+    shown_runs = [r for r in selection.runs if any(c.takes(r) and c.suits(r.trained is not None) for c in columns)]
+    published = averages(selection.protocol, selection.source, targets, selection.shots, shown_runs)
     if published:
         notes.append(SOURCE)
-    ece = {titles: cell for titles, cell in ece.items() if cell}
-    return Table(s.protocol, slug, s.title, heads, lines, notes, shown_runs, s.source, published, ece)
+    return Table(
+        protocol=selection.protocol,
+        slug=make_slug(selection),
+        title=selection.title,
+        heads=heads,
+        lines=lines,
+        notes=notes,
+        runs=shown_runs,
+        source=selection.source,
+        published=published,
+        ece=ece,
+    )
 
 
-def figures(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[tuple[str, str], dict]:
+def make_cells(
+    figures: dict[tuple[str, str], dict], selection: Selection, targets: list[str], label: Label, seeds: list[int]
+) -> dict[tuple[str, Label, str], Cell]:
+    """Return the cells of one method, by data set or "average", label and head.
+
+    Args:
+        figures: of `compute_accuracies`.
+        selection: the runs and the columns.
+        targets: data sets of the table, without the source.
+        label: of the method.
+        seeds: those that a trained method must have.
+    """
+    cells = {}
+    for (target, head), by_seed in figures.items():
+        column = selection.columns[head]
+        cell = Cell(selection.protocol, label.text, "", target, column.classes, None, column.metric, by_seed)
+        if label.trained:
+            cell = replace(
+                cell,
+                source=selection.source or target,
+                shots=selection.shots if column.shots is None else column.shots,
+                missing=tuple(seed for seed in seeds if seed not in by_seed),
+            )
+        if target == AVERAGE and by_seed:
+            cell = replace(cell, partial=any(not figures.get((t, head)) for t in targets))
+        cells[target, label, head] = cell
+    return cells
+
+
+def make_ece_cells(
+    runs: list[Run], selection: Selection, targets: list[str], label: Label
+) -> dict[tuple[str, Label], Cell]:
+    """Return the calibration errors of one method, by data set or "average" and label; arguments as above."""
+    cells = {}
+    for target, by_seed in compute_ece(runs, selection, targets, label.trained).items():
+        cell = Cell(selection.protocol, label.text, "", target, "", None, ECE, by_seed)
+        if label.trained:
+            last = list(selection.columns.values())[-1]  # the last column has the most shots
+            cell = replace(cell, source=selection.source or target, shots=selection.shots or last.shots)
+        if by_seed:
+            cells[target, label] = cell
+    return cells
+
+
+def notes_on(cells: dict[tuple[str, Label, str], Cell], selection: Selection, targets: list[str]) -> list[str]:
+    """Return a line for each cell of a method that lacks seeds or data sets."""
+    notes = []
+    for (target, label, head), cell in cells.items():
+        name = f"{label.text} on {target}" if selection.source else f"{label.text} on {target}, {head}"
+        if cell.partial:
+            without = [t for t in targets if (t, label, head) not in cells or not cells[t, label, head].values]
+            notes.append(f"{name}: without {', '.join(without)}")
+        elif target != AVERAGE and cell.metric != "H" and (cell.missing or not cell.values):
+            notes.append(f"{name}: {format_missing(cell.missing)}")
+    return notes
+
+
+def lay_out(
+    selection: Selection,
+    targets: list[str],
+    cells: dict[tuple[str, Label, str], Cell],
+    errors: dict[tuple[str, Label], Cell],
+) -> tuple[list[str], dict[tuple[str, ...], list[Cell | None]], dict[tuple[str, ...], Cell]]:
+    """Return the heads of the table, the cells of each row, and the calibration error of each row that has one.
+
+    With one training data set the rows are methods and the columns data sets; else each data set has its own rows.
+
+    Args:
+        selection: the runs and the columns.
+        targets: data sets of the table, without the source.
+        cells: of all methods, by data set, label and head.
+        errors: their calibration errors, by data set and label.
+    """
+    labels = dict.fromkeys(label for _, label, _ in cells)
+    shown = list(targets)
+    if selection.source:
+        shown.insert(0, selection.source)
+    if len(targets) > 1:
+        shown.append(AVERAGE)
+    lines, ece = {}, {}
+    if selection.source:
+        heads = ["method", *map(short, shown)]
+        for label in labels:
+            lines[label.text,] = [cells.get((t, label, head)) for t in shown for head in selection.columns]
+            ece[label.text,] = errors.get((shown[-1], label))
+    else:
+        heads = ["data set", "method", *selection.columns]
+        for target in shown:
+            for label in labels:
+                titles = short(target), label.text
+                lines[titles] = [cells.get((target, label, head)) for head in selection.columns]
+                ece[titles] = errors.get((target, label))
+    lines = {titles: line for titles, line in lines.items() if any(line)}
+    return heads, lines, {titles: cell for titles, cell in ece.items() if cell}
+
+
+def make_slug(selection: Selection) -> str:
+    """Return a name for the files of a table, which is valid whatever the name of the source."""
+    words = [selection.protocol]
+    if selection.source:
+        words.append(selection.source)
+    if selection.shots:
+        words.append(images(selection.shots).replace(" ", ""))
+    return re.sub(r"[^\w.-]", "_", "_".join(words))[:100]
+
+
+def compute_accuracies(
+    runs: list[Run], selection: Selection, targets: list[str], trained: bool
+) -> dict[tuple[str, str], dict]:
     """Return the percent of one method by (data set or "average", head) and seed.
 
     Args:
         runs: of the method.
-        s: the selection.
+        selection: the runs and the columns.
         targets: data sets of the table; those without a run are left out.
         trained: the method is trained, not zero-shot.
     """
-    datasets = [target for target in targets if s.source or any(run.dataset == target for run in runs)]
+    datasets = [target for target in targets if selection.source or any(run.dataset == target for run in runs)]
     values = {}
-    for head, column in s.columns.items():
+    for head, column in selection.columns.items():
         if column.metric == "H" or not column.suits(trained):
             continue
-        for target in [s.source, *datasets] if s.source else datasets:
+        for target in [selection.source, *datasets] if selection.source else datasets:
             values[target, head] = {r.seed: r.accuracy for r in runs if r.dataset == target and column.takes(r)}
         if len(targets) > 1:
             columns = [values[target, head] for target in datasets if values[target, head]]
             values[AVERAGE, head] = average_by_seed(columns)
-    if "H" in s.columns:
+    if "H" in selection.columns:
         # H of the average is computed of the averages, if both are over the same data sets
         comparable = all(bool(values[target, "base"]) == bool(values[target, "new"]) for target in datasets)
         for target in [target for target, head in values if head == "base"]:
@@ -366,7 +438,7 @@ def average_by_seed(columns: list[dict[int | None, float]]) -> dict[int | None, 
     return {seed: mean(column[seed] for column in columns) for seed in seeds}
 
 
-def calibration(runs: list[Run], s: Selection, targets: list[str], trained: bool) -> dict[str, dict]:
+def compute_ece(runs: list[Run], selection: Selection, targets: list[str], trained: bool) -> dict[str, dict]:
     """Return the ECE of one method in percent, by data set or "average" and by seed.
 
     A seed counts if each of its accuracies has an ECE. On a data set it is the mean over the columns, base and new;
@@ -374,12 +446,12 @@ def calibration(runs: list[Run], s: Selection, targets: list[str], trained: bool
 
     Args:
         runs: of the method.
-        s: the selection.
+        selection: the runs and the columns.
         targets: data sets of the table, without the source.
         trained: the method is trained, not zero-shot.
     """
-    columns = [c for c in s.columns.values() if c.metric != "H" and c.suits(trained)]
-    columns = columns[-1:] if s.protocol == "fewshot" else columns
+    columns = [c for c in selection.columns.values() if c.metric != "H" and c.suits(trained)]
+    columns = columns[-1:] if selection.protocol == "fewshot" else columns
     errors = {}
     for target in targets:
         per_seed = defaultdict(list)
@@ -394,27 +466,26 @@ def calibration(runs: list[Run], s: Selection, targets: list[str], trained: bool
     return errors
 
 
-def agreeing(runs: list[Run], label: str, notes: list[str]) -> list[Run]:
-    """Return one run for each training and evaluation data.
+def drop_contradictory(runs: list[Run], label: str) -> tuple[list[Run], list[str]]:
+    """Return one run for each training and evaluation data, and a line for each with contradictory results.
 
     Args:
         runs: of one method.
         label: name of the method.
-        notes: gets a line for each training whose results contradict each other; none of them is returned.
     """
     groups = defaultdict(list)
     for run in runs:
         groups[run.seed, run.trained, run.dataset, run.classes].append(run)
-    agreed = []
+    agreed, notes = [], []
     for (number, _, dataset, classes), same in groups.items():
         low, high = min(same, key=accuracy), max(same, key=accuracy)
-        if high.accuracy - low.accuracy > SAME:
+        if high.accuracy - low.accuracy > MAX_DIFFERENCE:
             seed = "" if number is None else f", seed {number}"
             both = ", ".join(f"{run.accuracy:.2f} in {run.path.parent}" for run in (low, high))
             notes.append(f"{label} on {dataset}, {classes}{seed} has several results and is left out: {both}")
         else:
             agreed.append(same[0])
-    return agreed
+    return agreed, notes
 
 
 def accuracy(run: Run) -> float:
@@ -424,7 +495,8 @@ def accuracy(run: Run) -> float:
 def costs(runs: Iterable[Run], form: str = "simple_outline") -> str:
     """Return a table of the trained parameters and the mean seconds of a training of each method."""
     rows = []
-    for label, trainings in by_method([run for run in runs if run.seconds is not None], []).items():
+    methods, _ = by_method([run for run in runs if run.seconds is not None])
+    for label, trainings in methods.items():
         rows.append([label.text, f"{trainings[0].params:,}", f"{mean(run.seconds for run in trainings):.0f}"])
     heads = ["method", "trained parameters", "seconds of training"]
     return tabulate(rows, heads, form, colalign=["left", "right", "right"], disable_numparse=True)

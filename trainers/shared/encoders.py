@@ -13,20 +13,11 @@ each token alone. Only attention depends on the prompt that a token belongs to:
 The results are those of each prompt alone. k_P and v_P exist once, and autograd sums the gradients of all classes in
 them. Prompts that do not fit into memory are encoded in parts, and recomputed in the backward pass (memory.py).
 
-A method changes the encoders by three arguments. Without them this is the frozen CLIP:
-
-    deep      {i: tokens}: before block i these tokens replace as many tokens of x (MaPLe, IVLP, PromptSRC); with
-              `insert` those of the first such block are inserted instead (MMRL); with a `weight` below 1 the replaced
-              tokens keep the rest of the weight (MMRL++). Tokens of the text that differ by class end the shared
-              prefix: from that block on each class has its own copy of it (TCP)
-    linear    linear(place, x, weight, bias) instead of F.linear for q, k, v, out, c_fc and c_proj of every block;
-              place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning)
-    beside    beside(place, h), h = LN(x) of the block's input x, is added to the block's output; place is
-              <encoder>_<block>, for example image_0. Before the blocks beside("text_input", h) is added to the token
-              embeddings h, and beside("image_input", h) to the output h of ln_pre. None: nothing is added (MMA)
+A method changes the encoders at three places, the `Seams`. Without them this is the frozen CLIP.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 
@@ -47,22 +38,48 @@ Deep = Mapping[int, torch.Tensor]
 PLANS = WeakTensorKeyDictionary()
 
 
-def frozen(place: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def frozen_linear(place: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Apply the linear map of the frozen CLIP."""
     return F.linear(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Seams:
+    """The places where a method changes an encoder. The default is the frozen CLIP.
+
+    Attributes:
+        deep: {i: tokens}: before block i these tokens replace as many tokens of x (MaPLe, IVLP, PromptSRC). Tokens of
+            the text that differ by class end the shared prefix: from that block on each class has its own copy of it
+            (TCP). Float [n, width]; or [N, n, width] of images, [classes, n, width] of prompts.
+        insert: whether the tokens of the first block in `deep` are inserted instead. Those of later blocks replace them
+            (MMRL).
+        weight: w: `deep` tokens enter as w tokens + (1 - w) replaced tokens (MMRL++).
+        linear: linear(place, x, weight, bias) in place of F.linear for q, k, v, out, c_fc and c_proj of every block;
+            place is <encoder>_<block>_<map>, for example image_0_q (OrthCR, LoRA, full fine-tuning).
+        beside: beside(place, h), h = LN(x) of the block's input x, is added to the block's output; place is
+            <encoder>_<block>, for example image_0. Before the blocks beside("text_input", h) is added to the token
+            embeddings h, and beside("image_input", h) to the output h of ln_pre. None: nothing is added (MMA).
+    """
+
+    deep: Deep = field(default_factory=dict)
+    insert: bool = False
+    weight: float = 1.0
+    linear: Callable = frozen_linear
+    beside: Callable | None = None
+
+    @property
+    def change_maps(self) -> bool:
+        """A bool: linear maps are changed."""
+        return self.linear is not frozen_linear
 
 
 def run_blocks(
     blocks: nn.Sequential,
     x: torch.Tensor,
     encoder: str,
+    seams: Seams,
     causal: bool = False,
-    deep: Deep | None = None,
     at: int | None = None,
-    insert: bool = False,
-    weight: float = 1.0,
-    linear: Callable = frozen,
-    beside: Callable | None = None,
     groups: Groups = (),
     recompute: int = 0,
 ) -> torch.Tensor:
@@ -72,42 +89,36 @@ def run_blocks(
         blocks: `transformer.resblocks` of either encoder.
         x: the tokens.
         encoder: "image" or "text", for the names of the places.
+        seams: the changes.
         causal: whether a token attends only to itself and the tokens before it.
-        deep: see above.
-        at: position of the first token that `deep` replaces; None: it replaces the last ones.
-        insert: whether the tokens of the first block in `deep` are inserted at that position. Those of later blocks
-            replace them.
-        weight: see above.
-        linear: see above.
-        beside: see above.
+        at: position of the first token that `seams.deep` replaces; None: it replaces the last ones.
         groups: (n, s) for n suffixes of s tokens each, which do not attend to each other; only with `causal`.
         recompute: number of leading blocks that save only their input for the backward pass.
 
     Raises:
         ValueError: `deep` names a block that does not exist, or has more tokens than it may replace.
     """
-    outside = sorted(set(deep or ()) - set(range(len(blocks))))
+    deep = seams.deep
+    outside = sorted(set(deep) - set(range(len(blocks))))
     if outside:
         raise ValueError(f"no block {outside} in the {encoder} encoder, which has blocks 0 to {len(blocks) - 1}")
-    first = min(deep) if deep and insert else None
+    first = min(deep) if deep and seams.insert else None
     for i, block in enumerate(blocks):
-        if deep and i in deep:
+        if i in deep:
             n = 0 if i == first else deep[i].shape[-2]
             if groups and deep[i].dim() == 3:
-                x, groups = separate(x, deep[i], n, groups, weight)
+                x, groups = separate(x, deep[i], n, groups, seams.weight)
             else:
                 shared = x.shape[1] - sum(n * s for n, s in groups)
-                front = replace(x[:, :shared], deep[i], at, n, bool(groups), weight)
+                front = replace_tokens(x[:, :shared], deep[i], at, n, bool(groups), seams.weight)
                 x = torch.cat([front, x[:, shared:]], dim=1) if groups else front
         attend = partial(packed_attention, groups=groups) if groups else partial(sdpa, is_causal=causal)
-        run = partial(run_block, block, place=f"{encoder}_{i}", attend=attend, linear=linear, beside=beside)
+        run = partial(run_block, block, place=f"{encoder}_{i}", attend=attend, seams=seams)
         x = checkpoint(run, x, use_reentrant=False) if i < recompute else run(x)
     return x
 
 
-def run_block(
-    block: nn.Module, x: torch.Tensor, place: str, attend: Callable, linear: Callable, beside: Callable | None
-) -> torch.Tensor:
+def run_block(block: nn.Module, x: torch.Tensor, place: str, attend: Callable, seams: Seams) -> torch.Tensor:
     """Run one residual block.
 
     Args:
@@ -115,15 +126,14 @@ def run_block(
         x: float [N, L, width].
         place: its name, <encoder>_<block>.
         attend: attend(q, k, v) of float [N, heads, L, d], the attention with its mask.
-        linear: see above.
-        beside: see above.
+        seams: the changes, of which `deep` is done.
     """
     h = layer_norm(block.ln_1, x)
-    branch = beside(place, h) if beside else None
-    x = x + attention(block.attn, h, attend, f"{place}_", linear)
+    branch = seams.beside(place, h) if seams.beside else None
+    x = x + attention(block.attn, h, attend, f"{place}_", seams)
     c_fc, c_proj = block.mlp.c_fc, block.mlp.c_proj
-    h = linear(f"{place}_c_fc", layer_norm(block.ln_2, x), c_fc.weight, c_fc.bias)
-    x = x + linear(f"{place}_c_proj", activation(block.mlp.gelu, h), c_proj.weight, c_proj.bias)
+    h = seams.linear(f"{place}_c_fc", layer_norm(block.ln_2, x), c_fc.weight, c_fc.bias)
+    x = x + seams.linear(f"{place}_c_proj", activation(block.mlp.gelu, h), c_proj.weight, c_proj.bias)
     return x if branch is None else x + branch
 
 
@@ -141,7 +151,7 @@ def activation(gelu: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return F.silu(1.702 * x) / 1.702 if type(gelu) is QuickGELU else gelu(x)
 
 
-def replace(
+def replace_tokens(
     x: torch.Tensor, tokens: torch.Tensor, at: int | None, n: int, shared: bool = False, weight: float = 1.0
 ) -> torch.Tensor:
     """Return x with `tokens` in place of the n tokens from position `at` on.
@@ -184,7 +194,7 @@ def separate(
         tokens: float [classes, m, width], in the order of the suffixes.
         n: number of tokens to replace; 0: `tokens` are inserted.
         groups: (n, s) for n suffixes of s tokens each.
-        weight: see `replace`.
+        weight: see `replace_tokens`.
 
     Returns:
         The packed tokens, and their groups.
@@ -204,16 +214,16 @@ def separate(
     return torch.cat(out, dim=1), list(zip(counts, lengths, strict=True))
 
 
-def attention(attn: nn.MultiheadAttention, x: torch.Tensor, attend: Callable, place: str, linear: Callable):
+def attention(attn: nn.MultiheadAttention, x: torch.Tensor, attend: Callable, place: str, seams: Seams) -> torch.Tensor:
     """Return the output of an attention layer for x float [N, L, width]; arguments as of `run_block`."""
-    if linear is frozen:  # one product for q, k and v
+    if not seams.change_maps:  # one product for q, k and v
         q, k, v = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
     else:
         maps = zip("qkv", attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True)
-        q, k, v = (linear(place + name, x, weight, bias) for name, weight, bias in maps)
+        q, k, v = (seams.linear(place + name, x, weight, bias) for name, weight, bias in maps)
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, heads, L, d]
     x = attend(q, k, v).transpose(1, 2).flatten(2)
-    return linear(place + "out", x, attn.out_proj.weight, attn.out_proj.bias)
+    return seams.linear(place + "out", x, attn.out_proj.weight, attn.out_proj.bias)
 
 
 sdpa = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d)) v
@@ -271,55 +281,35 @@ class ImageEncoder(nn.Module):
         # decisions of the first step, for all steps: (shape, changed maps) -> number of recomputed blocks
         self.recomputed: dict[tuple, int] = {}
 
-    def forward(
-        self,
-        image: torch.Tensor,
-        context: torch.Tensor | None = None,
-        deep: Deep | None = None,
-        linear: Callable = frozen,
-        beside: Callable | None = None,
-    ) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, context: torch.Tensor | None = None, **seams) -> torch.Tensor:
         """Return the features float [B, embed_dim] of the class token, not normalised; arguments as of `tokens`."""
-        x = self.tokens(image, context, deep, linear=linear, beside=beside)
+        x = self.tokens(image, context, **seams)
         return layer_norm(self.ln_post, x[:, 0]) @ self.proj
 
-    def tokens(
-        self,
-        image: torch.Tensor,
-        context: torch.Tensor | None = None,
-        deep: Deep | None = None,
-        insert: bool = False,
-        weight: float = 1.0,
-        linear: Callable = frozen,
-        beside: Callable | None = None,
-    ) -> torch.Tensor:
+    def tokens(self, image: torch.Tensor, context: torch.Tensor | None = None, **seams) -> torch.Tensor:
         """Return all tokens after the last block and before ln_post: float [B, L, width], the class token first.
 
         Args:
             image: float [B, 3, H, W].
             context: prompts float [n, width] or [B, n, width] behind the patches, without a positional embedding.
-            deep: see above; replaces the last n tokens.
-            insert: whether `deep` starts as n additional tokens at the positions 1 to n, behind the class token, and
-                replaces these tokens in later blocks.
-            weight: see above.
-            linear: see above.
-            beside: see above.
+            **seams: fields of `Seams`. `deep` replaces the last n tokens; with `insert` it is inserted at the positions
+                1 to n, behind the class token.
         """
+        seams = Seams(**seams)
         x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; the residual stream is fp32, as in the text
         x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
             x = torch.cat([x, context.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        x = add_beside(beside, "image_input", layer_norm(self.ln_pre, x))
-        blocks, at = self.transformer.resblocks, 1 if insert else None
+        x = add_beside(seams.beside, "image_input", layer_norm(self.ln_pre, x))
+        blocks, at = self.transformer.resblocks, 1 if seams.insert else None
         recompute = 0
         if torch.is_grad_enabled():  # an evaluation saves nothing, and ONNX would fix the shape if it were read
-            key = x.shape, linear is not frozen
+            key = x.shape, seams.change_maps
             if key not in self.recomputed:
-                self.recomputed[key] = blocks_to_recompute(x, len(blocks), linear is not frozen)
+                self.recomputed[key] = blocks_to_recompute(x, len(blocks), seams.change_maps)
             recompute = self.recomputed[key]
-        seams = {"deep": deep, "at": at, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
-        return run_blocks(blocks, x, "image", **seams, recompute=recompute)
+        return run_blocks(blocks, x, "image", seams, at=at, recompute=recompute)
 
 
 class TextEncoder(nn.Module):
@@ -341,15 +331,7 @@ class TextEncoder(nn.Module):
         self.context_length = len(self.positional_embedding)  # 77, OpenAI's
 
     def forward(
-        self,
-        prompts: torch.Tensor | None,
-        tokenized_prompts: torch.Tensor,
-        shared: int | None = None,
-        deep: Deep | None = None,
-        insert: bool = False,
-        weight: float = 1.0,
-        linear: Callable = frozen,
-        beside: Callable | None = None,
+        self, prompts: torch.Tensor | None, tokenized_prompts: torch.Tensor, shared: int | None = None, **seams
     ) -> torch.Tensor:
         """Return the features of the end-of-text tokens, not normalised.
 
@@ -360,12 +342,8 @@ class TextEncoder(nn.Module):
             tokenized_prompts: ids int64 [n, L], which mark the end of each prompt. They must not be changed in place.
             shared: number of leading positions at which all n prompts are equal. These positions are read from the
                 first prompt, which gets their whole gradient. None: found from the ids, or 0 with `prompts`.
-            deep: see above, float [n, width] each; replaces the tokens 1 to n, behind the start of text. Tokens that
-                differ by class are float [classes, n, width].
-            insert: whether `deep` starts as n additional tokens at those positions.
-            weight: see above.
-            linear: see above.
-            beside: see above.
+            **seams: fields of `Seams`. `deep` replaces the tokens 1 to n, behind the start of text; with `insert` it is
+                inserted there.
 
         Returns:
             float [..., n, embed_dim].
@@ -373,17 +351,17 @@ class TextEncoder(nn.Module):
         Raises:
             ValueError: `deep` reaches beyond the shared positions.
         """
-        seams = {"insert": insert, "weight": weight, "linear": linear, "beside": beside}
-        encode = partial(self.encode_here, shared=shared, **seams)
-        return each_its_part(encode, prompts, tokenized_prompts, deep or {})
+        seams = Seams(**seams)
+        encode = partial(self.encode_here, shared=shared, seams=seams)
+        return each_its_part(encode, prompts, tokenized_prompts, seams.deep)
 
-    def encode_here(self, prompts, tokenized_prompts, deep, part, shared, linear, beside, **seams):
-        """Return the result of `forward` for a part of the classes; see `each_its_part`."""
+    def encode_here(self, prompts, tokenized_prompts, deep, part, shared, seams: Seams) -> torch.Tensor:
+        """Return the result of `forward` for a part of the classes, to which `deep` belongs; see `each_its_part`."""
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
         separate_at = min((i for i, tokens in deep.items() if tokens.dim() == 3), default=None)
-        plan = self.plan(tokenized_prompts, shared, lead.numel(), linear is not frozen, separate_at, part)
+        plan = self.plan(tokenized_prompts, shared, lead.numel(), seams.change_maps, separate_at, part)
         if part:
             tokenized_prompts = tokenized_prompts[slice(*part)]
         features = []
@@ -392,37 +370,28 @@ class TextEncoder(nn.Module):
                 x = self.token_embedding(tokenized_prompts.flatten()[packing.tokens])[None]
             else:
                 x = prompts.index_select(1, packing.tokens)
-            x = add_beside(beside, "text_input", x) + self.positional_embedding[packing.tokens % length]
+            x = add_beside(seams.beside, "text_input", x) + self.positional_embedding[packing.tokens % length]
             tokens = deep
             if separate_at is not None:
                 classes = packing.tokens[packing.ends] // length  # in the order of the suffixes
                 tokens = {i: t if t.dim() == 2 else t.index_select(0, classes) for i, t in deep.items()}
-            encode = partial(self.encode, deep=tokens, linear=linear, beside=beside, **seams)
+            encode = partial(self.encode, seams=replace(seams, deep=tokens))
             if torch.is_grad_enabled() and (len(plan.packings) > 1 or plan.images < lead.numel()):
                 encode = partial(checkpoint, encode, use_reentrant=False)
-            features.append(torch.cat([encode(part, packing) for part in x.split(plan.images)]))
+            features.append(torch.cat([encode(images, packing) for images in x.split(plan.images)]))
         features = torch.cat(features, dim=1).index_select(1, plan.place)
         return features.reshape(*lead, *features.shape[1:])
 
-    def encode(self, x: torch.Tensor, packing: Packing, deep: Deep, insert: bool, **seams) -> torch.Tensor:
+    def encode(self, x: torch.Tensor, packing: Packing, seams: Seams) -> torch.Tensor:
         """Return the features [N, classes, embed_dim] of packed embeddings float [N, T, width]."""
-        inserted = deep[min(deep)].shape[-2] if deep and insert else 0
+        deep = seams.deep
+        inserted = deep[min(deep)].shape[-2] if deep and seams.insert else 0
         shared = x.shape[1] - sum(n * s for n, s in packing.groups)
         replaced = max((tokens.shape[1] for tokens in deep.values() if tokens.dim() == 3), default=0)
         if replaced and replaced >= shared + inserted:
             problem = f"{replaced} tokens of each class are to be replaced"
             raise ValueError(f"{problem}, which are too many of {shared} that all prompts share")
-        x = run_blocks(
-            self.transformer.resblocks,
-            x,
-            "text",
-            causal=True,
-            deep=deep,
-            at=1,
-            insert=insert,
-            groups=packing.groups,
-            **seams,
-        )
+        x = run_blocks(self.transformer.resblocks, x, "text", seams, causal=True, at=1, groups=packing.groups)
         ends = packing.ends + inserted
         if replaced:  # each suffix before has grown by a copy of the shared tokens behind the start
             ends = ends + (shared + inserted - 1) * torch.arange(len(ends), device=ends.device)

@@ -105,7 +105,7 @@ class TunedCLIP(ClipClassifier):
         return [name for name, place in self.places.items() if place.encoder in encoders]
 
     def linear(self, *encoders: str) -> Callable:
-        """Return the changed linear maps of these encoders, for the argument `linear` of `encoders.run_blocks`."""
+        """Return the changed linear maps of these encoders, for `encoders.Seams.linear`."""
         changes = self.changes(self.names(encoders), 1.0 if self.training else self.strength)
 
         def changed(place, x, weight, bias):
@@ -215,7 +215,7 @@ def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
 def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str) -> dict[str, Place]:
     """Return the chosen weights of an encoder by name.
 
-    The names are <encoder>_<block>_<weight>, as in `encoders.run_blocks`.
+    The names are <encoder>_<block>_<weight>, as in `encoders.Seams`.
 
     Args:
         encoder: name of the encoder.
