@@ -415,20 +415,28 @@ KEY = "TRAINER.ORTHCR.STRENGTH"
 
 @pytest.mark.parametrize("training", [{KEY: 1.0}, {}], ids=["as now", "before there was a strength"])
 def test_a_report_keeps_strengths_apart(tmp_path, training):
-    on, rows = ("Shapes", "base", 16, 1), {"s=0.5": (70.0, 60.0), "s=1.0": (80.0, 50.0)}
+    on, rows = ("Shapes", "base", 16, 1), {"OrthCR (s=0.5)": (70.0, 60.0), "OrthCR": (80.0, 50.0)}
     config = {"TRAINER.NAME": "OrthCR", "OPTIM.LR": 0.1}
     out = ours(tmp_path / "OUT", "OrthCR", on, "Shapes", "base", 80.0, config=config | training)
     ours(out / "new", "OrthCR", on, "Shapes", "new", 50.0, eval_only=True, config=config | training)
-    for classes, right in zip(("base", "new"), rows["s=0.5"], strict=True):
+    for classes, right in zip(("base", "new"), rows["OrthCR (s=0.5)"], strict=True):
         folder, at = out / "s0.5" / classes, {"config": config | {KEY: 0.5}, "model_config": config | {KEY: 1.0}}
         ours(folder, "OrthCR", on, "Shapes", classes, right, eval_only=True, model_dir=str(out))
         results = json.loads((folder / "results.json").read_text())
         (folder / "results.json").write_text(json.dumps(results | at))
     (table,) = tables(collect([tmp_path]))
     for name, wanted in rows.items():
-        line = table.lines["Shapes", f"OrthCR ({name})"]
+        line = table.lines["Shapes", name]
         assert [cell.mean for cell in line[:2]] == pytest.approx(wanted)
     assert len(table.lines) == 2
+
+
+def test_a_strength_below_1_is_named_also_where_it_is_the_only_one(tmp_path):
+    on, config = ("Shapes", "all", 16, 1), {"TRAINER.NAME": "OrthCR", KEY: 0.5}
+    ours(tmp_path / "OUT", "OrthCR", on, "Shapes", "all", 80.0, config=config)
+    ours(tmp_path / "full", "FullFT", on, "Shapes", "all", 81.0, config={"TRAINER.FULLFT.STRENGTH": 1.0})
+    (table,) = tables(collect([tmp_path]))
+    assert {titles[-1] for titles in table.lines} == {"OrthCR (s=0.5)", "FullFT"}
 
 
 def test_a_plan_has_a_folder_for_each_strength(tmp_path):

@@ -11,6 +11,7 @@ from orthcr.key_roles import describes_method
 
 SHA256 = ".DESCRIPTIONS_SHA256"
 STRENGTH = ".STRENGTH"  # end of the key whose value in an evaluation may differ from that in the training
+FULL = "1.0"  # the strength of a model as it was trained
 MODEL_SPLIT = "Images split"  # a user's own images, as the split file in the model's directory lists them
 
 
@@ -167,7 +168,7 @@ def at_strength(settings: tuple[tuple[str, str], ...], evaluated: tuple[tuple[st
 
 def setting(run: Run, key: str) -> str:
     """Return the value of a setting; "?" if an older run lacks it. A run without a strength has the full one, 1.0."""
-    default = "1.0" if key.endswith(STRENGTH) else "?"
+    default = FULL if key.endswith(STRENGTH) else "?"
     return dict(run.settings).get(key, default)
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from orthcr.reports.runs import STRENGTH, Run, setting
+from orthcr.reports.runs import FULL, STRENGTH, Run, setting
 
 
 class Label(NamedTuple):
@@ -20,7 +20,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
 
     Runs of one trainer that differ in backbone, code or settings are different methods. A setting makes a method if
     it takes several values on the same data set, classes and shots. A setting that follows the data set or the shots
-    makes none, as the number of epochs in CoOp's few-shot runs; it gets a line.
+    makes none, as the number of epochs in CoOp's few-shot runs; it gets a line. A strength below 1 is always named.
 
     Args:
         runs: of any trainers.
@@ -31,7 +31,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
     labels, notes = {}, []
     for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
-        keys = separating(family_runs)
+        keys = list(dict.fromkeys([*separating(family_runs), *partial_strengths(family_runs)]))
         variants = defaultdict(list)
         for run in family_runs:
             variants[tuple((key, setting(run, key)) for key in keys)].append(run)
@@ -42,7 +42,9 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
             if code and len(codes) > 1:
                 words.append(code)
             for key, value in variant:
-                words.append(format_setting(key, value, {dict(other)[key] for other in variants}))
+                word = format_setting(key, value, {dict(other)[key] for other in variants})
+                if word:
+                    words.append(word)
             text = f"{trainer} ({', '.join(words)})" if words else trainer
             labels[Label(trained, text)] = members
             mixed = differing(members)
@@ -52,7 +54,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
 
 
 def format_setting(key: str, value: str, values: set[str]) -> str:
-    """Return a setting in the label of a method.
+    """Return a setting in the label of a method; "" for the full strength.
 
     Args:
         key: of the config.
@@ -60,10 +62,16 @@ def format_setting(key: str, value: str, values: set[str]) -> str:
         values: those of all methods of the trainer.
     """
     if key.endswith(STRENGTH):
-        return f"s={value}"
+        return "" if value == FULL else f"s={value}"
     if key == "INPUT.TRANSFORMS" and len({re.sub(r"'cutout'(, )?|, 'cutout'", "", other) for other in values}) == 1:
         return "Cutout" if "'cutout'" in value else "no Cutout"
     return f"{key.rpartition('.')[2]} {value}"
+
+
+def partial_strengths(runs: list[Run]) -> list[str]:
+    """Return the keys of a strength that is not 1 in all runs."""
+    settings = [pair for run in runs for pair in run.settings]
+    return sorted({key for key, value in settings if key.endswith(STRENGTH) and value != FULL})
 
 
 def format_values(values: dict[str, set[str]], most: int = 4) -> str:
