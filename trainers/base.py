@@ -442,13 +442,9 @@ class ClipTrainer(TrainerX):
         mismatched = [] if has_classes else self.tensors_of_classes(weights)
         mismatched = [name for name in mismatched if resume or name not in self.per_class]
         if mismatched:
-            problem = (
-                f'"{path}" was trained on other classes, and its tensor "{mismatched[0]}" has a row for each class'
-            )
-            per_class = f"{type(self).__name__}.per_class"
-            advice = (
-                f'evaluate on the classes of the training, or list "{mismatched[0]}" in {per_class} (docs/design.md)'
-            )
+            tensor, per_class = f'"{mismatched[0]}"', f"{type(self).__name__}.per_class"
+            problem = f'"{path}" was trained on other classes, and its tensor {tensor} has a row for each class'
+            advice = f"evaluate on the classes of the training, or list {tensor} in {per_class} (docs/design.md)"
             if resume:
                 advice = "start from its weights with MODEL.INIT_WEIGHTS and another --output-dir"
             raise ValueError(f"{problem}: {advice}")
