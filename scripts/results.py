@@ -2,7 +2,8 @@
 
     python -m scripts.results [output/compare]
 
-Writes docs/results_tables.md, a summary and the tables of the report, and copies its pictures to docs/compare_*.png.
+Writes the tables of the report to docs/results_tables.md, the summary and the ranks of OrthCR into docs/results.md,
+and copies the pictures of the report to docs/compare_*.png.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from tabulate import tabulate
 from dassl.infrastructure.command import command
 from orthcr.reports.comparison import costs_of, headline
 from orthcr.reports.ranking import is_tie
-from orthcr.reports.tables import TIE, TIE_NOTE, Cell, Table, spread, tables
+from orthcr.reports.tables import TIE, Cell, Table, spread, tables
 from orthcr.reports.tree import collect
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -116,23 +117,35 @@ def main(argv: list[str] | None = None) -> None:
     missing = {"base2new", "fewshot", "xd", "dg"} - set(made)
     if missing:
         raise ValueError(f"{folder} has no results of {', '.join(sorted(missing))}: finish `make compare` first")
-    text = [
+    intro = (
         "# Results of all methods: the tables\n\nWritten by `python -m scripts.results` from `make compare`. Mean ± "
-        "population standard deviation over the seeds, in percent; the best of a column in bold. What they say: "
-        "[results.md](results.md).",
-        "## Summary",
-        summary(made),
-        "Trained numbers and seconds are those of a training of base-to-new.",
-        *(
-            f"## Where {method} stands\n\n{standing(main_columns(made), method)}"
-            for method in ("OrthCR", "OrthCR (s=0.5)")
-        ),
-        f"{TIE_NOTE}. Differences are paired over seeds.",
-        *(table.text(markdown=True) for table in made.values()),
-    ]
-    (DOCS / "results_tables.md").write_text("\n\n".join(text) + "\n")
+        "population standard deviation over the seeds, in percent; the best of a column in bold. The summary: "
+        "[results.md](results.md)."
+    )
+    parts = [intro, *(table.text(markdown=True) for table in made.values())]
+    (DOCS / "results_tables.md").write_text("\n\n".join(parts) + "\n")
+    page = (DOCS / "results.md").read_text()
+    page = with_block(page, "summary", summary(made))
+    for name, method in (("standing", "OrthCR"), ("standing at half", "OrthCR (s=0.5)")):
+        page = with_block(page, name, standing(main_columns(made), method))
+    (DOCS / "results.md").write_text(page)
     for name, file in PICTURES.items():
         shutil.copy(folder / file, DOCS / f"compare_{name}.png")
+
+
+def with_block(page: str, name: str, content: str) -> str:
+    """Return a page of Markdown with new content between the comments `<!-- name -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: the page has no such comments.
+    """
+    before, start, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->\n")
+    if not start or not end:
+        raise ValueError(
+            f'docs/results.md has no block "{name}": put <!-- {name} --> and <!-- end --> on lines of their own'
+        )
+    return f"{before}{start}\n{content}\n\n{end}{after}"
 
 
 if __name__ == "__main__":
