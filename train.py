@@ -15,7 +15,7 @@ An interrupted run resumes from its last checkpoint when the same command is giv
 
 import sys
 
-from dassl.infrastructure.command import GOES_ON, command
+from dassl.infrastructure.command import RESUME_HINT, command
 from orthcr.run.flags import parse
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
         run(spec)
 
-    return command(work, GOES_ON)
+    return command(work, RESUME_HINT)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from orthcr.compare import engines
 from orthcr.compare.engines import local, on_ray, slots
-from orthcr.compare.plans import Job, PlannedRun, crash, execute
+from orthcr.compare.plans import Job, PlannedRun, describe_crash, execute
 from orthcr.run.spec import RunSpec
 
 REPO = Path(__file__).resolve().parents[1]
@@ -133,7 +133,7 @@ def test_a_crash_is_told_with_the_end_of_its_log(tmp_path):
     assert head == f"bad failed 2 times: its process was killed. The end of {tmp_path / 'bad' / 'log.txt'}:"
     assert [line.strip() for line in log] == [f"line {k}" for k in range(4, 9)]
     assert failed[1] == f"ugly failed 2 times: RuntimeError: last line. It left no log in {tmp_path / 'ugly'}"
-    assert failed[1] == crash(jobs[2], RuntimeError("last line"))
+    assert failed[1] == describe_crash(jobs[2], RuntimeError("last line"))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: pip install '.[cluster]'")

@@ -12,11 +12,11 @@ from dassl.infrastructure.files import visible
 from dassl.infrastructure.interrupts import raise_interrupts
 from dassl.infrastructure.streams import open_streams
 
-GOES_ON = "interrupted: give the same command again to resume from the last checkpoint"
+RESUME_HINT = "interrupted: give the same command again to resume from the last checkpoint"
 LINE_END = "\n"
-ENDS = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])  # Windows has no SIGHUP
+TERMINATION_SIGNALS = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])  # Windows has no SIGHUP
 USER_ERRORS = (ValueError, OSError, FloatingPointError)  # shown in one line; anything else is a bug and shows its trace
-LESS = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
+MEMORY_ADVICE = "give a smaller batch (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE) or free some"
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,7 +74,7 @@ def terminated():
     def end(number, _):
         raise Terminated(number)
 
-    caught = [number for number in ENDS if signal.getsignal(number) == signal.SIG_DFL]
+    caught = [number for number in TERMINATION_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         caught = []
     for number in caught:
@@ -105,7 +105,7 @@ def lack_of_memory(error: Exception) -> str:
     text = str(error)
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
     if isinstance(error, MemoryError) or any(word in text for word in words):
-        return f"there is not enough memory: {LESS}"
+        return f"there is not enough memory: {MEMORY_ADVICE}"
     if isinstance(error, RecursionError):
         return "the file or value is nested too deep: make it flatter"
     return ""

@@ -82,7 +82,7 @@ def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
     model = planned.model and planned.model / "results.json"
     if model and not model.exists():
         raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
-    with silent() if quiet else nullcontext():
+    with hide_output() if quiet else nullcontext():
         if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
             wait_for(planned.folder)
             return run(planned.spec)
@@ -105,7 +105,7 @@ def check_results(results: object, path: Path) -> None:
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def hide_output() -> Iterator[None]:
     """Hide all that is printed, also progress bars, which would disturb the plan's display."""
     with open(os.devnull, "w", errors="replace") as null, redirect_stdout(null), redirect_stderr(null):
         yield
@@ -169,11 +169,11 @@ def execute(
                 print(text)
         return failed
     engine = engine or partial(local, slots=[""] * workers)
-    with sigterm_ends_it(), Display(plan, title) as display, closing(engine(make_job, plan)) as outcomes:
+    with exit_on_sigterm(), Display(plan, title) as display, closing(engine(make_job, plan)) as outcomes:
         for outcome in outcomes:
             if outcome:
                 job, result = outcome
-                results, failure = ([], crash(job, result)) if isinstance(result, Exception) else result
+                results, failure = ([], describe_crash(job, result)) if isinstance(result, Exception) else result
                 display.ended(job, failed=bool(failure))
                 if failure:
                     failed.append(failure)
@@ -199,7 +199,7 @@ def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
     return results, ""
 
 
-def crash(job: Job, error: Exception) -> str:
+def describe_crash(job: Job, error: Exception) -> str:
     """Describe a crashed job: its run, the cause, and the end of its log."""
     crashed_run = next((run for run in job.runs if not (run.folder / "results.json").exists()), job.runs[-1])
     cause = (str(error).strip().splitlines() or [""])[-1]
@@ -213,7 +213,7 @@ def crash(job: Job, error: Exception) -> str:
 
 
 @contextmanager
-def sigterm_ends_it() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as an exit, so that the engine is closed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -31,7 +31,7 @@ from orthcr.run.config_files import read_model_config
 from orthcr.run.declarations import discover
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import temperature_of
-from orthcr.run.trained import check_is_training, known_classes, load_trained
+from orthcr.run.trained import check_is_training, load_trained, read_model_classes
 from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import is_vit, library, load_clip
@@ -113,7 +113,7 @@ def load_on_cpu(model_dir: str, epoch: int | None, strength: float | None) -> Cl
     name = read_model_config(spec)["TRAINER.NAME"]
     if name in TRAINER_REGISTRY.registered_names() and not issubclass(TRAINER_REGISTRY.get(name), ClipTrainer):
         raise ValueError(f"{name} is written for the original Dassl: only methods of ClipTrainer are exported")
-    trainer = load_trained(spec, known_classes(model_dir))
+    trainer = load_trained(spec, read_model_classes(model_dir))
     if trainer.adaptation:
         raise ValueError(f"{name} adapts to {trainer.adaptation}, which no exported file does: use predict.py")
     trainer.model.requires_grad_(False)

@@ -23,7 +23,7 @@ from orthcr.deploy.exported import is_exported, open_exported
 from orthcr.run.seen import Seen
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import temperature_of
-from orthcr.run.trained import check_is_training, known_classes, load_trained
+from orthcr.run.trained import check_is_training, load_trained, read_model_classes
 from trainers.base import ClipTrainer
 from trainers.shared.classes import check_different
 
@@ -100,7 +100,7 @@ class Predictor:
         )
         check_is_training(model_dir)
         with silence():  # hides the log of a training
-            self.classnames = known_classes(model_dir) if classes is None else list(classes)
+            self.classnames = read_model_classes(model_dir) if classes is None else list(classes)
             self.trainer = load_trained(spec, self.classnames)
             self.temperature = temperature_of(self.trainer, model_dir, epoch)
             cfg = self.trainer.cfg

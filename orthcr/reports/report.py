@@ -67,7 +67,7 @@ def write_report(
 def without_table(runs: list[Run], made: list[Table]) -> list[str]:
     """Return a line for each kind of result that no table has."""
     in_tables = {run for table in made for run in table.runs}
-    kinds = Counter(run.what for run in runs if run not in in_tables)
+    kinds = Counter(run.description for run in runs if run not in in_tables)
     lines = []
     for kind, count in kinds.items():
         results = "1 result" if count == 1 else f"{count} results"

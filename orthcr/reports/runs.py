@@ -65,7 +65,7 @@ class Run:
         return self.trainer, self.backbone, self.code
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """A description of the run in words, without its seed."""
         training = "zero-shot"
         if self.trained:

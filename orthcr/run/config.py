@@ -28,7 +28,7 @@ from trainers.shared.backbones import check_no_download, from_anywhere
 
 from .companion_files import record_descriptions, record_few_shot_split
 from .config_files import check_own_files, config_files, model_file, read_model_config, strength_of
-from .declarations import COOPS_OWN, declared, default_cfg, discover, is_foreign, strength_key
+from .declarations import COOP_KEYS, declared, default_cfg, discover, is_foreign, strength_key
 from .pairs import check_pairs, pairs_of_backbone, pairs_of_flags
 from .precedence import check_trainer_of_files, inherit_settings, resolve_deciding_keys
 from .spec import RunSpec
@@ -83,7 +83,7 @@ def start(spec: RunSpec, model_config: dict) -> CfgNode:
     if spec.eval_only and strength_key(spec.trainer):
         cfg.TRAINER[node_of(TRAINER_REGISTRY.get(spec.trainer))].STRENGTH = strength_of(spec.trainer, model_config)
     if is_foreign(spec.trainer):
-        for node, keys in COOPS_OWN.items():
+        for node, keys in COOP_KEYS.items():
             cfg.TRAINER.setdefault(node, CfgNode(keys))
     return cfg
 

@@ -15,7 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation import EVALUATOR_REGISTRY
 from trainers.base import extend_cfg, node_of
 
-OWN = {  # keys that are not Dassl's, or with another default
+PROJECT_KEYS = {  # keys that are not Dassl's, or with another default
     "DATASET": {
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
         "ROOT": "data",
@@ -31,7 +31,7 @@ OWN = {  # keys that are not Dassl's, or with another default
     },
     "SEED": Key(1, below=2**32),
 }
-COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
+COOP_KEYS = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
 }
@@ -52,7 +52,7 @@ def default_cfg(trainer: str) -> CfgNode:
     Args:
         trainer: name of the one that runs.
     """
-    cfg = CfgNode(values(joined(KEYS, OWN)))
+    cfg = CfgNode(values(merge_nested(KEYS, PROJECT_KEYS)))
     extend_cfg(cfg, trainer)
     return cfg
 
@@ -68,17 +68,17 @@ def declared(trainer: str, with_data: bool = True) -> dict:
         "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())} if with_data else {},
         "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
     }
-    generic, method = joined(joined(KEYS, OWN), registered), TRAINER_REGISTRY.get(trainer)
+    generic, method = merge_nested(merge_nested(KEYS, PROJECT_KEYS), registered), TRAINER_REGISTRY.get(trainer)
     if is_foreign(trainer):
         return generic
-    return joined(joined(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
+    return merge_nested(merge_nested(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
 
 
-def joined(first: dict, second: dict) -> dict:
+def merge_nested(first: dict, second: dict) -> dict:
     """Return two nested dicts as one; where both have a key, the second wins."""
     both = {**first, **second}
     nested = [key for key in first.keys() & second.keys() if isinstance(first[key], dict)]
-    return both | {key: joined(first[key], second[key]) for key in nested}
+    return both | {key: merge_nested(first[key], second[key]) for key in nested}
 
 
 def is_foreign(trainer: str) -> bool:

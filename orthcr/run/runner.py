@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import build_trainer
 from dassl.infrastructure import distributed
-from dassl.infrastructure.command import GOES_ON, USER_ERRORS, command
+from dassl.infrastructure.command import RESUME_HINT, USER_ERRORS, command
 from dassl.infrastructure.files import read_bytes, sealed_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from orthcr.run import own_images
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         run(parse(argv))
 
-    return command(work, GOES_ON)
+    return command(work, RESUME_HINT)
 
 
 def run(spec: RunSpec) -> dict:
@@ -67,7 +67,7 @@ def run(spec: RunSpec) -> dict:
             check_same_run(cfg)
             tell_defaults(cfg, spec)
         check_processes(cfg)
-        log = logged(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
+        log = open_log(cfg.OUTPUT_DIR) if distributed.is_first() else contextlib.nullcontext()
         with log, protect_data(cfg, spec, model_config):
             if spec.eval_only:
                 return evaluate(cfg, spec, model_config)
@@ -122,7 +122,7 @@ def write_results(trainer, cfg: CfgNode, results: dict) -> dict:
 
 
 @contextlib.contextmanager
-def logged(folder: str):
+def open_log(folder: str):
     """Lock a folder for one run, and copy all output and the trace of an error to its log.txt."""
     with contextlib.ExitStack() as stack:
         try:

@@ -32,7 +32,7 @@ def load_trained(spec: RunSpec, classnames: list[str] | None = None):
         with protect_data(cfg, spec, model_config):
             trainer = build_trainer(cfg)
     else:
-        trainer = without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), classnames)(cfg)
+        trainer = class_without_data(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), classnames)(cfg)
     trainer.load_model(spec.model_dir, epoch=spec.load_epoch)
     trainer.set_model_mode("eval")
     return trainer
@@ -44,7 +44,7 @@ def check_is_training(folder: str) -> None:
         raise FileNotFoundError(f"{folder} has no config.yaml: give the --output-dir of a training")
 
 
-def known_classes(model_dir: str) -> list[str]:
+def read_model_classes(model_dir: str) -> list[str]:
     """Return the classes of a training from its output directory."""
     path = osp.join(model_dir, CLASSES)
     if not osp.exists(path):
@@ -52,7 +52,7 @@ def known_classes(model_dir: str) -> list[str]:
     return read_classes(path)
 
 
-def without_data(trainer: type, classnames: list[str]) -> type:
+def class_without_data(trainer: type, classnames: list[str]) -> type:
     """Return the trainer class with class names in place of a data set."""
 
     def build_data_loader(self):
