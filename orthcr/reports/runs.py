@@ -1,6 +1,6 @@
 """A run: its method, its training and evaluation data, and its accuracy; read from `results.json`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,48 +82,84 @@ def read_results(path: Path) -> Run:
     try:
         results = read_json(path)
         config = results["config"] if "config" in results else read_config(path.with_name("config.yaml"))
-        trained, accuracy = results["trained_on"], results.get("accuracy")
-        trainer, backbone, dataset, classes = (results[k] for k in ("trainer", "backbone", "dataset", "classes"))
-        if trained:
-            trained = Trained.of(*(trained[key] for key in Trained._fields))
-        elif results.get("trained", results["trainable_params"]):
-            raise LeftOut("the training data of its model are unknown: the model's directory has no config.yaml")
-        if results.get("split") == "val":
-            raise LeftOut("evaluated on val")
-        names = [trainer, backbone, dataset, classes, *(trained or ())[:2]]
-        if not all(isinstance(name, str) and len(name) < 256 for name in names):
-            raise LeftOut(f"malformed: not all of {str(names)[:300]} are names")
-        trainer, backbone, dataset, classes = map(visible, names[:4])
-        trained = trained and Trained(*map(visible, names[4:]), *trained[2:])
-        if accuracy is not None and not 0 <= accuracy <= 100:
-            raise LeftOut(f"malformed: its accuracy is {accuracy}")
-        ece = results.get("ece")
-        if ece is not None and not 0 <= ece <= 100:
-            raise LeftOut(f"malformed: its calibration error is {ece}")
-        evaluation = results["eval_only"] and trained
-        # an older evaluation has no config of its model; `tree.with_model` looks for the training
-        trained_config = results.get("model_config") if evaluation else config
-        settings = method_settings(trained_config or config, trainer, bool(trained))
-        settings = at_strength(settings, method_settings(config, trainer, bool(trained)))
-        if dataset == "Images":
-            dataset = own_images(config)
-        if trained and trained.dataset == "Images" and trained_config is not None:
-            trained = trained._replace(dataset=own_images(trained_config))
-            dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
-        test_seed = int(results["seed"]) if results.get("adapts") is True and not trained else None
-        model_dir = str(results.get("model_dir") or "") if evaluation else None
-        cost = int(results["trainable_params"]), None if results["eval_only"] else results.get("seconds")
-        if cost[1] is not None and not 0 <= cost[1] < 1e12:
-            raise LeftOut(f"malformed: it took {cost[1]} seconds")
+        return run_of(results, config, path)
     except LeftOut:
         raise
     except KeyError as error:
         raise LeftOut(f"malformed: it has no {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise LeftOut(f"malformed: {' '.join(str(error).split())}") from None
-    model = path.parent.resolve() if trained and not evaluation else None
-    run = Run(trainer, backbone, settings, trained, dataset, classes, accuracy, path, "", model_dir, model, *cost, ece)
-    return replace(run, test_seed=test_seed)
+
+
+def run_of(results: dict, config: dict, path: Path) -> Run:
+    """Return the run that a `results.json` describes.
+
+    Args:
+        results: its content.
+        config: dotted keys and values of the run.
+        path: of the file.
+
+    Raises:
+        LeftOut: a value is malformed, or the result is not of the test split. Other errors stand for malformed values,
+            too: the file may be of anybody.
+    """
+    trained = training_of(results)
+    if results.get("split") == "val":
+        raise LeftOut("evaluated on val")
+    trainer, dataset = name_in(results, "trainer"), name_in(results, "dataset")
+    is_evaluation = bool(results["eval_only"] and trained)
+    # an older evaluation has no config of its model; `tree.with_model` looks for the training
+    trained_config = results.get("model_config") if is_evaluation else config
+    settings = method_settings(trained_config or config, trainer, bool(trained))
+    settings = at_strength(settings, method_settings(config, trainer, bool(trained)))
+    if dataset == "Images":
+        dataset = own_images(config)
+    if trained and trained.dataset == "Images" and trained_config is not None:
+        trained = trained._replace(dataset=own_images(trained_config))
+        dataset = trained.dataset if dataset == MODEL_SPLIT else dataset
+    return Run(
+        trainer=trainer,
+        backbone=name_in(results, "backbone"),
+        settings=settings,
+        trained=trained,
+        dataset=dataset,
+        classes=name_in(results, "classes"),
+        accuracy=number_in(results, "accuracy", 100),
+        path=path,
+        model_dir=str(results.get("model_dir") or "") if is_evaluation else None,
+        model=path.parent.resolve() if trained and not is_evaluation else None,
+        params=int(results["trainable_params"]),
+        seconds=None if results["eval_only"] else number_in(results, "seconds", 1e12),
+        ece=number_in(results, "ece", 100),
+        test_seed=int(results["seed"]) if results.get("adapts") is True and not trained else None,
+    )
+
+
+def training_of(results: dict) -> Trained | None:
+    """Return the training data of a run's model; None for zero-shot."""
+    trained_on = results["trained_on"]
+    if trained_on:
+        names = {key: name_in(trained_on, key) for key in ("dataset", "classes")}
+        return Trained.of(**names, shots=trained_on["shots"], seed=trained_on["seed"])
+    if results.get("trained", results["trainable_params"]):
+        raise LeftOut("the training data of its model are unknown: the model's directory has no config.yaml")
+    return None
+
+
+def name_in(record: dict, key: str) -> str:
+    """Return a name in a record, for a terminal."""
+    name = record[key]
+    if not isinstance(name, str) or len(name) >= 256:
+        raise LeftOut(f"malformed: {key} is {str(name)[:300]}, which is no name")
+    return visible(name)
+
+
+def number_in(record: dict, key: str, highest: float) -> float | None:
+    """Return a number in a record, from 0 to the highest, or None if it is not there."""
+    number = record.get(key)
+    if number is not None and not 0 <= number <= highest:
+        raise LeftOut(f"malformed: {key} is {number}, which is not between 0 and {highest:g}")
+    return number
 
 
 def own_images(config: dict) -> str:
