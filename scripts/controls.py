@@ -44,7 +44,7 @@ def jobs_of(methods: list[Method], folder: Path, root: Path) -> list[Job]:
 
 def rows_of(folder: Path, group: str) -> list[list[str]]:
     """Return the rows of a group: method, Cutout, regularizer, and the main figures."""
-    columns = main_columns({table.protocol: table for table in tables(collect([folder]))})
+    columns = main_columns({table.protocol: table for table in tables(collect([folder])[0])})
     rows = []
     for method in dict.fromkeys(method for column in columns.values() for method in column):
         name, _, settings = method.partition(" (")

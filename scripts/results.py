@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m scripts.results", description=__doc__.split("\n")[0])
     flags.add_argument("folder", nargs="?", type=Path, default=Path("output/compare"), help="default: output/compare")
     folder = flags.parse_args(argv).folder
-    made = {table.protocol: table for table in tables(collect([folder]))}
+    made = {table.protocol: table for table in tables(collect([folder])[0])}
     missing = {"base2new", "fewshot", "xd", "dg"} - set(made)
     if missing:
         raise ValueError(f"{folder} has no results of {', '.join(sorted(missing))}: finish `make compare` first")

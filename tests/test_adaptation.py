@@ -87,5 +87,5 @@ def test_results_of_two_seeds_are_a_mean(pictures, tmp_path):
         results.append(run(parse([*words, "--trainer", "TDA", *SMALL[:-2]])))
     assert all(r["adapts"] and not r["trained"] for r in results)
     wanted = {seed: r["accuracy"] for seed, r in enumerate(results, 1)}
-    cells = [cell for table in tables(collect([tmp_path])) for cell in table.cells if cell.metric == "accuracy"]
+    cells = [cell for table in tables(collect([tmp_path])[0]) for cell in table.cells if cell.metric == "accuracy"]
     assert wanted in [cell.values for cell in cells]

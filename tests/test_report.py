@@ -229,7 +229,7 @@ def test_what_learns(trainer, does):
 
 
 def test_costs(real):
-    (table,) = tables(collect([real]))
+    (table,) = tables(collect([real])[0])
     lines = [[word.strip() for word in line.split("|")[1:-1]] for line in costs(table.runs, "github").splitlines()]
     assert lines[0] == ["method", "trained parameters", "seconds of training"]
     assert [line[:2] for line in lines[2:]] == [

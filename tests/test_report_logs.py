@@ -70,7 +70,7 @@ def test_the_end_of_a_path_alone_identifies_nothing(tmp_path):
     where = "CoOp/rn50_16shots/nctx16_cscFalse_ctpend/seed1"
     log(tmp_path / "dtd" / where, "CoOp", "DescribableTextures", "all", 1, (500, 1000))
     log(tmp_path / "dtd" / "e", "CoOp", "EuroSAT", "all", 1, (300, 1000), f"output/imagenet/{where}")
-    runs = collect([tmp_path / "dtd"])
+    runs, _ = collect([tmp_path / "dtd"])
     assert next(r for r in runs if r.dataset == "EuroSAT").trained == Trained("ImageNet", "all", 16, 1)
 
     log(tmp_path / "x" / "seed1", "CoOp", "OxfordPets", "base", 1, (500, 1000))
@@ -198,9 +198,9 @@ def test_a_tree_of_logs_may_move(tmp_path):
     (tmp_path / "link" / "there").symlink_to(tmp_path / "b2n")
     (tmp_path / "b2n" / "circle").symlink_to(tmp_path / "link")
     assert shown(tmp_path / "link") == before
-    assert len(collect([tmp_path / "link", tmp_path / "b2n"])) == 18
+    assert len(collect([tmp_path / "link", tmp_path / "b2n"])[0]) == 18
     for part in ("train_base", "test_new", "train_new"):  # apart from each other
         shutil.move(tmp_path / "b2n" / part, tmp_path / f"{part}_alone")
     assert shown(*(tmp_path / f"{part}_alone" for part in ("train_new", "test_new", "train_base"))) == before
-    runs = collect(tmp_path / f"{part}_alone" for part in ("train_new", "test_new"))  # whose names end alike
+    runs, _ = collect(tmp_path / f"{part}_alone" for part in ("train_new", "test_new"))  # whose names end alike
     assert {r.trained.classes for r in runs if r.model_dir} == {"base"}

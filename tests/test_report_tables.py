@@ -98,7 +98,7 @@ def test_zero_shot_is_the_first_row_and_has_no_spread(tmp_path):
     table = only(tmp_path)
     assert table.rows[0] == ["EuroSAT", "ZeroshotCLIP", "51.25", "62.50", "56.32"]
     assert len(table.rows) == 2 and not table.notes
-    (line,) = without_table(collect([tmp_path]), [table])
+    (line,) = without_table(collect([tmp_path])[0], [table])
     assert "ZeroshotCLIP, zero-shot" in line and "Caltech101" in line
 
     zero = tmp_path / "alone"
@@ -232,7 +232,7 @@ def test_what_no_table_takes_is_named(tmp_path):
     for seed in SEEDS:
         on = ("EuroSAT", "base", 16, seed)
         ours(tmp_path / f"o{seed}", "CoOp", on, "EuroSAT", "all", 30.0, eval_only=True)
-    runs = collect([tmp_path])
+    runs, _ = collect([tmp_path])
     (line,) = without_table(runs, tables(runs))
     assert "CoOp, trained on base classes of EuroSAT, evaluated on all classes of EuroSAT (3 results)" in line
 

@@ -424,7 +424,7 @@ def test_a_report_keeps_strengths_apart(tmp_path, training):
         ours(folder, "OrthCR", on, "Shapes", classes, right, eval_only=True, model_dir=str(out))
         results = json.loads((folder / "results.json").read_text())
         (folder / "results.json").write_text(json.dumps(results | at))
-    (table,) = tables(collect([tmp_path]))
+    (table,) = tables(collect([tmp_path])[0])
     for name, wanted in rows.items():
         line = table.lines["Shapes", name]
         assert [cell.mean for cell in line[:2]] == pytest.approx(wanted)
@@ -435,7 +435,7 @@ def test_a_strength_below_1_is_named_also_where_it_is_the_only_one(tmp_path):
     on, config = ("Shapes", "all", 16, 1), {"TRAINER.NAME": "OrthCR", KEY: 0.5}
     ours(tmp_path / "OUT", "OrthCR", on, "Shapes", "all", 80.0, config=config)
     ours(tmp_path / "full", "FullFT", on, "Shapes", "all", 81.0, config={"TRAINER.FULLFT.STRENGTH": 1.0})
-    (table,) = tables(collect([tmp_path]))
+    (table,) = tables(collect([tmp_path])[0])
     assert {titles[-1] for titles in table.lines} == {"OrthCR (s=0.5)", "FullFT"}
 
 

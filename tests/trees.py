@@ -186,8 +186,8 @@ def new_log(root, trainer, dataset, seed, tail, cfg="cfg", trained="train_base",
 
 
 def made(*paths, seeds=None):
-    left_out = []
-    return tables(collect(paths, left_out), seeds), left_out
+    runs, left_out = collect(paths)
+    return tables(runs, seeds), left_out
 
 
 def only(*paths, **kwargs):

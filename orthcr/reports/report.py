@@ -39,8 +39,8 @@ def write_report(
         FileNotFoundError: there is no such directory.
         ValueError: there is no result, or no table can be made.
     """
-    left_out = []
-    runs = of_seeds(collect(paths, left_out, outdated), seeds)
+    every_run, left_out = collect(paths, outdated)
+    runs = of_seeds(every_run, seeds)
     every = tables(runs, seeds)
     made = [table for table in every if table.cells]
     left_out += [note for table in every if not table.cells for note in table.notes]  # results that disagree

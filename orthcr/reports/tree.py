@@ -10,28 +10,28 @@ from orthcr.reports.logs import by_layout, plain, read_log
 from orthcr.reports.runs import MODEL_SPLIT, LeftOut, Run, at_strength, read_results
 
 
-def collect(
-    paths: Iterable[str | Path], left_out: list[str] | None = None, outdated: Mapping[Path, str] | None = None
-) -> list[Run]:
-    """Return the test results below directories, in an order that does not depend on the names of files.
+def collect(paths: Iterable[str | Path], outdated: Mapping[Path, str] | None = None) -> tuple[list[Run], list[str]]:
+    """Return the test results below directories, and a line for each run and file that gives none.
+
+    The order of the runs does not depend on the names of files.
 
     Args:
         paths: directories, of one run or of any number.
-        left_out: gets a line for each run and file that gives no result.
         outdated: directories whose results are left out, also those below, and the reason.
 
     Raises:
         FileNotFoundError: there is no such directory.
         ValueError: there is no result in any, and none is outdated.
     """
-    notes = [] if left_out is None else left_out
     outdated = outdated or {}
     skipped = {folder.resolve() for folder in outdated}
-    notes += [f"{folder}: {reason}" for folder, reason in outdated.items()]
+    notes = [f"{folder}: {reason}" for folder, reason in outdated.items()]
     every = []
     for folder in folders(paths):
         if skipped.isdisjoint(with_parents(folder.resolve())):
-            every += read_folder(folder, notes)
+            folder_runs, left_out = read_folder(folder)
+            every += folder_runs
+            notes += left_out
     trainings = [run for run in every if run.model]
     runs = []
     for run in every:
@@ -44,7 +44,7 @@ def collect(
     if not runs and not outdated:
         reason = notes[0] if notes else "no results.json, no log.txt"
         raise ValueError(f"no test result in {', '.join(map(str, paths))} ({reason})")
-    return sorted(runs, key=order)
+    return sorted(runs, key=order), notes
 
 
 def with_parents(folder: Path) -> list[Path]:
@@ -75,14 +75,11 @@ def folders(paths: Iterable[str | Path]) -> Iterable[Path]:
                 yield Path(folder)
 
 
-def read_folder(folder: Path, notes: list[str]) -> list[Run]:
-    """Return the runs of one directory: that of its `results.json`, else those of its logs.
+def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
+    """Return the runs of one directory, and a line for each file and run without a result.
 
-    Of several logs of one run the last one counts, a finished one before an unfinished one.
-
-    Args:
-        folder: of the runs.
-        notes: gets a line for each file and run without a result.
+    The runs are that of its `results.json`, else those of its logs. Of several logs of one run the last one counts, a
+    finished one before an unfinished one.
     """
     files = sorted(file.name for file in folder.iterdir())
     if "results.json" in files:
@@ -90,7 +87,7 @@ def read_folder(folder: Path, notes: list[str]) -> list[Run]:
     else:
         files = [name for name in files if re.fullmatch(r"log\.txt(-[\d-]+)?", name)]
         read, untested = read_log, "unfinished"
-    last = {}
+    last, notes = {}, []
     for path in (folder / file for file in files):
         try:
             run = read(path)
@@ -101,7 +98,7 @@ def read_folder(folder: Path, notes: list[str]) -> list[Run]:
         if same not in last or run.accuracy is not None:
             last[same] = run
     notes += [f"{run.path}: {untested}" for run in last.values() if run.accuracy is None]
-    return list(last.values())
+    return list(last.values()), notes
 
 
 def with_model(run: Run, trainings: list[Run]) -> Run:
