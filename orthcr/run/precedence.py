@@ -38,10 +38,10 @@ def check_trainer_of_files(cfg: CfgNode, spec: RunSpec, model_config: dict) -> N
     method, default = TRAINER_REGISTRY.get(spec.trainer), default_cfg(spec.trainer).TRAINER
     family = [cls.__name__ for cls in lineage(method)]
     nodes = {name: node_of(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names()}
-    *_, above, folder, _ = ("", "", *Path(spec.config_file).absolute().parts)
+    folder = Path(spec.config_file).absolute().parent
     names = [cfg.TRAINER.NAME]
-    if above == "trainers" and folder in nodes:
-        names.append(folder)
+    if folder.parent.name == "trainers" and folder.name in nodes:
+        names.append(folder.name)
     if not model_config:  # the config of a model of a Dassl trainer has the defaults of all methods at its time
         names += [name for name, node in nodes.items() if cfg.TRAINER.get(node) != default.get(node)]
     for name in names:
@@ -55,26 +55,30 @@ def resolve_deciding_keys(cfg: CfgNode, spec: RunSpec) -> None:
     Raises:
         ValueError: one layer, a file or the command line, sets both.
     """
-    method = TRAINER_REGISTRY.get(spec.trainer)
-    node, layers = node_of(method), layers_of(spec)
+    method, layers = TRAINER_REGISTRY.get(spec.trainer), layers_of(spec)
+    node = node_of(method)
     for name, decides in method.decides.items():
         deciding = f"TRAINER.{node}.{name}"
-        if not cfg.TRAINER[node][name]:
-            continue
-        since = max((k for k, (_, keys) in enumerate(layers) if deciding in keys), default=-1)
+        deciding_layer = last_layer(layers, deciding)
         for short in decides.keys:
             key = short if "." in short else f"TRAINER.{node}.{short}"
-            last = max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
-            value, deciding_value = flatten(cfg)[key], cfg.TRAINER[node][name]
-            if last < max(since, 0) or not deciding_value or decides.agrees(short, value, deciding_value):
+            layer, value, deciding_value = last_layer(layers, key), flatten(cfg)[key], cfg.TRAINER[node][name]
+            is_set = layer >= 0 and layer >= deciding_layer
+            if not deciding_value or not is_set or decides.agrees(short, value, deciding_value):
                 continue
-            off = format_value(type(deciding_value)())
-            if last == since or decides.refused:
-                setting = f"{key} {format_value(value)} {layers[last][0]}"
-                wrong = f"{setting} has no effect with {deciding} {format_value(deciding_value)}"
-                raise ValueError(f"{wrong}, which decides in its place: leave one out, or set {deciding} {off}")
-            say(f"{deciding} is {off} instead of {format_value(deciding_value)}: {key} {layers[last][0]} comes later")
-            cfg.TRAINER[node][name] = type(deciding_value)()
+            off = type(deciding_value)()
+            wording = f"{key} {format_value(value)} {layers[layer][0]} has no effect with {deciding}"
+            if layer == deciding_layer or decides.refused:
+                advice = f"which decides in its place: leave one out, or set {deciding} {format_value(off)}"
+                raise ValueError(f"{wording} {format_value(deciding_value)}, {advice}")
+            change = f"{format_value(off)} instead of {format_value(deciding_value)}"
+            say(f"{deciding} is {change}: {key} {layers[layer][0]} comes later")
+            cfg.TRAINER[node][name] = off
+
+
+def last_layer(layers: list[tuple[str, dict]], key: str) -> int:
+    """Return the number of the last layer that sets a key; -1: no layer does."""
+    return max((k for k, (_, keys) in enumerate(layers) if key in keys), default=-1)
 
 
 def layers_of(spec: RunSpec) -> list[tuple[str, dict]]:
