@@ -76,7 +76,7 @@ def run(spec: RunSpec) -> dict:
 
 def train(cfg: CfgNode, spec: RunSpec) -> dict:
     """Train and test a model; return the content of `results.json`, {} with --no-train."""
-    trainer = build(cfg, spec)
+    trainer = prepare(cfg, spec)
     tell_config(cfg)
     if cfg.DATASET.NAME == "Images":
         own_images.tell_before_training(cfg, trainer.dm.dataset.classnames)
@@ -99,7 +99,7 @@ def train(cfg: CfgNode, spec: RunSpec) -> dict:
 def evaluate(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict:
     """Test a trained model; return the content of `results.json`."""
     selection = select_strength(cfg, spec, model_config)
-    trainer = build(cfg, spec)
+    trainer = prepare(cfg, spec)
     begin = time.time()
     trainer.selection = selection
     trainer.load_model(spec.model_dir, epoch=spec.load_epoch)
@@ -150,23 +150,33 @@ def open_log(folder: str):
 # ------------------------------------------------------------------ the trainer and the results
 
 
-def build(cfg: CfgNode, spec: RunSpec):
-    """Return the trainer, after seeding; write `config.yaml` and the class names into the output directory."""
+def prepare(cfg: CfgNode, spec: RunSpec):
+    """Return the trainer, after checking that it can do this run; write the files that describe the run."""
+    trainer = build(cfg)
+    check_data(trainer, cfg, spec)
+    if distributed.is_first():  # not earlier: a failed run must leave no settings that a later one is compared with
+        write_settings(trainer, cfg, spec)
+    return trainer
+
+
+def build(cfg: CfgNode):
+    """Return the trainer, after seeding. If a bug stops it, the log has the config."""
     try:
-        trainer = build_seeded(cfg)
+        return build_seeded(cfg)
     except Exception as error:
-        if not isinstance(error, USER_ERRORS):  # a bug: the log needs the config
+        if not isinstance(error, USER_ERRORS):
             tell_config(cfg)
         raise
+
+
+def check_data(trainer, cfg: CfgNode, spec: RunSpec) -> None:
+    """Raise ValueError if the data set has no images, or the descriptions no classes, that this run needs."""
     if not spec.eval_only and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         raise ValueError(f"{cfg.DATASET.NAME} is for testing only: train on another data set, then --eval-only here")
     if cfg.TEST.SPLIT == "val" and getattr(trainer, "val_loader", True) is None and not cfg.TEST.NO_TEST:
         raise ValueError(f"TEST.SPLIT is val, but {cfg.DATASET.NAME} has no val images here: set TEST.SPLIT test")
     if not spec.eval_only and isinstance(trainer, ClipTrainer):
         trainer.check_descriptions()
-    if distributed.is_first():  # not earlier: a failed run must leave no settings that a later one is compared with
-        write_settings(trainer, cfg, spec)
-    return trainer
 
 
 def build_seeded(cfg: CfgNode):
