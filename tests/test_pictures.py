@@ -53,10 +53,13 @@ def test_a_method_looks_the_same_in_every_picture(_):
     grey = [name for name in names if METHODS[name][0] == palette.GREY]
     others = [f"{name} (s=0.5)" for name in names if name not in grey]
     labels = [*names, *random.sample([*others, "Mine", "Yours"], random.randint(0, min(5, len(others))))]
+    random.shuffle(labels)
     styles = styles_of(labels, untrained=grey)
     assert list(styles) == labels
     for name in names:
         assert tuple(styles[name].values()) == METHODS[name]
+    for label in set(labels) & set(others):
+        assert styles[label]["color"] == colour_of(palette.method_of(label))
     assert not alike(styles, "color", "marker") and not alike(styles, "color", "hatch")
 
 

@@ -226,7 +226,7 @@ def plane(table: Table, styles: dict[str, dict]):
             points[method] = by_classes["base"], by_classes["new"]
     if len(points) < 2:
         return None
-    fig, ax = plt.subplots(figsize=(8.5, 6))
+    fig, ax = plt.subplots(figsize=(8.5, max(6.0, 0.2 * len(points))))
     edges = []
     for pair in zip(*points.values(), strict=True):
         low, high = min(c.mean - c.std for c in pair), max(c.mean + c.std for c in pair)
@@ -327,7 +327,7 @@ def against_costs(table: Table, costs: dict[str, Cost], styles: dict[str, dict])
     cells = {method: cell for method, cell in cells.items() if method in costs}
     if sum(costs[method].seconds > 0 for method in cells) < 2:
         return None
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(11, max(4.6, 0.2 * len(cells))), sharey=True)
     for ax, quantity, label in zip(axes, Cost._fields, ("trained parameters", "seconds of training"), strict=True):
         values = {method: getattr(costs[method], quantity) for method in cells}
         least = min((value for value in values.values() if value > 0), default=1)

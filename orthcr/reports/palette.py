@@ -8,7 +8,7 @@ BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PINK, SKY, WINE = "#cc79a7", "#56b4e9", "#882255"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, WINE)
 MARKERS = "osD^vP<>"
-HATCHES = (None, "///", "...", "xx", "\\\\\\")
+HATCHES = (None, "///", "...", "xx", "\\\\\\", "++", "oo", "--")
 METHODS = {  # (colour, marker, hatch)
     "OrthCR": (BLUE, "o", None),
     "CoOp": (ORANGE, "s", None),
@@ -60,30 +60,33 @@ def colour_of(method):
 def styles_of(labels, untrained=()):
     """Return {label: {"color", "marker", "hatch"}}. No two share colour and marker, or colour and hatch.
 
-    The first label of a method has the style of the method. Further labels of a method, for example of other settings,
-    and methods outside of the table have unused styles, and first of all colours that are not in the picture.
+    The label that is the name of a method, else the first one that begins with it, has the style of the method. Further
+    labels of a method, for example of other settings, have its colour and an unused marker and hatch. Methods outside
+    of the table have unused styles, and first of all colours that are not in the picture.
 
     Args:
         labels: labels that begin with the name of their method.
         untrained: those of `labels` whose methods are not trained, which are grey.
     """
     styles, owners = {}, {}
-    for label in labels:
+    for label in sorted(labels, key=lambda label: label != method_of(label)):
         method = method_of(label)
         if method in METHODS and method not in owners and (METHODS[method][0] == GREY) == (label in untrained):
             owners[method] = label
             styles[label] = METHODS[method]
     for label in labels:
         if label not in styles:
-            colours = [GREY] if label in untrained else COLOURS
-            styles[label] = _free_style(colours, list(styles.values()))
+            taken = list(styles.values())
+            colours = [GREY] if label in untrained else sorted(COLOURS, key=[style[0] for style in taken].count)
+            if method_of(label) in owners and label not in untrained:
+                colours.insert(0, colour_of(method_of(label)))
+            styles[label] = _free_style(colours, taken)
     return {label: dict(zip(("color", "marker", "hatch"), styles[label], strict=True)) for label in labels}
 
 
 def _free_style(colours, styles):
-    """Return the first style of these colours, the rarest first, that differs from all `styles` of the picture."""
-    used = [colour for colour, _, _ in styles]
-    for colour in sorted(colours, key=used.count):
+    """Return the first style of these colours that differs from all `styles` of the picture."""
+    for colour in colours:
         markers = [marker for marker in MARKERS if (colour, marker) not in {style[:2] for style in styles}]
         hatches = [hatch for hatch in HATCHES if (colour, hatch) not in {style[::2] for style in styles}]
         if markers and hatches:
