@@ -34,7 +34,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--trainers", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--classes", nargs="+", type=int, default=CLASSES)
-    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="training; evaluation has 32 and 100")
+    parser.add_argument(
+        "--batch", nargs="+", type=int, default=BATCHES, help="training; evaluation has 32 and 100, TPT 1 and 4"
+    )
     parser.add_argument("--prec", nargs="+", help="fp32, amp, bf16; default: fp32 on a CPU, fp32 and bf16 on CUDA")
     parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
     parser.add_argument("--steps", type=int, default=3, help="largest number of rounds, of which medians are taken")
@@ -63,7 +65,7 @@ class Pace:
     def guess(self, case: Case, costs: dict, skip: str) -> float:
         forms = ["ours"] if skip else ["ours", "reference"]
         once = sum(costs[form].round for form in forms) / self.rate
-        warm_up = once if case.kind == "train" else 0  # the step of which the memory is measured
+        warm_up = 0 if case.kind == "eval" else once  # the step of which the memory is measured
         return START + warm_up + once * min(self.steps, 1 + max(0, self.share - warm_up) // once)
 
     def expected(self, case: Case, costs: dict, skip: str) -> float:
@@ -174,7 +176,7 @@ def run(task: dict) -> tuple[dict, str]:
 
 
 def too_large(case: Case, costs: dict, free: float) -> str:
-    """Return the reason why the reference's training step cannot be run, or an empty text.
+    """Return the reason why the reference's step with gradients cannot be run, or an empty text.
 
     Args:
         case: the case.

@@ -7,6 +7,7 @@ CLASSES = [10, 50, 100, 500, 1000]
 BATCHES = [1, 4, 32]
 TEST_BATCHES = [32, 100]  # sizes of the batches of an evaluation
 EVAL_BATCHES = 4  # number of batches of an evaluation
+ADAPT_BATCHES = [1, 4]  # sizes of the batches of an adaptation
 FIRST = "ViT-B/16"
 OTHERS = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # (trainer, classes) of other backbones
 
@@ -40,13 +41,17 @@ SETTINGS = {  # YAML in configs/trainers/<trainer>, and KEY VALUE pairs
     "OrthSR": ("vit_b16", []),
     "FullFT": ("vit_b16", []),
     "CLIP_Adapter": ("vit_b16", []),
+    "TCP": ("vit_b16_ep100_ctxv1", []),
+    "MMA": ("vit_b16_ep5", []),
+    "TPT": ("vit_b16", []),
 }
+ADAPTING = ["TPT"]  # trainers without a training step
 
 
 class Case(NamedTuple):
-    """A measurement: one training step, or one batch of an evaluation."""
+    """A measurement: one training step, one batch of an evaluation, or one batch of an evaluation that adapts."""
 
-    kind: str  # "train" or "eval"
+    kind: str  # "train", "eval" or "adapt"
     trainer: str
     backbone: str
     classes: int
@@ -63,7 +68,11 @@ def telling(prec: str) -> list[Case]:
     cases = [Case("train", name, FIRST, n, 4, prec) for n in (50, 500, 1000) for name in both]
     cases += [Case("eval", "CoOp", FIRST, 1000, batch, prec) for batch in (100, 32)]
     cases += [Case("train", name, FIRST, 50, 4, prec) for name in ("MaPLe", "PromptSRC", "CoCoOp", "CLIPLoRA")]
-    return cases + [Case("train", name, FIRST, 1000, 32, prec) for name in both]
+    cases += [Case("train", name, FIRST, 1000, 32, prec) for name in both]
+    for n in (50, 500, 1000):
+        cases += [Case("train", name, FIRST, n, 4, prec) for name in ("TCP", "MMA")]
+        cases.append(Case("adapt", "TPT", FIRST, n, 1, prec))
+    return cases
 
 
 def plan(
@@ -82,10 +91,12 @@ def plan(
         backbones: names.
     """
     kinds = [("train", batch) for batch in batches] + [("eval", batch) for batch in TEST_BATCHES]
+    adapt = [("adapt", batch) for batch in ADAPT_BATCHES]
     grid = set()
-    for backbone, prec, name, n, (kind, batch) in product(backbones, precs, trainers, classes, kinds):
-        if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS):
-            grid.add(Case(kind, name, backbone, n, batch, prec))
+    for backbone, prec, name, n in product(backbones, precs, trainers, classes):
+        for kind, batch in adapt if name in ADAPTING else kinds:
+            if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS):
+                grid.add(Case(kind, name, backbone, n, batch, prec))
     first = [case for prec in precs for case in telling(prec) if case in grid]
     rest = sorted(grid - set(first), key=lambda case: (case.backbone != FIRST, case.classes * case.batch, case))
     return first + rest

@@ -31,7 +31,7 @@ from dassl.engine import TRAINER_REGISTRY
 from trainers.shared import encoders
 from trainers.shared.packing import pack
 
-from .cases import BACKBONES, EVAL_BATCHES, FIRST, SETTINGS, Case
+from .cases import ADAPTING, BACKBONES, EVAL_BATCHES, FIRST, SETTINGS, Case
 from .measure import FORMS, class_names, config
 from .memory import Tracker, trainer_tensors
 
@@ -41,7 +41,7 @@ class Costs:
     """The counted costs of a formulation.
 
     Attributes:
-        gflop: of a training step, or of a batch of an evaluation of EVAL_BATCHES batches.
+        gflop: of a training step, of an adaptation, or of a batch of an evaluation of EVAL_BATCHES batches.
         round: GFLOP of a round of `benchmarks.measure`: a step, or the batches of an evaluation that it measures.
         gib: at the peak of them.
     """
@@ -96,6 +96,8 @@ def count(case: Case) -> dict[str, Costs]:
             with form(trainer.model):
                 if case.kind == "train":
                     costs[name] = step(trainer, image, label)
+                elif case.kind == "adapt":
+                    costs[name] = adaptation(trainer, image)
                 else:
                     costs[name] = evaluation(trainer, image, batches=2 if name == "ours" else 1)
     return costs
@@ -174,16 +176,31 @@ def evaluation(trainer, image: torch.Tensor, batches: int) -> Costs:
     return Costs(later + (first - later) / EVAL_BATCHES, first + (batches - 1) * later, gib)
 
 
+def adaptation(trainer, image: torch.Tensor) -> Costs:
+    """Return the costs of the adaptation to a batch of images, whose views are counted without memory."""
+    views = image.unsqueeze(1).expand(-1, trainer.node.VIEWS, -1, -1, -1)
+
+    def gradient(loss, ctx):  # FlopCounterMode does not follow `torch.autograd.grad`
+        loss.backward(inputs=[ctx])
+        return ctx.grad
+
+    trainer.model.eval()
+    with mock.patch.object(trainer.model, "gradient", gradient):
+        gflop, gib = counted(trainer, lambda: trainer.model(views))
+    return Costs(gflop, gflop, gib)
+
+
 def main() -> None:
     """Print the ratios reference / ours of the operations."""
     parser = argparse.ArgumentParser("python -m benchmarks.counts", description=main.__doc__)
-    parser.add_argument("--trainers", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--trainers", nargs="+", choices=list(SETTINGS), help="default: all of this kind")
     parser.add_argument("--classes", nargs="+", type=int, default=[50, 500, 1000])
-    parser.add_argument("--kind", choices=["train", "eval"], default="train")
+    parser.add_argument("--kind", choices=["train", "eval", "adapt"], default="train")
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
     rows = []
-    for trainer in args.trainers:
+    trainers = [name for name in SETTINGS if (name in ADAPTING) == (args.kind == "adapt")]
+    for trainer in args.trainers or trainers:
         row = {f"{args.kind}, batch {args.batch}": trainer}
         for classes in args.classes:
             costs = count(Case(args.kind, trainer, FIRST, classes, args.batch, "fp32"))

@@ -325,6 +325,27 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
         return formulations(trainer.model, {form: works[form] for form in forms}, task, watch, begun)
 
 
+def adapt(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
+    """Measure the memory of a batch of images with their views, which is the warm-up, then the time.
+
+    The arguments are those of `train`.
+    """
+    views = torch.randn(task["batch"], trainer.node.VIEWS, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
+    trainer.set_model_mode("eval")
+    peaks = {}
+    for form in forms:
+        with FORMS[form](trainer.model):
+            tensors = trainer_tensors(trainer)
+            peaks[form] = peak_of(lambda: trainer.model_inference(views), tensors, trainer.device)
+
+    def batch():
+        with watch.span("batch"):
+            trainer.model_inference(views)
+
+    results = formulations(trainer.model, dict.fromkeys(forms, batch), task, watch, begun)
+    return {form: {**results[form], "peak_mib": peaks[form]} for form in forms}
+
+
 def measure(task: dict) -> dict:
     """Measure a case, and return its entry of `results.json`."""
     torch.set_num_threads(1)
@@ -333,7 +354,7 @@ def measure(task: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         trainer = build(case, task["weights"], Path(folder))
         forms = [form for form in FORMS if form == "ours" or not task["skip"]]
-        work = train if case.kind == "train" else evaluate
+        work = {"train": train, "eval": evaluate, "adapt": adapt}[case.kind]
         results = work(trainer, forms, task, Watch(trainer.device), begun)
     if task["skip"]:
         results["skipped"] = task["skip"]

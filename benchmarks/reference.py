@@ -4,16 +4,19 @@
         trainer.forward_backward(batch)
 
 - prompts are padded to CLIP's 77 tokens, and the prompts of a batch's images (CoCoOp) are encoded image by image;
-- the text is encoded again for each test batch;
-- both transformers are CLIP's own blocks (`nn.MultiheadAttention`, the mask of 77 x 77);
+- all classes are encoded in each step, and again for each test batch;
+- both transformers are CLIP's own blocks (`nn.MultiheadAttention`, the mask of 77 x 77); TCP's tokens enter before one
+  of them, MMA's adapters stand beside them;
+- TPT adapts to one image after the other;
 - a changed weight is formed and goes through autograd as a parameter of the encoder (`torch.func.functional_call`), R
   by one Cayley solve for each weight in a Python loop; in evaluation, too, for each batch.
 
 Numerically it is the same model with the same tensors. Only the dropout of CLIPLoRA is missing, because a formed weight
-cannot have it.
+cannot have it. MMA's original encodes its text in the first test batch alone; here it is encoded in each.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -22,8 +25,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from trainers.orthcr import OrthogonalCLIP
-from trainers.shared.encoders import ImageEncoder, frozen_linear, normalize
+from trainers.shared.encoders import ImageEncoder, add_beside, frozen_linear, normalize
 from trainers.shared.weights import TunedCLIP
+from trainers.tpt import PromptTunedCLIP
 
 LENGTH = 77
 
@@ -34,6 +38,8 @@ def reference(model):
     kinds = {model: Classifier, model.text_encoder: Text}
     if isinstance(model, TunedCLIP):
         kinds[model] = Rotated if isinstance(model, OrthogonalCLIP) else Tuned
+    if isinstance(model, PromptTunedCLIP):
+        kinds[model] = Adapting
     if isinstance(model.image_encoder, ImageEncoder):
         kinds[model.image_encoder] = Image
     classes = {module: module.__class__ for module in kinds}
@@ -46,26 +52,39 @@ def reference(model):
             module.__class__ = cls
 
 
-def run(blocks: nn.Sequential, x: torch.Tensor, deep: dict | None, at: int | None, insert: bool) -> torch.Tensor:
+def run(
+    blocks: nn.Sequential,
+    x: torch.Tensor,
+    encoder: str,
+    deep: dict | None,
+    at: int | None,
+    insert: bool,
+    beside: Callable | None,
+) -> torch.Tensor:
     """Return x after CLIP's own blocks.
 
     Args:
         blocks: of a transformer.
         x: float [N, L, width].
-        deep: see `trainers.shared.encoders`.
-        at: see `trainers.shared.encoders`.
-        insert: see `trainers.shared.encoders`.
+        encoder: "image" or "text".
+        deep: see `trainers.shared.encoders`, as the following.
+        at: position of the first token that `deep` replaces.
+        insert: whether the first tokens are inserted.
+        beside: what is added beside each block.
     """
     x = x.permute(1, 0, 2)  # OpenAI's blocks have the batch in the second dimension
     for i, block in enumerate(blocks):
         if deep and i in deep:
-            tokens = deep[i].to(x.dtype).unsqueeze(1).expand(-1, x.shape[1], -1)
+            tokens = (
+                deep[i].to(x.dtype).expand(x.shape[1], -1, -1).permute(1, 0, 2)
+            )  # [n, width] or one for each prompt
             n = len(tokens)
             start = len(x) - n if at is None else at
             inserts = insert and i <= min(deep)
             rest = x[start:] if inserts else x[start + n :]
             x = torch.cat([x[:start], tokens, rest])
-        x = block(x)
+        branch = beside(f"{encoder}_{i}", block.ln_1(x)) if beside else None
+        x = block(x) if branch is None else block(x) + branch
     return x.permute(1, 0, 2)
 
 
@@ -76,23 +95,33 @@ class Image:
     """A mixin of `ImageEncoder`."""
 
     def tokens(self, image, context=None, deep=None, insert=False, weight=1.0, linear=frozen_linear, beside=None):
-        # OrthSR reads the attention; MMA and MMRL++ are not timed
-        if linear is not frozen_linear or beside or weight != 1:
+        if linear is not frozen_linear or weight != 1:  # OrthSR reads the attention; MMRL++ is not timed
             seams = {"deep": deep or {}, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
             return super().tokens(image, context, **seams)
         x = self.conv1(image).flatten(2).permute(0, 2, 1)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
         if context is not None:
             x = torch.cat([x, context.to(x.dtype).expand(len(x), -1, -1)], dim=1)
-        return run(self.transformer.resblocks, self.ln_pre(x), deep, 1 if insert else None, insert)
+        x = add_beside(beside, "image_input", self.ln_pre(x))
+        return run(self.transformer.resblocks, x, "image", deep, 1 if insert else None, insert, beside)
 
 
 class Text:
     """A mixin of `TextEncoder`."""
 
-    def forward(self, prompts, tokenized_prompts, shared=None, deep=None, insert=False, weight=1.0, **seams):
-        if seams or weight != 1:
-            seams |= {"deep": deep or {}, "insert": insert, "weight": weight}
+    def forward(
+        self,
+        prompts,
+        tokenized_prompts,
+        shared=None,
+        deep=None,
+        insert=False,
+        weight=1.0,
+        linear=frozen_linear,
+        beside=None,
+    ):
+        if linear is not frozen_linear or weight != 1:
+            seams = {"deep": deep or {}, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
             return super().forward(prompts, tokenized_prompts, shared, **seams)
         inserted = deep[min(deep)].shape[-2] if deep and insert else 0
         tokens = F.pad(tokenized_prompts, (0, LENGTH - inserted - tokenized_prompts.shape[1]))
@@ -101,8 +130,9 @@ class Text:
             prompts = padding
         if prompts.dim() == 4:
             return torch.stack([self(p, tokenized_prompts, None, deep, insert) for p in prompts])
-        x = torch.cat([prompts, padding[:, prompts.shape[1] :]], dim=1) + self.positional_embedding[: tokens.shape[1]]
-        x = self.ln_final(run(self.transformer.resblocks, x, deep, 1, insert))
+        x = torch.cat([prompts, padding[:, prompts.shape[1] :]], dim=1)
+        x = add_beside(beside, "text_input", x) + self.positional_embedding[: tokens.shape[1]]
+        x = self.ln_final(run(self.transformer.resblocks, x, "text", deep, 1, insert, beside))
         return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1) + inserted] @ self.text_projection
 
 
@@ -111,6 +141,13 @@ class Classifier:
 
     def once(self, name, compute):
         return compute()
+
+
+class Adapting(Classifier):
+    """A mixin of TPT's `PromptTunedCLIP`."""
+
+    def forward(self, image):
+        return torch.cat([super(Adapting, self).forward(one) for one in image.split(1)])
 
 
 class Tuned(Classifier):

@@ -10,6 +10,11 @@ from dassl.infrastructure.files import atomic_write, read_json, write_json
 from .cases import EVAL_BATCHES, Case
 
 NAME = "results.json"
+TITLES = {
+    "train": "a training step",
+    "eval": "a batch of an evaluation",
+    "adapt": "a batch of an evaluation that adapts to each image",
+}
 
 
 class Results:
@@ -50,7 +55,7 @@ class Results:
     # ---------------------------------------------------------------- figures
 
     def seconds(self, case: Case, form: str, part: str = "") -> float | None:
-        """Return the seconds of a step, or of a batch of an evaluation of EVAL_BATCHES batches.
+        """Return the seconds of a step, of a batch that adapts, or of a batch of an evaluation of EVAL_BATCHES batches.
 
         Args:
             case: the case.
@@ -109,12 +114,11 @@ class Results:
         """Return the tables in Markdown."""
         parts = [", ".join(self.identity.values())]
         for backbone in dict.fromkeys(case.backbone for case in self.cases):
-            for kind, row in (("train", self.step), ("eval", self.evaluation)):
+            for kind, row in (("train", self.step), ("eval", self.evaluation), ("adapt", self.adaptation)):
                 cases = sorted(c for c in self.cases if (c.kind, c.backbone) == (kind, backbone))
                 if cases:
-                    title = {"train": "a training step", "eval": "a batch of an evaluation"}[kind]
                     table = tabulate([row(case) for case in cases], "keys", "github", disable_numparse=True)
-                    parts.append(f"**{backbone}, {title}**\n\n{table}")
+                    parts.append(f"**{backbone}, {TITLES[kind]}**\n\n{table}")
         skipped = [f"- {case}: the reference {r['skipped']}" for case, r in self.cases.items() if "skipped" in r]
         if skipped:
             parts.append("\n".join(["Reference not run:\n", *skipped]))
@@ -132,8 +136,7 @@ class Results:
             **{part: f"{self.seconds(case, 'ours', part):.3f}" for part in ("forward", "backward", "optimizer")},
             "wall s": f"{result['ours']['step']['wall']:.2f}",
             "data %, first epoch": "{}, {}".format(*share),
-            "reference MiB": f"{result['reference']['peak_mib']:,.0f}" if "reference" in result else "",
-            "ours MiB": f"{result['ours']['peak_mib']:,.0f}",
+            **self.memory(case),
         }
 
     def evaluation(self, case: Case) -> dict[str, str]:
@@ -144,6 +147,23 @@ class Results:
             "reference images/s": f"{case.batch / reference:.2f}" if reference else "",
             "ours images/s": f"{case.batch / ours:.2f}",
             "with the text at hand": f"{case.batch / later:.2f}",
+        }
+
+    def adaptation(self, case: Case) -> dict[str, str]:
+        reference, _ = self.reference(case)
+        return {
+            **self.head(case),
+            "reference images/s": f"{case.batch / reference:.4f}" if reference else "",
+            "ours images/s": f"{case.batch / self.seconds(case, 'ours'):.4f}",
+            "wall s": f"{self.cases[case]['ours']['batch']['wall']:.2f}",
+            **self.memory(case),
+        }
+
+    def memory(self, case: Case) -> dict[str, str]:
+        result = self.cases[case]
+        return {
+            "reference MiB": f"{result['reference']['peak_mib']:,.0f}" if "reference" in result else "",
+            "ours MiB": f"{result['ours']['peak_mib']:,.0f}",
         }
 
     def head(self, case: Case) -> dict[str, str]:

@@ -12,7 +12,7 @@ from clip.model import CLIP
 from benchmarks import __main__ as program
 from benchmarks import measure
 from benchmarks.cases import BACKBONES, FIRST, SETTINGS, Backbone, Case, plan
-from benchmarks.counts import Costs, count, counted
+from benchmarks.counts import Costs, adaptation, count, counted
 from benchmarks.memory import Tracker, peak_of
 from benchmarks.pictures import draw
 from benchmarks.results import Results, case_of
@@ -130,6 +130,17 @@ def test_the_counts_are_those_of_a_real_step(trainer, form, task, tmp_path):
     assert costs.gflop == costs.round == gflop and costs.gib == pytest.approx(gib, rel=0.01)
 
 
+def test_the_counts_are_those_of_a_real_adaptation(task, tmp_path):
+    case = Case("adapt", "TPT", "small", 3, 2, "fp32")
+    built = measure.build(case, task()["weights"], tmp_path)
+    image, costs = torch.randn(2, 3, 224, 224), count(case)
+    for name, form in measure.FORMS.items():
+        with form(built.model):
+            real = adaptation(built, image)
+        assert costs[name].gflop == costs[name].round == real.gflop
+        assert costs[name].gib == pytest.approx(real.gib, rel=0.01)
+
+
 def test_an_evaluation_has_the_text_in_its_first_batch(task):
     case = Case(**{name: task("eval")[name] for name in Case._fields})
     more = count(case._replace(classes=12))
@@ -179,6 +190,19 @@ def test_an_evaluation_encodes_the_text_once(task, monkeypatch):
     assert Results.seconds(results, case, "ours") == pytest.approx((first + 3 * later) / 4)
 
 
+def test_an_adaptation_is_measured_in_images_a_second(task, tmp_path):
+    result = measure.measure(task("adapt", "TPT", batch=2))
+    # of the embeddings; ours has the views of both images at once
+    assert 24 < result["reference"]["peak_mib"] < result["ours"]["peak_mib"]
+    assert result["ours"]["rounds"] == result["reference"]["rounds"] == 2
+    results, case = Results(tmp_path, IDENTITY), case_of(result)
+    results.cases[case] = result | {"counted": {form: asdict(costs) for form, costs in COSTS.items()}}
+    row = results.adaptation(case)
+    for form in ("ours", "reference"):
+        assert float(row[f"{form} images/s"]) == pytest.approx(2 / result[form]["batch"]["seconds"], rel=1e-2)
+    assert "**small, a batch of an evaluation that adapts to each image**" in results.text()
+
+
 # -------------------------------------------------------------------- many cases
 
 
@@ -188,7 +212,8 @@ def everything():
 
 def test_the_most_telling_cases_come_first():
     cases = everything()
-    assert len(cases) == len(set(cases)) == 14 * 5 * (3 + 2) + 2 * 4
+    assert len(cases) == len(set(cases)) == 16 * 5 * (3 + 2) + 5 * 2 + 2 * 4
+    assert {(c.trainer, c.batch) for c in cases if c.kind == "adapt"} == {("TPT", 1), ("TPT", 4)}
     assert [(c.kind, c.trainer, c.classes, c.batch) for c in cases[:8]] == [
         *(("train", name, n, 4) for n in (50, 500, 1000) for name in ("CoOp", "OrthCR")),
         ("eval", "CoOp", 1000, 100),

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from prompt_tools import bare, in_float64
 from prompted import exact, randomized
 from torch import nn
 
 from benchmarks.reference import LENGTH, reference
 
-TRAINERS = "CoOp OrthCR MaPLe PromptSRC CoCoOp CLIPLoRA FullFT IVLP VPT KgCoOp ProGrad MMRL OrthSR CLIP_Adapter".split()
+TRAINERS = "CoOp OrthCR MaPLe PromptSRC CoCoOp CLIPLoRA FullFT IVLP VPT KgCoOp ProGrad MMRL OrthSR CLIP_Adapter"
+TRAINERS = [*TRAINERS.split(), "TCP", "MMA"]
 SHALLOW = {  # two blocks of the random CLIP's image encoder, three of its text encoder
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", 2],
     "PromptSRC": ["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3],
@@ -19,10 +21,13 @@ SHALLOW = {  # two blocks of the random CLIP's image encoder, three of its text 
     "OrthCR": ["TRAINER.ORTHCR.BLOCK_SIZE", 16],
     "OrthSR": ["TRAINER.ORTHSR.BLOCK_SIZE", 16],
     "BlockFT": ["TRAINER.BLOCKFT.BLOCK_SIZE", 16],
+    "TCP": ["TRAINER.COOP.BLOCK", 2],
+    "MMA": ["TRAINER.MMADAPTER.ADAPTER_START", 2, "TRAINER.MMADAPTER.ADAPTER_END", 2],
 }
 VIEWS = ["ATTENTIVE", True, "VIEWS", "both", "LAMBDA_CUT", 0.5, "CUTOUT_BY", "similarity", "N_BLOCKS", 4]
 REVIEWED = [word if k % 2 else f"TRAINER.{{}}.{word}" for k, word in enumerate(VIEWS)]
 CASES = [(name, SHALLOW.get(name, [])) for name in TRAINERS]
+CASES += [("MMA", ["TRAINER.MMADAPTER.ADAPTER_START", 0, "TRAINER.MMADAPTER.ADAPTER_END", 1])]
 CASES += [(name, [*REVIEWED, "TRAINER.{}.WEIGHTS", ["c_fc", "c_proj"]]) for name in ("OrthCR", "OrthSR", "BlockFT")]
 CASES += [("BlockFT", SHALLOW["BlockFT"]), ("BlockFT", ["TRAINER.BLOCKFT.HALF", True, "TRAINER.BLOCKFT.N_BLOCKS", 2])]
 
@@ -82,6 +87,27 @@ def lengths(model, work):
     work()
     hook.remove()
     return seen
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_two_formulations_of_tpt_agree(steps, random_clip, noise, monkeypatch):
+    views = ["TRAINER.TPT.SELECTION_P", 0.5, "TRAINER.TPT.TTA_STEPS", steps]
+    model = bare("TPT", in_float64(random_clip(), monkeypatch), "OPTIM.NAME", "adamw", "OPTIM.LR", 0.005, *views).model
+    model.eval()
+    images, losses, gradient = noise(3, 6, 3, 32, 32).double(), [], model.gradient
+
+    def noted(loss, ctx):
+        losses.append(loss.detach())
+        return gradient(loss, ctx)
+
+    monkeypatch.setattr(model, "gradient", noted)
+    ours = model(images)
+    our_losses = torch.stack(losses)
+    losses.clear()
+    with reference(model):
+        seen = lengths(model, lambda: torch.testing.assert_close(model(images), ours, atol=1e-8, rtol=0))
+    torch.testing.assert_close(torch.stack(losses).unflatten(0, (3, steps)).sum(dim=0), our_losses, atol=1e-8, rtol=0)
+    assert seen == [LENGTH] * 3 * (steps + 1), "each image alone: the steps, and the prediction"
 
 
 @pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "OrthCR"])

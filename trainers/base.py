@@ -54,7 +54,9 @@ class ClipTrainer(TrainerX):
     - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
-    - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods.
+    - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods. The
+      evaluation of such a method can be resumed. If its model keeps something of the images, the method also overrides
+      `get_adaptation_state` and `set_adaptation_state`.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     - `draws_by_item`: whether the random transforms of an image depend on the epoch and the image alone, not on the
       images before it. Dassl's trainers draw from one stream.

@@ -108,8 +108,11 @@ class DynamicCLIP(ClipClassifier):
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
+    def caches(self) -> dict[str, Cache]:
+        return {"positive": self.positive, "negative": self.negative}
+
     def train(self, mode: bool = True):
-        for cache in (self.positive, self.negative):
+        for cache in self.caches().values():
             cache.clear()
         return super().train(mode)
 
@@ -191,3 +194,11 @@ class TDA(ClipTrainer):
                 items = loader.dataset.data_source
                 order = torch.randperm(len(items), generator=torch.Generator().manual_seed(max(self.cfg.SEED, 0)))
                 items[:] = [items[k] for k in order.tolist()]
+
+    def get_adaptation_state(self):
+        return {name: dict(cache.named_buffers()) for name, cache in self.model.caches().items()}
+
+    def set_adaptation_state(self, state):
+        for name, cache in self.model.caches().items():
+            for key, buffer in cache.named_buffers():
+                buffer.copy_(state[name][key])

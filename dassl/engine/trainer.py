@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
@@ -43,6 +44,7 @@ from .checkpoint import (
     rng_state,
     set_rng_state,
 )
+from .evaluation_state import EvaluationState
 from .simple_net import SimpleNet
 
 
@@ -63,7 +65,7 @@ class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
     # An epoch that ends this many seconds after the last checkpoint writes a temporary one, from which an interrupted
-    # run resumes. The next checkpoint replaces it.
+    # run resumes. The next checkpoint replaces it. So does a batch of an evaluation that adapts to the images.
     resume_interval = 10.0
 
     def __init__(self):
@@ -342,6 +344,9 @@ class SimpleTrainer(TrainerBase):
     draws_by_item = False  # how random transforms draw, see `build_data_loader`; False: like Dassl
     # whether the test images are used for val if there is no val split, even to select the best model; True as in Dassl
     test_replaces_val = True
+    # what the model adapts to while it is evaluated, in words for the user; "" for most methods. Such an evaluation can
+    # be resumed, and several processes take its batches in turn
+    adaptation = ""
 
     def __init__(self, cfg):
         super().__init__()
@@ -380,6 +385,13 @@ class SimpleTrainer(TrainerBase):
         self.optim = build_optimizer(self.model, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("model", self.model, self.optim, self.sched)
+
+    def get_adaptation_state(self):
+        """Return the state of the model that the images of an evaluation have changed, a dict of tensors. A hook."""
+        return {}
+
+    def set_adaptation_state(self, state):
+        """Restore the result of `get_adaptation_state`. A hook."""
 
     def train(self):
         super().train(self.start_epoch, self.max_epoch)
@@ -461,12 +473,23 @@ class SimpleTrainer(TrainerBase):
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         say(f"Evaluate on the *{split}* set")
-        parts, total = distributed.parts(loader), len(loader)
-        batches = progress(parts, desc="evaluating", total=total, unit="batch", leave=False)
-        for batch, part in batches:
-            input, label = self.parse_batch_test(batch)
-            self.evaluator.process(*distributed.gather(part, self.model_inference(input), label))
+        adapts = bool(self.adaptation)
+        resumes = adapts and hasattr(self.evaluator, "state_dict")
+        state = EvaluationState(self, loader) if resumes else None
+        images = state.restore() if state else 0
+        total = len(loader.dataset) if isinstance(loader, DataLoader) else None
+        with progress(desc="evaluating", initial=images, total=total, unit="image", leave=False) as bar:
+            for batch, part in distributed.parts(loader, images, whole_batches=adapts):
+                input, label = self.parse_batch_test(batch)
+                output, label = distributed.gather(part, self.model_inference(input), label)
+                self.evaluator.process(output, label)
+                images += len(label)
+                bar.update(len(label))
+                if state:
+                    state.save_if_due(images)
         results = self.evaluator.evaluate()
+        if state:
+            state.remove()
         self.results = {"split": split, **results}
         for key, value in results.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)

@@ -11,9 +11,15 @@ from dassl.utils import atomic_write
 
 from .build import EVALUATOR_REGISTRY
 
+BATCHES = ("_y_true", "_y_pred", "_finite", "_sure", "_scores")  # lists of `Classification`, an entry for each batch
+
 
 class EvaluatorBase:
-    """The interface of an evaluator: reset(), then process() for every batch, then evaluate()."""
+    """The interface of an evaluator: reset(), then process() for every batch, then evaluate().
+
+    The evaluation of a method that adapts to the test images can be resumed if its evaluator also has `state_dict()`
+    and `load_state_dict(state)`, for the batches since the last reset().
+    """
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -72,6 +78,19 @@ class Classification(EvaluatorBase):
             self._scores.append(mo)
         self._n_classes = max(self._n_classes, mo.shape[1])
         self._y_true.append(gt)
+
+    def state_dict(self):
+        """Return the batches since the last reset(), as tensors and plain types by name."""
+        tensors = {name: torch.cat(getattr(self, name)) for name in BATCHES if getattr(self, name)}
+        return {**tensors, "_n_classes": self._n_classes}
+
+    def load_state_dict(self, state):
+        """Replace the batches by those of a `state_dict`, with its tensors on the device of the batches to come."""
+        self.reset()
+        for name in BATCHES:
+            if name in state:
+                setattr(self, name, [state[name]])
+        self._n_classes = state["_n_classes"]
 
     def evaluate(self):
         """Print and return the results over all batches since the last reset().

@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -191,14 +192,14 @@ def own_draws(*numbers):
 
 
 class Part(NamedTuple):
-    """The size of a process's part of a batch. It is 0 if the batch has fewer images than there are processes."""
+    """The size of a process's part of some images. It is 0 if there are fewer images or batches than processes."""
 
     rows: int = 1  # images of this process
-    whole: int = 1  # images of the batch
+    counts: tuple[int, ...] = (1,)  # images of each process
 
     @property
     def share(self):
-        return self.rows / self.whole
+        return self.rows / sum(self.counts)
 
 
 def bounds(n, number=None):
@@ -207,58 +208,94 @@ def bounds(n, number=None):
     return number * n // size(), (number + 1) * n // size()
 
 
-def parts(loader):
+def part_sizes(n):
+    """Return the number of rows of each process, of n rows."""
+    return tuple(end - start for start, end in (bounds(n, number) for number in range(size())))
+
+
+def parts(loader, skip=0, whole_batches=False):
     """Yield (this process's part of the batch, its `Part`) for each batch of a loader.
 
     A process without images gets the first image of the batch, with the weight 0. From a DataLoader it reads only the
     images of its part. From any other iterable of dicts of tensors it takes the rows of its part.
+
+    Args:
+        loader: a DataLoader, or an iterable.
+        skip (int): number of images in the first batches of a DataLoader, which are neither read nor yielded.
+        whole_batches (bool): whether the processes take the batches of a DataLoader in turn, and divide none. Then all
+            computations have the shapes, and the results the bits, that they have in one process.
     """
-    if size() == 1:
+    if isinstance(loader, DataLoader) and (skip or (whole_batches and size() > 1)):
+        yield from _read_parts(_twin(loader, skip, whole_batches))
+    elif size() == 1:
         for batch in loader:
             yield batch, Part()
     elif isinstance(loader, DataLoader):
         if loader not in _twins:
             _twins[loader] = _twin(loader)
-        twin = _twins[loader]
-        for batch in twin:
-            yield batch, twin.batch_sampler.pending.popleft()
+        yield from _read_parts(_twins[loader])
     else:
         for batch in loader:
             n = len(next(iter(batch.values())))
             start, end = bounds(n)
             rows = slice(start, end) if start < end else slice(0, 1)
-            yield {key: value[rows] for key, value in batch.items()}, Part(end - start, n)
+            yield {key: value[rows] for key, value in batch.items()}, Part(end - start, part_sizes(n))
 
 
 _twins = WeakKeyDictionary()  # loader -> its twin, whose workers live as long as the loader
 
 
+def _read_parts(twin):
+    for batch in twin:
+        yield batch, twin.batch_sampler.pending.popleft()
+
+
 class _PartsOfBatches:
     """A batch sampler of this process's part of each batch.
+
+    Args:
+        batches: batch sampler.
+        skip, whole_batches: see `parts`.
 
     Attributes:
         pending: the `Part` of each batch that has been sampled and not yet been returned by the loader.
     """
 
-    def __init__(self, batches):
-        self.batches, self.pending = batches, deque()
+    def __init__(self, batches, skip=0, whole_batches=False):
+        self.batches, self.skip, self.whole_batches = batches, skip, whole_batches
+        self.pending = deque()
 
     def __iter__(self):
         self.pending.clear()
+        for lists in self.divided():
+            rows = lists[rank()]
+            self.pending.append(Part(len(rows), tuple(map(len, lists))))
+            yield rows or next(filter(None, lists))[:1]
+
+    def divided(self):
+        """Yield a list with the images of each process."""
+        batches = self.rest()
+        if self.whole_batches:
+            while turn := list(islice(batches, size())):
+                yield turn + [[]] * (size() - len(turn))
+        else:
+            for batch in batches:
+                yield [batch[slice(*bounds(len(batch), number))] for number in range(size())]
+
+    def rest(self):
+        """Yield the batches behind the skipped images."""
+        seen = 0
         for batch in self.batches:
-            start, end = bounds(len(batch))
-            self.pending.append(Part(end - start, len(batch)))
-            yield batch[start:end] or batch[:1]
-
-    def __len__(self):
-        return len(self.batches)
+            if seen >= self.skip:
+                yield batch
+            seen += len(batch)
 
 
-def _twin(loader):
+def _twin(loader, skip=0, whole_batches=False):
     """Return a loader of the same type, data and order that reads only this process's parts of the batches."""
     return type(loader)(
         loader.dataset,
-        batch_sampler=_PartsOfBatches(loader.batch_sampler),
+        batch_sampler=_PartsOfBatches(loader.batch_sampler, skip, whole_batches),
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
         collate_fn=loader.collate_fn,
@@ -269,11 +306,10 @@ def _twin(loader):
 
 
 def gather(part, *tensors):
-    """Return the rows of all processes in the order of the whole batch: each tensor [rows, ...] -> [whole, ...]."""
+    """Return the rows of all processes in their order: each tensor [rows, ...] -> [sum of the counts, ...]."""
     if size() == 1:
         return tensors
-    counts = [end - start for start, end in (bounds(part.whole, number) for number in range(size()))]
-    return tuple(_gather(tensor[: part.rows], counts) for tensor in tensors)
+    return tuple(_gather(tensor[: part.rows], part.counts) for tensor in tensors)
 
 
 def gather_with_gradient(rows, n):
@@ -285,7 +321,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, n):
         ctx.n = n
-        return gather(Part(len(rows), n), rows)[0]
+        return gather(Part(len(rows), part_sizes(n)), rows)[0]
 
     @staticmethod
     def backward(ctx, gradient):

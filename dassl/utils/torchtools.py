@@ -39,14 +39,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         state["state_dict"] = {k.removeprefix("module."): v for k, v in state["state_dict"].items()}
 
     fpath = osp.join(save_dir, model_name or f"model.pth.tar-{state['epoch']}")
-    with atomic_write(fpath) as f:
-        try:
-            torch.save(state, f)
-        except RuntimeError as error:  # torch's zip writer ends its file even so, which fails, and hides why
-            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
-                raise error.__context__ from None
-            raise
-        seal_zip(f)
+    save_sealed(state, fpath)
     say(f"Checkpoint saved to {fpath}")
 
     name_newest(save_dir, osp.basename(fpath))
@@ -55,6 +48,22 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         with open(fpath, "rb") as source, atomic_write(best_fpath) as f:
             shutil.copyfileobj(source, f)
         say(f'Best checkpoint saved to "{best_fpath}"')
+
+
+def save_sealed(content, fpath):
+    """Save tensors and plain containers atomically, for `load_checkpoint`. The file ends with its checksum.
+
+    Raises:
+        OSError: `fpath` cannot be written to, or the disk is full.
+    """
+    with atomic_write(fpath) as f:
+        try:
+            torch.save(content, f)
+        except RuntimeError as error:  # torch's zip writer ends its file even so, which fails, and hides why
+            if isinstance(error.__context__, (KeyboardInterrupt, OSError)):
+                raise error.__context__ from None
+            raise
+        seal_zip(f)
 
 
 def name_newest(save_dir, name):

@@ -4,11 +4,12 @@
     python -m scripts.robustness.kills --cases export calibrate
 
 A trial of a training is a process of its own that draws its data, trains, keeps a checkpoint after each epoch, and
-tests. A trial of another command reads a finished training and writes beside it. benchmark.py has a script of its own,
-kill_benchmark.py. A trial gets SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it
-up to 3 ms after a random one of its changes to files (open, mkdir, rename, remove), where a write may be under way. It
-is killed once to three times and then left alone. Then it must have left the files of the undisturbed run and no more:
-weights, optimizer and random generators bit for bit, and the data set; logs and times are not compared.
+tests. TPT and TDA train nothing; they keep the state of their test after each batch. A trial of another command reads
+a finished training and writes beside it. benchmark.py has a script of its own, kill_benchmark.py. A trial gets
+SIGKILL, SIGTERM or SIGINT, half of the time at a random moment of its life, half of it up to 3 ms after a random one
+of its changes to files (open, mkdir, rename, remove), where a write may be under way. It is killed once to three times
+and then left alone. Then it must have left the files of the undisturbed run and no more: weights, optimizer and random
+generators bit for bit, and the data set; logs and times are not compared.
 """
 
 import argparse
@@ -85,6 +86,8 @@ CASES = {  # what is run, beside the data set of 40 classes
     "OrthCR": training("OrthCR", *ORTHCR),
     "CoOp": training("CoOp", "TRAIN.CHECKPOINT_FREQ", "2", "TEST.FINAL_MODEL", "best_val"),
     "workers": training("CoOp", "DATALOADER.NUM_WORKERS", "2"),
+    "TPT": training("TPT", "DATALOADER.TEST.BATCH_SIZE", "2", "TRAINER.TPT.VIEWS", "4"),
+    "TDA": training("TDA", "DATALOADER.TEST.BATCH_SIZE", "1"),
     "openai": of_model(export.main, "--model-dir {}/model --to openai --output {}/out/model", "out/model"),
     "transformers": of_model(export.main, "--model-dir {}/model --to transformers --output {}/out/model", "out/model"),
     "calibrate": of_model(calibrate.main, "--model-dir {}/model --root {}/data"),
