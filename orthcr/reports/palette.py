@@ -76,11 +76,11 @@ def styles_of(labels, untrained=()):
             styles[label] = METHODS[method]
     for label in labels:
         if label not in styles:
-            taken = list(styles.values())
-            colours = [GREY] if label in untrained else sorted(COLOURS, key=[style[0] for style in taken].count)
+            used = list(styles.values())
+            colours = [GREY] if label in untrained else sorted(COLOURS, key=[style[0] for style in used].count)
             if method_of(label) in owners and label not in untrained:
                 colours.insert(0, colour_of(method_of(label)))
-            styles[label] = _free_style(colours, taken)
+            styles[label] = _free_style(colours, used)
     return {label: dict(zip(("color", "marker", "hatch"), styles[label], strict=True)) for label in labels}
 
 
