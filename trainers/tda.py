@@ -15,6 +15,7 @@ used: f, z and p are their means, which does not normalise f again.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.beside_dassl import size
+from .shared.beside_dassl import parts, size
 from .shared.classifier import ClipClassifier
 from .shared.keys import TEMPLATE, Key
 from .shared.prompts import template_for
@@ -98,6 +99,8 @@ class DynamicCLIP(ClipClassifier):
         positive: alpha and beta of the positive cache.
     """
 
+    takes_features = True
+
     def __init__(self, node, clip_model, classnames: list[str], templates: list[str], positive: tuple[float, float]):
         super().__init__(clip_model, classnames, templates)
         n_cls, width = len(classnames), clip_model.text_projection.shape[1]
@@ -114,7 +117,7 @@ class DynamicCLIP(ClipClassifier):
         return super().train(mode)
 
     def summary(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return f [B, d], z and log p [B, n_cls] of the confident ones of views float [B, n, 3, H, W]."""
+        """Return f [B, d], z and log p [B, n_cls] of the confident ones of views float [B, n, 3, H, W] or [B, n, d]."""
         f = self.frozen_image(views.flatten(0, 1))
         z = self.logits(f, self.frozen_text).unflatten(0, views.shape[:2])
         f = f.unflatten(0, views.shape[:2])
@@ -135,7 +138,11 @@ class DynamicCLIP(ClipClassifier):
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the scores float [B, n_cls] of views float [B, n, 3, H, W] or images float [B, 3, H, W], in order."""
+        """Return the scores float [B, n_cls] of a part of the stream, in order.
+
+        Args:
+            image: views float [B, n, 3, H, W], images float [B, 3, H, W], or frozen features float [B, d].
+        """
         images = zip(*self.summary(image if image.dim() == 5 else image.unsqueeze(1)), strict=True)
         with torch.autocast(image.device.type, enabled=False):
             return torch.stack([self.adapt(*each) for each in images])
@@ -187,7 +194,26 @@ class TDA(ClipTrainer):
         super().build_data_loader()
         for loader in filter(None, (self.val_loader, self.test_loader)):
             loader.dataset.transform = self.views_of()
-            if self.node.SHUFFLE:
-                items = loader.dataset.data_source
-                order = torch.randperm(len(items), generator=torch.Generator().manual_seed(max(self.cfg.SEED, 0)))
-                items[:] = [items[k] for k in order.tolist()]
+            items = loader.dataset.data_source
+            items[:] = [items[k] for k in self.order(len(items))]
+
+    def order(self, n: int) -> list[int]:
+        """Return the places in the data set of n images in the order of the stream."""
+        if not self.node.SHUFFLE:
+            return list(range(n))
+        return torch.randperm(n, generator=torch.Generator().manual_seed(max(self.cfg.SEED, 0))).tolist()
+
+    def test_batches(self, loader):
+        return parts(loader if loader.dataset.transform.n > 1 else self.stream(loader))
+
+    def stream(self, loader) -> Iterator[dict]:
+        """Yield the batches of the stream with frozen features, one view each.
+
+        The images are encoded in the order of the data set, so that the features are the same for each seed.
+        """
+        items = loader.dataset.data_source
+        order = self.order(len(items))
+        place = sorted(range(len(items)), key=order.__getitem__)
+        features, labels = self.features([items[k] for k in place])
+        for rows in torch.tensor(order).split(loader.batch_size):
+            yield {"img": features[rows], "label": labels[rows]}

@@ -247,22 +247,26 @@ class TrainerBase:
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         try:
-            start = time.time()
+            start = self.clock()
             self.before_train()  # may take long, for example when a method fills a cache
             self._saved_at = time.time()
             if self.start_epoch == 0:
-                self.train_seconds += self._saved_at - start
+                self.train_seconds += self.clock() - start
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
-                start = time.time()
+                start = self.clock()
                 self.before_epoch()
                 self.run_epoch()
-                self.train_seconds += time.time() - start
+                self.train_seconds += self.clock() - start
                 self.after_epoch()
             self._close_bar()
             self.after_train()
         finally:
             self._close_bar()
             self.close_writer()
+
+    def clock(self):
+        """Return the time of `train_seconds`. A hook."""
+        return time.time()
 
     def before_train(self): ...
 
@@ -461,7 +465,7 @@ class SimpleTrainer(TrainerBase):
         if loader is None:
             raise ValueError(f"{self.cfg.DATASET.NAME} has no test images: there is nothing to evaluate")
         say(f"Evaluate on the *{split}* set")
-        parts, total = distributed.parts(loader), len(loader)
+        parts, total = self.test_batches(loader), len(loader)
         batches = progress(parts, desc="evaluating", total=total, unit="batch", leave=False)
         for batch, part in batches:
             input, label = self.parse_batch_test(batch)
@@ -471,6 +475,10 @@ class SimpleTrainer(TrainerBase):
         for key, value in results.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         return next(iter(results.values()))  # the evaluator lists the accuracy first
+
+    def test_batches(self, loader):
+        """Yield (this process's part of the batch, its `Part`) for each batch of an evaluation. A hook."""
+        return distributed.parts(loader)
 
     def model_inference(self, input):
         return self.model(input)

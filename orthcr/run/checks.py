@@ -15,7 +15,8 @@ from .spec import RunSpec
 
 # Settings that may differ between a run and its continuation: they do not change the trained model
 MAY_DIFFER = tuple(
-    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATALOADER.NUM_WORKERS TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
+    "OUTPUT_DIR RESUME VERBOSE USE_CUDA DATASET.ROOT DATASET.FEATURE_CACHE DATALOADER.NUM_WORKERS "
+    "TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ "
     "TEST.EVALUATOR TEST.PER_CLASS_RESULT TEST.COMPUTE_CMAT TEST.NO_TEST TEST.CALIBRATE TEST.SPLIT".split()
 )
 # Settings of a method that may differ between a model and its evaluation: they do not change the model's answers

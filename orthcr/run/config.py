@@ -51,12 +51,15 @@ OWN = {  # keys that are not Dassl's, or with another default
         "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, filled in; others are refused
         # order of the few-shot draw. dassl: train, then val, as CoOp; val_first: val, then train, as CLIP-LoRA's code
         "SAMPLING": Key("dassl", choices=("dassl", "val_first")),
+        "FEATURE_CACHE": "",  # folder for frozen features, which runs share; "": none
+        "FEATURE_CACHE_GIB": Key(4.0, above=0),  # largest size of that folder
     },
     "SEED": Key(1, below=2**32),
 }
 DESCRIPTIONS_COPY = "descriptions.json"  # copy of the file, in the directory of a run that needs it for each prediction
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # keys of one run on one machine, never taken from a model
+CACHE_KEYS = ("DATASET.FEATURE_CACHE", "DATASET.FEATURE_CACHE_GIB")  # nor are these
 COOPS_OWN = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
@@ -111,6 +114,8 @@ def merge_files(cfg: CfgNode, spec: RunSpec) -> None:
         inherit(cfg, file, spec.trainer)
         if file == model_file(spec):  # device and folders of the training are not those of the evaluation
             cfg.update(UNSET)
+            default = flatten(default_cfg(spec.trainer))
+            merge_config(cfg, [word for key in CACHE_KEYS for word in (key, default[key])])
 
 
 def merge_command_line(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -496,6 +501,7 @@ def finish(cfg: CfgNode, spec: RunSpec, model_config: dict, with_data: bool) -> 
         clean_cfg(cfg, node)
         cfg.TRAINER.update(beside)
     check_resume(cfg)
+    check_feature_cache(cfg, spec)
     if with_data:
         set_few_shot_split(cfg, model_config)
     set_descriptions(cfg, spec, model_config)
@@ -603,6 +609,19 @@ def check_resume(cfg: CfgNode) -> None:
     if done and not last_epochs(cfg.OUTPUT_DIR) and min(done) >= cfg.OPTIM.MAX_EPOCH:
         state = f"{cfg.RESUME} was trained for {min(done)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
         raise ValueError(f"nothing is left to train: {state}; give more epochs, or --eval-only --model-dir")
+
+
+def check_feature_cache(cfg: CfgNode, spec: RunSpec) -> None:
+    """Raise ValueError if the settings of the cache of features have no effect, or its folder is none."""
+    folder, gib = (flatten(cfg)[key] for key in CACHE_KEYS)
+    is_default = gib == flatten(default_cfg(spec.trainer))[CACHE_KEYS[1]]
+    if not folder and (CACHE_KEYS[1] in spec.opts[::2] or not is_default):
+        raise ValueError("DATASET.FEATURE_CACHE_GIB has no effect without a folder: give DATASET.FEATURE_CACHE")
+    if folder and is_foreign(spec.trainer):
+        problem = f"DATASET.FEATURE_CACHE has no effect with {spec.trainer}, which is written for Dassl"
+        raise ValueError(f"{problem}: leave it out")
+    if osp.exists(folder) and not osp.isdir(folder):
+        raise ValueError(f"DATASET.FEATURE_CACHE is {folder}, which is no folder: give another")
 
 
 def last_epochs(run: str) -> list[int]:
