@@ -32,7 +32,7 @@ from .shared.keys import Decides, Key
 # fp16: the default of the originals; here the same as amp
 # auto: bf16 on a GPU that supports it, amp on other GPUs, fp32 on the CPU
 PRECISIONS = ["fp32", "amp", "bf16", "fp16", "auto"]
-FEATURES = 2**30  # maximum size of the cached frozen image features, in bytes
+FEATURES = 2**30  # maximum size of the frozen image features that are kept in memory, in bytes
 
 
 class ClipTrainer(TrainerX):
@@ -430,13 +430,13 @@ class ClipTrainer(TrainerX):
 
     def cached_batches(self, loader) -> Iterator[dict]:
         """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
-        passing = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
-        if passing.encoded:
-            say(f"The features of {len(passing.encoded.features):,} images are those in {self.feature_cache.folder}")
-            self.cached_seconds += passing.encoded.seconds
-            yield from passing.batches()
-        elif passing.name:
-            yield from self.feature_cache.record(passing, self.encode_batch)
+        one_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
+        if one_pass.encoded:
+            say(f"The features of {len(one_pass.encoded.features):,} images are those in {self.feature_cache.folder}")
+            self.cached_seconds += one_pass.encoded.seconds
+            yield from one_pass.batches()
+        elif one_pass.name:
+            yield from self.feature_cache.record(one_pass, self.encode_batch)
         else:
             yield from loader
 

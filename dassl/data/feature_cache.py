@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 import PIL
 import safetensors.torch
@@ -42,9 +43,20 @@ from . import data_manager
 
 SUFFIX = ".features"
 FILE = re.compile(rf"[0-9a-f]{{64}}\{SUFFIX}")
-CODE = (sys.modules[__name__], data_manager, item_samplers, transforms, images)
 PLAIN = (bool, int, float, str, tuple)
 STEPS = (T.transforms.__name__, T.autoaugment.__name__, transforms.__name__)  # modules of the steps that are known
+
+
+@cache
+def source_hash(module: str) -> str:
+    """Return the checksum of the source of an imported module; "" without one."""
+    path = getattr(sys.modules[module], "__file__", None)
+    return file_hash(path) if path else ""
+
+
+# of the code that reads and transforms images, as it was imported
+CODE = [source_hash(module.__name__) for module in (data_manager, item_samplers, transforms, images)]
+CODE.append(source_hash(__name__))
 
 
 @dataclass(frozen=True)
@@ -62,12 +74,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over the images of a loader.
+    """A pass over the images of a loader, as `FeatureCache.look_up` returns it.
 
     Attributes:
         name: of its file, without the ending; "": it is not cached.
         loader: the loader.
-        places: of the images in each batch.
+        places: in the data set, of the images in each batch.
         encoded: its features; None: they are not in the folder.
     """
 
@@ -104,7 +116,7 @@ class FeatureCache:
     folder: str
     gib: float
 
-    def look_up(self, loader, encoder: torch.nn.Module, precision: dict) -> "Pass":
+    def look_up(self, loader, encoder: torch.nn.Module, precision: dict) -> Pass:
         """Return a pass over a loader, with its features if they are in the folder.
 
         PyTorch's generator is afterwards where reading the images would leave it, or where it was without features.
@@ -122,20 +134,20 @@ class FeatureCache:
             torch.set_rng_state(state)
         return Pass(name, loader, places, encoded)
 
-    def record(self, passing: "Pass", encode: Callable) -> Iterator[dict]:
+    def record(self, one_pass: Pass, encode: Callable) -> Iterator[dict]:
         """Yield the batches of a pass with their features in place of the images, and write these at the end.
 
         Args:
-            passing: of `look_up`, with a name and without features.
+            one_pass: with a name and without features.
             encode: encode(batch) returns the features float32 [B, width] of a batch of the loader.
         """
         features, seconds, start = [], 0.0, time.time()
-        for batch in passing.loader:
+        for batch in one_pass.loader:
             features.append(encode(batch))
             seconds += time.time() - start
             yield {**batch, "img": features[-1]}
             start = time.time()
-        self.write(passing.name, Encoded(torch.cat(features).cpu(), seconds))
+        self.write(one_pass.name, Encoded(torch.cat(features).cpu(), seconds))
 
     def path(self, name: str) -> str:
         return osp.join(self.folder, name + SUFFIX)
@@ -149,12 +161,13 @@ class FeatureCache:
             if digest != sha256(name.encode() + content):
                 raise ValueError("its checksum does not hold")
             tensors = safetensors.torch.load(content)
-            os.utime(path)  # the time of its last use
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             say(f"{path} is not used ({error}): the images are encoded again")
             return None
+        with contextlib.suppress(OSError):  # another process may have removed it, and a folder may be read-only
+            os.utime(path)  # the time of its last use
         return Encoded(tensors["features"], tensors["seconds"].item())
 
     def write(self, name: str, encoded: Encoded) -> None:
@@ -165,29 +178,28 @@ class FeatureCache:
             say(f"The features of {len(encoded.features):,} images are not kept: they exceed {self.gib:g} GiB")
             return
         try:
-            os.makedirs(self.folder, exist_ok=True)
-            self.make_room(len(content) + 64)
             with atomic_write(self.path(name)) as f:
                 f.write(sha256(name.encode() + content).encode())
                 f.write(content)
+            self.shrink()
         except OSError as error:
             say(f"The features of {len(encoded.features):,} images are not kept in {self.folder}: {error}")
 
-    def make_room(self, size: int) -> None:
-        """Remove files until one of `size` bytes fits, those first whose last use is the longest ago."""
+    def shrink(self) -> None:
+        """Remove the files that were not used for the longest time, until the others are small enough."""
         sweep(self.folder)
         files = []
         for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            with contextlib.suppress(FileNotFoundError):  # another process shrinks it, too
                 if FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-        excess = sum(size for _, size, _ in files) + size - self.gib * 2**30
-        for _, freed, path in sorted(files):
+        excess = sum(size for _, size, _ in files) - self.gib * 2**30
+        for _, size, path in sorted(files):
             if excess <= 0:
                 return
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
-            excess -= freed
+            excess -= size
 
 
 # ------------------------------------------------------------------ the name of a pass
@@ -208,16 +220,13 @@ def pass_name(loader: DataLoader, batches: list[list[int]], encoder: torch.nn.Mo
     """
     dataset = loader.dataset
     steps = describe_transform(dataset.transform)
-    is_frozen = not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     is_known = type(dataset) is data_manager.DatasetWrapper and type(loader.sampler) is item_samplers.Seeded
-    if not (steps and is_frozen and is_known and dataset.k_tfm == 1):
+    if not (steps and is_known and dataset.k_tfm == 1 and is_frozen(encoder)):
         return ""
     places = [place for batch in batches for place in batch]
-    hashes = {}
+    paths = [dataset.data_source[place].impath for place in places]
     try:
-        for place in places:
-            path = dataset.data_source[place].impath
-            hashes[path] = hashes.get(path) or file_hash(path)
+        hashes = {path: file_hash(path) for path in dict.fromkeys(paths)}
     except (OSError, ValueError):
         return ""  # reading the image raises an error with advice
     facts = {
@@ -228,7 +237,7 @@ def pass_name(loader: DataLoader, batches: list[list[int]], encoder: torch.nn.Mo
         "transform": steps,
         "seeds": [] if is_fixed(dataset.transform) else [place.seed for place in places],
         "batches": [len(batch) for batch in batches],
-        "images": [hashes[dataset.data_source[place].impath] for place in places],
+        "images": [hashes[path] for path in paths],
     }
     return sha256(json.dumps(facts, sort_keys=True).encode())
 
@@ -254,15 +263,27 @@ def public(attributes: dict) -> dict:
     return {name: value for name, value in attributes.items() if not name.startswith("_")}
 
 
+def is_frozen(encoder: torch.nn.Module) -> bool:
+    """Return whether the features depend on nothing but the encoder's own tensors, none of which is trained."""
+    hooks = [hooks for module in encoder.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    return not any(hooks) and not any(p.requires_grad for p in encoder.parameters())
+
+
 def describe_encoder(encoder: torch.nn.Module) -> str:
-    """Return a checksum of the modules of an encoder, with their settings, and of its tensors."""
-    modules = [
-        (name, str(type(module)), {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)})
-        for name, module in encoder.named_modules()
-    ]
+    """Return a checksum of the modules of an encoder, with their settings and source code, and of its tensors.
+
+    Settings are the plain attributes, such as strides and numbers of heads. The encoder itself computes the same in
+    both modes; of its parts, those in training mode may not.
+    """
+    modules = []
+    for name, module in encoder.named_modules():
+        settings = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN)}
+        if module is encoder:
+            settings.pop("training")
+        modules.append((name, str(type(module)), source_hash(type(module).__module__), settings))
     is_compiled = getattr(encoder, "_compiled_call_impl", None) is not None
-    digest = hashlib.sha256(json.dumps([modules, is_compiled]).encode())
-    for name, tensor in encoder.state_dict().items():
+    digest = hashlib.sha256(json.dumps([modules, is_compiled], default=str).encode())
+    for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -271,13 +292,12 @@ def describe_encoder(encoder: torch.nn.Module) -> str:
 def describe_machine(device: torch.device) -> list:
     """Return what else may change the last bits of features: the hardware, the libraries, and the code here."""
     versions = [library.__version__ for library in (torch, torchvision, PIL)]
-    code = [file_hash(module.__file__) for module in CODE]
     if device.type == "cuda":
         name, threads = torch.cuda.get_device_name(device), 0
     else:
         name, threads = processor_name(), torch.get_num_threads()
-    tf32 = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
-    return [device.type, name, threads, torch.backends.cpu.get_cpu_capability(), tf32, versions, code]
+    products = [torch.backends.cpu.get_cpu_capability(), torch.get_float32_matmul_precision()]
+    return [device.type, name, threads, products, versions, CODE]
 
 
 def processor_name() -> str:
