@@ -226,7 +226,8 @@ def pass_name(loader: DataLoader, batches: list[list[int]], encoder: torch.nn.Mo
     places = [place for batch in batches for place in batch]
     paths = [dataset.data_source[place].impath for place in places]
     try:
-        hashes = {path: file_hash(path) for path in dict.fromkeys(paths)}
+        with images.in_threads(file_hash, dict.fromkeys(paths)) as digests:
+            hashes = dict(zip(dict.fromkeys(paths), digests, strict=True))
     except (OSError, ValueError):
         return ""  # reading the image raises an error with advice
     facts = {
