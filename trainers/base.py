@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
 
 from .shared.backbones import load_clip
-from .shared.beside_dassl import BY_ITEM, add_up, gather, is_fixed, own_draws, parts, say, values
+from .shared.beside_dassl import BY_ITEM, FeatureCache, add_up, gather, is_fixed, own_draws, parts, say, size, values
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
 from .shared.keys import Decides, Key
 
@@ -32,7 +32,7 @@ from .shared.keys import Decides, Key
 # fp16: the default of the originals; here the same as amp
 # auto: bf16 on a GPU that supports it, amp on other GPUs, fp32 on the CPU
 PRECISIONS = ["fp32", "amp", "bf16", "fp16", "auto"]
-FEATURES = 2**30  # maximum size of the cached frozen image features, in bytes
+FEATURES = 2**30  # maximum size of the frozen image features that are kept in memory, in bytes
 
 
 class ClipTrainer(TrainerX):
@@ -79,6 +79,8 @@ class ClipTrainer(TrainerX):
     draws_by_item: bool = True
     test_replaces_val: bool = False
     share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
+    feature_cache = None  # the `FeatureCache` of DATASET.FEATURE_CACHE
+    cached_seconds: float = 0.0  # in which other runs encoded the features that this run took from it
     rows: torch.Tensor | None = None  # of the step's images in the cached frozen features; None: nothing is cached
 
     # ---------------------------------------------------------------- hooks
@@ -138,6 +140,8 @@ class ClipTrainer(TrainerX):
         return f"{node}.{name}" if name else node
 
     def check_cfg(self, cfg):
+        if cfg.DATASET.get("FEATURE_CACHE") and size() > 1:
+            raise ValueError("DATASET.FEATURE_CACHE is for one process: leave it out, or start without torchrun")
         self.check_node(cfg.TRAINER[node_of(type(self))])
 
     def build_model(self):
@@ -158,6 +162,8 @@ class ClipTrainer(TrainerX):
         self.trained_classes = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device)
         self.model.text_encoder.at_once = cfg.TRAIN.get("CLASS_CHUNK", 0)
         self.set_precision(self.node.PREC)
+        if cfg.DATASET.get("FEATURE_CACHE"):
+            self.feature_cache = FeatureCache(cfg.DATASET.FEATURE_CACHE, cfg.DATASET.FEATURE_CACHE_GIB)
         if cfg.TRAIN.get("COMPILE"):
             self.compile_encoders()
         self.optim = self.sched = None
@@ -346,7 +352,7 @@ class ClipTrainer(TrainerX):
         self.set_model_mode("eval")
         right = total = 0
         with torch.random.fork_rng(devices=[]):
-            for batch, part in parts(self.val_loader):
+            for batch, part in self.test_batches(self.val_loader):
                 image, label = self.parse_batch_test(batch)
                 logits, label = gather(part, self.model_inference(image), label)
                 right += int((logits.argmax(1) == label).sum())
@@ -371,6 +377,11 @@ class ClipTrainer(TrainerX):
     def set_model_mode(self, mode="train", names=None):
         super().set_model_mode(mode, names)
         self.model.train(mode == "train")  # Dassl sets the registered module only, which is the learner
+
+    def test_batches(self, loader):
+        if self.feature_cache and self.model.takes_features:
+            return self.encoded_batches(loader)
+        return parts(loader)
 
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(**self.autocast):
@@ -397,19 +408,43 @@ class ClipTrainer(TrainerX):
     @torch.no_grad()
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the same as `features`, for any transform."""
-        size = self.cfg.DATALOADER.TEST.BATCH_SIZE
+        batch_size = self.cfg.DATALOADER.TEST.BATCH_SIZE
         loader = build_data_loader(
-            self.cfg, data_source=items, batch_size=size, tfm=transform, is_train=False, **BY_ITEM
+            self.cfg, data_source=items, batch_size=batch_size, tfm=transform, is_train=False, **BY_ITEM
         )
         features, labels = [], []
-        for batch, part in parts(loader):
-            image, label = self.parse_batch_test(batch)
-            with torch.autocast(**self.autocast):
-                encoded = self.model.image_encoder(image).float()
-            encoded, label = gather(part, encoded, label)
+        for batch, part in self.encoded_batches(loader):
+            encoded, label = gather(part, self.encode_batch(batch).float(), self.parse_batch_test(batch)[1])
             features.append(encoded)
             labels.append(label)
         return torch.cat(features), torch.cat(labels)
+
+    @torch.no_grad()
+    def encode_batch(self, batch: dict) -> torch.Tensor:
+        """Return the frozen features of a batch of images or of such features, float [B, embed_dim]."""
+        image, _ = self.parse_batch_test(batch)
+        with torch.autocast(**self.autocast):
+            return self.model.frozen_features(image)
+
+    def encoded_batches(self, loader) -> Iterator[tuple]:
+        """Yield (batch, `Part`) of a loader; with a cache for it, frozen features are in place of the images."""
+        return parts(self.cached_batches(loader) if self.feature_cache else loader)
+
+    def cached_batches(self, loader) -> Iterator[dict]:
+        """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
+        one_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
+        if one_pass.encoded:
+            say(f"The features of {len(one_pass.encoded.features):,} images are those in {self.feature_cache.folder}")
+            self.cached_seconds += one_pass.encoded.seconds
+            yield from one_pass.batches()
+        elif one_pass.name:
+            yield from self.feature_cache.record(one_pass, self.encode_batch)
+        else:
+            yield from loader
+
+    def clock(self):
+        """Return the time at which this run would be without a cache. A training has the same seconds with it."""
+        return super().clock() + self.cached_seconds
 
     def get_extra_state(self):
         return {

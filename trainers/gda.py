@@ -136,6 +136,8 @@ class Discriminant(nn.Module):
 
 
 class DiscriminantCLIP(ClipClassifier):
+    takes_features = True
+
     def __init__(self, node, clip_model, classnames: list[str], templates: list[str]):
         super().__init__(clip_model, classnames, templates)
         self.gda = Discriminant(clip_model.text_projection.shape[1], class_ids(classnames), node.ALPHA or 0.1)

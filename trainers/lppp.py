@@ -95,13 +95,11 @@ class Blend(nn.Module):
 
 
 class BlendedCLIP(ClipClassifier):
+    takes_features = True
+
     def __init__(self, clip_model, classnames: list[str], templates: list[str]):
         super().__init__(clip_model, classnames, templates)
         self.lppp = Blend(clip_model.text_projection.shape[1], class_ids(classnames))
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return f, float32 [B, d], of images float [B, 3, H, W] or of their stored features float [B, d]."""
-        return image if image.dim() == 2 else self.frozen_image(image)
 
     def forward(self, image):
         f, g = self.encode_image(image), self.frozen_text
@@ -140,15 +138,15 @@ class LPpp(ClipTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
             features, labels = self.features(self.dm.dataset.train_x, train=True)
-            self.train_loader_x = [{"img": normalize(features), "label": labels}]
+            self.train_loader_x = [{"img": features, "label": labels}]
             self.val = None
             if self.node.SELECT == "val" and self.dm.dataset.val:
-                features, labels = self.features(self.dm.dataset.val)
-                self.val = normalize(features), labels
+                self.val = self.features(self.dm.dataset.val)
 
     def fit(self):
         (batch,) = self.train_loader_x
-        rate = self.cfg.OPTIM.LR * self.model.lppp.start(batch["img"], self.model.frozen_text, batch["label"])
+        f = normalize(batch["img"])
+        rate = self.cfg.OPTIM.LR * self.model.lppp.start(f, self.model.frozen_text, batch["label"])
         say(f"Learning rate {rate:.3g}, of alpha {self.model.lppp.rate_of_alpha.item():.3g}: from the features")
         self.optim.param_groups[0]["lr"] = rate
         for schedule in (self.sched, getattr(self.sched, "successor", self.sched)):

@@ -249,22 +249,26 @@ class TrainerBase:
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         try:
-            start = time.time()
+            start = self.clock()
             self.before_train()  # may take long, for example when a method fills a cache
             self._saved_at = time.time()
             if self.start_epoch == 0:
-                self.train_seconds += self._saved_at - start
+                self.train_seconds += self.clock() - start
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
-                start = time.time()
+                start = self.clock()
                 self.before_epoch()
                 self.run_epoch()
-                self.train_seconds += time.time() - start
+                self.train_seconds += self.clock() - start
                 self.after_epoch()
             self._close_bar()
             self.after_train()
         finally:
             self._close_bar()
             self.close_writer()
+
+    def clock(self):
+        """Return the time of `train_seconds`. A hook."""
+        return time.time()
 
     def before_train(self): ...
 
@@ -479,7 +483,11 @@ class SimpleTrainer(TrainerBase):
         images = state.restore() if state else 0
         total = len(loader.dataset) if isinstance(loader, DataLoader) else None
         with progress(desc="evaluating", initial=images, total=total, unit="image", leave=False) as bar:
-            for batch, part in distributed.parts(loader, images, whole_batches=adapts):
+            if adapts:
+                batches = distributed.parts(loader, images, whole_batches=True)
+            else:
+                batches = self.test_batches(loader)
+            for batch, part in batches:
                 input, label = self.parse_batch_test(batch)
                 output, label = distributed.gather(part, self.model_inference(input), label)
                 self.evaluator.process(output, label)
@@ -494,6 +502,10 @@ class SimpleTrainer(TrainerBase):
         for key, value in results.items():
             self.write_scalar(f"{split}/{key}", value, self.epoch)
         return next(iter(results.values()))  # the evaluator lists the accuracy first
+
+    def test_batches(self, loader):
+        """Yield (this process's part of the batch, its `Part`) for each batch of an evaluation. A hook."""
+        return distributed.parts(loader)
 
     def model_inference(self, input):
         return self.model(input)

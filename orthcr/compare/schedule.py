@@ -20,7 +20,7 @@ from orthcr.key_roles import MACHINE
 from orthcr.run.checks import differences
 from orthcr.run.config import setup_cfg
 from orthcr.run.config_files import owner_of
-from orthcr.run.declarations import descriptions_key, discover, is_foreign, strength_key
+from orthcr.run.declarations import CACHE_KEYS, descriptions_key, discover, is_foreign, strength_key
 from trainers.base import ClipTrainer, node_of, nodes_of
 from trainers.shared.backbones import fetch
 from trainers.shared.strength import AUTO
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
         ValueError: something cannot be planned.
     """
     names = methods_of(args.protocol, args.trainers)
-    methods = [Method(trainer, args.cfg, opts) for trainer, opts in share(args.opts, names).items()]
+    opts = feature_cache(args) + args.opts
+    methods = [Method(trainer, args.cfg, own_opts) for trainer, own_opts in share(opts, names).items()]
     jobs = plan(methods, protocols_of(args.protocol), args)
     clips = backbones(jobs)
     engine = engine_of(args, clips)
@@ -57,6 +58,19 @@ def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
 
         failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
         return failed, outdated([job for job in jobs if job not in finished])
+
+
+def feature_cache(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the KEY VALUE pair of the folder in which the runs share frozen features, or () if the user gives it.
+
+    Raises:
+        ValueError: the folder lies behind a link.
+    """
+    if "DATASET.FEATURE_CACHE" in args.opts[::2]:
+        return ()
+    folder = args.output_dir / "features"
+    check_no_link(folder, args.output_dir)
+    return "DATASET.FEATURE_CACHE", str(folder)
 
 
 def protocols_of(words: list[str]) -> list[str]:
@@ -116,7 +130,8 @@ def outdated(jobs: list[Job]) -> dict[Path, str]:
 def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
     """Return the KEY VALUE pairs of each trainer.
 
-    A key of a node goes to the methods that have this node, and a key that a method does not read goes to the others.
+    A key of a node goes to the methods that have this node, and a key that a method does not read goes to the others. A
+    trainer written for Dassl does not read DATASET.FEATURE_CACHE.
 
     Args:
         opts: KEY VALUE ...
@@ -133,7 +148,7 @@ def share(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]
             raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
     shares = {}
     for name, nodes in trainer_nodes.items():
-        unread = getattr(TRAINER_REGISTRY.get(name), "unread", {})  # foreign trainers have no such attribute
+        unread = CACHE_KEYS if is_foreign(name) else TRAINER_REGISTRY.get(name).unread
         own_pairs = [(k, v) for k, v in pairs if key_nodes.get(k, nodes[0]) in nodes and k not in unread]
         shares[name] = tuple(word for pair in own_pairs for word in pair)
     return shares

@@ -8,7 +8,7 @@ from statistics import fmean
 from dassl.utils import locked
 from orthcr.compare.command_line import NAMES, SHOTS
 from orthcr.compare.plans import Job, PlannedRun, execute, tell
-from orthcr.compare.schedule import backbones, engine_of, learns, named, registered, share
+from orthcr.compare.schedule import backbones, engine_of, feature_cache, learns, named, registered, share
 from orthcr.compare.stages import Method, Stages
 from orthcr.run.config import setup_cfg
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
     methods = [name for name, opts in methods.items() if opts]
     if not methods:
         raise ValueError(f"--sweep {key} needs a method that is trained: give --trainers OrthCR or another")
-    opts = share(args.opts, methods)
+    opts = share(feature_cache(args) + args.opts, methods)
     protocol = "base2new" if args.protocol == ["base2new"] else "few_shot"
     datasets = named(NAMES[protocol], args.datasets)
     if not datasets:

@@ -7,7 +7,7 @@ from tabulate import tabulate
 from dassl.infrastructure.files import read_json, visible
 from orthcr.reports.runs import read_config
 
-PATHS = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT")
+PATHS = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATASET.FEATURE_CACHE")
 SHA256 = "SHA256"  # end of the keys that hold checksums of files
 RESULTS = ("accuracy", "macro_f1", "ece", "trainable_params", "seconds")
 MISSING = "-"

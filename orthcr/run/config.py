@@ -28,7 +28,7 @@ from trainers.shared.backbones import check_no_download, from_anywhere
 
 from .companion_files import record_descriptions, record_few_shot_split
 from .config_files import check_own_files, config_files, model_file, read_model_config, strength_of
-from .declarations import COOP_KEYS, declared, default_cfg, discover, is_foreign, strength_key
+from .declarations import CACHE_KEYS, COOP_KEYS, declared, default_cfg, discover, is_foreign, strength_key
 from .pairs import check_pairs, pairs_of_backbone, pairs_of_flags
 from .precedence import check_trainer_of_files, inherit_settings, resolve_deciding_keys
 from .spec import RunSpec
@@ -69,6 +69,7 @@ def setup_cfg(spec: RunSpec, with_data: bool = True) -> CfgNode:
     if not is_foreign(spec.trainer):
         drop_unused_nodes(cfg)
     check_resume(cfg)
+    check_feature_cache(cfg, spec)
     if with_data:
         record_few_shot_split(cfg, model_config)
     record_descriptions(cfg, spec, model_config)
@@ -95,6 +96,8 @@ def merge_files(cfg: CfgNode, spec: RunSpec) -> None:
         inherit_settings(cfg, file, spec.trainer)
         if file == model_file(spec):  # device and folders of the training are not those of the evaluation
             cfg.update(UNSET)
+            default = flatten(default_cfg(spec.trainer))
+            merge_config(cfg, [word for key in CACHE_KEYS for word in (key, default[key])])
 
 
 def merge_command_line(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -196,6 +199,19 @@ def check_resume(cfg: CfgNode) -> None:
     if done and not last_epochs(cfg.OUTPUT_DIR) and min(done) >= cfg.OPTIM.MAX_EPOCH:
         state = f"{cfg.RESUME} was trained for {min(done)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
         raise ValueError(f"nothing is left to train: {state}; give more epochs, or --eval-only --model-dir")
+
+
+def check_feature_cache(cfg: CfgNode, spec: RunSpec) -> None:
+    """Raise ValueError if the settings of the cache of features have no effect, or its folder is none."""
+    folder, gib = (flatten(cfg)[key] for key in CACHE_KEYS)
+    is_default = gib == flatten(default_cfg(spec.trainer))[CACHE_KEYS[1]]
+    if not folder and (CACHE_KEYS[1] in spec.opts[::2] or not is_default):
+        raise ValueError("DATASET.FEATURE_CACHE_GIB has no effect without a folder: give DATASET.FEATURE_CACHE")
+    if folder and is_foreign(spec.trainer):
+        problem = f"DATASET.FEATURE_CACHE has no effect with {spec.trainer}, which is written for Dassl"
+        raise ValueError(f"{problem}: leave it out")
+    if osp.exists(folder) and not osp.isdir(folder):
+        raise ValueError(f"DATASET.FEATURE_CACHE is {folder}, which is no folder: give another")
 
 
 def last_epochs(run: str) -> list[int]:

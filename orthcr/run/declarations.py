@@ -28,9 +28,12 @@ PROJECT_KEYS = {  # keys that are not Dassl's, or with another default
         "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, filled in; others are refused
         # order of the few-shot draw. dassl: train, then val, as CoOp; val_first: val, then train, as CLIP-LoRA's code
         "SAMPLING": Key("dassl", choices=("dassl", "val_first")),
+        "FEATURE_CACHE": "",  # folder for frozen features, which runs share; "": none
+        "FEATURE_CACHE_GIB": Key(4.0, above=0),  # largest size of that folder
     },
     "SEED": Key(1, below=2**32),
 }
+CACHE_KEYS = ("DATASET.FEATURE_CACHE", "DATASET.FEATURE_CACHE_GIB")  # of one machine, never taken from a model
 COOP_KEYS = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 if find_spec("dassl.infrastructure"):
     from dassl.config.keys import Key, values
+    from dassl.data.feature_cache import FeatureCache
     from dassl.data.transforms import is_fixed
     from dassl.infrastructure.archives import load as read_archive
     from dassl.infrastructure.archives import state_dict
@@ -100,6 +101,8 @@ else:
 
     # ---------------------------------------------------------------- the rest
 
+    FeatureCache = None  # the config has no key that switches it on
+
     BY_ITEM = {}  # there is one way to draw random numbers
 
     def is_fixed(transform) -> bool:
@@ -110,6 +113,16 @@ else:
 
     say = print
 
-__all__ = ["BY_ITEM", "Key", "add_up", "bounds", "check_hashes", "check_regular", "free_memory", "gather"]
-__all__ += ["gather_with_gradient", "is_first", "is_fixed", "misfit", "own_draws", "parts", "read_archive", "read_json"]
+__all__ = ["BY_ITEM", "FeatureCache", "Key", "add_up", "bounds", "check_hashes", "check_regular", "free_memory"]
+__all__ += [
+    "gather",
+    "gather_with_gradient",
+    "is_first",
+    "is_fixed",
+    "misfit",
+    "own_draws",
+    "parts",
+    "read_archive",
+    "read_json",
+]
 __all__ += ["say", "size", "state_dict", "values", "visible", "write_json"]
