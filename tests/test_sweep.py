@@ -11,7 +11,7 @@ from orthcr.compare import plans
 from orthcr.compare.command_line import arguments
 from orthcr.compare.sweep import Measured, Point, select_points
 from orthcr.run.flags import parse
-from orthcr.run.runner import build
+from orthcr.run.runner import prepare
 
 FAST = ["OPTIM.MAX_EPOCH", "2", "USE_CUDA", "False", "DATALOADER.NUM_WORKERS", "0"]
 
@@ -141,4 +141,4 @@ def test_without_val_images_nothing_is_trained(make_cfg, monkeypatch):
     cfg = make_cfg("TEST.SPLIT", "val", trainer="CoOp")
     monkeypatch.setattr("dassl.data.datasets.DatasetBase.val", property(lambda self: []))
     with pytest.raises(ValueError, match="TEST.SPLIT is val, but Shapes has no val images"):
-        build(cfg, parse([]))
+        prepare(cfg, parse([]))
