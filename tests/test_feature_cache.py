@@ -157,7 +157,9 @@ class Mine(T.CenterCrop):
     pass
 
 
-@pytest.mark.parametrize("step", [Mine(8), T.Lambda(lambda image: image), lambda image: image], ids=["subclass", "Lambda", "function"])
+@pytest.mark.parametrize(
+    "step", [Mine(8), T.Lambda(lambda image: image), lambda image: image], ids=["subclass", "Lambda", "function"]
+)
 def test_an_unknown_transform_is_not_cached(cache, loader_of, items, encoder, step):
     loader = loader_of(items)
     loader.dataset.transform.transforms.insert(0, step)

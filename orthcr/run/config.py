@@ -28,7 +28,7 @@ from trainers.shared.backbones import check_no_download, from_anywhere
 
 from .companion_files import record_descriptions, record_few_shot_split
 from .config_files import check_own_files, config_files, model_file, read_model_config, strength_of
-from .declarations import CACHE_KEYS, COOP_KEYS, declared, default_cfg, discover, is_foreign, strength_key
+from .declarations import CACHE_KEYS, COOP_KEYS, PROJECT_KEYS, declared, default_cfg, discover, is_foreign, strength_key
 from .pairs import check_pairs, pairs_of_backbone, pairs_of_flags
 from .precedence import check_trainer_of_files, inherit_settings, resolve_deciding_keys
 from .spec import RunSpec
@@ -204,7 +204,7 @@ def check_resume(cfg: CfgNode) -> None:
 def check_feature_cache(cfg: CfgNode, spec: RunSpec) -> None:
     """Raise ValueError if the settings of the cache of features have no effect, or its folder is none."""
     folder, gib = (flatten(cfg)[key] for key in CACHE_KEYS)
-    is_default = gib == flatten(default_cfg(spec.trainer))[CACHE_KEYS[1]]
+    is_default = gib == PROJECT_KEYS["DATASET"]["FEATURE_CACHE_GIB"].default
     if not folder and (CACHE_KEYS[1] in spec.opts[::2] or not is_default):
         raise ValueError("DATASET.FEATURE_CACHE_GIB has no effect without a folder: give DATASET.FEATURE_CACHE")
     if folder and is_foreign(spec.trainer):
