@@ -1,8 +1,10 @@
 """The config: defaults, and merging a YAML file or command-line options into it with clear errors."""
 
 import ast
+import copy
 import os.path as osp
 from difflib import get_close_matches
+from functools import lru_cache
 
 import yaml
 from yacs.config import CfgNode as CN
@@ -201,8 +203,7 @@ def _read_yaml(path):
         raise FileNotFoundError(f'No config file "{path}"; that folder has {near}')
     text = read_text(path)
     try:
-        content = yaml.load(text, Loader=_Loader)
-        flatten(content if isinstance(content, dict) else {})
+        content = copy.deepcopy(_parse_yaml(text))
     except RecursionError:
         raise ValueError(f'Bad YAML in "{path}": it is nested too deep') from None
     except Exception as e:  # its constructors raise a dozen types
@@ -213,6 +214,14 @@ def _read_yaml(path):
     if not isinstance(content, (dict, type(None))):
         raise ValueError(f'"{path}" must hold KEY: VALUE lines, but is a {type(content).__name__}')
     return content or {}
+
+
+@lru_cache(maxsize=64)
+def _parse_yaml(text):
+    """Return the content of a YAML text. A plan reads the same files for each of its runs."""
+    content = yaml.load(text, Loader=_Loader)
+    flatten(content if isinstance(content, dict) else {})
+    return content
 
 
 class _Loader(yaml.SafeLoader):

@@ -27,9 +27,10 @@ from enum import Enum
 from functools import cache
 
 import PIL
-import safetensors.torch
 import torch
 import torchvision
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
@@ -160,7 +161,7 @@ class FeatureCache:
                 digest, content = f.read(64).decode("latin1"), f.read()
             if digest != sha256(name.encode() + content):
                 raise ValueError("its checksum does not hold")
-            tensors = safetensors.torch.load(content)
+            tensors = safetensors_load(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -173,7 +174,7 @@ class FeatureCache:
     def write(self, name: str, encoded: Encoded) -> None:
         """Write the features of a pass. If that fails, print a line."""
         seconds = torch.tensor(encoded.seconds, dtype=torch.float64)
-        content = safetensors.torch.save({"features": encoded.features.contiguous(), "seconds": seconds})
+        content = safetensors_save({"features": encoded.features.contiguous(), "seconds": seconds})
         if len(content) + 64 > self.gib * 2**30:
             say(f"The features of {len(encoded.features):,} images are not kept: they exceed {self.gib:g} GiB")
             return

@@ -4,7 +4,6 @@ import importlib
 import pkgutil
 import sys
 
-import yaml
 from yacs.config import CfgNode
 
 from dassl.config import flatten
@@ -102,5 +101,10 @@ def descriptions_key(trainer: str) -> str:
 
 
 def plain(cfg: CfgNode) -> dict:
-    """Return the dotted keys of a config with the values that its `config.yaml` has."""
-    return flatten(yaml.safe_load(cfg.dump()))
+    """Return the dotted keys of a config with the values that its `config.yaml` has: YAML's lists for tuples."""
+    return {key: with_lists(value) for key, value in flatten(cfg).items()}
+
+
+def with_lists(value: object) -> object:
+    """Return a value with lists in place of its tuples."""
+    return [with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
