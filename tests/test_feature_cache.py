@@ -26,6 +26,7 @@ from orthcr.run.config import discover, setup_cfg
 from orthcr.run.flags import parse
 from orthcr.run.runner import run
 from trainers.base import ClipTrainer
+from trainers.shared.classifier import ClipClassifier
 
 discover(trainers)
 METHODS = [name for name in TRAINER_REGISTRY.registered_names() if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
@@ -313,6 +314,29 @@ def test_models_that_take_features_give_the_same_scores(make_trainer):
         with torch.no_grad():
             scores = [trainer.model_inference(x) for x in (batch["img"], trainer.encode_batch(batch))]
         assert torch.equal(*scores), name
+
+
+@pytest.mark.parametrize("hook", ["model_inference", "parse_batch_test", "frozen_features"])
+def test_methods_with_a_way_of_their_own_see_images(make_trainer, monkeypatch, tmp_path, hook):
+    """Of a method of another file, with one more hook overridden."""
+    base = TRAINER_REGISTRY.get("ZeroshotCLIP")
+    shapes = []
+
+    def overridden(self, value):
+        shapes.append((value["img"] if isinstance(value, dict) else value).shape[1:])
+        return getattr(super(owner, self), hook)(value)
+
+    if hook == "frozen_features":
+        owner = type("Own", (ClipClassifier,), {hook: overridden})
+        build = lambda self, clip, names: owner(clip, names, ["a {}."])  # noqa: E731
+        monkeypatch.setattr(base, "build_classifier", build)
+    else:
+        owner = type("Own", (base,), {hook: overridden})
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "ZeroshotCLIP", owner)
+        monkeypatch.setattr(owner, "node_name", "ZEROSHOTCLIP")
+    for _ in range(2):
+        make_trainer("DATASET.FEATURE_CACHE", tmp_path / "features", trainer="ZeroshotCLIP").test()
+    assert shapes and set(shapes) == {(3, 32, 32)}
 
 
 def test_a_training_has_the_seconds_of_its_passes(make_trainer, tmp_path):

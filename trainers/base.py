@@ -24,6 +24,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from .shared.backbones import load_clip
 from .shared.beside_dassl import BY_ITEM, FeatureCache, add_up, gather, is_fixed, own_draws, parts, say, size, values
 from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
+from .shared.classifier import ClipClassifier
 from .shared.keys import Decides, Key
 
 # fp32: no autocast
@@ -379,9 +380,8 @@ class ClipTrainer(TrainerX):
         self.model.train(mode == "train")  # Dassl sets the registered module only, which is the learner
 
     def test_batches(self, loader):
-        if self.feature_cache and self.model.takes_features:
-            return self.encoded_batches(loader)
-        return parts(loader)
+        takes_features = self.model.takes_features and type(self).model_inference is ClipTrainer.model_inference
+        return self.encoded_batches(loader) if takes_features else parts(loader)
 
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(**self.autocast):
@@ -428,7 +428,13 @@ class ClipTrainer(TrainerX):
 
     def encoded_batches(self, loader) -> Iterator[tuple]:
         """Yield (batch, `Part`) of a loader; with a cache for it, frozen features are in place of the images."""
-        return parts(self.cached_batches(loader) if self.feature_cache else loader)
+        return parts(self.cached_batches(loader) if self.uses_cache() else loader)
+
+    def uses_cache(self) -> bool:
+        """Return whether there is a cache, and the method does not read or encode images in a way of its own."""
+        reads_plainly = type(self).parse_batch_test is ClipTrainer.parse_batch_test
+        encodes_plainly = type(self.model).frozen_features is ClipClassifier.frozen_features
+        return self.feature_cache is not None and reads_plainly and encodes_plainly
 
     def cached_batches(self, loader) -> Iterator[dict]:
         """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
