@@ -91,7 +91,7 @@ def test_without_a_seed_the_views_are_those_before_the_stop(make_trainer, every_
 
 
 def cut(path):
-    os.truncate(path, random.randrange(path.stat().st_size))
+    os.truncate(path, random.randrange(path.stat().st_size - 80))  # the checksum at the end may be cut, but not alone
 
 
 def flip(path):
@@ -110,7 +110,9 @@ def test_a_damaged_state_is_not_used(damage, make_trainer, every_batch, tmp_path
     damage(path)
     again = make_trainer(*SMALL["TDA"], trainer="TDA")
     again.test()
-    assert f"{path} is damaged: this evaluation starts from the first image" in capsys.readouterr().out
+    assert (
+        f"{path} is damaged or cannot be read: this evaluation starts from the first image" in capsys.readouterr().out
+    )
     assert same(scores(again), scores(whole)) and not path.exists()
 
 
@@ -137,7 +139,9 @@ def test_the_identity_of_an_evaluation(make_trainer):
         others.append(identity(make_trainer(*base, *opts, trainer=name)))
     trainer.evaluator.temperature = 2.0
     others.append(identity(trainer))
-    trainer.evaluator.temperature = None
+    trainer.evaluator.temperature, trainer.evaluator.keep_scores = None, True
+    others.append(identity(trainer))
+    trainer.evaluator.keep_scores = False
     items = trainer.test_loader.dataset.data_source
     items[0], items[1] = items[1], items[0]
     others.append(identity(trainer))

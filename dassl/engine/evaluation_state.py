@@ -46,8 +46,9 @@ class EvaluationState:
         cfg.defrost()
         cfg.OUTPUT_DIR, cfg.VERBOSE, cfg.DATALOADER.NUM_WORKERS = "", False, 0  # they change no score
         images = [[item.impath, item.label, size_of(item.impath)] for item in self.loader.dataset.data_source]
-        names, temperature = sorted(trainer.lab2cname.items()), getattr(trainer.evaluator, "temperature", None)
-        content = [cfg.dump(), hash_weights(trainer.model), images, names, temperature]
+        evaluator = [getattr(trainer.evaluator, name, None) for name in ("temperature", "keep_scores")]
+        names = sorted(trainer.lab2cname.items())
+        content = [cfg.dump(), hash_weights(trainer.model), images, names, evaluator]
         return sha256(json.dumps(content).encode())
 
     def restore(self):
@@ -82,7 +83,7 @@ class EvaluationState:
             if state.get("identity") == self.identity:
                 return state
         except (OSError, ValueError):
-            problem = "is damaged"
+            problem = "is damaged or cannot be read"
         say(f"{self.path} {problem}: this evaluation starts from the first image")
         return {}
 
