@@ -101,8 +101,9 @@ def descriptions_key(trainer: str) -> str:
 
 
 def plain(cfg: CfgNode) -> dict:
-    """Return the dotted keys of a config with the values that its `config.yaml` has: YAML's lists for tuples."""
-    return {key: with_lists(value) for key, value in flatten(cfg).items()}
+    """Return the dotted keys of a config as its `config.yaml` has them: in the order of the keys, lists for tuples."""
+    leaves = sorted(flatten(cfg).items(), key=lambda leaf: leaf[0].split("."))
+    return {key: with_lists(value) for key, value in leaves}
 
 
 def with_lists(value: object) -> object:
