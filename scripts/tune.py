@@ -58,6 +58,8 @@ GRIDS = {
     "OrthCR none": ([REG, "none"], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
     "OrthCR self_kl": ([REG, "self_kl", TAU, "4.0"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
     "OrthCR cross_ce": ([REG, "cross_ce"], {LR: [5e-4], LAMBDA: [0.25, 1.0]}),
+    "OrthSR as reviewed": ([], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
+    "OrthCR as reviewed": ([], {LR: [1e-4, 2e-4, 5e-4, 1e-3], EPOCHS: [20, 40]}),
     # which rate transfers to other numbers of steps: docs/methods.md#how-far-it-turns
     "OrthCR, 100 steps, 10 epochs": ([EPOCHS, "10"], {LR: [5e-4, 1e-3, 2e-3, 4e-3]}),
     "OrthCR, 400 steps": ([], {LR: [1.25e-4, 2.5e-4, 5e-4, 1e-3]}),
@@ -70,6 +72,7 @@ GRIDS = {
     ),
     "OrthCR none, first pass": ([REG, "none"], {LR: [2e-4, 5e-4, 1e-3], EPOCHS: [5, 10]}),
 }
+FILES = {"OrthSR as reviewed": "tiny_published", "OrthCR as reviewed": "tiny_published"}  # the others have tiny.yaml
 SEEDS = (1, 2)
 KEPT = ROOT / "docs" / "tuning.json"  # also has a third seed of OrthCR and CoOp, from a tuning with three seeds
 
@@ -95,7 +98,7 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
         words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting[N_CTX] == 0 else ""]
     name = "_".join(words[1::2]).replace(" ", "-")
     folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
-    stages = Stages(Method(trainer, opts=(*fixed, *words)), ROOT / "data", out)
+    stages = Stages(Method(trainer, FILES.get(heading, ""), (*fixed, *words)), ROOT / "data", out)
     runs = [stages.planned("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in ("base", "new"):
