@@ -102,12 +102,15 @@ def pairs_of_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> list:
     name = str(opts.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
     if name == model_config.get("MODEL.BACKBONE.NAME"):
         return []
+    keys = input_keys(name)
+    if not keys:
+        return []
     current = flatten(cfg)
     defaults, openai = default_cfg(spec.trainer), default_cfg(spec.trainer)
     merge_config(openai, CONFIGS / "backbones" / "clip.yaml")
     defaults, openai = flatten(defaults), flatten(openai)
     pairs = []
-    for short, value in input_keys(name).items():
+    for short, value in keys.items():
         key = f"INPUT.{short}"
         is_usual = current[key] in (defaults[key], openai[key])
         if is_usual or key == "INPUT.SIZE":  # the weights fit one size alone

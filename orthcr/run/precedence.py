@@ -17,9 +17,12 @@ from .spec import RunSpec
 
 def inherit_settings(cfg: CfgNode, file: str, trainer: str) -> None:
     """Copy the settings that a file of the parent method sets into the node of this method."""
-    method, default = TRAINER_REGISTRY.get(trainer), default_cfg(trainer).TRAINER
+    method = TRAINER_REGISTRY.get(trainer)
     parent = parent_of(file, method)
-    if parent and node_of(parent) in default and node_of(parent) != node_of(method):
+    if parent is None or node_of(parent) == node_of(method):
+        return
+    default = default_cfg(trainer).TRAINER
+    if node_of(parent) in default:
         parent_node, method_node = cfg.TRAINER[node_of(parent)], cfg.TRAINER[node_of(method)]
         for key in parent_node.keys() & method_node.keys():
             if parent_node[key] != default[node_of(parent)][key]:
