@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
+from clip import clip  # noqa: E402
 from clip.model import CLIP  # noqa: E402
 
 import trainers  # noqa: E402
@@ -32,6 +33,22 @@ from orthcr.run.flags import parse  # noqa: E402
 from trainers.shared.backbones import load_clip  # noqa: E402
 
 VOCABULARY = 49408
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clips_without_random_weights():
+    """A CLIP is read without the random weights that its class draws first: most of the time of reading it."""
+    build_model = clip.build_model
+
+    def build(state_dict):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
+                patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+            return build_model(state_dict)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "build_model", build)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -345,7 +345,7 @@ def test_what_was_finished_before_does_not_shorten_what_is_left(tmp_path):
 def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
     """`python -m scripts.robustness.kill_benchmark` does it twenty times, with more methods."""
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--trainers", "ZeroshotCLIP", "CoOp"]
-    words += ["--root", str(pictures)]
+    words += ["--root", str(pictures), "--workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr("orthcr.compare.engines.local", inline)
         assert benchmark.main([*words, "--output-dir", str(tmp_path / "runs"), *kill_benchmark.QUICK]) == 0

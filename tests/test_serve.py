@@ -70,6 +70,7 @@ def test_class_names():
     )
 
 
+@needs_gradio
 def test_it_says_what_is_wrong(trained, monkeypatch, capsys):
     for words, told in (
         (["--port", "0"], "--port is 0: give a number from 1 to 65535"),

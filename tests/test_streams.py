@@ -45,6 +45,7 @@ def test_all_commands_on_any_stream(case, start, root, pictures, tmp_path):
     words = ["--images", folder, "--output-dir", out, *SMALL, "OPTIM.MAX_EPOCH", 1]
     plan = tmp_path / "plan"
     bench = ["--trainers", "ZeroshotCLIP", "--protocol", "few_shot", "--datasets", "shapes", "--seeds", 1, "--shots", 1]
+    bench += ["--workers", 1]
     commands = {
         "train": words,
         "predict": ["--model-dir", out, folder],

@@ -29,7 +29,7 @@ def test_the_first_calls_and_later_ones_agree_with_one_thread(make_run, method):
     run = make_run(method, *opts, classes=DIGITS)
     images = pictures(6)
     wanted = [p.probability for image in images for p in Predictor(run, device="cpu")([image])]
-    predictor, start, until = Predictor(run, device="cpu"), threading.Barrier(THREADS), time.monotonic() + 1.0
+    predictor, start, until = Predictor(run, device="cpu"), threading.Barrier(THREADS), time.monotonic() + 0.4
 
     def work(k):
         order, answers = np.random.default_rng(k), []

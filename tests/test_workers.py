@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from dassl.data import workers
 from dassl.data.workers import SharedCollate, WorkerLoader, read_in_order, tensors_in, workers_that_fit
 from dassl.infrastructure.command import command
+from tests.processes import in_processes
 
 
 class Numbers(Dataset):
@@ -57,32 +58,31 @@ def read_to_the_end(do):
     assert torch.equal(torch.stack([row["value"] for row in rows]), data.values)
 
 
-def in_child(function, do):
-    """Call function(do) as a command in its own process, because PyTorch raises a worker's end anywhere in it."""
-    call = f"command(lambda: test_workers.{function.__name__}(test_workers.{do.__name__}))"
-    imports = "import sys, test_workers; from dassl.infrastructure.command import command"
-    code = f"{imports}; sys.exit({call})"
-    folders = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])
-    env = os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+def in_child(function, do, log):
+    """Call function(do) as a command in its own process, because PyTorch raises a worker's end anywhere in it.
+
+    Returns its exit status, and what it printed.
+    """
+    (status,) = in_processes(lambda: command(lambda: function(do)), log, n=1)
+    return status, log.with_suffix(".0").read_text()
 
 
 @pytest.mark.parametrize("do", [killed, not_to_be_handed_over, without_memory])
-def test_a_worker_that_fails_is_told_in_a_line(do):
-    done = in_child(fail, do)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1
+def test_a_worker_that_fails_is_told_in_a_line(do, tmp_path):
+    status, printed = in_child(fail, do, tmp_path / "log")
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert status == 1
     assert "a worker process that reads images" in line and "DATALOADER.NUM_WORKERS 0" in line
 
 
 @pytest.mark.parametrize("do", [killed, not_to_be_handed_over, without_memory])
-def test_what_nothing_is_random_in_is_read_to_the_end(do):
+def test_what_nothing_is_random_in_is_read_to_the_end(do, tmp_path):
     """PyTorch may notice a worker's end between two batches, which ends the command in a line: then once more."""
     for _ in range(3):
-        done = in_child(read_to_the_end, do)
-        if done.returncode == 0:
+        status, printed = in_child(read_to_the_end, do, tmp_path / "log")
+        if status == 0:
             break
-    assert done.returncode == 0 and "the rest is read without workers" in done.stderr
+    assert status == 0 and "the rest is read without workers" in printed
 
 
 def test_other_errors_stay_as_they_are():

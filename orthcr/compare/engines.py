@@ -8,6 +8,7 @@ ends all jobs.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -40,6 +41,7 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
         jobs: in the order in which they begin.
         slots: the GPU that each process sees, "" for none or all.
     """
+    context = process_context()
     free_slots, pools, gate, over = SimpleQueue(), [], threading.Lock(), threading.Event()
     thread = threading.local()
     for slot in slots:
@@ -56,7 +58,7 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
             if over.is_set():
                 raise InterruptedError("the plan was ended")
             if thread.pool is None:
-                thread.pool = ProcessPoolExecutor(1, get_context("spawn"), prepare, (thread.slot,))
+                thread.pool = ProcessPoolExecutor(1, context, prepare, (thread.slot, dict(os.environ)))
                 pools.append(thread.pool)
             future = thread.pool.submit(work, job)
         try:
@@ -97,9 +99,29 @@ def local(work: Callable, jobs: Sequence, slots: Sequence[str]) -> Iterator[Outc
             pool.shutdown()
 
 
-def prepare(gpu: str) -> None:
-    """Prepare a new process: it uses one thread and one GPU, and it ends when its parent ends."""
+def process_context():
+    """Return the way to start processes.
+
+    On Linux they are forks of a server process that has imported PyTorch once, and nothing that could use a GPU. This
+    saves 4 CPU seconds for each process, and memory. Elsewhere each process imports PyTorch anew.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision"])
+    return context
+
+
+def prepare(gpu: str, environment: dict[str, str]) -> None:
+    """Prepare a new process: it uses one thread and one GPU, and it ends when its parent ends.
+
+    Args:
+        gpu: the GPU that it sees; "": all of them.
+        environment: variables of the process that asks for it; those of the server may be older.
+    """
     end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -1,6 +1,8 @@
 """The inputs of the golden figures, from NumPy's RandomState alone."""
 
+import copy
 import hashlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -50,11 +52,21 @@ def tiny_clip(sizes: dict = SIZES, sha256: str = "") -> CLIP:
     Raises:
         ValueError: the weights are not those of which `sha256` is the checksum.
     """
-    model = CLIP(**sizes)
+    model, digest = clip_and_checksum(**sizes)
+    if sha256 and digest != sha256:
+        raise ValueError(f"the tiny CLIP of this recipe has the checksum {digest}, but recipe.json says {sha256}")
+    return copy.deepcopy(model).to(torch.get_default_dtype())
+
+
+@cache
+def clip_and_checksum(**sizes: int) -> tuple[CLIP, str]:
+    """Frozen CLIP in eval mode, with float32 weights, and the checksum of these."""
+    with torch.device("meta"):
+        model = CLIP(**sizes)
     state = model.state_dict()
     weights = {name: weight(k, name, state[name].shape) for k, name in enumerate(sorted(state))}
     digest = hashlib.sha256(b"".join(value.tobytes() for value in weights.values())).hexdigest()
-    if sha256 and digest != sha256:
-        raise ValueError(f"the tiny CLIP of this recipe has the checksum {digest}, but recipe.json says {sha256}")
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return model.to(torch.get_default_dtype()).eval().requires_grad_(False)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, assign=True)
+    for block in model.transformer.resblocks:
+        block.attn_mask = model.build_attention_mask()
+    return model.eval().requires_grad_(False), digest
