@@ -100,7 +100,7 @@ def settings_of(cfg, parent, name):
 @pytest.mark.parametrize("parent", [name for name in METHODS if TRAINER_REGISTRY.get(name).learner])
 def test_a_subclass_of_three_lines_trains_and_evaluates(make_cfg, make_trainer, registered, parent):
     registered(type("Sub", (TRAINER_REGISTRY.get(parent),), {"__doc__": "A variant with a node of its own."}))
-    opts = ["OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 0.05, "DATALOADER.TRAIN_X.BATCH_SIZE", 16]
+    opts = ["OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.05, "DATALOADER.TRAIN_X.BATCH_SIZE", 16]
     opts += ["DATASET.SUBSAMPLE_CLASSES", "base"]
     own = settings_of(make_cfg(trainer=parent), parent, "Sub")
     trainer = make_trainer(*opts, *own, trainer="Sub")
