@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+import trainers
 from dassl.infrastructure.command import command
 from orthcr.compare.command_line import NAMES, arguments
 from orthcr.compare.plans import Job, execute, parser
@@ -20,6 +21,7 @@ from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method
 from orthcr.reports.tables import Cell, spread, tables
 from orthcr.reports.tree import collect
+from orthcr.run.declarations import discover
 from scripts.results import HEADS, main_columns
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
     flags.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()), help="default: all")
     args = flags.parse_args(argv)
+    discover(trainers)
     folders = {group: args.output_dir / group for group in args.groups}
     jobs = [job for group in args.groups for job in jobs_of(groups()[group], folders[group], args.root)]
     failed = execute(jobs, args.workers, "controls")
