@@ -3,8 +3,9 @@
     python -m scripts.controls [--output-dir output/controls]
 
 Trains OrthCR, OrthSR, BlockFT, FullFT and CLIPLoRA with their tuned settings, seeds 1, 2, 3, in all four protocols, and
-prints their main figures. Only the settings named in a row differ from `tiny.yaml`; the reviewed configurations have
-`tiny_published.yaml`. CLIPLoRA has no regularizer. The same command given again resumes.
+prints their main figures, those of the transfers at strength 0.5. Only the settings named in a row differ from
+`tiny.yaml`; the reviewed configurations have `tiny_published.yaml`. CLIPLoRA has no regularizer. The same command given
+again resumes.
 """
 
 import argparse
@@ -26,13 +27,20 @@ from scripts.results import HEADS, main_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 REGULARIZED = ("OrthCR", "OrthSR", "BlockFT", "FullFT")
+# that of OrthCR; by itself FullFT has none
+REGULARIZER_OF_FULLFT = ("TRAINER.FULLFT.REG", "cross_kl", "TRAINER.FULLFT.LAMBDA", "0.25", "TRAINER.FULLFT.TAU", "4.0")
+TRANSFERS = ("other data", "other styles")
 PUBLISHED = ("OrthSR", "OrthCR")  # that have tiny_published.yaml
 
 
 def groups() -> dict[str, list[Method]]:
     """Return the methods of each group of rows, by the name of its folder."""
     return {
-        "regularizer": [*map(Method, REGULARIZED), Method("CLIPLoRA")],
+        "regularizer": [
+            *(Method(name) for name in REGULARIZED if name != "FullFT"),
+            Method("FullFT", opts=REGULARIZER_OF_FULLFT),
+            Method("CLIPLoRA"),
+        ],
         "no_regularizer": [Method(name, opts=(f"TRAINER.{name.upper()}.REG", "none")) for name in REGULARIZED],
         "published": [Method(name, "tiny_published") for name in PUBLISHED],
     }
@@ -41,21 +49,28 @@ def groups() -> dict[str, list[Method]]:
 def jobs_of(methods: list[Method], folder: Path, root: Path) -> list[Job]:
     """Return the jobs of a group: all four protocols, with and without Cutout."""
     words = ["--root", str(root), "--output-dir", str(folder), "--shots", "16", "--cutout", "with", "without"]
+    words += ["--strength", "0.5"]  # that of the files for transfer, which the reviewed configurations do not have
     return plan(methods, list(NAMES.values()), arguments(words))
 
 
 def rows_of(folder: Path, group: str) -> list[list[str]]:
-    """Return the rows of a group: method, Cutout, regularizer, and the main figures."""
-    columns = main_columns({table.protocol: table for table in tables(collect([folder])[0])})
+    """Return the rows of a group: method, Cutout, regularizer, and the main figures.
+
+    Base-to-new and few-shot figures are at full strength, those of the transfers at strength 0.5.
+    """
     rows = []
-    for method in dict.fromkeys(method for column in columns.values() for method in column):
-        name, _, settings = method.partition(" (")
-        has_cutout = "no Cutout" not in settings
-        has_regularizer = name != "CLIPLoRA" and group != "no_regularizer"
-        if group == "published":
-            name += " as reviewed"
-        marks = ["yes" if has else "no" for has in (has_cutout, has_regularizer)]
-        rows.append([name, *marks, *(format_figure(column.get(method)) for column in columns.values())])
+    for word, has_cutout in (("with", "yes"), ("without", "no")):
+        made = {table.protocol: table for table in tables(collect([folder / f"{word}_cutout"])[0])}
+        figures = {}
+        for head, column in main_columns(made).items():
+            for label, cell in column.items():
+                is_half = "s=0.5" in label
+                if is_half == (head in TRANSFERS):
+                    figures.setdefault(label.partition(" (")[0], {})[head] = cell
+        for name, cells in figures.items():
+            has_regularizer = "no" if name == "CLIPLoRA" or group == "no_regularizer" else "yes"
+            label = f"{name} as reviewed" if group == "published" else name
+            rows.append([label, has_cutout, has_regularizer, *(format_figure(cells.get(head)) for head in HEADS[1:7])])
     return rows
 
 
