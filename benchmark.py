@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             check_installed(("ray",), "--engine ray", "cluster")
         if args.sweep:
             return sweep(args)
-        from orthcr.compare.schedule import run  # not above: it imports PyTorch, which takes seconds
+        from orthcr.compare.benchmark_run import run  # not above: it imports PyTorch, which takes seconds
 
         failed, outdated = run(args)
         from orthcr.reports.comparison import compare  # not above: it imports matplotlib

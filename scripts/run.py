@@ -31,7 +31,7 @@ from dassl.infrastructure.command import command
 from dassl.utils import check_availability
 from datasets.catalogue import stems
 from orthcr.compare.plans import Job, execute, format_accuracy
-from orthcr.compare.stages import STAGES, Method, Stages, arguments
+from orthcr.compare.stages import STAGES, Method, Stages, arguments_of_runs
 from orthcr.run.declarations import discover
 
 BY_WORDS = ("SEED", "OUTPUT_DIR", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "TRAINER.NAME")
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     method = Method(args.trainer, os.environ.get("CFG", ""), opts)
     stages = Stages(method, os.environ.get("DATA", "data"), Path(os.environ.get("OUTPUT", "output")))
     stage = getattr(stages, args.stage)
-    plan = [Job((stage(*stage_args),)) for stage_args in arguments(args.stage, *words, trained)]
+    plan = [Job((stage(*stage_args),)) for stage_args in arguments_of_runs(args.stage, *words, trained)]
     lines = []
 
     def done(job: Job, results: list[dict]) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from dassl.infrastructure.command import command
 from orthcr.compare.command_line import NAMES, arguments
+from orthcr.compare.methods import registered_trainers
 from orthcr.compare.plans import Job, execute, parser
-from orthcr.compare.schedule import plan, registered
+from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method
 from orthcr.compare.strength_curve import curve
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
     args = flags.parse_args(argv)
     words = ["--root", str(args.root), "--output-dir", str(args.output_dir), "--shots", "1", "4", "16"]
-    methods = list(map(Method, registered([*args.trainers, *args.points])))
+    methods = list(map(Method, registered_trainers([*args.trainers, *args.points])))
     jobs = plan(methods, [NAMES[name] for name in args.protocol], arguments(words))
     trainings = [Job(job.runs[:1], job.seconds, job.kind) for job in jobs]
     failed = execute(trainings, args.workers, "strength")

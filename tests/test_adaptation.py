@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orthcr.compare.command_line import arguments
-from orthcr.compare.schedule import methods_of, plan, protocols_of
+from orthcr.compare.command_line import arguments, protocols_of
+from orthcr.compare.methods import methods_of
+from orthcr.compare.schedule import plan
 from orthcr.compare.stages import Method
 from orthcr.deploy.exporter import export
 from orthcr.deploy.predictor import Predictor

@@ -12,11 +12,13 @@ import pytest
 import benchmark
 from datasets import catalogue
 from orthcr.compare import plans
+from orthcr.compare.benchmark_datasets import datasets_of
 from orthcr.compare.command_line import PROTOCOLS, arguments
 from orthcr.compare.display import Display, stage
+from orthcr.compare.methods import is_trained, options_of_each, registered_trainers
 from orthcr.compare.plans import Job, PlannedRun
-from orthcr.compare.schedule import learns, named, plan, registered, share
-from orthcr.compare.stages import Method, published
+from orthcr.compare.schedule import plan
+from orthcr.compare.stages import Method, published_file
 from orthcr.run.config import setup_cfg
 from orthcr.run.spec import RunSpec
 from scripts.robustness import kill_benchmark
@@ -25,7 +27,7 @@ from trainers.base import ClipTrainer
 
 def planned(words, protocols=PROTOCOLS, trainers=("CoOp",)):
     args = arguments(words)
-    return plan([Method(name, args.cfg, args.opts) for name in registered(trainers)], list(protocols), args)
+    return plan([Method(name, args.cfg, args.opts) for name in registered_trainers(trainers)], list(protocols), args)
 
 
 def inline(work, jobs, slots):
@@ -65,13 +67,13 @@ def test_a_wrong_command_line_is_one_line(words, said, capsys):
 def test_all_trainers():
     from dassl.engine import TRAINER_REGISTRY
 
-    every = registered(["all"])
+    every = registered_trainers(["all"])
     assert {"ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "OrthCR"} <= set(every)
     assert all(issubclass(TRAINER_REGISTRY.get(name), ClipTrainer) for name in every)
-    assert [learns(name) for name in every] == sorted(map(learns, every)), "zero-shot first"
-    assert registered(["OrthCR", "ZeroshotCLIP", "OrthCR"]) == ["ZeroshotCLIP", "OrthCR"]
+    assert [is_trained(name) for name in every] == sorted(map(is_trained, every)), "zero-shot first"
+    assert registered_trainers(["OrthCR", "ZeroshotCLIP", "OrthCR"]) == ["ZeroshotCLIP", "OrthCR"]
     with pytest.raises(ValueError, match="OrthCR"):
-        registered(["OrthCr"])
+        registered_trainers(["OrthCr"])
 
 
 def test_cupl_without_sentences_is_left_out_or_refused(capsys):
@@ -175,9 +177,10 @@ def test_the_plan_of_the_real_data():
 
 
 def test_which_data_sets_a_protocol_takes():
-    assert named("base2new", ["shapes", "shapes_fog", "dtd"]) == ["shapes", "dtd"]
-    assert named("xd", ["dtd", "shapes_fog", "colours"]) == ["dtd", "colours"] and len(named("xd", ["imagenet"])) == 10
-    assert named("dg", ["shapes_fog", "dtd"]) == ["shapes_fog"] and len(named("dg", ["shapes"])) == 4
+    assert datasets_of("base2new", ["shapes", "shapes_fog", "dtd"]) == ["shapes", "dtd"]
+    assert datasets_of("xd", ["dtd", "shapes_fog", "colours"]) == ["dtd", "colours"]
+    assert len(datasets_of("xd", ["imagenet"])) == 10
+    assert datasets_of("dg", ["shapes_fog", "dtd"]) == ["shapes_fog"] and len(datasets_of("dg", ["shapes"])) == 4
     with pytest.raises(ValueError, match="imagenet_a has no part in base2new"):
         planned(["--protocol", "base2new", "--datasets", "dtd", "imagenet_a"], ["base2new"])
     with pytest.raises(ValueError, match="dtd"):
@@ -188,16 +191,16 @@ def test_published_settings_by_the_names_of_the_originals(tmp_path, monkeypatch)
     monkeypatch.setattr("orthcr.compare.stages.CONFIGS", tmp_path)
     folder = tmp_path / "trainers" / "New"
     folder.mkdir(parents=True)
-    assert published("New", "dtd", "base2new", None) == "vit_b16"
+    assert published_file("New", "dtd", "base2new", None) == "vit_b16"
     for name in ("vit_b16_c2_few_shot", "vit_b16_c2", "vit_b16_c2_cross_datasets", "vit_b16_imagenet", "rn50"):
         (folder / f"{name}.yaml").touch()
-    found = [published("New", "dtd", protocol, 1) for protocol in ("base2new", "fewshot", "xd")]
+    found = [published_file("New", "dtd", protocol, 1) for protocol in ("base2new", "fewshot", "xd")]
     assert found == ["vit_b16_c2", "vit_b16_c2_few_shot", "vit_b16_c2_cross_datasets"]
-    assert published("New", "imagenet", "base2new", None) == "vit_b16_imagenet"
+    assert published_file("New", "imagenet", "base2new", None) == "vit_b16_imagenet"
     (folder / "vit_b16_c4_ctxv1.yaml").touch()
-    assert published("New", "dtd", "base2new", None) == "vit_b16_c4_ctxv1"
+    assert published_file("New", "dtd", "base2new", None) == "vit_b16_c4_ctxv1"
     (folder / "vit_b16.yaml").touch()
-    assert published("New", "dtd", "base2new", None) == "vit_b16"
+    assert published_file("New", "dtd", "base2new", None) == "vit_b16"
 
 
 def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, capsys, data_root):
@@ -206,7 +209,7 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     words += ["--trainers", "ZeroshotCLIP", "CoOp", "--root", str(data_root), "--output-dir", str(tmp_path)]
 
     monkeypatch.setattr("orthcr.compare.engines.local", inline)
-    monkeypatch.setattr("orthcr.compare.schedule.fetch", str)  # as if the weights were there
+    monkeypatch.setattr("orthcr.compare.benchmark_run.fetch", str)  # as if the weights were there
     assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 1
     done = capsys.readouterr()
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
@@ -357,7 +360,7 @@ def test_killed_and_started_again(tmp_path, pictures, monkeypatch):
 
 def test_pairs_of_one_method_are_for_it_alone():
     pairs = ("OPTIM.LR", "0.1", "TRAINER.ORTHCR.TAU", "2.0")
-    registered(["OrthCR"])
-    assert share(pairs, ["CoOp", "OrthCR"]) == {"CoOp": pairs[:2], "OrthCR": pairs}
+    registered_trainers(["OrthCR"])
+    assert options_of_each(pairs, ["CoOp", "OrthCR"]) == {"CoOp": pairs[:2], "OrthCR": pairs}
     with pytest.raises(ValueError, match="TRAINER.ORTHCR.TAU is no key of CoOp: leave it out"):
-        share(pairs, ["CoOp"])
+        options_of_each(pairs, ["CoOp"])

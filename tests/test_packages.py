@@ -18,7 +18,7 @@ from orthcr import packages
         (export.main, "--model-dir OUT --to onnx --output NEW", "onnxruntime", "orthcr.deploy.exporter", "onnx"),
         (predict.main, "--model-dir OUT --serve", "gradio", "orthcr.deploy.predictor", "serve"),
         (predict.main, "--model-dir ONNX photo.jpg", "onnxruntime", "orthcr.deploy.predictor", "onnx"),
-        (benchmark.main, "--engine ray", "ray", "orthcr.compare.schedule", "cluster"),
+        (benchmark.main, "--engine ray", "ray", "orthcr.compare.benchmark_run", "cluster"),
     ],
 )
 def test_a_missing_package_is_told_at_once(main, argv, missing, module, extra, monkeypatch, capsys, tmp_path):

@@ -18,8 +18,9 @@ from datasets import catalogue
 from datasets.shapes import Shapes
 from datasets.shared import drawing
 from orthcr.compare import plans
+from orthcr.compare.benchmark_datasets import variants_of
 from orthcr.compare.plans import format_accuracy, make_run
-from orthcr.compare.stages import SHOTS, STAGES, Method, Stages, arguments, variants
+from orthcr.compare.stages import SHOTS, STAGES, Method, Stages, arguments_of_runs
 from orthcr.run.config import setup_cfg
 from orthcr.run.runner import main
 from scripts import run
@@ -203,7 +204,7 @@ def test_coop_runs_as_published(stages, tmp_path, monkeypatch):
 
 def test_what_all_means():
     def listed(stage, dataset="all", seed="all", shots="all", trained=True):
-        return list(arguments(stage, dataset, seed, shots, trained))
+        return list(arguments_of_runs(stage, dataset, seed, shots, trained))
 
     assert listed("base2new_train", "dtd") == [("dtd", 1), ("dtd", 2), ("dtd", 3)]
     assert listed("base2new_test", "dtd", "2") == [("dtd", 2)]
@@ -220,7 +221,7 @@ def test_what_all_means():
         "imagenet_r",
     ]
     assert listed("fewshot", "dtd", trained=False) == [("dtd", 1, 16)], "zero-shot does not depend on either"
-    assert variants("shapes") == ["shapes_fog", "shapes_night", "shapes_neon", "shapes_scribble"]
+    assert variants_of("shapes") == ["shapes_fog", "shapes_night", "shapes_neon", "shapes_scribble"]
 
 
 @pytest.mark.parametrize(

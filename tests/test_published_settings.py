@@ -8,7 +8,7 @@ import yaml
 from prompt_tools import bare
 
 from dassl.config import flatten
-from orthcr.compare.stages import published
+from orthcr.compare.stages import published_file
 from orthcr.run.config import setup_cfg
 from orthcr.run.flags import parse
 from trainers.mmrl import REG_WEIGHTS
@@ -350,7 +350,7 @@ def test_full_fine_tuning_is_plain_by_default(random_clip, noise):
     ],
 )
 def test_the_file_that_a_benchmark_takes(root, trainer, dataset, protocol, file):
-    assert published(trainer, dataset, protocol, 16) == file and ours(root, trainer, file).exists()
+    assert published_file(trainer, dataset, protocol, 16) == file and ours(root, trainer, file).exists()
 
 
 @pytest.mark.parametrize(

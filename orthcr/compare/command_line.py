@@ -69,6 +69,13 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
     return args
 
 
+def protocols_of(words: list[str]) -> list[str]:
+    """Return the protocols that the words of --protocol name, of `PROTOCOLS`."""
+    if words == ["tta"]:
+        return ["xd", "dg"]
+    return [NAMES[name] for name in (NAMES if "all" in words else words)]
+
+
 def wrong_sweep(args: argparse.Namespace) -> str:
     """Return a message for a setting that contradicts --sweep; "" for none."""
     key, *values = args.sweep

@@ -132,7 +132,7 @@ def format_accuracy(results: dict) -> str:
     return f"{results['accuracy']:.1f}" if "accuracy" in results else "trained, not tested"
 
 
-def tell(job: Job, results: list[dict]) -> str:
+def describe_results(job: Job, results: list[dict]) -> str:
     """Return a line with the accuracy of each run of a job."""
     return "\n".join(f"{planned.name}: {format_accuracy(r)}" for planned, r in zip(job.runs, results, strict=True))
 
@@ -141,7 +141,7 @@ def execute(
     plan: list[Job],
     workers: int = 0,
     title: str = "",
-    done: Callable[[Job, list[dict]], str | None] = tell,
+    done: Callable[[Job, list[dict]], str | None] = describe_results,
     engine: Callable | None = None,
 ) -> list[str]:
     """Make all runs of a plan; return a line for each job that failed.

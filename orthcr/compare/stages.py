@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trainers
-from dassl.utils import check_availability
-from datasets import catalogue
+from orthcr.compare.benchmark_datasets import row_of, source_of, targets_of, variants_of
 from orthcr.compare.command_line import SEEDS, SHOTS
 from orthcr.compare.plans import PlannedRun
 from orthcr.run.config_files import CONFIGS, owner_of
@@ -83,8 +82,10 @@ class Stages:
 
     def dg_test(self, dataset: str, seed: int) -> PlannedRun:
         source = source_of(dataset)
-        if dataset not in variants(source):
-            raise ValueError(f"{dataset} is no variant of {source}, as {', '.join(variants(source))} are: use xd_test")
+        if dataset not in variants_of(source):
+            raise ValueError(
+                f"{dataset} is no variant of {source}, as {', '.join(variants_of(source))} are: use xd_test"
+            )
         return self.xd_test(dataset, seed, "dg_test")
 
     # ---------------------------------------------------------------- folders and settings
@@ -105,9 +106,9 @@ class Stages:
         if not owner:
             return without_file(trainer, "tiny" if tiny else "vit_b16")
         if tiny:
-            cfg = cfg or embedded(owner, protocol)
+            cfg = cfg or embedded_file(owner, protocol)
         else:
-            cfg = published(owner, dataset, protocol, shots)
+            cfg = published_file(owner, dataset, protocol, shots)
         folder = Path(trainer, cfg if owner == trainer else f"{cfg}_of_{owner}")
         return Settings(folder, CONFIGS / "trainers" / owner / f"{cfg}.yaml")
 
@@ -162,13 +163,13 @@ class Stages:
         return PlannedRun(name, spec)
 
 
-def embedded(trainer: str, protocol: str) -> str:
+def embedded_file(trainer: str, protocol: str) -> str:
     """Return the file of configs/trainers/TRAINER for the embedded data: tiny, or that of the transfers."""
     name = "tiny_cross_datasets"
     return name if protocol == "xd" and (CONFIGS / "trainers" / trainer / f"{name}.yaml").exists() else "tiny"
 
 
-def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
+def published_file(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
     """Return the file of configs/trainers/TRAINER with the published settings for ViT-B/16.
 
     If there are several files, the precedence is:
@@ -202,32 +203,10 @@ def published(trainer: str, dataset: str, protocol: str, shots: int | None) -> s
     return from_words[0] if from_words else common[0]
 
 
-# ------------------------------------------------------------------ the data sets of a benchmark
+# ------------------------------------------------------------------ the command line of scripts/run.py
 
 
-def row_of(dataset: str) -> catalogue.Benchmark | None:
-    """Return the facts of a data set; None for a user's own. Raises ValueError, with the nearest, if it has no file."""
-    check_availability(dataset, list(catalogue.stems()))
-    return catalogue.get(catalogue.stems()[dataset])
-
-
-def source_of(dataset: str) -> str:
-    """Return the data set on which models are trained that are tested on `dataset`."""
-    row = row_of(dataset)
-    return catalogue.find(catalogue.source_of(row) if row else "ImageNet").stem
-
-
-def variants(source: str) -> list[str]:
-    """Return the variants of a source, on which dg tests."""
-    return [row.stem for row in catalogue.variants(catalogue.stems()[source])]
-
-
-def targets(source: str) -> list[str]:
-    """Return the other data sets of a source's benchmark, on which xd tests."""
-    return [row.stem for row in catalogue.targets(catalogue.stems()[source])]
-
-
-def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
+def arguments_of_runs(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
     """Yield the arguments of each run of a stage: data set, seed and, in the few-shot protocol, shots.
 
     Args:
@@ -237,10 +216,10 @@ def arguments(stage: str, dataset: str, seed: str, shots: str, trained: bool) ->
         shots: a number, or "all".
         trained: False: the method learns nothing, so that one seed and one number of shots are enough.
     """
-    all_names = {"xd_train": ["imagenet"], "xd_test": targets("imagenet"), "dg_test": variants("imagenet")}
+    all_names = {"xd_train": ["imagenet"], "xd_test": targets_of("imagenet"), "dg_test": variants_of("imagenet")}
     names, seeds, numbers = [dataset], [seed], [shots]
     if dataset == "all":
-        names = all_names.get(stage, ["imagenet", *targets("imagenet")])
+        names = all_names.get(stage, ["imagenet", *targets_of("imagenet")])
     if seed == "all":
         seeds = SEEDS if trained else SEEDS[:1]
     if shots == "all":

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dassl.utils import locked
+from orthcr.compare.benchmark_datasets import datasets_of
+from orthcr.compare.benchmark_run import backbones_of, choose_engine
 from orthcr.compare.command_line import NAMES, SHOTS
-from orthcr.compare.plans import Job, PlannedRun, execute, tell
-from orthcr.compare.schedule import backbones, engine_of, feature_cache, learns, named, registered, share
+from orthcr.compare.methods import is_trained, options_of_each, registered_trainers
+from orthcr.compare.output_folders import feature_cache_option
+from orthcr.compare.plans import Job, PlannedRun, describe_results, execute
 from orthcr.compare.stages import Method, Stages
 from orthcr.run.config import setup_cfg
 
@@ -46,13 +49,15 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
         raise ValueError(
             f"--sweep {key}: two of {' '.join(values)} have the same name for a folder: write one otherwise"
         )
-    methods = share((key, values[0]), [name for name in registered(args.trainers) if learns(name)])
+    methods = options_of_each(
+        (key, values[0]), [name for name in registered_trainers(args.trainers) if is_trained(name)]
+    )
     methods = [name for name, opts in methods.items() if opts]
     if not methods:
         raise ValueError(f"--sweep {key} needs a method that is trained: give --trainers OrthCR or another")
-    opts = share(feature_cache(args) + args.opts, methods)
+    opts = options_of_each(feature_cache_option(args) + args.opts, methods)
     protocol = "base2new" if args.protocol == ["base2new"] else "few_shot"
-    datasets = named(NAMES[protocol], args.datasets)
+    datasets = datasets_of(NAMES[protocol], args.datasets)
     if not datasets:
         raise ValueError(f"{' '.join(args.datasets)} has no part in {protocol}: see docs/protocols.md")
     sweep = Sweep(key, protocol, 16 if args.shots == list(SHOTS) else args.shots[0], args, opts)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
     trainings = {Job((sweep.training(point, seed),)): (point, seed) for point in points for seed in args.seeds}
     for job in trainings:  # a wrong value is an error before anything runs
         setup_cfg(job.runs[0].spec)
-    engine = engine_of(args, backbones(list(trainings)))
+    engine = choose_engine(args, backbones_of(list(trainings)))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     measured = {point: Measured(point, {}, {}) for point in points}
 
@@ -68,7 +73,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
         point, seed = trainings[job]
         check_tested(job, results)
         measured[point].val[seed] = results[0]["accuracy"]
-        return tell(job, results)
+        return describe_results(job, results)
 
     tests = {}
 
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> tuple[list[str], list[Measured]]:
         check_tested(job, results)
         for result in results:
             measured[point].test.setdefault(result["classes"], {})[seed] = result["accuracy"]
-        return tell(job, results)
+        return describe_results(job, results)
 
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         print(f"{len(trainings)} trainings of {len(points)} settings: {args.output_dir}", flush=True)
