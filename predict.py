@@ -110,7 +110,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
     from orthcr.deploy.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
-    from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titled
+    from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titles_of
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
@@ -136,7 +136,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     elif answers and args.csv != "-":
         print(as_table(answers))
     if args.picture and answers:
-        contact_sheet(titled(answers), args.picture)
+        contact_sheet(titles_of(answers), args.picture)
     tell(answers, seconds)
     return [visible(f"{p.image}: {p.error}") for p in predictions if p.error]
 
@@ -151,7 +151,7 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
         path: of the file; None: the function is not called.
         classnames: for the head.
     """
-    from orthcr.reports.predictions import csv_head, printable
+    from orthcr.reports.predictions import csv_head, escape_unprintable
 
     if path and path != "-":
         is_stream = osp.exists(path) and not osp.isfile(path)  # /dev/null, /dev/stdout, a named pipe
@@ -160,8 +160,8 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
             yield lambda line: f.write(line.encode())
         return
     if path:
-        print(printable(csv_head(classnames)), end="")
-    yield lambda line: print(printable(line), end="")
+        print(escape_unprintable(csv_head(classnames)), end="")
+    yield lambda line: print(escape_unprintable(line), end="")
 
 
 def tell(answers: list, seconds: float) -> None:

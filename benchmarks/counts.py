@@ -90,7 +90,8 @@ def count(case: Case) -> dict[str, Costs]:
         image = torch.empty(case.batch, 3, *trainer.cfg.INPUT.SIZE)
         label = torch.zeros(case.batch, dtype=torch.int64)
         embed = BACKBONES[case.backbone].embed
-        trainer.model.once_frozen("templates", lambda: torch.empty(case.classes, embed))  # once a run, in no step
+        # encoded once a run, in no step
+        trainer.model.compute_frozen_once("templates", lambda: torch.empty(case.classes, embed))
         costs = {}
         for name, form in FORMS.items():
             with form(trainer.model):

@@ -139,7 +139,7 @@ class Text:
 class Classifier:
     """A mixin of any `ClipClassifier`."""
 
-    def once(self, name, compute):
+    def compute_once(self, name, compute):
         return compute()
 
 
@@ -157,10 +157,10 @@ class Tuned(Classifier):
         return None  # the weights are changed, not the activations
 
     def encode_image(self, image, linear=None):
-        return self.through_weights("image", image) if self.names(["image"]) else self.frozen_image(image)
+        return self.through_weights("image", image) if self.places_in(["image"]) else self.frozen_image(image)
 
     def encode_text(self, linear=None):
-        return self.through_weights("text", None, self.tokens) if self.names(["text"]) else self.frozen_text
+        return self.through_weights("text", None, self.tokens) if self.places_in(["text"]) else self.frozen_text
 
     def through_weights(self, encoder: str, *inputs) -> torch.Tensor:
         """Return unit-length features, float [n, d], of an encoder with its changed weights.
@@ -171,7 +171,7 @@ class Tuned(Classifier):
         """
         module, parts = self.encoders[encoder], defaultdict(dict)
         with torch.autocast(self.logit_scale.device.type, enabled=False):
-            for name in self.names([encoder]):
+            for name in self.places_in([encoder]):
                 place = self.places[name]
                 parts[place.parameter][place.rows.start] = self.changed(name)
         changed = {}
@@ -182,7 +182,7 @@ class Tuned(Classifier):
 
     def changed(self, name: str) -> torch.Tensor:
         """Return the changed weight W' of a place, with its gradient."""
-        return self.merge(self.changes([name])[name], self.weight(name))
+        return self.merge(self.compute_changes([name])[name], self.frozen_weight(name))
 
 
 class Rotated(Tuned):
@@ -191,7 +191,7 @@ class Rotated(Tuned):
     def changed(self, name):
         m, b = self.rotations.sizes[name]
         row, col = torch.triu_indices(b, b, offset=1)
-        upper, weight = self.rotations.upper[name], self.weight(name)
+        upper, weight = self.rotations.upper[name], self.frozen_weight(name)
         q = upper.new_zeros(m, b, b)
         q[:, row, col] = upper
         q = q - q.mT

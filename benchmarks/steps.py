@@ -118,7 +118,7 @@ def serve(task: dict) -> None:
         trainer = build(case, task["weights"], Path(folder), task["opts"])
         trainer.set_model_mode("train")
         batch, part = next(iter(distributed.parts(trainer.train_loader_x)))
-        trainer.share, watch = part.share, Watch(trainer.device)
+        trainer.batch_fraction, watch = part.fraction, Watch(trainer.device)
         answer("ready")
         for _ in sys.stdin:
             with watch.span("step"):

@@ -226,15 +226,15 @@ def find(word: str) -> Benchmark:
         ValueError: no row has this name; the message has the nearest one.
     """
 
-    def plain(text):
+    def fold(text):
         return text.lower().replace("-", "").replace("_", "")
 
-    rows = {plain(text): b for b in BENCHMARKS for text in (b.name, b.stem, b.folder)}
-    if plain(word) not in rows:
-        nearest = rows[get_close_matches(plain(word), rows, 1, 0)[0]].name
+    rows = {fold(text): b for b in BENCHMARKS for text in (b.name, b.stem, b.folder)}
+    if fold(word) not in rows:
+        nearest = rows[get_close_matches(fold(word), rows, 1, 0)[0]].name
         names = ", ".join(b.name for b in BENCHMARKS)
         raise ValueError(f'no data set "{word}", do you mean "{nearest}"? There are: {names}')
-    return rows[plain(word)]
+    return rows[fold(word)]
 
 
 def downloads(words: Iterable[str]) -> list[Benchmark]:

@@ -10,7 +10,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import write_json
 
 from .base import SplitDataset, Splits, read_split
-from .shared.image_files import Row, find_images, listing, print_lines, raise_problems, same_content, unreadable
+from .shared.image_files import Row, find_images, find_unreadable, listing, print_lines, raise_problems, same_content
 from .shared.image_split import as_split, class_problems, describe_copies, divide, split_problems
 
 
@@ -93,7 +93,7 @@ class Images(SplitDataset):
             if new_images:
                 print(f"{len(new_images):,} images that are not in it play no part: take another --output-dir for them")
             return splits
-        readable = self.readable(rows, problems)
+        readable = self.drop_unreadable(rows, problems)
         problems += split_problems(readable, keys.VAL)
         raise_problems(source, problems)
         originals = same_content([row.path for row in readable])
@@ -117,7 +117,7 @@ class Images(SplitDataset):
             if part == "val":
                 advice = self.ask_for_val if divided else "they are not divided, all are for test: leave out TEST.SPLIT"
             problems.append(f"{source} has no {part} images: {advice}")
-        rows = self.readable(rows, problems)
+        rows = self.drop_unreadable(rows, problems)
         model_classes = list(self.cfg.DATASET.CLASSES)
         if model_classes and set(names) <= set(model_classes):
             names = model_classes
@@ -138,14 +138,14 @@ class Images(SplitDataset):
         if not self.cfg.DATASET.ALL_TEST:
             super().tell_fewer(train, shots)
 
-    def readable(self, rows: list[Row], problems: list[str]) -> list[Row]:
+    def drop_unreadable(self, rows: list[Row], problems: list[str]) -> list[Row]:
         """Return the rows whose images can be read, and print the others.
 
         Args:
             rows: all images.
             problems: gets a line if an image cannot be read and none may be left out, or if a class has none left.
         """
-        unread = unreadable([row.path for row in rows], "reading all images")
+        unread = find_unreadable([row.path for row in rows], "reading all images")
         if not unread:
             return rows
         print_lines(listing([f"{path}: {reason}" for path, reason in unread.items()]))

@@ -46,11 +46,11 @@ def test_every_weight_is_w_times_one_plus_m(random_clip, noise, half, changes):
     merged = model.merged()
     for name, (encoder, parameter, rows) in model.places.items():
         factor = block_diagonal(np.eye(model.sizes[name][1]) + matrices(model, name))
-        before = as64(model.weight(name))
+        before = as64(model.frozen_weight(name))
         np.testing.assert_allclose(as64(merged[encoder][parameter][rows]), before @ factor, atol=1e-12)
         x = noise(2, 3, before.shape[1]).double()
         bias = noise(len(before)).double()
-        y = model.tuned(model.changes([name])[name], x, model.weight(name), bias)
+        y = model.apply_change(model.compute_changes([name])[name], x, model.frozen_weight(name), bias)
         np.testing.assert_allclose(as64(y), x.numpy() @ (before @ factor).T + bias.numpy(), atol=1e-11)
 
 
@@ -87,7 +87,7 @@ def test_with_m_of_a_rotation_it_is_orthcr(random_clip, noise):
 def test_it_is_not_orthogonal(random_clip, half):
     model = moved(free(random_clip(), half))
     for name, (encoder, parameter, rows) in model.places.items():
-        before, after = as64(model.weight(name)), as64(model.merged(encoder)[encoder][parameter][rows])
+        before, after = as64(model.frozen_weight(name)), as64(model.merged(encoder)[encoder][parameter][rows])
         assert np.abs(np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1) - 1).max() > 1e-3
 
 

@@ -19,7 +19,7 @@ from dassl.config import read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import locked
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import plain
+from orthcr.run.declarations import config_values
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 from trainers.shared import backbones
@@ -144,7 +144,7 @@ def test_what_a_training_leaves(trainer, folder, trained, pictures):
     assert result["versions"]["torch"] == torch.__version__
 
     cfg = setup_cfg(parse(command(pictures, out, trainer, opts=["TRAIN.CHECKPOINT_FREQ", "1"])))
-    assert read_config(str(out / "config.yaml")) == plain(cfg) == result["config"]
+    assert read_config(str(out / "config.yaml")) == config_values(cfg) == result["config"]
 
     log = (out / "log.txt").read_text()
     assert f"* accuracy: {result['accuracy']:.1f}%\n" in log and "epoch [2/2] batch [2/2]" in log and "\r" not in log

@@ -60,13 +60,13 @@ def test_logits_loss_and_gradients(random_clip, noise, monkeypatch, changes):
 def test_dropout_is_on_the_branch_of_each_map_and_in_training_only(random_clip, noise):
     model, eye = low_rank(random_clip(), noise, DROPOUT=0.25), torch.eye(64)
     x, weight, bias = noise(200, 64) + 5, noise(64, 64, seed=1), noise(64, seed=2)
-    draws = [model.train().tuned((eye, eye), x, weight, bias) - F.linear(x, weight, bias) for _ in range(2)]
+    draws = [model.train().apply_change((eye, eye), x, weight, bias) - F.linear(x, weight, bias) for _ in range(2)]
     for branch in draws:  # x itself, an entry in four dropped and the others the larger for it
         kept = branch.abs() > 1
         assert 0.73 < kept.float().mean() < 0.77
         torch.testing.assert_close(branch[kept], (2 / math.sqrt(3) * x / 0.75)[kept], atol=1e-3, rtol=1e-3)
     assert not torch.equal(draws[0] > 1, draws[1] > 1)
-    branch = model.eval().tuned((eye, eye), x, weight, bias) - F.linear(x, weight, bias)
+    branch = model.eval().apply_change((eye, eye), x, weight, bias) - F.linear(x, weight, bias)
     torch.testing.assert_close(branch, 2 / math.sqrt(3) * x, atol=1e-3, rtol=1e-3)
 
 
@@ -80,7 +80,7 @@ def test_it_starts_at_zero_shot_with_a_random_a(make_trainer):
         assert torch.equal(trainer.model.eval()(image), wanted)
         torch.testing.assert_close(trainer.model.train()(image), wanted, atol=1e-4, rtol=0)
     for name, a in trainer.model.lora.w_lora_A.items():  # kaiming_uniform(sqrt 5): within 1 / sqrt(inputs)
-        bound = 1 / math.sqrt(trainer.model.weight(name).shape[1])
+        bound = 1 / math.sqrt(trainer.model.frozen_weight(name).shape[1])
         assert 0.9 * bound < a.abs().max() <= bound
     published = make_trainer("TRAINER.CLIPLORA.LOGIT_SCALE", 100.0, trainer="CLIPLoRA", out="published")
     assert published.model.logit_scale == 100

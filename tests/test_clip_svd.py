@@ -62,7 +62,7 @@ def test_it_starts_at_zero_shot_with_the_singular_values(model, noise):
     with torch.no_grad():
         close(trainer.model.eval()(image), z)
     for name, values in trainer.model.svd.vector_S.items():
-        wanted = torch.linalg.svdvals(trainer.model.weight(name))
+        wanted = torch.linalg.svdvals(trainer.model.frozen_weight(name))
         torch.testing.assert_close(values.data, wanted, atol=1e-12, rtol=0)
     saved = trainer.model.svd.state_dict()
     assert {name.split(".")[0] for name in saved} == {"vector_S"}, "U and V are computed again"

@@ -15,7 +15,7 @@ from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim.optimizer import OPTIMIZERS
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import declared, default_cfg, plain
+from orthcr.run.declarations import config_values, declarations_of, default_cfg
 from orthcr.run.flags import parse
 
 # ------------------------------------------------------------------ Key
@@ -81,8 +81,8 @@ def test_every_default_is_allowed():
     for trainer in TRAINER_REGISTRY.registered_names():
         cfg = default_cfg(trainer)
         cfg.DATASET.NAME, cfg.TRAINER.NAME = "Shapes", trainer
-        check_config(cfg, declared(trainer))
-        assert flatten(declared(trainer)).keys() >= flatten(KEYS).keys()
+        check_config(cfg, declarations_of(trainer))
+        assert flatten(declarations_of(trainer)).keys() >= flatten(KEYS).keys()
 
 
 def test_choices_are_those_of_the_engine():
@@ -222,7 +222,7 @@ def test_a_config_that_was_cut_anywhere(tmp_path, one_line):
     whole = setup_cfg(parse(["--trainer", "CoOp"])).dump().encode()
     path = tmp_path / "config.yaml"
     path.write_bytes(whole)
-    assert read_config(path) == flatten(yaml.safe_load(whole)) == plain(setup_cfg(parse(["--trainer", "CoOp"])))
+    assert read_config(path) == flatten(yaml.safe_load(whole)) == config_values(setup_cfg(parse(["--trainer", "CoOp"])))
     args = ["--eval-only", "--model-dir", str(tmp_path)]
     assert setup_cfg(parse(args)).TRAINER.NAME == "CoOp"
     ends = [whole.index(b"VERBOSE:") + n for n in (0, 8, 9, 11)]  # of the last line: VERBOSE: True

@@ -19,8 +19,8 @@ from dassl.infrastructure.files import (
     read_json,
     read_text,
     scratch_folder,
+    seal_config,
     sealed,
-    sealed_config,
     sweep,
     visible,
     write_json,
@@ -98,7 +98,7 @@ def test_every_flipped_bit_of_a_text_is_noticed(suffix, tmp_path, one_line):
 
 def test_a_config_vouches_for_the_files_beside_it(tmp_path):
     (tmp_path / "classes.json").write_text('["a", "b"]')
-    (tmp_path / "config.yaml").write_bytes(sealed_config("A: 1\n", tmp_path, ["classes.json", "split.json"]))
+    (tmp_path / "config.yaml").write_bytes(seal_config("A: 1\n", tmp_path, ["classes.json", "split.json"]))
     assert yaml.safe_load(read_text(str(tmp_path / "config.yaml"))) == {"A": 1}
     (tmp_path / "classes.json").write_text('["a", "c"]')
     with pytest.raises(NotAsWritten, match="classes.json.*if you changed it, remove the lines .*/config.yaml"):

@@ -80,7 +80,7 @@ def test_kept_features_belong_to_their_images(make_trainer, take_steps):
     order = torch.randperm(len(dataset))[:3]
     images = torch.stack([dataset[int(k)]["img"] for k in order])
     assert trainer.frozen_input(images) is images, "no step is being made"
-    trainer.rows = order
+    trainer.step_rows = order
     torch.testing.assert_close(
         trainer.model.frozen_image(trainer.frozen_input(images)),
         normalize(trainer.model.image_encoder(images)),
@@ -140,7 +140,7 @@ def test_no_more_is_kept_than_allowed(make_trainer, monkeypatch):
 def test_passes_that_are_the_same_are_made_once(make_trainer, encoded, name, key, transforms, different):
     trainer = make_trainer("INPUT.TRANSFORMS", transforms, f"TRAINER.{key}", 3, trainer=name)
     sizes = encoded(trainer)
-    passes = trainer.passes(3)
+    passes = trainer.features_of_passes(3)
     assert len(passes) == 3 and sum(sizes) == different * len(trainer.dm.dataset.train_x)
     assert torch.equal(passes[0][0], passes[2][0]) == (different == 1)
 

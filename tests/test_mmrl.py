@@ -162,7 +162,7 @@ def test_the_task_decides_as_in_the_original(make_trainer):
     trainer = make_trainer(trainer="MMRL")
     trainer.cfg.defrost()
     for trainer.cfg.TASK, trainer.cfg.DATASET.SUBSAMPLE_CLASSES, trainer.cfg.DATASET.NAME, fused in TASKS:  # noqa: B020
-        assert trainer.fused() is fused
+        assert trainer.evaluates_fused() is fused
 
 
 OTHERS = ["zebra", *NAMES[1:]]

@@ -51,7 +51,7 @@ def test_the_numbers_of_the_published_configuration(trainer):
 def test_the_trained_numbers_are_the_strict_upper_triangles(random_clip):
     model = orthogonal(random_clip(), WEIGHTS=["c_fc", "c_proj"], N_BLOCKS=4)
     for name, upper in model.rotations.upper.items():
-        b = model.weight(name).shape[1] // 4
+        b = model.frozen_weight(name).shape[1] // 4
         assert upper.shape == (4, b * (b - 1) // 2)
 
 
@@ -118,7 +118,7 @@ def test_every_weight_of_the_published_places_is_turned(random_clip):
     model = turn(orthogonal(random_clip(), WEIGHTS=["c_fc", "c_proj"], N_BLOCKS=4))
     merged = model.merged()
     for name, (encoder, parameter, _) in model.places.items():
-        before, b = as64(model.weight(name)), model.weight(name).shape[1] // 4
+        before, b = as64(model.frozen_weight(name)), model.frozen_weight(name).shape[1] // 4
         wanted = before @ block_diagonal(textbook(model.rotations.upper[name].detach(), b))
         np.testing.assert_allclose(as64(merged[encoder][parameter]), wanted, atol=5e-6)
 

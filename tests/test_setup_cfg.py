@@ -10,7 +10,7 @@ from dassl.config import flatten
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import default_cfg, plain
+from orthcr.run.declarations import config_values, default_cfg
 from orthcr.run.flags import parse
 from orthcr.run.own_images import tell_before_training
 
@@ -27,7 +27,7 @@ def test_every_config_merges(file, tmp_path):
         argv += ["--trainer", trainer, "--config-file", str(file)]
     cfg = setup_cfg(parse(argv))
     assert cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
-    given, merged = flatten(yaml.safe_load(file.read_text()) or {}), plain(cfg)
+    given, merged = flatten(yaml.safe_load(file.read_text()) or {}), config_values(cfg)
     assert given and given.keys() <= {*merged, "_BASE_"}
 
 
@@ -66,7 +66,7 @@ def test_later_wins(tmp_path):
     ]
     argv = ["--dataset-config-file", data_set, "--config-file", method, *flags, "MODEL.INIT_WEIGHTS", "opts"]
     cfg = setup_cfg(parse(argv))
-    assert plain(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
+    assert config_values(cfg)["OPTIM.STEPSIZE"] == [-1], "the default"
     assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.INIT_WEIGHTS) == (
         0.1,
         0.2,

@@ -94,7 +94,7 @@ def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
     merged = model.merged()
     for name, (encoder, parameter, rows) in model.places.items():
         r = block_diagonal(textbook(s * as64(model.rotations.upper[name]), 16))
-        w, changed = as64(model.weight(name)), as64(merged[encoder][parameter][rows])
+        w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
         np.testing.assert_allclose(changed, w @ r, atol=1e-10 * np.abs(w).max(), rtol=0)
         np.testing.assert_allclose(changed @ changed.T, w @ w.T, atol=1e-10 * np.abs(w @ w.T).max(), rtol=0)
         np.testing.assert_allclose(r.T @ r, np.eye(len(r)), atol=1e-12)
@@ -107,7 +107,7 @@ def test_the_others_go_straight(random_clip, s):
         model.strength = s
         merged = model.merged()
         for name, (encoder, parameter, rows) in model.places.items():
-            w, changed = as64(model.weight(name)), as64(merged[encoder][parameter][rows])
+            w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
             if make is lora:
                 a, b = (as64(factors[name]) for factors in (model.lora.w_lora_A, model.lora.w_lora_B))
                 end = w + 2 / np.sqrt(3) * b @ a

@@ -96,7 +96,7 @@ def test_nothing_is_chosen_on_test_images(make_trainer, monkeypatch, name):
     trainer.train()
     cache = trainer.model.cache
     assert split_features(trainer) == {"val images"} and float(cache.values.sum()) == len(trainer.dm.dataset.train_x)
-    found = trainer.model.search(*trainer.encoded("val"), trainer.search_scale, [5, 4])
+    found = trainer.model.search(*trainer.encode_split("val"), trainer.search_scale, [5, 4])
     assert found[1:] == pytest.approx((cache.beta.item(), cache.alpha.item()))
 
 
@@ -111,7 +111,7 @@ def scripted(make_trainer, monkeypatch):
         keys, given, keep = [], iter(given), trainer.keep_best
 
         def accuracy(f, label):
-            assert f is trainer.encoded(split)[0]
+            assert f is trainer.encode_split(split)[0]
             return next(given)
 
         def keep_best():

@@ -127,7 +127,7 @@ def test_no_gradient_of_a_whole_weight_is_formed(random_clip, noise):
     """
     model, _ = tuned(random_clip(), torch.float32)
     frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    shapes = {tuple(p.shape) for p in (model.weight(name) for name in model.places)}
+    shapes = {tuple(p.shape) for p in (model.frozen_weight(name) for name in model.places)}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         model.encode_image(noise(2, 3, 32, 32))
@@ -142,10 +142,10 @@ class Scaled(TunedCLIP):
         super().__init__(clip_model, NAMES, "a photo of a {}.", node(), "TRAINER.SCALED")
         self.factors = nn.ParameterDict({name: torch.tensor(1.0) for name in self.places})
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         return {name: 1 + s * (self.factors[name] - 1) for name in names}
 
-    def tuned(self, factor, x, weight, bias):
+    def apply_change(self, factor, x, weight, bias):
         return F.linear(factor * x, weight, bias)
 
     def merge(self, factor, weight):

@@ -23,7 +23,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 
 from .shared.backbones import load_clip
 from .shared.beside_dassl import BY_ITEM, FeatureCache, add_up, gather, is_fixed, own_draws, parts, say, size, values
-from .shared.classes import class_ids, classes_of_training, places_of, rows_by_name
+from .shared.classes import class_ids, classes_of_training, positions_of, rows_by_name
 from .shared.classifier import ClipClassifier
 from .shared.keys import Decides, Key
 
@@ -79,10 +79,12 @@ class ClipTrainer(TrainerX):
     adaptation: str = ""
     draws_by_item: bool = True
     test_replaces_val: bool = False
-    share: float = 1.0  # fraction of the batch's images in this process; set by the training loop
+    batch_fraction: float = 1.0  # fraction of the batch's images in this process; set by the training loop
     feature_cache = None  # the `FeatureCache` of DATASET.FEATURE_CACHE
     cached_seconds: float = 0.0  # in which other runs encoded the features that this run took from it
-    rows: torch.Tensor | None = None  # of the step's images in the cached frozen features; None: nothing is cached
+    # int64 [B], rows of the step's images in the cached frozen features; None: nothing is cached. `forward_backward`
+    # sets it for `frozen_input`, which `losses` calls: the hook `losses` has fixed arguments and cannot pass it on.
+    step_rows: torch.Tensor | None = None
 
     # ---------------------------------------------------------------- hooks
 
@@ -235,15 +237,15 @@ class ClipTrainer(TrainerX):
     def forward_backward(self, batch) -> dict[str, float]:
         image, label = self.parse_batch_train(batch)
         self.trained_classes.index_fill_(0, label, True)
-        self.rows = batch["index"] if self.max_epoch > 1 and self.images_repeat() else None
+        self.step_rows = batch["index"] if self.max_epoch > 1 and self.images_repeat() else None
         with own_draws(self.epoch, self.batch_idx), torch.autocast(**self.autocast):
             terms, logits = self.losses(image, label)
-        self.rows = None
+        self.step_rows = None
         # the sum over all processes is then the mean over the batch
-        terms = {name: self.share * term for name, term in terms.items()}
+        terms = {name: self.batch_fraction * term for name, term in terms.items()}
         self.optim.zero_grad()
         self.backward(terms)
-        accuracy = self.share * compute_accuracy(logits, label)[0]
+        accuracy = self.batch_fraction * compute_accuracy(logits, label)[0]
         numbers = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
         *numbers, accuracy = add_up([numbers])[0].tolist()  # the only synchronisation with the GPU in a step
         by_term = dict(zip(terms, numbers, strict=True))
@@ -277,10 +279,10 @@ class ClipTrainer(TrainerX):
         These are their cached features if each image is the same in each epoch, else the images. `losses` calls this
         for the images that it was given, and not for others that it makes, for example cut ones.
         """
-        if self.rows is None:
+        if self.step_rows is None:
             return image
-        features = self.model.once_frozen("training images", self.encode_training)
-        return features[self.rows.to(features.device)]
+        features = self.model.compute_frozen_once("training images", self.encode_training)
+        return features[self.step_rows.to(features.device)]
 
     def model_input(self, image: torch.Tensor) -> torch.Tensor:
         """Return the argument of `model` for the images of the step; see `frozen_input`."""
@@ -331,7 +333,7 @@ class ClipTrainer(TrainerX):
 
     def after_epoch(self):
         if self.val_is_cheap():
-            self.tell_val()
+            self.print_val_accuracy()
         super().after_epoch()
 
     def val_is_cheap(self) -> bool:
@@ -348,7 +350,7 @@ class ClipTrainer(TrainerX):
         return 0 < 2 * len(self.dm.dataset.val) <= len(self.dm.dataset.train_x)
 
     @torch.no_grad()
-    def tell_val(self) -> None:
+    def print_val_accuracy(self) -> None:
         """Print the accuracy on val. The state of the random generator stays as it is."""
         self.set_model_mode("eval")
         right = total = 0
@@ -364,10 +366,10 @@ class ClipTrainer(TrainerX):
 
     def after_train(self):
         if self.optim is not None:
-            self.tell_untrained()
+            self.print_untrained_classes()
         super().after_train()
 
-    def tell_untrained(self) -> None:
+    def print_untrained_classes(self) -> None:
         """Print the classes that were in no training batch. An epoch leaves out its last batch if it is incomplete."""
         names = [self.lab2cname[label] for label, seen in enumerate(self.trained_classes.tolist()) if not seen]
         if names:
@@ -387,7 +389,7 @@ class ClipTrainer(TrainerX):
         with torch.autocast(**self.autocast):
             return self.model(image)
 
-    def passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def features_of_passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return `features` of the training images n times, each time through the training transform; for `fit`."""
         different = 1 if self.images_repeat() else n
         passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(different)]
@@ -466,7 +468,7 @@ class ClipTrainer(TrainerX):
         if len(trained) == self.num_classes:
             self.trained_classes = trained.to(self.device)
         else:
-            # a checkpoint of an earlier version or of other classes does not have them: `tell_untrained` is silent
+            # a checkpoint of an earlier version or of other classes does not have them: nothing is printed about them
             self.trained_classes.fill_(True)
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
@@ -475,10 +477,10 @@ class ClipTrainer(TrainerX):
 
     # ---------------------------------------------------------------- learners with tensors that belong to classes
 
-    def suit_checkpoint(self, checkpoint, path, resume=False):
+    def adapt_checkpoint(self, checkpoint, path, resume=False):
         weights, learner = checkpoint.get("state_dict", checkpoint), self.model.get_submodule(self.learner)
-        place = self.places_in(checkpoint, path)
-        if place is None or not isinstance(weights, dict):
+        positions = self.positions_in(checkpoint, path)
+        if positions is None or not isinstance(weights, dict):
             return checkpoint
         # a learner with the buffer `classes` matches the rows in its own load_state_dict
         has_classes = "classes" in dict(learner.named_buffers()) and not resume
@@ -493,18 +495,19 @@ class ClipTrainer(TrainerX):
             raise ValueError(f"{problem}: {advice}")
         initial = learner.state_dict()
         names = [name for name in self.per_class if name in weights]
-        rows = {name: rows_by_name(initial[name], weights[name], place) for name in names}
+        rows = {name: rows_by_name(initial[name], weights[name], positions) for name in names}
         if rows:
-            trained = int((place >= 0).sum())
-            say(f"{', '.join(rows)}: {trained} of these {len(place)} classes were trained, others are as at the start")
+            trained = int((positions >= 0).sum())
+            trained_classes = f"{trained} of these {len(positions)} classes were trained"
+            say(f"{', '.join(rows)}: {trained_classes}, others are as at the start")
         return {**checkpoint, "state_dict": {**weights, **rows}}
 
-    def places_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
+    def positions_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
         """Return the position of each class among those of the checkpoint; None: the same classes, or unknown ones."""
         trained, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
         if trained is None or torch.equal(class_ids(trained), class_ids(classnames)):
             return None
-        return places_of(class_ids(classnames), class_ids(trained))
+        return positions_of(class_ids(classnames), class_ids(trained))
 
     def tensors_of_classes(self, weights: dict) -> list[str]:
         """Return the names of the tensors of a checkpoint that have an entry for each class.
@@ -526,7 +529,7 @@ class ClipTrainer(TrainerX):
         """Load the tensors of MODEL.INIT_WEIGHTS that fit. Rows of `per_class` are matched by class name."""
         start = {name: learner.state_dict()[name].clone() for name in self.per_class}
         checkpoint = load_checkpoint(path)
-        weights = self.suit_checkpoint(checkpoint, path).get("state_dict", checkpoint)
+        weights = self.adapt_checkpoint(checkpoint, path).get("state_dict", checkpoint)
         load_pretrained_weights(learner, path)
         for name in start.keys() & weights.keys():
             learner.state_dict()[name].copy_(weights[name])

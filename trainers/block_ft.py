@@ -25,13 +25,13 @@ class BlockCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.BLOCKFT"):
         super().__init__(clip_model, classnames, template, node, node_name)
-        widths = {name: self.weight(name).shape[1] for name in self.places}
+        widths = {name: self.frozen_weight(name).shape[1] for name in self.places}
         self.sizes = blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name)
         self.half = node.HALF
         shapes = {name: (m, b * (b - 1) // 2) if self.half else (m, b, b) for name, (m, b) in self.sizes.items()}
         self.blocks = nn.ParameterDict({name: torch.zeros(shape) for name, shape in shapes.items()})
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         return {name: self.factor(name, s) for name in names}
 
     def factor(self, name: str, s: float) -> torch.Tensor:
@@ -42,7 +42,7 @@ class BlockCLIP(TunedCLIP):
             m = m.new_zeros(count, b * b).index_copy(1, row * b + col, m).view(count, b, b)
         return torch.eye(b, dtype=m.dtype, device=m.device) + s * m
 
-    def tuned(self, factor, x, weight, bias):
+    def apply_change(self, factor, x, weight, bias):
         rows = rotate(x.reshape(-1, x.shape[-1]), factor.mT)
         return F.linear(rows.view(x.shape), weight, bias)
 

@@ -44,9 +44,9 @@ class LoRA(nn.Module):
         self.w_lora_B = nn.ParameterDict({name: torch.zeros(d, r) for name, (d, _) in shapes.items()})
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
+        return super().load_state_dict(self.rename_weights(state_dict), *args, **kwargs)
 
-    def renamed(self, state_dict: dict) -> dict[str, torch.Tensor]:
+    def rename_weights(self, state_dict: dict) -> dict[str, torch.Tensor]:
         """Return the content of the original's lora_weights.pt with the names of this class.
 
         That file has {"weights": {layer: {map: {A, B}}}, "metadata": {"r", "alpha", ...}}. Its layers are the blocks of
@@ -81,7 +81,7 @@ class LowRankCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.CLIPLORA"):
         super().__init__(clip_model, classnames, template, node, node_name)
-        self.lora = LoRA({name: self.weight(name).shape for name in self.places}, node.R, node.ALPHA)
+        self.lora = LoRA({name: self.frozen_weight(name).shape for name in self.places}, node.R, node.ALPHA)
         self.scale, self.dropout = node.ALPHA / math.sqrt(node.R), node.DROPOUT
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
@@ -90,11 +90,11 @@ class LowRankCLIP(TunedCLIP):
     def shared(self):
         return 0 if self.training and self.dropout else None  # dropout differs between the classes
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         factors = {name: (self.lora.w_lora_A[name], self.lora.w_lora_B[name]) for name in names}
         return factors if s == 1 else {name: (a, s * b) for name, (a, b) in factors.items()}
 
-    def tuned(self, factors, x, weight, bias):
+    def apply_change(self, factors, x, weight, bias):
         a, b = factors
         branch = F.linear(F.linear(F.dropout(x, self.dropout, self.training), a), b)
         return F.linear(x, weight, bias) + self.scale * branch

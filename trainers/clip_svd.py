@@ -76,18 +76,18 @@ class SingularCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.CLIP_SVD"):
         super().__init__(clip_model, classnames, template, node, node_name)
-        self.svd = SingularValues({name: self.weight(name) for name in self.places})
+        self.svd = SingularValues({name: self.frozen_weight(name) for name in self.places})
         if node.LOGIT_SCALE:
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         changes = {}
         for name in names:
             u, start, vt = self.svd.factors(name)
             changes[name] = u, torch.lerp(start, self.svd.vector_S[name], s), start, vt
         return changes
 
-    def tuned(self, factors, x, weight, bias):
+    def apply_change(self, factors, x, weight, bias):
         u, values, _, vt = factors
         return F.linear(values * F.linear(x, vt), u, bias)
 
@@ -136,7 +136,7 @@ class CLIP_SVD(Iterations, TunedTrainer):
             layer = f"visual.{layer}" if place.encoder == "image" else layer
             try:
                 parts = [state["weights"][f"{layer}.{part}"] for part in ("fc_U.weight", "vector_S", "fc_V.weight")]
-                svd.replace(name, self.model.weight(name), *(part.to(svd.vector_S[name]) for part in parts))
+                svd.replace(name, self.model.frozen_weight(name), *(part.to(svd.vector_S[name]) for part in parts))
             except (LookupError, TypeError, AttributeError, RuntimeError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 raise ValueError(

@@ -81,7 +81,7 @@ class CustomCLIP(maple.CustomCLIP):
 
     def frozen_descriptions(self, j: int) -> torch.Tensor:
         """Return q [n_cls, d] of the descriptions number j, of unit length. They are encoded at their first use."""
-        return self.once_frozen(f"descriptions {j}", lambda: self.encode_descriptions(j))
+        return self.compute_frozen_once(f"descriptions {j}", lambda: self.encode_descriptions(j))
 
     @torch.no_grad()
     def encode_descriptions(self, j: int) -> torch.Tensor:

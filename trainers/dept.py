@@ -24,7 +24,7 @@ from .kgcoop import KgCoOp
 from .maple import MaPLe
 from .promptsrc import PromptSRC
 from .shared.beside_dassl import say
-from .shared.classes import class_ids, places_of
+from .shared.classes import class_ids, positions_of
 from .shared.encoders import normalize, wide
 from .shared.epoch_average import EpochAverage
 from .shared.keys import DESCRIPTIONS, SOME, Key
@@ -74,13 +74,13 @@ class DecoupledLearner(nn.Module):
         names = [name for name in state_dict if name.startswith(PARTS) and not name.startswith(dead)]
         state, probe = {name: state_dict[name] for name in names}, [n for n in names if n.startswith("linear_probe")]
         if "classes" in state_dict:
-            place = places_of(self.classes, state_dict["classes"])
-            self.two_heads = bool((place >= 0).all())
+            positions = positions_of(self.classes, state_dict["classes"])
+            self.two_heads = bool((positions >= 0).all())
         else:  # the original does not save them
-            place = torch.arange(len(self.classes))
-            self.two_heads = self.seen and all(len(state[name]) == len(place) for name in probe)
+            positions = torch.arange(len(self.classes))
+            self.two_heads = self.seen and all(len(state[name]) == len(positions) for name in probe)
         for name in probe:
-            state[name] = state[name][place.to(state[name].device)] if self.two_heads else self.get_parameter(name)
+            state[name] = state[name][positions.to(state[name].device)] if self.two_heads else self.get_parameter(name)
         if not self.two_heads:
             say("The second head was trained on other classes: it is not used")
         return super().load_state_dict({**state, "classes": self.classes}, *args, **kwargs)
@@ -118,7 +118,7 @@ class Decoupled:
         return self.logits(normalize(f), normalize(g))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        f, g = self.image_features(image), self.once("features", self.text_features)
+        f, g = self.image_features(image), self.compute_once("features", self.text_features)
         z = self.logits(normalize(f), normalize(g))
         return (1 - self.weight) * z + self.weight * self.second_logits(f, g) if self.learner.two_heads else z
 

@@ -26,14 +26,14 @@ class FreeCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.FULLFT"):
         super().__init__(clip_model, classnames, template, node, node_name)
-        self.weights = nn.ParameterDict({name: wide(self.weight(name)).clone() for name in self.places})
+        self.weights = nn.ParameterDict({name: wide(self.frozen_weight(name)).clone() for name in self.places})
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         if s == 1:
             return {name: self.weights[name] for name in names}
-        return {name: torch.lerp(wide(self.weight(name)), self.weights[name], s) for name in names}
+        return {name: torch.lerp(wide(self.frozen_weight(name)), self.weights[name], s) for name in names}
 
-    def tuned(self, trained, x, weight, bias):
+    def apply_change(self, trained, x, weight, bias):
         return F.linear(x, trained, bias)
 
     def merge(self, trained, weight) -> torch.Tensor:

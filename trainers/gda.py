@@ -25,7 +25,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.beside_dassl import say
-from .shared.classes import class_ids, places_of, rows_by_name
+from .shared.classes import class_ids, positions_of, rows_by_name
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
@@ -123,13 +123,13 @@ class Discriminant(nn.Module):
     def load_state_dict(self, state_dict, *args, **kwargs):
         state = dict(state_dict)
         if state.keys() >= {"classes", "counts", "weight", "bias", "features"}:
-            place = places_of(self.classes, state["classes"])
+            positions = positions_of(self.classes, state["classes"])
             for name in ("weight", "bias", "counts"):
-                state[name] = rows_by_name(torch.zeros_like(getattr(self, name)), state[name], place)
+                state[name] = rows_by_name(torch.zeros_like(getattr(self, name)), state[name], positions)
             unknown = int((state["counts"] == 0).sum())
             if unknown:
                 text = "are described by features of other classes" if len(state["features"]) else "are zero-shot"
-                say(f"GDA has no training images of {unknown} of these {len(place)} classes, which {text}")
+                say(f"GDA has no training images of {unknown} of these {len(positions)} classes, which {text}")
             state["classes"] = self.classes
             self.features = self.features.new_empty(state["features"].shape)  # the number of images may differ
         return super().load_state_dict(state, *args, **kwargs)
@@ -161,7 +161,8 @@ class DiscriminantCLIP(ClipClassifier):
             return self.logits(f, self.frozen_text) + alpha * (f @ weight.T + bias - math.log(len(bias)))
 
     def forward(self, image):
-        return self.score(self.encode_image(image), *self.once("discriminants", self.discriminants), self.gda.alpha)
+        f, discriminants = self.encode_image(image), self.compute_once("discriminants", self.discriminants)
+        return self.score(f, *discriminants, self.gda.alpha)
 
     def search(self, f: torch.Tensor, label: torch.Tensor) -> tuple[float, float]:
         """Return the accuracy in percent and the first of `ALPHAS` that has it, for the training classes.
@@ -198,7 +199,7 @@ class GDA(ClipTrainer):
         return DiscriminantCLIP(self.node, clip_model, classnames, templates)
 
     def fit(self):
-        passes = self.passes(self.node.AUGMENT_EPOCH)
+        passes = self.features_of_passes(self.node.AUGMENT_EPOCH)
         features, labels = (torch.cat(parts) for parts in zip(*passes, strict=True))
         self.fill(normalize(features), labels)
         if not self.node.ALPHA:

@@ -23,7 +23,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.beside_dassl import say
-from .shared.classes import class_ids, places_of
+from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
@@ -66,13 +66,14 @@ class Prototypes(nn.Module):
         # the original also saves CLIP's logit_scale, and does not save its classes
         state = {"classes": self.classes} | {name: t for name, t in state_dict.items() if name != "logit_scale"}
         if not torch.equal(state["classes"].cpu(), self.classes.cpu()):
-            place = places_of(self.classes, state["classes"])
-            trained, text = (place >= 0).unsqueeze(1), self.base_text_features
+            positions = positions_of(self.classes, state["classes"])
+            trained, text = (positions >= 0).unsqueeze(1), self.base_text_features
             zero_shot = {"prototypes": torch.zeros_like(text) if self.residual else text, "base_text_features": text}
             for name, rows in zero_shot.items():
-                state[name] = torch.where(trained, state[name].to(rows)[place], rows)
+                state[name] = torch.where(trained, state[name].to(rows)[positions], rows)
             state["classes"] = self.classes
-            say(f"The probe was trained on {int(trained.sum())} of these {len(place)} classes, others are zero-shot")
+            trained_classes = f"{int(trained.sum())} of these {len(positions)} classes"
+            say(f"The probe was trained on {trained_classes}, others are zero-shot")
         return super().load_state_dict(state, *args, **kwargs)
 
 
@@ -149,7 +150,7 @@ class LinearProbe(ClipTrainer):
         """Store the features to train on. A resumed run has the same ones."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(max(self.cfg.SEED, 0))
-            passes = self.passes(self.node.PASSES)
+            passes = self.features_of_passes(self.node.PASSES)
         features, labels = (torch.cat(parts) for parts in zip(*passes, strict=True))
         loader = self.train_loader_x
         self.train_loader_x = Passes(features, labels, loader.batch_size, len(loader))

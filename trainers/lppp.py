@@ -22,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
 from .shared.beside_dassl import say
-from .shared.classes import class_ids, places_of, rows_by_name
+from .shared.classes import class_ids, positions_of, rows_by_name
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Key
@@ -83,13 +83,13 @@ class Blend(nn.Module):
     def load_state_dict(self, state_dict, *args, **kwargs):
         state = dict(state_dict)
         if not torch.equal(state.get("classes", self.classes).cpu(), self.classes.cpu()):
-            place = places_of(self.classes, state["classes"])
+            positions = positions_of(self.classes, state["classes"])
             for name in (*TRAINED, *(f"best_{name}" for name in TRAINED), "alpha_gradient"):
                 rows = state[name].T if name.endswith(("alpha", "gradient")) else state[name]
                 new = rows.mean() if name.endswith("alpha") else 0.0  # a new class has the mean multiplier
-                merged = rows_by_name(rows.new_full((len(place), *rows.shape[1:]), new), rows, place)
+                merged = rows_by_name(rows.new_full((len(positions), *rows.shape[1:]), new), rows, positions)
                 state[name] = merged.T if name.endswith(("alpha", "gradient")) else merged
-            say(f"LP++ was trained on {int((place >= 0).sum())} of these {len(place)} classes")
+            say(f"LP++ was trained on {int((positions >= 0).sum())} of these {len(positions)} classes")
             state["classes"] = self.classes
         return super().load_state_dict(state, *args, **kwargs)
 

@@ -102,7 +102,8 @@ class MultiModalRepresentationLearner(PublishedLearner, nn.Module):
         return {j: f(self.compound_rep_tokens) for j, f in zip(self.blocks, maps, strict=True)}
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        state = {"classes": self.classes[:0], **self.renamed(state_dict)}  # the original does not save its classes
+        # the original does not save its classes
+        state = {"classes": self.classes[:0], **self.rename_weights(state_dict)}
         self.classes = torch.empty_like(state["classes"], device=self.classes.device)  # the number may differ
         result = super().load_state_dict(state, *args, **kwargs)
         self.trained_on_these = bool(torch.isin(class_ids(self.names), self.classes.cpu()).all())
@@ -145,7 +146,7 @@ class CustomCLIP(ClipClassifier):
     def encode_both(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return f and f_r, each float32 [B, d] of unit length, for images float [B, 3, H, W]."""
         learner, encoder = self.representation_learner, self.image_encoder
-        deep = self.once("image tokens", learner.vision)
+        deep = self.compute_once("image tokens", learner.vision)
         x = encoder.tokens(image, deep=deep, insert=True, weight=self.weight)
         x = layer_norm(encoder.ln_post, x[:, : 1 + len(learner.compound_rep_tokens)])
         return normalize(x[:, 0] @ encoder.proj), normalize(x[:, 1:].mean(dim=1) @ self.rep_projection())
@@ -164,7 +165,7 @@ class CustomCLIP(ClipClassifier):
         fused = self.representation_learner.trained_on_these if self.fused is None else self.fused
         if not fused:
             return super().forward(image)
-        (f, f_r), g = self.encode_both(image), self.once("text", self.encode_text)
+        (f, f_r), g = self.encode_both(image), self.compute_once("text", self.encode_text)
         return self.fuse(self.logits(f, g), self.logits(f_r, g))
 
 
@@ -190,9 +191,9 @@ class MMRL(ClipTrainer):
         cfg, node = self.cfg, self.node
         for encoder in ("image", "text"):
             check_depth(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
-        return self.classifier(node, clip_model, classnames, cfg.DATASET.NAME, self.fused())
+        return self.classifier(node, clip_model, classnames, cfg.DATASET.NAME, self.evaluates_fused())
 
-    def fused(self) -> bool | None:
+    def evaluates_fused(self) -> bool | None:
         """Return whether the original evaluates with z_r for the given TASK; None: there is no TASK."""
         data = self.cfg.DATASET
         rule = {"B2N": data.get("SUBSAMPLE_CLASSES") == "base", "FS": True, "CD": data.NAME == "ImageNet"}

@@ -110,7 +110,7 @@ class RepresentationLearner(mmrl.MultiModalRepresentationLearner):
         return dict(zip(self.blocks, self.srra_r2tproj(self.compound_rep_tokens), strict=True))
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        state = {"beta": self.beta, **self.renamed(state_dict)}  # the original does not save it
+        state = {"beta": self.beta, **self.rename_weights(state_dict)}  # the original does not save it
         result = super().load_state_dict(state, *args, **kwargs)
         self.trained_beta = round(self.beta.item(), 6)  # the tensor is float32
         return result

@@ -28,13 +28,13 @@ class OrthogonalCLIP(TunedCLIP):
 
     def __init__(self, node, clip_model, classnames: list[str], template: str, node_name: str = "TRAINER.ORTHCR"):
         super().__init__(clip_model, classnames, template, node, node_name)
-        widths = {name: self.weight(name).shape[1] for name in self.places}
+        widths = {name: self.frozen_weight(name).shape[1] for name in self.places}
         self.rotations = Rotations(blocks.block_sizes(widths, node.BLOCK_SIZE, node.N_BLOCKS, node_name))
 
-    def changes(self, names, s=1.0):
+    def compute_changes(self, names, s=1.0):
         return {name: Rotation(r) for name, r in self.rotations(names, s).items()}
 
-    def tuned(self, rotation, x, weight, bias):
+    def apply_change(self, rotation, x, weight, bias):
         return rotated_linear(rotation, x, weight, bias)
 
     def merge(self, rotation, weight):
@@ -65,8 +65,8 @@ class OrthogonalCLIP(TunedCLIP):
         """
         rotations, energies = self.rotations(list(self.places)), []
         for name, r in rotations.items():
-            weight = self.weight(name)
-            before = self.once_frozen(f"energy of {name}", lambda weight=weight: hyperspherical_energy(weight))
+            weight = self.frozen_weight(name)
+            before = self.compute_frozen_once(f"energy of {name}", lambda weight=weight: hyperspherical_energy(weight))
             energies.append((hyperspherical_energy(rotate(weight, r)) / before - 1).abs())
         return max_error(rotations.values()), torch.stack(energies).max().item()
 

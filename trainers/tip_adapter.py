@@ -25,7 +25,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, load_tensors
 from .shared.beside_dassl import read_archive, say
-from .shared.classes import class_ids, places_of
+from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import TEMPLATE, Decides, Key
@@ -108,12 +108,12 @@ class Cache(nn.Module):
             optional |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
         state = optional | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
         if state.keys() >= {"keys", "values"} and state["values"].shape[1] == len(state["classes"]):
-            place = places_of(self.classes, state["classes"])
-            cached, values = place >= 0, state["values"].to(self.values)
+            positions = positions_of(self.classes, state["classes"])
+            cached, values = positions >= 0, state["values"].to(self.values)
             if not cached.all():
                 say(f"The cache has {int(cached.sum())} of these {len(cached)} classes: no cache term for the others")
             state["values"] = values.new_zeros(len(values), len(cached))
-            state["values"][:, cached] = values[:, place[cached]]
+            state["values"][:, cached] = values[:, positions[cached]]
             state["classes"] = self.classes
             for name in {"keys", "best_keys", "values"} & state.keys():  # the number of images may differ
                 getattr(self, name).data = self.values.new_empty(state[name].shape)
@@ -206,7 +206,7 @@ class TipAdapter(ClipTrainer):
         self.search()
 
     def fill(self) -> None:
-        passes = self.passes(self.node.AUGMENT_EPOCH)
+        passes = self.features_of_passes(self.node.AUGMENT_EPOCH)
         self.model.cache.fill(torch.stack([features for features, _ in passes]), passes[0][1])
 
     def load_published(self, directory):
@@ -258,12 +258,12 @@ class TipAdapter(ClipTrainer):
         else:
             say("There are no val images: alpha and beta stay as they are")
             return
-        accuracy, beta, alpha = self.model.search(*self.encoded(split), self.search_scale, self.node.SEARCH_STEP)
+        accuracy, beta, alpha = self.model.search(*self.encode_split(split), self.search_scale, self.node.SEARCH_STEP)
         warning = ", not a fair figure" if split == "test" else ""
         say(f"Best on {split}: beta {beta:.2f}, alpha {alpha:.2f}, with {accuracy:.1f}%{warning}")
         self.model.cache.set(alpha, beta)
 
-    def encoded(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_split(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the unit-length features float [m, d] and labels int64 [m] of val or test, encoded once."""
 
         def encode() -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,7 +271,7 @@ class TipAdapter(ClipTrainer):
                 features, labels = self.features(getattr(self.dm.dataset, split))
             return normalize(features), labels
 
-        return self.model.once_frozen(f"{split} images", encode)
+        return self.model.compute_frozen_once(f"{split} images", encode)
 
 
 @TRAINER_REGISTRY.register()
@@ -315,7 +315,7 @@ class TipAdapterF(TipAdapter):
         if split == "last" or (split == "val" and not self.dm.dataset.val):
             score = float(self.epoch)  # grows in each epoch
         else:
-            score = self.model.accuracy(*self.encoded(split))
+            score = self.model.accuracy(*self.encode_split(split))
         self.model.cache.keep(score)
 
     def settle(self) -> None:
@@ -326,8 +326,8 @@ class TipAdapterF(TipAdapter):
             self.search()
             return
         alpha, beta = cache.alpha.item(), cache.beta.item()
-        accuracy = self.model.accuracy(*self.encoded("test"))
+        accuracy = self.model.accuracy(*self.encode_split("test"))
         self.search()
         say("SELECT test: chosen on the test images, as published: not a fair figure")
-        if self.model.accuracy(*self.encoded("test")) <= accuracy:
+        if self.model.accuracy(*self.encode_split("test")) <= accuracy:
             cache.set(alpha, beta)

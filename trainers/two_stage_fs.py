@@ -89,19 +89,19 @@ class StagedCLIP(ClipClassifier):
         self.stages = Stages(start, self.frozen_text)
         self.second = False  # whether stage 2 is being trained
 
-    def adapted(self, encoder: str) -> nn.Module:
+    def adapted_encoder(self, encoder: str) -> nn.Module:
         """Return the encoder with the trained tensors in place of CLIP's."""
         return copy_with(self.encoders[encoder], self.stages.parameters_of(encoder))
 
     def encode_image(self, image):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.second):
-            return normalize(self.adapted("image")(image))
+            return normalize(self.adapted_encoder("image")(image))
 
     def adapted_text(self) -> torch.Tensor:
         """Return g float [n_cls, d] of the adapted text encoder."""
         if not self.stages.parameters_of("text"):
             return self.frozen_text
-        return normalize(self.adapted("text")(None, self.tokens))
+        return normalize(self.adapted_encoder("text")(None, self.tokens))
 
     def encode_text(self):
         if self.training:

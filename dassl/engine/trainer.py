@@ -148,7 +148,7 @@ class TrainerBase:
     def set_extra_state(self, state):
         """Restore the result of `get_extra_state`, or `{}` from a checkpoint without it. A hook."""
 
-    def suit_checkpoint(self, checkpoint, path, resume=False):
+    def adapt_checkpoint(self, checkpoint, path, resume=False):
         """Return the checkpoint with weights that suit this run. A hook.
 
         Args:
@@ -181,7 +181,7 @@ class TrainerBase:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
             checkpoint = load_checkpoint(path)
             check_resumable(checkpoint, path)
-            checkpoint = self.suit_checkpoint(checkpoint, path, resume=True)
+            checkpoint = self.adapt_checkpoint(checkpoint, path, resume=True)
             load_weights(self._models[name], checkpoint, path)
             try:
                 self._restore(name, checkpoint)
@@ -219,7 +219,7 @@ class TrainerBase:
             return
         for name in self.get_model_names():
             path = find_checkpoint(directory, name, epoch)
-            checkpoint = self.suit_checkpoint(load_checkpoint(path), path)
+            checkpoint = self.adapt_checkpoint(load_checkpoint(path), path)
             load_weights(self._models[name], checkpoint, path)
             saved_epoch = checkpoint.get("epoch")
             if type(saved_epoch) is not int:
@@ -552,7 +552,7 @@ class TrainerX(SimpleTrainer):
 
     def _own_parts(self, loader):
         for batch, part in distributed.parts(loader):
-            self.share = part.share  # fraction of the batch's images in this process
+            self.batch_fraction = part.fraction  # fraction of the batch's images in this process
             yield (batch,)
 
     def parse_batch_train(self, batch):

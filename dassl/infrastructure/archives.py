@@ -64,7 +64,7 @@ def rebuild_parameter(data, *rest):
     return data
 
 
-def listed(items):
+def check_container(items):
     """Return items that are in a container. A tensor of bytes would become an object for each."""
     if not isinstance(items, list | tuple | set | dict):
         raise ValueError("the items of a container are in none")
@@ -72,7 +72,7 @@ def listed(items):
 
 
 def ordered(pairs=()):
-    return OrderedDict((key_of(key), value) for key, value in listed(pairs))
+    return OrderedDict((key_of(key), value) for key, value in check_container(pairs))
 
 
 def counted(counts):
@@ -82,11 +82,11 @@ def counted(counts):
 
 
 def collected(items=()):
-    return {key_of(item) for item in listed(items)}
+    return {key_of(item) for item in check_container(items)}
 
 
 def size_of(lengths):
-    return torch.Size(listed(lengths))
+    return torch.Size(check_container(lengths))
 
 
 def device_of(kind, *index):

@@ -198,7 +198,7 @@ class Part(NamedTuple):
     counts: tuple[int, ...] = (1,)  # images of each process
 
     @property
-    def share(self):
+    def fraction(self):
         return self.rows / sum(self.counts)
 
 

@@ -158,14 +158,14 @@ def scratch_folder(folder, name):
                 if osp.isdir(path):  # otherwise another process swept it before it was locked
                     break
         try:
-            with naming(path):
+            with add_path_to_errors(path):
                 yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def naming(path):
+def add_path_to_errors(path):
     """Add the name `path` to an OSError without a file name, for example that of a full disk."""
     try:
         yield
@@ -206,7 +206,7 @@ def atomic_write(fpath):
             raise
         f.close()
     try:
-        with naming(fpath), f:
+        with add_path_to_errors(fpath), f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -277,20 +277,20 @@ def check_hashes(folder, hashes):
             raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put the original back")
 
 
-def sealed(text, suffix):
+def seal(text, suffix):
     """Return the content of a YAML file, or of a JSON file that holds an object, with its checksum at the head."""
     body = text.encode().removeprefix(b"{\n" if suffix == ".json" else b"")
     return HEADS[suffix].format(sha256(body)).encode() + body
 
 
-def sealed_config(text, folder, names):
+def seal_config(text, folder, names):
     """Return `text` as a `config.yaml` for `folder`, with the checksums of those files `names` that exist in it.
 
     The checksums are verified whenever the config is read.
     """
     beside = [name for name in names if osp.exists(osp.join(folder, name))]
     lines = [BESIDE.format(name, sha256(read_bytes(osp.join(folder, name)))) for name in beside]
-    return sealed("".join(lines) + text, ".yaml")
+    return seal("".join(lines) + text, ".yaml")
 
 
 def check_head(data, path):
@@ -421,7 +421,7 @@ def write_json(obj, fpath, seal=False):
     except ValueError as error:
         raise ValueError(f"{fpath} cannot be written, JSON has no infinite numbers and no NaN: {error}") from error
     with atomic_write(fpath) as f:
-        f.write(sealed(text, ".json") if seal else text.encode())
+        f.write(seal(text, ".json") if seal else text.encode())
 
 
 def listdir_nohidden(path, sort=False):

@@ -49,7 +49,7 @@ def read_image(path):
         FileNotFoundError: there is no such file.
         OSError: the file cannot be read or decoded, e.g. because copying it was cut short.
     """
-    with _opened(path) as img:
+    with _open(path) as img:
         problem = size_problem(img)
         if problem:
             raise UnsupportedImage(problem)
@@ -70,10 +70,10 @@ def read_photo(path, side=0):
         FileNotFoundError: there is no such file.
         OSError: the file cannot be read or decoded, or `pixel_problem` has something to say.
     """
-    with _opened(path) as img:
+    with _open(path) as img:
         if side:
             img.draft(None, (side, side))
-        return reduced(as_photo(img), side)
+        return reduce_side(as_photo(img), side)
 
 
 def as_photo(img):
@@ -88,13 +88,13 @@ def as_photo(img):
         raise UnsupportedImage(problem)
     img.load()  # first: Pillow turns a TIFF here, and then removes its orientation
     turn = turn_of(img)
-    photo = in_bands(img, turn) if img.width * img.height > LARGE else turned(on_white(img), turn)
+    photo = in_bands(img, turn) if img.width * img.height > LARGE else turn_photo(on_white(img), turn)
     photo.info = {}  # no orientation is left, so that this may be read again
     return photo
 
 
 def in_bands(img, turn):
-    """Return `turned(on_white(img), turn)`, made of some rows at a time, so that the memory holds no third copy."""
+    """Return `turn_photo(on_white(img), turn)`, made of some rows at a time, so that the memory holds no third copy."""
     width, height = img.size
     swaps = turn in ("TRANSPOSE", "TRANSVERSE", "ROTATE_90", "ROTATE_270")
     from_end = turn in ("ROTATE_180", "FLIP_TOP_BOTTOM", "ROTATE_270", "TRANSVERSE")
@@ -102,7 +102,7 @@ def in_bands(img, turn):
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         start = height - bottom if from_end else top
-        band = turned(on_white(img.crop((0, top, width, bottom))), turn)
+        band = turn_photo(on_white(img.crop((0, top, width, bottom))), turn)
         photo.paste(band, (start, 0) if swaps else (0, start))
     return photo
 
@@ -134,7 +134,7 @@ def on_white(img):
     return Image.alpha_composite(Image.new("RGBA", img.size, "white"), img).convert("RGB")
 
 
-def reduced(img, side):
+def reduce_side(img, side):
     """Return the `PIL.Image` with its shorter side at most `side` pixels; 0: as it is.
 
     The longer side is rounded down, as torchvision's `Resize` does.
@@ -159,7 +159,7 @@ def turn_of(img):
     return turns[orientation - 2] if orientation in range(2, 9) else ""
 
 
-def turned(img, turn):
+def turn_photo(img, turn):
     """Return the `PIL.Image` turned as `turn_of` says."""
     return img.transpose(Image.Transpose[turn]) if turn else img
 
@@ -207,7 +207,7 @@ def first_bytes(file, n):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _open(path):
     try:
         with open_image(path) as img:
             yield img

@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from dassl.infrastructure.files import naming, visible
+from dassl.infrastructure.files import add_path_to_errors, visible
 from dassl.infrastructure.streams import write_text
 
 from .tools import mkdir_if_missing
@@ -66,7 +66,7 @@ class Logger:
             self._inside = False
         if self.file is not None:
             try:
-                with naming(self.file.name):
+                with add_path_to_errors(self.file.name):
                     self.file.write(text)
                     self.file.flush()
             except OSError:  # a full disk: told once, not again by what is still in the buffer

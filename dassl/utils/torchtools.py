@@ -119,7 +119,7 @@ def check_resumable(checkpoint, path):
 def own_weights(model, checkpoint, path):
     """Return the weights in a checkpoint with the names of the model.
 
-    A model that supports the names of another code base has a method `renamed(weights)`.
+    A model that supports the names of another code base has a method `rename_weights(weights)`.
 
     Args:
         model: the module.
@@ -130,9 +130,9 @@ def own_weights(model, checkpoint, path):
         ValueError: the weights are not tensors by name.
     """
     weights = checkpoint.get("state_dict", checkpoint)
-    if isinstance(weights, dict) and hasattr(model, "renamed"):
+    if isinstance(weights, dict) and hasattr(model, "rename_weights"):
         with contextlib.suppress(AttributeError, KeyError, TypeError):  # the content only looked like such a file
-            weights = model.renamed(weights)
+            weights = model.rename_weights(weights)
     has_names = isinstance(weights, dict) and all(type(name) is str for name in weights)
     if not has_names or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')

@@ -109,13 +109,13 @@ def check_same(line: Line, item: Datum) -> None:
     """Raise ValueError if a line has another label or class than the data set's own item."""
     if line.label != item.label:
         wrong = f"label {str(line.label)[:20]} for {line.impath}, which has {item.label} in this data set"
-    elif spoken(line.classname) != spoken(item.classname):
+    elif comparable_name(line.classname) != comparable_name(item.classname):
         wrong = f'class "{line.classname[:80]}" for label {item.label}, which is "{item.classname}" in this data set'
     else:
         return
     raise ValueError(f"{line.location} has {wrong}: give a split of this data set")
 
 
-def spoken(name: str) -> str:
+def comparable_name(name: str) -> str:
     """Return a class name as CLIP reads it, by which it is compared."""
     return name.replace("_", " ").lower()

@@ -99,9 +99,9 @@ def from_folders(source: str, problems: list[str]) -> list[Row]:
         problems: gets a line for each problem.
     """
     names = os.listdir(source)
-    folders = {name: osp.join(source, name) for name in visible(names) if osp.isdir(osp.join(source, name))}
+    folders = {name: osp.join(source, name) for name in visible_names(names) if osp.isdir(osp.join(source, name))}
     system = [osp.join(source, name) for name in sorted(names) if is_system_folder(name)]
-    loose = [name for name in visible(names) if name not in folders and is_image(name)]
+    loose = [name for name in visible_names(names) if name not in folders and is_image(name)]
     parts = {part_of(name): path for name, path in folders.items() if part_of(name) and holds_folders(path)}
     if "train" in parts or (parts and len(parts) == len(folders)):
         print_lines(describe_system_folders(system))
@@ -124,7 +124,7 @@ def from_folders(source: str, problems: list[str]) -> list[Row]:
         else:
             print_lines(content._replace(system_folders=[]).omissions(folder))
         system += content.system_folders
-        rows += [Row(path, normal(name), "") for path in content.images]
+        rows += [Row(path, compose_accents(name), "") for path in content.images]
     print_lines(describe_system_folders(system))
     if empty and rows:
         problems.append(f"{source} has class folders without images: {', '.join(empty)}: fill or remove them")
@@ -160,7 +160,7 @@ def from_csv(source: str) -> list[Row]:
                     f"{source}, {location} has more fields than the first line: quote what has a comma in it"
                 )
                 continue
-            with collected(problems):
+            with collect_problems(problems):
                 rows.append(make_row(source, location, line[path], line[label], line[split] if split else None))
     except csv.Error as error:
         line = max(1, reader.line_num)
@@ -170,7 +170,7 @@ def from_csv(source: str) -> list[Row]:
 
 
 @contextlib.contextmanager
-def collected(problems: list[str]) -> Iterator[None]:
+def collect_problems(problems: list[str]) -> Iterator[None]:
     """Add the message of a ValueError to the problems, and go on."""
     try:
         yield
@@ -197,7 +197,7 @@ def from_json(source: str) -> list[Row]:
         raise ValueError(f'{source} should read [{{"path": ..., "label": ...}}, ...], with "split": ... if wanted')
     rows, problems = [], []
     for k, entry in enumerate(content, start=1):
-        with collected(problems):
+        with collect_problems(problems):
             rows.append(json_row(source, f"entry {k}", entry))
     raise_problems(source, problems)
     return rows
@@ -214,7 +214,7 @@ def from_json_lines(source: str) -> list[Row]:
     rows, problems = [], []
     for k, line in enumerate(read_text(source).split("\n"), start=1):
         if line.strip():
-            with collected(problems):
+            with collect_problems(problems):
                 rows.append(json_line(source, k, line))
     raise_problems(source, problems)
     return rows
@@ -250,7 +250,7 @@ def make_row(source: str, location: str, path: object, label: object, split: obj
     part = part_of(split) if split else ""
     if part is None:
         raise ValueError(f'{source}, {location}: the split is "{split}", but should be train, val or test')
-    return Row(osp.normpath(locate(osp.expanduser(path), osp.dirname(source))), normal(label), part)
+    return Row(osp.normpath(locate(osp.expanduser(path), osp.dirname(source))), compose_accents(label), part)
 
 
 def part_of(name: str) -> str | None:
@@ -258,7 +258,7 @@ def part_of(name: str) -> str | None:
     return next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
-def normal(name: str) -> str:
+def compose_accents(name: str) -> str:
     """Return a name with each accented letter as one character; macOS writes the accent as a second one."""
     return unicodedata.normalize("NFC", name)
 
@@ -268,13 +268,13 @@ def is_undecoded(path: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in path)
 
 
-def visible(names: list[str]) -> list[str]:
+def visible_names(names: list[str]) -> list[str]:
     """Return the names that are neither hidden nor those of system folders, sorted."""
     return sorted(name for name in names if not name.startswith(".") and not is_system_folder(name))
 
 
 def holds_folders(folder: str) -> bool:
-    return any(osp.isdir(osp.join(folder, name)) for name in visible(os.listdir(folder)))
+    return any(osp.isdir(osp.join(folder, name)) for name in visible_names(os.listdir(folder)))
 
 
 # ------------------------------------------------------------------ reading them
@@ -293,7 +293,7 @@ def same_content(paths: list[str]) -> dict[str, str]:
     return {path: group[0] for group in groups.values() if len(group) > 1 for path in group}
 
 
-def unreadable(paths: list[str], title: str) -> dict[str, str]:
+def find_unreadable(paths: list[str], title: str) -> dict[str, str]:
     """Return {path: problem} of the images that cannot be decoded.
 
     Args:

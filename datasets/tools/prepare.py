@@ -94,7 +94,7 @@ def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool =
     os.makedirs(folder, exist_ok=True)
     with locked(folder, f"another prepare is at work in {folder}: wait for it"):
         for item in benchmark.items:
-            if missing(item, folder) and not item.by_hand:
+            if missing_paths(item, folder) and not item.by_hand:
                 try:
                     fetch(item, folder, root, keep)
                 except OSError as error:  # go on: another item may give the same path
@@ -113,7 +113,7 @@ def has_content(path: str) -> bool:
     return any(os.scandir(path)) if osp.isdir(path) else osp.exists(path)
 
 
-def missing(item: Item, folder: str) -> list[str]:
+def missing_paths(item: Item, folder: str) -> list[str]:
     """Return the paths of an item that do not exist."""
     if item.unless and has_content(osp.join(folder, item.unless)):
         return []
@@ -122,7 +122,7 @@ def missing(item: Item, folder: str) -> list[str]:
 
 def describe(item: Item, folder: str, root: str) -> str:
     """Return a line about the step for an item."""
-    paths = ", ".join(missing(item, folder))
+    paths = ", ".join(missing_paths(item, folder))
     if not paths:
         return f"there already: {', '.join(item.gives)}"
     if item.by_hand:
@@ -219,7 +219,7 @@ def unpack(item: Item, archive: str, folder: str) -> None:
                 target = osp.join(folder, path.name if place == "." else place)
                 if not has_content(target):
                     os.rename(path, target)
-        lacking = missing(item, folder)
+        lacking = missing_paths(item, folder)
         if lacking:
             raise OSError(f"{archive} holds no {', '.join(lacking)}: it is another archive than expected")
     finally:
@@ -230,7 +230,7 @@ def report(benchmark: Benchmark, folder: str) -> list[str]:
     """Print the missing paths of a folder, and return the necessary ones."""
     name, needed = benchmark.name, {}
     for item in benchmark.items:
-        for path in missing(item, folder):
+        for path in missing_paths(item, folder):
             if item.spare:
                 print(f"warning: {name} has no {osp.join(folder, path)}: {item.spare}", file=sys.stderr)
             else:

@@ -23,7 +23,7 @@ from dassl.infrastructure.files import visible
 from datasets.base import PARTS, SplitDataset
 from datasets.catalogue import Benchmark, Size, downloads
 from datasets.imagenet import CLASSNAMES
-from datasets.shared.image_files import listing, of_all, unreadable
+from datasets.shared.image_files import find_unreadable, listing, of_all
 
 HEADERS = ["data set", "present", "classes", *PARTS, "missing", "unreadable", "same name", "verdict"]
 
@@ -119,7 +119,7 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
         report.missing = [path for path in paths if not exists[path]]
         paths = [path for path in paths if exists[path]]
     if not fast:
-        report.unreadable = unreadable(paths, f"{name}, decoding")
+        report.unreadable = find_unreadable(paths, f"{name}, decoding")
     return report
 
 

@@ -91,7 +91,7 @@ class Served:
         self.identity = identity(self.first.trainer, model_dir, options.get("epoch")) if self.calibration else {}
         self.read = PictureReader(first_resize(self.first.transform))
 
-    def typed(self, names: str) -> list[str] | None:
+    def split_names(self, names: str) -> list[str] | None:
         """Return class names with commas between them as a list; None: those of the first model."""
         if len(names) > MOST_NAMES:
             raise ValueError(f"the class names have {len(names):,} characters: give at most {MOST_NAMES:,}")
@@ -122,7 +122,7 @@ class Served:
             ValueError: the picture cannot be read; or as `Predictor`.
             OSError: as `PictureReader`.
         """
-        classes, pixels = self.typed(names), self.read(image)
+        classes, pixels = self.split_names(names), self.read(image)
         with self.lock if classes is None else self.other_lock:
             predictor = self.predictor(classes)
             if None not in (self.strength, strength) and strength != strength_of(predictor):
@@ -353,7 +353,7 @@ class Gate:
         try:
             receive_body = upload.receive
             if CALL.fullmatch(scope["path"]):
-                body = checked_call(await upload.whole())
+                body = read_call(await upload.whole())
                 size = [(b"content-length", str(len(body)).encode())]
                 scope = {**scope, "headers": [h for h in scope["headers"] if h[0] != b"content-length"] + size}
                 receive_body = upload.replay(body)
@@ -395,7 +395,7 @@ class Malformed(ValueError):
     """A request that the page itself would not send."""
 
 
-def checked_call(body: bytes) -> bytes:
+def read_call(body: bytes) -> bytes:
     """Return a visitor's call in a form that gradio answers without a trace in the terminal.
 
     Of the picture it keeps the path alone, so that gradio leaves it to `Received` whether the page received it.

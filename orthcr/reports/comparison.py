@@ -10,7 +10,7 @@ import numpy as np
 from dassl.infrastructure.files import atomic_write, visible
 from orthcr.reports.names import AVERAGE
 from orthcr.reports.page import Entry, figure, grid, page, section
-from orthcr.reports.pictures import CAPTIONS, KINDS, Label, beside, plain, plt, save, styles_of
+from orthcr.reports.pictures import CAPTIONS, KINDS, Label, beside, escape_dollars, plt, save, styles_of
 from orthcr.reports.published import PUBLISHED
 from orthcr.reports.report import write_report
 from orthcr.reports.runs import STRENGTH, Run
@@ -287,8 +287,8 @@ def gain(table: Table, styles: dict[str, dict]):
             if not np.isnan(value):
                 ax.text(j, k, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", fontsize=9, color="k")
     turn = 0 if max(map(len, heads)) * len(heads) < 75 else 30
-    ax.set_xticks(range(len(columns)), plain(heads), rotation=turn, ha="center")
-    ax.set_yticks(range(len(methods)), plain(methods))
+    ax.set_xticks(range(len(columns)), escape_dollars(heads), rotation=turn, ha="center")
+    ax.set_yticks(range(len(methods)), escape_dollars(methods))
     ax.set_title(f"percentage points above {reference}", fontsize=11, loc="right")
     ax.tick_params(length=0)
     ax.grid(visible=False)

@@ -117,7 +117,7 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
         None and "" if the name is in none of the `LAYOUTS`.
     """
     for layout in LAYOUTS:
-        match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), plain(model_dir))
+        match = re.search("(?:^|/)" + layout.replace("TRAINER", re.escape(trainer)), clean_path(model_dir))
         if match and match["dataset"] in stems():
             name = stems()[match["dataset"]]
             trained = Trained.of(name, match.groupdict().get("classes", "all"), match["shots"], match["seed"])
@@ -125,6 +125,6 @@ def by_layout(model_dir: str, trainer: str) -> tuple[Trained | None, str]:
     return None, ""
 
 
-def plain(path: str | Path) -> str:
+def clean_path(path: str | Path) -> str:
     """Return a path without "." and ".." parts and without slashes at its ends."""
     return "/".join(part for part in re.split(r"[/\\]", str(path)) if part not in ("", ".", ".."))

@@ -82,7 +82,7 @@ def beside(ax, labels: list[Label]) -> None:
         style = {"color": colour}
         line = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5), **style}
         position = {"xytext": (1.03, y), "textcoords": "axes fraction", "arrowprops": line}
-        ax.annotate(*plain([text]), point, va="center", fontsize=9.5, annotation_clip=False, **position)
+        ax.annotate(*escape_dollars([text]), point, va="center", fontsize=9.5, annotation_clip=False, **position)
 
 
 def near(ax, labels: list[Label]) -> None:
@@ -98,7 +98,7 @@ def near(ax, labels: list[Label]) -> None:
     for text, point, colour in labels:
         halo = [withStroke(linewidth=2.5, foreground="white")]  # a line behind the text does not strike it through
         style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": "offset points", "path_effects": halo}
-        written = ax.annotate(*plain([text]), point, (0, 0), **style)
+        written = ax.annotate(*escape_dollars([text]), point, (0, 0), **style)
         for distance, (x, y, side) in product((1, 1.9), NEAR):
             written.set(position=(distance * x, distance * y), ha=side)
             box = written.get_window_extent()
@@ -134,7 +134,7 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
                 gap, size, turn = (1.2, 9, 0) if room > 0.34 else (2.4, 8, 90)
                 y = cell.mean + cell.std + gap
                 ax.text(x, y, f"{cell.mean:.1f}", ha="center", va="bottom", fontsize=size, rotation=turn)
-    ax.set_xticks(places, plain(names))
+    ax.set_xticks(places, escape_dollars(names))
     ax.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(places[0] - 0.6, places[-1] + 0.6))
     ax.grid(axis="x", visible=False)
 
@@ -145,7 +145,7 @@ def legend(fig, handles: list, names: list[str]) -> None:
     columns = max(1, min(len(names), int(width * 9 / (max(map(len, names)) + 5))))
     extra = 0.24 * -(-len(names) // columns) + 0.1  # inches
     fig.set_size_inches(width, height + extra)
-    fig.legend(handles, plain(names), ncol=columns, loc="upper center", borderaxespad=0.2)
+    fig.legend(handles, escape_dollars(names), ncol=columns, loc="upper center", borderaxespad=0.2)
     fig.tight_layout(rect=(0, 0, 1, height / (height + extra)))
 
 
@@ -155,7 +155,7 @@ def legend_of_axes(fig) -> None:
     legend(fig, list(handles.values()), list(handles))
 
 
-def plain(names: Iterable[str]) -> list[str]:
+def escape_dollars(names: Iterable[str]) -> list[str]:
     """Return names of at most 36 letters, in which a "$" begins no formula."""
     return [(name if len(name) <= 36 else name[:35] + "…").replace("$", r"\$") for name in names]
 
@@ -175,7 +175,7 @@ def base_to_new(cells: list[Cell], styles: dict[str, dict]):
     groups = [[c for c in cells if (c.classes or c.metric) == kind] for kind in kinds.values()]
     if len(styles) > MANY:
         last = [[c for c in group if c.target == datasets[-1]] for group in groups]
-        return ranked(dict(zip(kinds, last, strict=True)), styles)
+        return draw_ranked_bars(dict(zip(kinds, last, strict=True)), styles)
     if len(datasets) == 1:
         fig, ax = plt.subplots(figsize=(8, 4))
         bars(ax, groups, styles, [0, 1, 2], list(kinds))
@@ -216,7 +216,7 @@ def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], sour
         ax.tick_params("x", labelsize=9)
 
 
-def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
+def draw_ranked_bars(panels: dict[str, list[Cell]], styles: dict[str, dict]):
     """Draw a panel for each group of cells with a bar for each method, the best of the last group on top."""
     last = {cell.method: cell.mean for cell in list(panels.values())[-1] if cell.values}
     methods = sorted(styles, key=lambda method: last.get(method, -1))
@@ -228,7 +228,7 @@ def ranked(panels: dict[str, list[Cell]], styles: dict[str, dict]):
             ax.errorbar(cell.mean, y, xerr=cell.std or None, color="k", capsize=2, lw=1)
             ax.text(cell.mean + cell.std + 1.5, y, f"{cell.mean:.1f}", va="center", fontsize=9)
         ax.set(title=title, xlim=(0, 112), xticks=range(0, 101, 20), xlabel="%")
-        ax.set_yticks(range(len(methods)), plain(methods))
+        ax.set_yticks(range(len(methods)), escape_dollars(methods))
         ax.grid(axis="y", visible=False)
     return fig
 
@@ -239,7 +239,7 @@ def transfer(cells: list[Cell], styles: dict[str, dict]):
     if len(styles) > MANY:
         ends = {f"{c.name} (source)" if c.target == names[0] else c.name: c.target for c in cells}
         ends = {title: name for title, name in ends.items() if name in (names[0], names[-1])}
-        return ranked({title: [c for c in cells if c.target == name] for title, name in ends.items()}, styles)
+        return draw_ranked_bars({title: [c for c in cells if c.target == name] for title, name in ends.items()}, styles)
     fig, ax = plt.subplots(figsize=(11 if len(names) * len(styles) > 12 else 8, 4.4))
     by_target(ax, cells, styles, names, source=True)
     legend(fig, patches(styles), list(styles))
@@ -268,7 +268,7 @@ def few_shot(cells: list[Cell], styles: dict[str, dict]):
                 low, high = [c.mean - c.std for c in curve], [c.mean + c.std for c in curve]
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         name = next(c.name for c in cells if c.target == dataset)
-        ax.set_title(*plain([name]), fontsize=11, weight="bold" if name == AVERAGE else None)
+        ax.set_title(*escape_dollars([name]), fontsize=11, weight="bold" if name == AVERAGE else None)
         ax.set_xticks(range(len(shots)), ["all" if k < 0 else k for k in shots])
         ax.set_xlim(-0.4, len(shots) - 0.6)
     for ax in axes.flat[len(datasets) :]:

@@ -29,13 +29,13 @@ def as_table(predictions: list) -> str:
     heads = {"image": "left", "class": "left", "probability": "right", "then": "left", "": "left"}
     if not any(p.seen for p in predictions):
         rows, heads = [row[:-1] for row in rows], dict(list(heads.items())[:-1])
-    return printable(tabulate(rows, list(heads), disable_numparse=True, colalign=tuple(heads.values())))
+    return escape_unprintable(tabulate(rows, list(heads), disable_numparse=True, colalign=tuple(heads.values())))
 
 
 def as_json(predictions: list) -> str:
     rows = [{key: value for key, value in asdict(p).items() if key != "every"} for p in predictions]
     text = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)
-    plain = text == printable(text) == visible(text, keep="\n")
+    plain = text == escape_unprintable(text) == visible(text, keep="\n")
     return text if plain else json.dumps(rows, indent=2, allow_nan=False)
 
 
@@ -65,13 +65,13 @@ def format_class(p) -> str:
     return f"unsure: {p.classname}" if p.unsure else p.classname
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return a text with escapes in place of the letters that the encoding of the standard output lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def titled(predictions: list) -> list[tuple[str, str]]:
+def titles_of(predictions: list) -> list[tuple[str, str]]:
     """Return the path and the title of each image for `contact_sheet`.
 
     A title is the class, its probability, and "(trained on)" or "(chosen by)" if the model has seen the image.
@@ -89,13 +89,13 @@ def confusion_picture(matrix: np.ndarray, classnames: list[str], path: str, most
         path: of the PNG file.
         most: largest number of classes in the picture.
     """
-    from orthcr.reports.pictures import plain, plt, save  # imports matplotlib, which takes a second
+    from orthcr.reports.pictures import escape_dollars, plt, save  # imports matplotlib, which takes a second
 
     n = len(classnames)
     wrong = matrix - np.diag(np.diag(matrix))
     confused = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most]
     labels = np.sort(confused)
-    shown, names = 100 * matrix[np.ix_(labels, labels)], plain(visible(classnames[k]) for k in labels)
+    shown, names = 100 * matrix[np.ix_(labels, labels)], escape_dollars(visible(classnames[k]) for k in labels)
     size = 10 if len(labels) <= 20 else 7
     side = max(3.4, min(0.5, 0.16 + 6 / len(labels)) * len(labels))  # inches, of the matrix
     room = 0.8 + 0.009 * size * max(map(len, names))  # inches, of the names

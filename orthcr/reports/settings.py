@@ -31,7 +31,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
     labels, notes = {}, []
     for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
-        keys = list(dict.fromkeys([*separating(family_runs), *partial_strengths(family_runs)]))
+        keys = list(dict.fromkeys([*separating_settings(family_runs), *partial_strengths(family_runs)]))
         variants = defaultdict(list)
         for run in family_runs:
             variants[tuple((key, setting(run, key)) for key in keys)].append(run)
@@ -47,7 +47,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
                     words.append(word)
             text = f"{trainer} ({', '.join(words)})" if words else trainer
             labels[Label(trained, text)] = members
-            mixed = differing(members)
+            mixed = differing_settings(members)
             if mixed:
                 notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
     return labels, notes
@@ -82,16 +82,16 @@ def format_values(values: dict[str, set[str]], most: int = 4) -> str:
     return ", ".join(words)
 
 
-def separating(runs: list[Run]) -> list[str]:
+def separating_settings(runs: list[Run]) -> list[str]:
     """Return the settings that differ between runs of the same training data and the same evaluation data."""
     alike = defaultdict(list)
     for run in runs:
         alike[run.trained and run.trained[:3], run.dataset, run.classes].append(run)
-    keys = sorted({key for same in alike.values() for key in differing(same)})
+    keys = sorted({key for same in alike.values() for key in differing_settings(same)})
     return [key for key in keys if key != "config"] or keys  # the name of the file only if nothing else differs
 
 
-def differing(runs: Iterable[Run]) -> dict[str, set[str]]:
+def differing_settings(runs: Iterable[Run]) -> dict[str, set[str]]:
     """Return the values of each setting that is not the same in all runs.
 
     A setting that older runs lack is no difference.

@@ -14,7 +14,7 @@ from dassl.infrastructure.files import atomic_write, write_json
 from datasets import catalogue
 from orthcr.reports.names import images
 from orthcr.reports.palette import GREY, colour_of, styles_of
-from orthcr.reports.pictures import Label, legend_of_axes, near, plain, plt, save
+from orthcr.reports.pictures import Label, escape_dollars, legend_of_axes, near, plt, save
 from orthcr.reports.tables import harmonic_mean, in_markdown, section, spread
 
 GEODESIC, LINE = "geodesic", "line"  # paths: Cayley(s Q); W + s (W' - W)
@@ -95,7 +95,7 @@ def write_curves(points: list[Point], strengths: list[float], out: Path) -> str:
     return text
 
 
-def grouped(points: Iterable[Point], attribute: str) -> dict:
+def group_points(points: Iterable[Point], attribute: str) -> dict:
     """Return the points by the value of an attribute."""
     groups = defaultdict(list)
     for point in points:
@@ -106,7 +106,7 @@ def grouped(points: Iterable[Point], attribute: str) -> dict:
 def records(points: list[Point]) -> list[dict]:
     """Return the content of curve.json: a record for each accuracy."""
     result = []
-    for members in grouped(points, "model_dir").values():
+    for members in group_points(points, "model_dir").values():
         for test, p in product(members[0].accuracies, members):
             record = asdict(p)
             accuracy = record.pop("accuracies")[test]
@@ -120,7 +120,7 @@ def records(points: list[Point]) -> list[dict]:
 def page(points: list[Point], strengths: list[float]) -> str:
     """Return curve.md: for each section its table, the chosen strengths, and the gain of the geodesic."""
     sections = []
-    for (protocol, source), members in grouped(points, "section").items():
+    for (protocol, source), members in group_points(points, "section").items():
         parts = [table(rows_of(members, strengths))]
         choices = []
         for p in (p for p in members if p.path == GEODESIC and p.strength == p.auto):
@@ -138,7 +138,7 @@ def page(points: list[Point], strengths: list[float]) -> str:
 def rows_of(points: list[Point], strengths: list[float]) -> dict[str, list[Point]]:
     """Return the points of a section by row: zero-shot, then each method at these strengths and at that of "auto"."""
     rows = {ZERO: [p for p in points if p.row == ZERO]}
-    for trainer, members in grouped(points, "trainer").items():
+    for trainer, members in group_points(points, "trainer").items():
         for p in sorted(members, key=lambda p: (p.path, p.strength)):
             if p.row != ZERO and p.strength in strengths:
                 rows.setdefault(p.row, []).append(p)
@@ -168,7 +168,7 @@ def table(rows: dict[str, list[Point]]) -> str:
 def gains(points: list[Point], strengths: list[float]) -> str:
     """Return a table in Markdown: the geodesic minus the line of the same models; "" without a line."""
     curve = {(p.model_dir, p.strength): p.columns for p in points if p.path == GEODESIC}
-    lines = grouped((p for p in points if p.path == LINE and p.strength in strengths), "strength")
+    lines = group_points((p for p in points if p.path == LINE and p.strength in strengths), "strength")
     targets = {catalogue.short(name) for p in points for name, _ in p.accuracies if name != p.trained[0]}
     heads = [head for head in heads_of(lines) if head not in targets]
     rows = []
@@ -193,7 +193,7 @@ def draw(points: list[Point], strengths: list[float], folder: Path) -> list[Path
         The PNG files.
     """
     pictures, averages = {}, []
-    for (protocol, source), members in grouped(points, "section").items():
+    for (protocol, source), members in group_points(points, "section").items():
         rows = rows_of(members, strengths)
         home, *heads = [head for head in heads_of(rows) if head != "H"]
         if protocol != "few-shot" and heads:
@@ -247,6 +247,6 @@ def curves(ax, rows: dict[str, list[Point]], home: str, head: str, styles: dict[
     if zero:
         style = styles[ZEROSHOT]
         ax.plot(*zero, style["marker"], color=style["color"], label=ZERO, zorder=3)
-    ax.set_xlabel(*plain([f"{AXES.get(home, home)}, %"]))
-    ax.set_ylabel(*plain([f"{AXES.get(head, head)}, %"]))
+    ax.set_xlabel(*escape_dollars([f"{AXES.get(home, home)}, %"]))
+    ax.set_ylabel(*escape_dollars([f"{AXES.get(head, head)}, %"]))
     return labels

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from dassl.infrastructure.files import atomic_write
 from orthcr.reports.palette import styles_of
-from orthcr.reports.pictures import legend, plain, plt, save
+from orthcr.reports.pictures import escape_dollars, legend, plt, save
 from orthcr.reports.tables import in_markdown, section, spread
 
 NOTES = (
@@ -30,7 +30,7 @@ def write_sweep(key: str, measured: Sequence, seeds: list[int], out: Path) -> No
     """
     classes = list(dict.fromkeys(kind for each in measured for kind in each.test))
     heads = ["data set", "method", key, "val", *(f"test, {kind} classes" for kind in classes)]
-    notes = [*NOTES, *missing(measured, seeds)]
+    notes = [*NOTES, *missing_seeds(measured, seeds)]
     print(section(f"Sweep of {key}", [table(heads, measured, classes, markdown=False)], notes, markdown=False))
     text = section(f"Sweep of {key}", [table(heads, measured, classes, markdown=True)], notes, markdown=True)
     for end, content in (("md", f"{text}\n"), ("csv", as_csv(key, measured))):
@@ -56,7 +56,7 @@ def table(heads: list[str], measured: Sequence, classes: list[str], markdown: bo
     return tabulate(rows, heads, form, colalign=["left", "left", *["right"] * (len(heads) - 2)], disable_numparse=True)
 
 
-def missing(measured: Sequence, seeds: list[int]) -> list[str]:
+def missing_seeds(measured: Sequence, seeds: list[int]) -> list[str]:
     """Return a line for each point that lacks a seed and is therefore not chosen."""
     lines = []
     for each in measured:
@@ -107,8 +107,8 @@ def picture(key: str, measured: Sequence):
             for x_value, y_value, each in zip(x, y, curve, strict=True):
                 if each.chosen:
                     ax.plot(x_value, y_value, "*", color=colour, ms=15, mec="k", mew=0.7, zorder=4)
-        ax.set_title(*plain([dataset]), fontsize=11)
-        ax.set_xticks(range(len(values)), plain(values))
+        ax.set_title(*escape_dollars([dataset]), fontsize=11)
+        ax.set_xticks(range(len(values)), escape_dollars(values))
         ax.set_xlabel(key)
     for ax in axes.flat[len(datasets) :]:
         ax.set_visible(False)

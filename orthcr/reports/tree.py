@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from orthcr.reports.logs import by_layout, plain, read_log
+from orthcr.reports.logs import by_layout, clean_path, read_log
 from orthcr.reports.runs import MODEL_SPLIT, LeftOut, Run, at_strength, read_results
 
 
@@ -120,7 +120,7 @@ def with_model(run: Run, trainings: list[Run]) -> Run:
 
 def find_model(run: Run, trainings: list[Run]) -> Run | None:
     """Return the training whose model `run` evaluates; None if there is none, or several that differ."""
-    path, name = run.path.resolve(), plain(run.model_dir)
+    path, name = run.path.resolve(), clean_path(run.model_dir)
     layout = by_layout(run.model_dir, run.trainer)[1]
 
     def fits(training: Run) -> bool:

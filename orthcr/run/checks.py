@@ -12,7 +12,7 @@ from dassl.infrastructure.files import protected
 from orthcr.key_roles import BY_CHECKSUM, EVALUATION, MACHINE, MAY_DIFFER_FROM_MODEL, is_one_of
 
 from .config_files import read_run
-from .declarations import default_cfg, is_foreign, plain
+from .declarations import config_values, default_cfg, is_foreign
 from .spec import RunSpec
 
 MAY_DIFFER = (*MACHINE, *EVALUATION)  # between a run and its continuation
@@ -27,7 +27,7 @@ def check_model_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
     if spec.model_dir and not osp.isdir(spec.model_dir):
         raise FileNotFoundError(f"there is no {spec.model_dir}: give the --output-dir of a training as --model-dir")
     different = []
-    for key, value in plain(cfg).items():
+    for key, value in config_values(cfg).items():
         model_value = model_config.get(key, value)
         matters = key == "MODEL.BACKBONE.NAME" or key.startswith("TRAINER.")
         if matters and not is_one_of(key, MAY_DIFFER_FROM_MODEL) and model_value != value:
@@ -87,7 +87,7 @@ def check_same_strength(cfg: CfgNode) -> None:
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path) or not osp.exists(osp.join(cfg.OUTPUT_DIR, "results.json")):
         return
-    old, new = read_run(path), plain(cfg)
+    old, new = read_run(path), config_values(cfg)
     for key in old.keys() & new.keys():
         if key.endswith(".STRENGTH") and old[key] != new[key]:
             wrong = f"{cfg.OUTPUT_DIR} holds results with {key} {old[key]}, not {new[key]}"
@@ -112,8 +112,8 @@ def differences(cfg: CfgNode, may_differ: tuple[str, ...] = MAY_DIFFER) -> list[
     path = osp.join(cfg.OUTPUT_DIR, "config.yaml")
     if not osp.exists(path):
         return []
-    old, new = read_run(path), plain(cfg)
-    default = plain(default_cfg(cfg.TRAINER.NAME))  # older runs lack newer keys
+    old, new = read_run(path), config_values(cfg)
+    default = config_values(default_cfg(cfg.TRAINER.NAME))  # older runs lack newer keys
     lines = []
     for key in sorted(old.keys() | new.keys()):
         old_value, new_value = (config.get(key, default.get(key)) for config in (old, new))

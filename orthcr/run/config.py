@@ -28,7 +28,16 @@ from trainers.shared.backbones import check_no_download, from_anywhere
 
 from .companion_files import record_descriptions, record_few_shot_split
 from .config_files import check_own_files, config_files, model_file, read_model_config, strength_of
-from .declarations import CACHE_KEYS, COOP_KEYS, PROJECT_KEYS, declared, default_cfg, discover, is_foreign, strength_key
+from .declarations import (
+    CACHE_KEYS,
+    COOP_KEYS,
+    PROJECT_KEYS,
+    declarations_of,
+    default_cfg,
+    discover,
+    is_foreign,
+    strength_key,
+)
 from .pairs import check_pairs, pairs_of_backbone, pairs_of_flags
 from .precedence import check_trainer_of_files, inherit_settings, resolve_deciding_keys
 from .spec import RunSpec
@@ -117,7 +126,7 @@ def new_keys(trainer: str) -> tuple[str, ...]:
 def check_values(cfg: CfgNode, spec: RunSpec, with_data: bool) -> None:
     """Choose the device, give aliases their values, and raise ValueError for a value that is not allowed."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
-    keys = declared(spec.trainer, with_data)
+    keys = declarations_of(spec.trainer, with_data)
     resolve_aliases(cfg, keys)
     check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():

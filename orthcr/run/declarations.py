@@ -59,7 +59,7 @@ def default_cfg(trainer: str) -> CfgNode:
     return cfg
 
 
-def declared(trainer: str, with_data: bool = True) -> dict:
+def declarations_of(trainer: str, with_data: bool = True) -> dict:
     """Return the declaration of each key of `default_cfg(trainer)`: its default and its allowed values.
 
     Args:
@@ -100,7 +100,7 @@ def descriptions_key(trainer: str) -> str:
     return f"TRAINER.{node_of(method)}.DESCRIPTIONS" if "DESCRIPTIONS" in getattr(method, "defaults", {}) else ""
 
 
-def plain(cfg: CfgNode) -> dict:
+def config_values(cfg: CfgNode) -> dict:
     """Return the dotted keys of a config as its `config.yaml` has them: in the order of the keys, lists for tuples."""
     leaves = sorted(flatten(cfg).items(), key=lambda leaf: leaf[0].split("."))
     return {key: with_lists(value) for key, value in leaves}

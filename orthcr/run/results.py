@@ -22,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.infrastructure import distributed
 
 from .config_files import CONFIGS
-from .declarations import plain
+from .declarations import config_values
 from .spec import RunSpec
 
 ROOT = CONFIGS.parent
@@ -45,7 +45,7 @@ def describe(trainer, cfg: CfgNode, spec: RunSpec, model_config: dict, seconds: 
         model_config: of the model that is evaluated; {} in a training.
         seconds: duration of the run.
     """
-    config, trained_config = plain(cfg), None
+    config, trained_config = config_values(cfg), None
     if learns(trainer):
         trained_config = model_config if spec.eval_only else config
 

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from dassl.engine import build_trainer
 from dassl.infrastructure import distributed
 from dassl.infrastructure.command import RESUME_HINT, USER_ERRORS, command
-from dassl.infrastructure.files import read_bytes, sealed_config, sweep, visible
+from dassl.infrastructure.files import read_bytes, seal_config, sweep, visible
 from dassl.utils import atomic_write, collect_env_info, locked, set_random_seed, setup_logger, write_json
 from orthcr.run import own_images
 from orthcr.run.auto_strength import select_strength
@@ -28,7 +28,7 @@ from orthcr.run.checks import check_domains, check_evaluation, check_processes, 
 from orthcr.run.companion_files import DESCRIPTIONS_COPY
 from orthcr.run.config import setup_cfg
 from orthcr.run.config_files import owner_of, read_model_config
-from orthcr.run.declarations import descriptions_key, is_foreign, plain, strength_key
+from orthcr.run.declarations import config_values, descriptions_key, is_foreign, strength_key
 from orthcr.run.flags import parse
 from orthcr.run.results import describe, learns
 from orthcr.run.seen import SEEN, keep_seen
@@ -194,12 +194,12 @@ def write_settings(trainer, cfg: CfgNode, spec: RunSpec) -> None:
     """Write `config.yaml`, the class names, the list of a training's own images, and descriptions for predictions."""
     write_json(trainer.dm.dataset.classnames, osp.join(cfg.OUTPUT_DIR, CLASSES))  # for predict.py
     if cfg.DATASET.NAME == "Images" and not spec.eval_only and learns(trainer):
-        by_val = cfg.TEST.FINAL_MODEL == "best_val" or plain(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
+        by_val = cfg.TEST.FINAL_MODEL == "best_val" or config_values(cfg).get(strength_key(cfg.TRAINER.NAME)) == AUTO
         keep_seen(cfg.OUTPUT_DIR, trainer.dm.dataset.train_x, trainer.dm.dataset.val if by_val else [])
-    descriptions = plain(cfg).get(descriptions_key(cfg.TRAINER.NAME))
+    descriptions = config_values(cfg).get(descriptions_key(cfg.TRAINER.NAME))
     if descriptions and not learns(trainer):
         keep_copy(descriptions, osp.join(cfg.OUTPUT_DIR, DESCRIPTIONS_COPY))
-    content = sealed_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN, DESCRIPTIONS_COPY])
+    content = seal_config(cfg.dump(), cfg.OUTPUT_DIR, [CLASSES, "split.json", SEEN, DESCRIPTIONS_COPY])
     with atomic_write(osp.join(cfg.OUTPUT_DIR, "config.yaml")) as f:
         f.write(content)
 

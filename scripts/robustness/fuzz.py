@@ -64,7 +64,7 @@ from orthcr import calibrate
 from orthcr.compare import engines, strength_curve
 from orthcr.run import runner
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import default_cfg, discover, plain
+from orthcr.run.declarations import config_values, default_cfg, discover
 from orthcr.run.flags import parse
 from predict import main as predict
 from scripts.robustness import hostile
@@ -119,7 +119,7 @@ class Nonsense(Exception):
 @cache
 def defaults(trainer: str) -> dict:
     """Return {key: default} of all settings; the caller must not change it."""
-    return plain(default_cfg(trainer))
+    return config_values(default_cfg(trainer))
 
 
 @cache

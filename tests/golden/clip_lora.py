@@ -42,11 +42,11 @@ class Golden(Case):
         if self.name == "as_is_without_dropout":  # the gradient of a layer's input misses the product
             model = trainer.model
 
-            def tuned(factors, x, weight, bias):
+            def apply_change(factors, x, weight, bias):
                 a, b = factors
                 return F.linear(x, weight, bias) + model.scale * F.linear(F.linear(x.detach(), a), b)
 
-            model.tuned = tuned
+            model.apply_change = apply_change
         return trainer
 
     def optimizer(self, trainer):

@@ -51,8 +51,8 @@ class Golden(Case):
         cache.fill(torch.stack(passes), self.label)
         labels = torch.tensor(json.loads(re.search(r"labels (\[.*\])", self.variant["test"])[1]))
         val = normalize(passes[0])
-        model.once_frozen("val images", lambda: (val, self.label))
-        model.once_frozen("test images", lambda: (test, labels))
+        model.compute_frozen_once("val images", lambda: (val, self.label))
+        model.compute_frozen_once("test images", lambda: (test, labels))
         first = cache.alpha.item(), cache.beta.item()
         out = {"keys": cache.keys.clone(), "values": cache.values, "text": model.frozen_text.T}
         out |= {"zero_shot": model.logits(val, model.frozen_text), "val_logits": model.score(val)}

@@ -36,7 +36,7 @@ def class_ids(classnames: list[str]) -> torch.Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
-def places_of(ids: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+def positions_of(ids: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
     """Return the position of each class of `ids` [n] among `trained` [m], int64 [n]; -1: it was not trained on."""
     same = ids.unsqueeze(1) == trained.to(ids.device).unsqueeze(0)
     return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
@@ -73,21 +73,21 @@ def check_names(names: object, path: str) -> list[str]:
     return names
 
 
-def rows_by_name(rows: torch.Tensor, trained: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+def rows_by_name(rows: torch.Tensor, trained: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return `rows` with the rows of `trained` for the classes that were trained on.
 
     Args:
         rows: initial rows of the classes here, [n, ...].
         trained: rows of the classes of the training, [m, ...].
-        place: result of `places_of`, int64 [n].
+        positions: result of `positions_of`, int64 [n].
 
     Raises:
         ValueError: a row of `trained` is missing or of another size.
     """
-    if trained.shape[1:] != rows.shape[1:] or len(trained) <= place.max():
+    if trained.shape[1:] != rows.shape[1:] or len(trained) <= positions.max():
         shape = ["classes of its training", *rows.shape[1:]]
         raise ValueError(f"a tensor of classes has shape {list(trained.shape)}, but must have {shape}")
-    place = place.to(rows.device)
-    merged, was_trained = rows.clone(), place >= 0
-    merged[was_trained] = trained.to(rows)[place[was_trained]]
-    return merged
+    positions = positions.to(rows.device)
+    result, was_trained = rows.clone(), positions >= 0
+    result[was_trained] = trained.to(rows)[positions[was_trained]]
+    return result

@@ -25,8 +25,8 @@ class ClipClassifier(nn.Module):
     A method overrides `encode_text`, `encode_image` or both. A submodule holds its trained tensors and no others. The
     frozen CLIP is always in eval mode. Values that stay the same are computed once:
 
-    - `once_frozen` caches what depends on the frozen CLIP alone, until `.to()` and the like change its tensors;
-    - `once` caches the rest in an evaluation, until the next `train()` or `eval()`, or those.
+    - `compute_frozen_once` caches what depends on the frozen CLIP alone, until `.to()` and the like change its tensors;
+    - `compute_once` caches the rest in an evaluation, until the next `train()` or `eval()`, or those.
 
     Args:
         clip_model: CLIP as returned by `load_clip`, a ViT or a ResNet.
@@ -75,13 +75,13 @@ class ClipClassifier(nn.Module):
         self._evaluation_cache.clear()
         return super()._apply(fn, recurse)
 
-    def once_frozen(self, name: str, compute: Callable):
+    def compute_frozen_once(self, name: str, compute: Callable):
         """Return compute(), a value of the frozen CLIP alone, which is cached by name."""
         if name not in self._frozen_cache:
             self._frozen_cache[name] = compute()
         return self._frozen_cache[name]
 
-    def once(self, name: str, compute: Callable):
+    def compute_once(self, name: str, compute: Callable):
         """Return compute(). An evaluation without gradients caches it by name."""
         if self.training or torch.is_grad_enabled():
             return compute()
@@ -112,12 +112,12 @@ class ClipClassifier(nn.Module):
         """
         if not self.description_file:
             return self.template_text
-        return self.once_frozen("sentences", self._encode_sentences)
+        return self.compute_frozen_once("sentences", self._encode_sentences)
 
     @property
     def template_text(self) -> torch.Tensor:
         """The frozen class features [n_cls, d], a mean over `templates`, encoded at their first use."""
-        return self.once_frozen("templates", self._encode_templates)
+        return self.compute_frozen_once("templates", self._encode_templates)
 
     def _encode_sentences(self) -> torch.Tensor:
         with self.encoding():
@@ -168,4 +168,4 @@ class ClipClassifier(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the logits float32 [B, n_cls] of images float [B, 3, H, W]."""
-        return self.logits(self.encode_image(image), self.once("text", self.encode_text))
+        return self.logits(self.encode_image(image), self.compute_once("text", self.encode_text))

@@ -47,14 +47,14 @@ class PublishedLearner:
                 return re.sub(pattern, replacement, name)
         return None
 
-    def renamed(self, state_dict):
+    def rename_weights(self, state_dict):
         """Return the learner's tensors of an original's checkpoint, renamed; any other state dict is unchanged."""
         renamed = {self.own_name(name): tensor for name, tensor in state_dict.items()}
         renamed.pop(None, None)
         return renamed or state_dict
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        return super().load_state_dict(self.renamed(state_dict), *args, **kwargs)
+        return super().load_state_dict(self.rename_weights(state_dict), *args, **kwargs)
 
 
 class TextPromptLearner(PublishedLearner, PromptLearner):
@@ -103,7 +103,7 @@ class VisionPromptedCLIP(ClipClassifier):
     prompt_learner: nn.Module
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        deep = dict(self.once("vision prompts", self.prompt_learner.vision))
+        deep = dict(self.compute_once("vision prompts", self.prompt_learner.vision))
         if not deep:
             return self.frozen_features(image)
         context = deep.pop(0)

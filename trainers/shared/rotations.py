@@ -111,7 +111,7 @@ class Rotation:
         self.r, self._merged = r, None
 
     @torch.no_grad()
-    def merged(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def merge(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return W R [o, m b], computed in the precision of W and R and rounded once to `dtype`."""
         if self._merged is None or self._merged.dtype != dtype:
             with torch.autocast(weight.device.type, enabled=False):
@@ -162,7 +162,7 @@ def rotated_linear(rotation: Rotation, x: torch.Tensor, weight: torch.Tensor, bi
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     merged = len(weight) < 2 * x.shape[:-1].numel()
-    weight = rotation.merged(weight, dtype) if merged else weight.to(dtype)
+    weight = rotation.merge(weight, dtype) if merged else weight.to(dtype)
     return RotatedLinear.apply(x.to(dtype), rotation.r, weight, bias.to(dtype), merged)
 
 

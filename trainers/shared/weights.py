@@ -22,8 +22,8 @@ WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
 ALIASES = {"o": "out"}  # the name in CLIP-LoRA's code
 
 
-class Place(NamedTuple):
-    """The location of a weight W."""
+class WeightSlice(NamedTuple):
+    """The rows of a parameter that are one weight W, for example q of `in_proj_weight`."""
 
     encoder: str
     parameter: str  # name within the encoder
@@ -36,10 +36,10 @@ class TunedCLIP(ClipClassifier):
     The encoders are tuned when they are called with changed linear maps, and frozen when they are called without.
     A method defines its change (OrthCR: R; LoRA: B A; full fine-tuning: the weight) by three functions:
 
-    - `changes(names, s)` returns the changes of these places by name, at strength s. At s = 0 they change nothing; at
-      s = 1 they are as trained. It is called once per step.
-    - `tuned(change, x, weight, bias)` returns the output of the changed map, in training. It should not make autograd
-      store a gradient of the size of W, unless W itself is trained.
+    - `compute_changes(names, s)` returns the changes of these places by name, at strength s. At s = 0 they change
+      nothing; at s = 1 they are as trained. It is called once per step.
+    - `apply_change(change, x, weight, bias)` returns the output of the changed map, in training. It should not make
+      autograd store a gradient of the size of W, unless W itself is trained.
     - `merge(change, weight)` returns the changed weight, without a gradient, for evaluation and export.
 
     Args:
@@ -49,6 +49,7 @@ class TunedCLIP(ClipClassifier):
         node_name: full name of the node, for messages.
 
     Attributes:
+        places: the weights W that change, by the name of their place, as in `encoders.Seams`.
         strength: fraction s of the update in evaluation and export. 0 is bit-identical to the frozen CLIP, and 1 is the
             whole update. Training always uses 1.
 
@@ -66,14 +67,14 @@ class TunedCLIP(ClipClassifier):
                 f"or tune the text side alone with {node_name}.ENCODERS \"['text']\""
             )
         self.encoders = {"image": self.image_encoder, "text": self.text_encoder}
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, WeightSlice] = {}
         for encoder in node.ENCODERS:
             weights = [ALIASES.get(name, name) for name in node.WEIGHTS]
             self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, weights, node_name)
         tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
-        self.takes_features = not self.names(["image"])
+        self.takes_features = not self.places_in(["image"])
 
     @property
     def strength(self) -> float:
@@ -84,10 +85,10 @@ class TunedCLIP(ClipClassifier):
         self._strength = s
         self._evaluation_cache.clear()
 
-    def changes(self, names: list[str], s: float = 1.0) -> dict:
+    def compute_changes(self, names: list[str], s: float = 1.0) -> dict:
         raise NotImplementedError
 
-    def tuned(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def apply_change(self, change, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     def merge(self, change, weight: torch.Tensor) -> torch.Tensor:
@@ -95,27 +96,27 @@ class TunedCLIP(ClipClassifier):
 
     # ---------------------------------------------------------------- features
 
-    def weight(self, name: str) -> torch.Tensor:
+    def frozen_weight(self, name: str) -> torch.Tensor:
         """Return a view of the frozen W of a place."""
         encoder, parameter, rows = self.places[name]
         return self.encoders[encoder].get_parameter(parameter)[rows]
 
-    def names(self, encoders: Iterable[str]) -> list[str]:
+    def places_in(self, encoders: Iterable[str]) -> list[str]:
         """Return the names of the places in these encoders."""
         return [name for name, place in self.places.items() if place.encoder in encoders]
 
     def linear(self, *encoders: str) -> Callable:
         """Return the changed linear maps of these encoders, for `encoders.Seams.linear`."""
-        changes = self.changes(self.names(encoders), 1.0 if self.training else self.strength)
+        changes = self.compute_changes(self.places_in(encoders), 1.0 if self.training else self.strength)
 
         def changed(place, x, weight, bias):
-            return self.tuned(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
+            return self.apply_change(changes[place], x, weight, bias) if place in changes else F.linear(x, weight, bias)
 
         return changed
 
     @torch.no_grad()
     def merged(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the changed parameters of these encoders at `strength`, which fit into a plain CLIP.
+        """Return the merged parameters of these encoders at `strength`, which fit into a plain CLIP.
 
         Args:
             encoders: their names; none: both.
@@ -124,17 +125,18 @@ class TunedCLIP(ClipClassifier):
             {encoder: {name of the parameter: tensor}}, with the names of their state dicts.
         """
         encoders = encoders or tuple(self.encoders)
-        parts = {encoder: defaultdict(dict) for encoder in encoders}
+        changed = {encoder: defaultdict(dict) for encoder in encoders}  # {encoder: {parameter: {first row: W'}}}
         with torch.autocast(self.logit_scale.device.type, enabled=False):
-            for name, change in self.changes(self.names(encoders), self.strength).items():
+            for name, change in self.compute_changes(self.places_in(encoders), self.strength).items():
                 encoder, parameter, rows = self.places[name]
-                parts[encoder][parameter][rows.start] = self.merge(change, self.weight(name))
-        return {e: {p: self._assemble(e, p, rows) for p, rows in parts[e].items()} for e in encoders}
+                changed[encoder][parameter][rows.start] = self.merge(change, self.frozen_weight(name))
+        return {
+            encoder: {name: self._replace_rows(encoder, name, rows) for name, rows in parameters.items()}
+            for encoder, parameters in changed.items()
+        }
 
-    def _assemble(self, encoder: str, parameter: str, changed: dict[int, torch.Tensor]) -> torch.Tensor:
-        """Return a whole parameter from its changed rows.
-
-        q, k and v lie below each other in one parameter. Those that are not chosen stay unchanged.
+    def _replace_rows(self, encoder: str, parameter: str, changed: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Return a whole parameter with its changed rows. q, k and v are rows of one parameter.
 
         Args:
             encoder: name of the encoder.
@@ -146,12 +148,12 @@ class TunedCLIP(ClipClassifier):
         return torch.cat([changed.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
 
     def encode_image(self, image: torch.Tensor, linear: Callable | None = None) -> torch.Tensor:
-        if not self.names(["image"]):
+        if not self.places_in(["image"]):
             return self.frozen_image(image)
         return self._encode("image", (image,), linear)
 
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
-        if not self.names(["text"]):
+        if not self.places_in(["text"]):
             return self.template_text
         return self._encode("text", (None, self.tokens, self.shared), linear)
 
@@ -167,7 +169,7 @@ class TunedCLIP(ClipClassifier):
         """
         linear = self.linear("image", "text")  # computes the changes of both encoders at once
         frozen_input = image if frozen_input is None else frozen_input
-        tunes_image = bool(self.names(["image"]))
+        tunes_image = bool(self.places_in(["image"]))
         f, g = self.encode_image(image if tunes_image else frozen_input, linear), self.encode_text(linear)
         f_0, g_0 = self.frozen_image(frozen_input) if tunes_image else f, self.frozen_text
         return self.logits(f, g), self.logits(f, g_0), self.logits(f_0, g), self.logits(f_0, g_0)
@@ -183,7 +185,7 @@ class TunedCLIP(ClipClassifier):
         module = self.encoders[encoder]
         if self.training or torch.is_grad_enabled():
             return normalize(module(*inputs, linear=linear or self.linear(encoder)))
-        merged = self.once(f"merged {encoder}", lambda: self.merged_copy(encoder))
+        merged = self.compute_once(f"merged {encoder}", lambda: self.merged_copy(encoder))
         return normalize(merged(*inputs))
 
     def merged_copy(self, encoder: str) -> nn.Module:
@@ -212,7 +214,7 @@ def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     return twin
 
 
-def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str) -> dict[str, Place]:
+def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str) -> dict[str, WeightSlice]:
     """Return the chosen weights of an encoder by name.
 
     The names are <encoder>_<block>_<weight>, as in `encoders.Seams`.
@@ -243,5 +245,5 @@ def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str
             else:
                 parameter = "attn.out_proj.weight" if name == "out" else f"mlp.{name}.weight"
                 rows = slice(0, None)
-            places[f"{encoder}_{i}_{name}"] = Place(encoder, block + parameter, rows)
+            places[f"{encoder}_{i}_{name}"] = WeightSlice(encoder, block + parameter, rows)
     return places
