@@ -120,6 +120,10 @@ class ClipTrainer(TrainerX):
         self.scaler.scale(sum(terms.values())).backward()
         add_up([p.grad for p in self.model.get_submodule(self.learner).parameters()])
 
+    def facts(self) -> dict:
+        """Return the method's own entries of `results.json`."""
+        return {}
+
     def load_published(self, directory: str) -> bool:
         """Load the files of the method's original code from a directory.
 

@@ -1,11 +1,17 @@
 """The config of a run, merged from the defaults, the files and the command line.
 
-Precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, the image settings of the
-backbone, KEY VALUE pairs.
+Precedence, later over earlier:
 
-In an evaluation the config of the model comes before all files, so that every key without a new value is as in
-training. CoOp's commands give both files in an evaluation. Then the settings of the model are not merged; its trainer
-and its strength still count, and settings of the method that contradict it are refused.
+1. the defaults;
+2. in an evaluation, the config of the model in --model-dir: a key without a new value is as in training;
+3. --dataset-config-file;
+4. --config-file; a method without a YAML file inherits its parent's;
+5. the flags;
+6. the image settings of the backbone;
+7. KEY VALUE pairs.
+
+CoOp's commands give both files in an evaluation. Then step 2 is left out. The model's trainer and its strength still
+count, and settings of the method that contradict the model are an error.
 """
 
 import glob
