@@ -19,8 +19,8 @@ from dassl.infrastructure.files import (
     read_json,
     read_text,
     scratch_folder,
+    seal,
     seal_config,
-    sealed,
     sweep,
     visible,
     write_json,
@@ -75,7 +75,7 @@ def test_checkpoints_without_checksum_load_and_compressed_ones_do_not(tmp_path):
 def test_every_flipped_bit_of_a_text_is_noticed(suffix, tmp_path, one_line):
     path, content = tmp_path / f"file{suffix}", {"A": {"B": [1, 2.5]}, "C": "é ü"}
     text = yaml.safe_dump(content) if suffix == ".yaml" else json.dumps(content, indent=4)
-    whole = sealed(text, suffix)
+    whole = seal(text, suffix)
     path.write_bytes(whole)
     read = yaml.safe_load(read_text(path)) if suffix == ".yaml" else read_json(path)
     assert read == content, "plain YAML and JSON, and no checksum in what is read"

@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from dassl.infrastructure.images import images_in
 from dassl.utils import read_image, read_json, read_photo
 from datasets.base import read_split
-from datasets.shared.image_files import Row, image_problem, unreadable
+from datasets.shared.image_files import Row, find_unreadable, image_problem
 from datasets.shared.image_split import divide
 from orthcr.run.config import setup_cfg
 from orthcr.run.flags import parse
@@ -225,12 +225,12 @@ def test_one_pixel_and_100_megapixels_are_images(photos, tmp_path):
     assert len(data.train_x + data.val + data.test) == 62
     assert read_image(str(photos / "猫" / "huge.png")).size == (10_000, 10_000)
     rows = [Row(str(p), p.parent.name, rng.choice(["train", "test"])) for p in photos.rglob("*.png")]
-    assert not unreadable([row.path for row in rows], "")
+    assert not find_unreadable([row.path for row in rows], "")
 
 
 def test_an_image_too_large_for_pillow_is_listed(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert len(unreadable([str(p) for p in photos.rglob("img*")], "")) == 60
+    assert len(find_unreadable([str(p) for p in photos.rglob("img*")], "")) == 60
     with pytest.raises(OSError, match="exceeds limit"):
         read_image(str(photos / "猫" / "img 00.jpeg"))
 
@@ -415,7 +415,7 @@ def test_links_do_not_leak(photos, tmp_path, capsys):
 
 def test_a_pipe_is_no_image(photos, tmp_path):
     os.mkfifo(photos / "猫" / "pipe.jpg")
-    assert unreadable([str(photos / "猫" / "pipe.jpg")], "") == {str(photos / "猫" / "pipe.jpg"): "it is no file"}
+    assert find_unreadable([str(photos / "猫" / "pipe.jpg")], "") == {str(photos / "猫" / "pipe.jpg"): "it is no file"}
 
 
 def test_folders_that_cannot_be_read_are_said(photos, tmp_path, monkeypatch):

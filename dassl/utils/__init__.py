@@ -1,6 +1,6 @@
 """Files, logs, meters, registries and checkpoints."""
 
-from dassl.infrastructure.images import as_photo, decoded_copies, on_white, read_image, read_photo, reduced
+from dassl.infrastructure.images import as_photo, decoded_copies, on_white, read_image, read_photo, reduce_side
 from dassl.infrastructure.streams import progress
 
 from .logger import Logger, setup_logger
