@@ -40,11 +40,12 @@ def override_cutout(training: PlannedRun, word: str) -> PlannedRun:
                 if node[name] != value:
                     pairs += [f"{key}.{name}", str(value)]
     else:
-        if "cutout" not in transforms and "INPUT.CUTOUT_LEN" not in training.spec.opts[::2]:
+        gets_holes = word == "with" and "cutout" not in transforms
+        if gets_holes and "INPUT.CUTOUT_LEN" not in training.spec.opts[::2]:
             pairs = ["INPUT.CUTOUT_LEN", str(min(cfg.INPUT.SIZE) // 4)]
         if word == "without":
             transforms = [name for name in transforms if name != "cutout"]
-        elif "cutout" not in transforms:
+        elif gets_holes:
             transforms.append("cutout")
         pairs += ["INPUT.TRANSFORMS", str(transforms)]
     return replace(training, spec=replace(training.spec, opts=(*training.spec.opts, *pairs)))
