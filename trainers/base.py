@@ -54,6 +54,7 @@ class ClipTrainer(TrainerX):
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
     - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
+    - `plan`: lines of `train.py --print-config`, learning rate, epochs or steps, that OPTIM does not determine.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
     - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods. The
       evaluation of such a method can be resumed. If its model keeps something of the images, the method also overrides
@@ -75,6 +76,7 @@ class ClipTrainer(TrainerX):
     node_name: str = ""
     root: dict = {}
     lr_per_batch: bool = False
+    plan: dict[str, str] = {}
     views: int = 1
     adaptation: str = ""
     draws_by_item: bool = True

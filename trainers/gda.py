@@ -193,6 +193,7 @@ class GDA(ClipTrainer):
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
     learner = "gda"
+    plan = {"learning rate": "none", "epochs": "none: GDA is fitted to the training features", "steps": "none"}
 
     def build_classifier(self, clip_model, classnames):
         templates = templates_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

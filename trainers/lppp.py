@@ -120,6 +120,7 @@ class LPpp(ClipTrainer):
     }
     learner = "lppp"
     unread = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
+    plan = {"learning rate": "OPTIM.LR times a factor that the training features determine", "steps": "one an epoch"}
 
     def build_classifier(self, clip_model, classnames):
         templates = templates_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)

@@ -190,6 +190,7 @@ class TipAdapter(ClipTrainer):
     decides = {"SEARCH_HP": Decides(("INIT_ALPHA", "INIT_BETA"))}
     learner = "cache"
     trained = False
+    plan = {"learning rate": "none", "epochs": "none: the cache is filled with features", "steps": "none"}
 
     def build_classifier(self, clip_model, classnames):
         node, name = self.node, self.cfg.DATASET.NAME
@@ -286,6 +287,7 @@ class TipAdapterF(TipAdapter):
     }
     decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
     trained = True
+    plan = {}
     lr_per_batch = True
 
     def build_data_loader(self):

@@ -53,6 +53,8 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
         help="checkpoint's epoch; default: the best on val with TEST.FINAL_MODEL best_val, else the last",
     )
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    shown = "print the merged config, the learning rate and the number of steps, and stop; loads no weights"
+    parser.add_argument("--print-config", action="store_true", help=shown)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
     args, pairs = parser.parse_args(argv), []
     for name in ("source_domains", "target_domains", "transforms"):  # argparse gives them all words up to the next flag

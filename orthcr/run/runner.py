@@ -30,6 +30,7 @@ from orthcr.run.config import setup_cfg
 from orthcr.run.config_files import owner_of, read_model_config
 from orthcr.run.declarations import config_values, descriptions_key, is_foreign, strength_key
 from orthcr.run.flags import parse
+from orthcr.run.plan import print_plan
 from orthcr.run.results import describe, learns
 from orthcr.run.seen import SEEN, keep_seen
 from orthcr.run.spec import RunSpec
@@ -61,6 +62,9 @@ def run(spec: RunSpec) -> dict:
     with distributed.processes():
         cfg, model_config = setup_cfg(spec), read_model_config(spec)
         check_domains(cfg)
+        if spec.print_config:
+            print_plan(cfg, spec.eval_only)
+            return {}
         if spec.eval_only:
             check_evaluation(cfg, spec, model_config)
         else:

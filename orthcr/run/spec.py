@@ -37,4 +37,5 @@ class RunSpec:
     output_dir: str = ""
     resume: str = ""
     no_train: bool = False
+    print_config: bool = False
     opts: tuple[str, ...] = ()  # KEY VALUE ...

@@ -17,11 +17,11 @@ class Iterations:
     def build_data_loader(self):
         super().build_data_loader()
         keep_last_batch(self.train_loader_x)
-
-    def build_model(self):
         if self.node.N_ITERS and self.train_loader_x is not None:  # predict.py has no training data
             steps = self.node.N_ITERS * max(self.cfg.DATASET.NUM_SHOTS, 1)
             self.max_epoch = max(1, round(steps / len(self.train_loader_x)))
+
+    def build_model(self):
         super().build_model()
         getattr(self.sched, "successor", self.sched).eta_min = self.node.LR_MIN
 
