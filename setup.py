@@ -38,6 +38,7 @@ setup(
         "cluster": ["ray>=2.52"],  # --engine ray
         "serve": ["gradio>=6"],  # predict.py --serve
         "onnx": ONNX,  # export.py --to onnx, and models that it made
+        "trackers": ["wandb>=0.19", "mlflow-skinny>=2.20", "sqlalchemy", "alembic"],  # TRAIN.TRACKER wandb, mlflow
         "export": ["open_clip_torch>=3.0", "transformers>=4.56", *ONNX],
     },
 )

@@ -8,6 +8,7 @@ r"""Training or evaluation of one method on one data set, with CoOp's command li
     python train.py --trainer OrthCR --images photos/ --output-dir OUT \
         --config-file configs/trainers/OrthCR/vit_b16.yaml          own images: a folder for each class
 
+`--print-config` prints the merged config with the learning rate and the number of steps, and stops.
 Config precedence, later over earlier: defaults, --dataset-config-file, --config-file, the flags, the image settings of
 the backbone, KEY VALUE pairs.
 An interrupted run resumes from its last checkpoint when the same command is given again.

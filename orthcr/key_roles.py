@@ -15,6 +15,7 @@ MACHINE = (
     "DATALOADER.NUM_WORKERS",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.PRINT_FREQ",
+    "TRAIN.TRACKER",
 )
 # of the evaluation at the end of a training: the trained model does not depend on them
 EVALUATION = (

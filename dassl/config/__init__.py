@@ -94,8 +94,9 @@ def merge_config(cfg, source, allow_new=()):
 
     Values are read like yacs: text is a Python literal if possible, for example "(10,)" or "1e-5", else a string. A
     value must have the type of the one it replaces. An int is converted to a float, and a list to a tuple or the other
-    way round. None may replace any value, and any value may replace None. The same holds for "auto" and numbers. A key
-    of `defaults.UNREAD` that `cfg` does not have is left out; if it is not at its default, a line is printed.
+    way round. One name stands for a list of one where the default lists names. None may replace any value, and any
+    value may replace None. The same holds for "auto" and numbers. A key of `defaults.UNREAD` that `cfg` does not have
+    is left out; if it is not at its default, a line is printed.
 
     A YAML file may name one or several others that are merged before it: `_BASE_: ../vit_b16.yaml`, relative to its
     folder.
@@ -305,5 +306,7 @@ def _convert(value, default, key, origin):
         return float(decoded) if abs(decoded) < 1e300 else float("inf")
     if target in (list, tuple) and type(decoded) in (list, tuple):
         return target(decoded)
+    if target in (list, tuple) and isinstance(decoded, str) and default and all(isinstance(x, str) for x in default):
+        return target([decoded])  # one name in place of a list of names
     description = f"{format_value(decoded)} ({type(decoded).__name__})"
     raise ValueError(f'"{key}" {origin} must be of type {target.__name__}, got {description}')

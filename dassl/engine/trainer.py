@@ -67,6 +67,7 @@ class TrainerBase:
     # An epoch that ends this many seconds after the last checkpoint writes a temporary one, from which an interrupted
     # run resumes. The next checkpoint replaces it. So does a batch of an evaluation that adapts to the images.
     resume_interval = 10.0
+    trackers = ()  # objects whose write_scalar(tag, value, step) gets every scalar, beside TensorBoard
 
     def __init__(self):
         self._models = OrderedDict()
@@ -242,6 +243,8 @@ class TrainerBase:
     def write_scalar(self, tag, scalar_value, global_step=None):
         if self._writer is not None:  # an evaluation has no writer
             self._writer.add_scalar(tag, scalar_value, global_step)
+        for tracker in self.trackers:
+            tracker.write_scalar(tag, scalar_value, global_step)
 
     # ------------------------------------------------------------ the loop
 
@@ -404,7 +407,7 @@ class SimpleTrainer(TrainerBase):
         if self.max_epoch < 1:
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         distributed.check_batch_size(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
-        for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard")):
+        for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard", "wandb")):
             if osp.islink(folder):  # the author of the directory may be anybody
                 raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
         # checked before RESUME: a run that was started with RESUME may have been interrupted itself
@@ -422,7 +425,8 @@ class SimpleTrainer(TrainerBase):
             problem = f'"{self.cfg.RESUME}" has no checkpoints of {self.get_model_names()}'
             raise FileNotFoundError(f"nothing to resume: {problem}; drop --resume to train from scratch")
         self.epoch = max(self.start_epoch - 1, 0)  # the epoch of the test if no epoch is left to train
-        self.init_writer(osp.join(self.output_dir, "tensorboard"))
+        if "tensorboard" in self.cfg.TRAIN.get("TRACKER", ["tensorboard"]):
+            self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
     def after_epoch(self):

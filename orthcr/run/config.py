@@ -37,6 +37,7 @@ from .config_files import check_own_files, config_files, model_file, read_model_
 from .declarations import (
     CACHE_KEYS,
     COOP_KEYS,
+    NEVER_OF_MODEL,
     PROJECT_KEYS,
     declarations_of,
     default_cfg,
@@ -47,6 +48,7 @@ from .declarations import (
 from .pairs import check_pairs, pairs_of_backbone, pairs_of_flags
 from .precedence import check_trainer_of_files, inherit_settings, resolve_deciding_keys
 from .spec import RunSpec
+from .trackers import check_trackers
 
 LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
 UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # keys of one run on one machine, never taken from a model
@@ -112,7 +114,7 @@ def merge_files(cfg: CfgNode, spec: RunSpec) -> None:
         if file == model_file(spec):  # device and folders of the training are not those of the evaluation
             cfg.update(UNSET)
             default = flatten(default_cfg(spec.trainer))
-            merge_config(cfg, [word for key in CACHE_KEYS for word in (key, default[key])])
+            merge_config(cfg, [word for key in NEVER_OF_MODEL for word in (key, default[key])])
 
 
 def merge_command_line(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
@@ -137,6 +139,7 @@ def check_values(cfg: CfgNode, spec: RunSpec, with_data: bool) -> None:
     check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():
         raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
+    check_trackers(cfg)
     if not spec.eval_only:
         check_training(cfg)
     if not is_foreign(spec.trainer):

@@ -30,9 +30,14 @@ PROJECT_KEYS = {  # keys that are not Dassl's, or with another default
         "FEATURE_CACHE": "",  # folder for frozen features, which runs share; "": none
         "FEATURE_CACHE_GIB": Key(4.0, above=0),  # largest size of that folder
     },
+    "TRAIN": {
+        # where the scalars of a run go; wandb and mlflow get its config, result and pictures, too. []: nowhere
+        "TRACKER": Key(["tensorboard"], choices=("tensorboard", "wandb", "mlflow"))
+    },
     "SEED": Key(1, below=2**32),
 }
-CACHE_KEYS = ("DATASET.FEATURE_CACHE", "DATASET.FEATURE_CACHE_GIB")  # of one machine, never taken from a model
+CACHE_KEYS = ("DATASET.FEATURE_CACHE", "DATASET.FEATURE_CACHE_GIB")
+NEVER_OF_MODEL = (*CACHE_KEYS, "TRAIN.TRACKER")  # the author of a model may be anybody
 COOP_KEYS = {  # the keys that CoOp's train.py declares, for trainers written for it
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},

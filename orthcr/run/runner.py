@@ -35,6 +35,7 @@ from orthcr.run.results import describe, learns
 from orthcr.run.seen import SEEN, keep_seen
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import calibrate_at_the_end, temperature_of
+from orthcr.run.trackers import name_of, open_trackers, write_to_trackers
 from trainers.base import ClipTrainer
 from trainers.shared.classes import CLASSES
 from trainers.shared.strength import AUTO
@@ -88,13 +89,15 @@ def train(cfg: CfgNode, spec: RunSpec) -> dict:
         return {}
     begin = time.time()
     trainer.evaluator.keep_scores = cfg.TEST.CALIBRATE
-    trainer.train()
-    if not distributed.is_first():
-        return {}
-    results = describe(trainer, cfg, spec, {}, time.time() - begin)
-    if cfg.TEST.CALIBRATE:
-        results |= calibrate_at_the_end(trainer, cfg.OUTPUT_DIR)
-    results |= write_results(trainer, cfg, results)
+    with open_trackers(cfg, name_of(cfg, spec.eval_only)) as trainer.trackers:
+        trainer.train()
+        if not distributed.is_first():
+            return {}
+        results = describe(trainer, cfg, spec, {}, time.time() - begin)
+        if cfg.TEST.CALIBRATE:
+            results |= calibrate_at_the_end(trainer, cfg.OUTPUT_DIR)
+        results |= write_results(trainer, cfg, results)
+        write_to_trackers(trainer.trackers, trainer, cfg, results)
     if cfg.DATASET.NAME == "Images":
         print(own_images.next_command(cfg.OUTPUT_DIR))
     return results
@@ -109,10 +112,13 @@ def evaluate(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict:
     trainer.load_model(spec.model_dir, epoch=spec.load_epoch)
     tell_config(cfg)
     trainer.evaluator.temperature = temperature_of(trainer, spec.model_dir, spec.load_epoch)
-    trainer.test()
-    if not distributed.is_first():
-        return {}
-    return write_results(trainer, cfg, describe(trainer, cfg, spec, model_config, time.time() - begin))
+    with open_trackers(cfg, name_of(cfg, spec.eval_only)) as trainer.trackers:
+        trainer.test()
+        if not distributed.is_first():
+            return {}
+        results = write_results(trainer, cfg, describe(trainer, cfg, spec, model_config, time.time() - begin))
+        write_to_trackers(trainer.trackers, trainer, cfg, results)
+    return results
 
 
 def write_results(trainer, cfg: CfgNode, results: dict) -> dict:
