@@ -3,6 +3,7 @@
     python export.py --model-dir OUT --to transformers --output DIR    for CLIPModel.from_pretrained("DIR")
     python export.py --model-dir OUT --to open_clip --output DIR       for create_model_and_transforms("local-dir:DIR")
     python export.py --model-dir OUT --to openai --output DIR          for clip.load("DIR/model.pt")
+    python export.py --model-dir OUT --to peft --output DIR            for PeftModel.from_pretrained(CLIPModel, "DIR")
     python export.py --model-dir OUT --to onnx --output DIR            image to logits, for onnxruntime; any method
 
 Each folder has a README.md with the model's accuracies and the code to load it. `predict.py --model-dir DIR` takes
@@ -15,7 +16,7 @@ import sys
 
 from dassl.infrastructure.command import command
 from orthcr.deploy.card import FORMATS
-from orthcr.packages import ONNX, check_installed
+from orthcr.packages import ONNX, PEFT, check_installed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         if args.to == "onnx":
             check_installed(ONNX, "--to onnx", "onnx")
+        if args.to == "peft":
+            check_installed(PEFT, "--to peft", "export")
         from orthcr.deploy.exporter import export  # not above: it imports PyTorch, which takes seconds
 
         export(args.model_dir, args.to, args.output, args.load_epoch, args.strength)

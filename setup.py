@@ -39,6 +39,6 @@ setup(
         "serve": ["gradio>=6"],  # predict.py --serve
         "onnx": ONNX,  # export.py --to onnx, and models that it made
         "trackers": ["wandb>=0.19", "mlflow-skinny>=2.20", "sqlalchemy", "alembic"],  # TRAIN.TRACKER wandb, mlflow
-        "export": ["open_clip_torch>=3.0", "transformers>=4.56", *ONNX],
+        "export": ["open_clip_torch>=3.0", "transformers>=4.56", "peft>=0.16", *ONNX],
     },
 )

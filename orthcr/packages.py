@@ -4,6 +4,8 @@ from importlib.util import find_spec
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
+PEFT = ("peft", "transformers")
+
 
 def check_installed(packages: tuple[str, ...], purpose: str, extra: str) -> None:
     """Check that packages are installed, without importing them.

@@ -16,12 +16,18 @@ from dassl.utils import set_random_seed
 from orthcr.deploy.card import table
 from orthcr.deploy.exporter import export, load_on_cpu, plain_clip
 from orthcr.deploy.predictor import Predictor
-from trainers.shared.backbones import input_keys, load_clip
+from trainers.shared.backbones import HUB_NAMES, input_keys, load_clip
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.prompts import tokenize
 
 NAMES = ["zero", "a photo, of it", "Über_house's 7th", "seven", "eight"]
-FORMATS = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnx": "onnxscript"}
+FORMATS = {
+    "openai": "clip",
+    "open_clip": "open_clip",
+    "transformers": "transformers",
+    "onnx": "onnxscript",
+    "peft": "peft",
+}
 
 
 @pytest.fixture
@@ -267,3 +273,113 @@ def test_figures_are_those_of_the_run(make_run, tmp_path):
 def test_the_card_says_all_where_nothing_limits_the_shots():
     row = {"dataset": "Images", "classes": "all", "shots": -1, "seed": 1, "split": "test", "accuracy": 87.5}
     assert table([row]).splitlines()[-1] == "| Images | all | all | 1 | test | 87.5 % |"
+
+
+# ------------------------------------------------------------------ PEFT
+
+ADAPTERS = [  # method, settings, strength
+    ("OrthCR", [], None),
+    ("OrthCR", ["TRAINER.ORTHCR.BLOCK_SIZE", 8, "TRAINER.ORTHCR.LAYERS", [-1]], 0.4),
+    ("OrthSR", ["TRAINER.ORTHSR.N_BLOCKS", 4, "TRAINER.ORTHSR.ENCODERS", ["image"]], None),
+    ("CLIPLoRA", ["TRAINER.CLIPLORA.R", 3, "TRAINER.CLIPLORA.LOGIT_SCALE", 60.0], 0.7),
+    ("CLIPLoRA", ["TRAINER.CLIPLORA.WEIGHTS", ["v", "out", "c_fc", "c_proj"], "TRAINER.CLIPLORA.ALPHA", 2.0], None),
+]
+
+
+@pytest.mark.parametrize("name, opts, strength", ADAPTERS)
+def test_peft_gives_the_probabilities_of_predict(make_run, tmp_path, monkeypatch, name, opts, strength):
+    """transformers and PEFT alone, beside the adapter and after its merging; and the way back in here."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    run, folder = make_run(name, *opts), tmp_path / "adapter"
+    trained = Predictor(run, device="cpu", strength=strength)
+    monkeypatch.setattr("orthcr.deploy.exporter.temperature_of", lambda *words: 1.7)
+    export(run, "peft", str(folder), strength=strength)
+    facts = read_json(folder / "export.json")
+    photos = pictures(4, side=32)
+    pixels = torch.stack([trained.transform(photo) for photo in photos])
+    trained.temperature = 1.7
+    wanted = torch.tensor([p.every for p in trained(photos, every=True)])
+    assert wanted.std(dim=0).max() > 0.003, "the images differ"
+
+    base = transformers.CLIPModel.from_pretrained(folder / "base")
+    prompts = [prompts[0] for prompts in facts["prompts"]]
+    text = transformers.CLIPTokenizer.from_pretrained(folder)(prompts, padding=True, return_tensors="pt")
+
+    def probabilities(model):
+        with torch.no_grad():
+            output = model(pixel_values=pixels, **text)
+        return (facts["logit_scale"] * output.image_embeds @ output.text_embeds.T).softmax(dim=1)
+
+    assert (probabilities(base) - wanted).abs().max() > 0.01, "the adapter changes the CLIP"
+    model = peft.PeftModel.from_pretrained(base, folder)
+    torch.testing.assert_close(probabilities(model), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(probabilities(model.merge_and_unload()), wanted, atol=1e-5, rtol=0)
+
+    back = torch.tensor([p.every for p in Predictor(folder, device="cpu")(photos, every=True)])
+    torch.testing.assert_close(back, wanted, atol=1e-5, rtol=0)
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    assert size < 0.5 * (folder / "base" / "model.safetensors").stat().st_size
+
+
+def test_a_base_of_the_hub_is_named_and_not_written(make_run, small, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    run = make_run("OrthCR")
+    monkeypatch.setitem(HUB_NAMES, small, "openai/clip-small")
+    export(run, "peft", str(tmp_path / "x"))
+    assert read_json(tmp_path / "x" / "adapter_config.json")["base_model_name_or_path"] == "openai/clip-small"
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert 'CLIPModel.from_pretrained("openai/clip-small")' in card and "base_model: openai/clip-small" in card
+    assert not (tmp_path / "x" / "base").exists()
+
+
+@pytest.mark.parametrize("name", ["FullFT", "CLIP_SVD", "BlockFT", "CoOp", "ZeroshotCLIP"])
+def test_other_forms_are_refused_by_peft(make_run, tmp_path, one_line, name):
+    pytest.importorskip("peft")
+    run = make_run(name, classes=DIGITS)
+    with pytest.raises(ValueError, match=f"form of {name}: --to peft takes OrthCR") as error:
+        export(run, "peft", str(tmp_path / "x"))
+    assert one_line(error) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["LORA", "LORA alpha / r", "OFT"])
+def test_an_adapter_of_peft_comes_in(tmp_path, noise, kind):
+    """Made by PEFT itself, with random tensors, on a CLIPModel in a folder."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    transformers_folder("quick", tmp_path / "clip")
+    base = transformers.CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    targets = ["q_proj", "out_proj", "fc2"]
+    if kind == "OFT":
+        config = peft.OFTConfig(r=2, oft_block_size=0, target_modules=targets, use_cayley_neumann=False)
+    else:
+        config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, use_rslora=kind == "LORA")
+    model = peft.get_peft_model(base, config).eval()
+    set_random_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    images = noise(3, 3, *[base.config.vision_config.image_size] * 2)
+    with torch.no_grad():
+        wanted = model.get_base_model().get_image_features(images)
+        wanted = getattr(wanted, "pooler_output", wanted)
+        given = load_clip(str(tmp_path / "adapter")).encode_image(images)
+        before = load_clip(str(tmp_path / "clip")).encode_image(images)
+    torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+    assert (before - given).abs().max() > 0.01
+
+
+def test_adapters_of_other_forms(tmp_path, one_line):
+    good = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "lora_alpha": 2}
+    for wrong in (
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"rank_pattern": {"a": 3}},
+        {"peft_type": "OFT"},
+        {"peft_type": "OFT", "use_cayley_neumann": True},
+        {"base_model_name_or_path": str(tmp_path)},
+        {"base_model_name_or_path": "nobody/nothing"},
+    ):
+        write_json(good | wrong, tmp_path / "adapter_config.json")
+        with pytest.raises(ValueError, match="adapter_config.json does not fit") as error:
+            load_clip(str(tmp_path))
+        one_line(error)

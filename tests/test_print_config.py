@@ -5,17 +5,17 @@ import re
 import pytest
 import yaml
 
-import train
 from dassl.config import flatten
 from orthcr.run import runner
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import plain
 from orthcr.run.flags import parse
+from orthcr.run.runner import main
 
 
 def printed(capsys, *words):
     """The config that is printed, and the lines of the plan by name."""
-    assert train.main(["--print-config", *map(str, words)]) == 0
+    assert main(["--print-config", *map(str, words)]) == 0
     text = capsys.readouterr().out
     plan = dict(re.fullmatch(r"# (.+?): +(.+)", line).groups() for line in text.splitlines() if line.startswith("#"))
     return yaml.unsafe_load(text), plan, text
@@ -82,5 +82,5 @@ def test_nothing_is_trained(pictures, capsys):
 
 
 def test_wrong_values_are_one_line(capsys):
-    assert train.main(["--print-config", "OPTIM.LR", "-1"]) == 1
+    assert main(["--print-config", "OPTIM.LR", "-1"]) == 1
     assert capsys.readouterr().err.startswith("error: OPTIM.LR")

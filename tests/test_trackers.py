@@ -7,13 +7,13 @@ from collections import defaultdict
 import pytest
 import yaml
 
-import train
 from dassl.engine import TrainerBase
 from dassl.infrastructure.files import read_json
 from orthcr.reports.training import curves
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import plain
 from orthcr.run.flags import parse
+from orthcr.run.runner import main
 from orthcr.run.trackers import read_identifiers
 from trainers.orthcr import OrthCR
 
@@ -36,9 +36,9 @@ def interrupted_run(pictures, tmp_path, monkeypatch):
         monkeypatch.setattr(TrainerBase, "resume_interval", 0)
         with monkeypatch.context() as patch:
             patch.setattr(OrthCR, "before_epoch", interrupt)
-            assert train.main(words) == 130
+            assert main(words) == 130
         first = read_json(tmp_path / "out" / "trackers.json")
-        assert train.main(words) == 0
+        assert main(words) == 0
         assert read_json(tmp_path / "out" / "trackers.json") == first
         return tmp_path / "out", first
 
@@ -123,10 +123,10 @@ def test_wandb(interrupted_run, monkeypatch):
 
 def test_a_tracker_that_is_not_there_is_refused_first(tmp_path, monkeypatch, capsys):
     out = ["--output-dir", str(tmp_path / "out")]
-    assert train.main([*out, "TRAIN.TRACKER", "wandbb"]) == 1
+    assert main([*out, "TRAIN.TRACKER", "wandbb"]) == 1
     assert 'do you mean "wandb"?' in capsys.readouterr().err
     monkeypatch.setattr("orthcr.packages.find_spec", lambda package: None)
-    assert train.main([*out, "TRAIN.TRACKER", "['tensorboard', 'mlflow']"]) == 1
+    assert main([*out, "TRAIN.TRACKER", "['tensorboard', 'mlflow']"]) == 1
     error = capsys.readouterr().err
     assert error == (
         "error: TRAIN.TRACKER mlflow needs mlflow, sqlalchemy, alembic: in the clone, pip install -e '.[trackers]'\n"

@@ -50,6 +50,14 @@ from transformers import CLIPModel, CLIPProcessor
 model, processor = CLIPModel.from_pretrained("."), CLIPProcessor.from_pretrained(".")
 image = open_image("image.jpg")
 """,
+    "peft": """import torch
+from peft import PeftModel
+from transformers import CLIPModel, CLIPProcessor
+
+model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BASE"), ".")  # .merge_and_unload() gives a CLIPModel
+model, processor = model.eval(), CLIPProcessor.from_pretrained(".")
+image = open_image("image.jpg")
+""",
     "onnx": """import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports its use
 import numpy, onnxruntime
@@ -72,6 +80,11 @@ ONE_PROMPT = {
     "transformers": """prompts = [prompts[0] for prompts in facts["prompts"]]
 with torch.no_grad():
     logits = model(**processor(text=prompts, images=image, padding=True, return_tensors="pt")).logits_per_image
+""",
+    "peft": """prompts = [prompts[0] for prompts in facts["prompts"]]
+with torch.no_grad():
+    output = model(**processor(text=prompts, images=image, padding=True, return_tensors="pt"))
+logits = facts["logit_scale"] * output.image_embeds @ output.text_embeds.T  # an adapter has no scale
 """,
 }
 SEVERAL_PROMPTS = {
@@ -96,7 +109,13 @@ features, image = (torch.nn.functional.normalize(x, dim=-1) for x in (features, 
 logits = model.logit_scale.exp().detach() * image @ features.T
 """
 SHOW = """print(classes[probabilities[0].argmax()], f"{float(probabilities[0].max()):.1%}")"""
-LIBRARIES = {"openai": "clip", "open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
+LIBRARIES = {  # by format
+    "openai": "clip",
+    "open_clip": "open_clip",
+    "transformers": "transformers",
+    "peft": "peft",
+    "onnx": "onnx",
+}
 FORMATS = tuple(LIBRARIES)
 MOST_PROMPTS = 8  # of a class, in the card
 
@@ -117,9 +136,15 @@ def card(facts: dict) -> str:
     to, image_input = facts["format"], facts["input"]
     strength = "" if facts["strength"] is None else f" at strength {facts['strength']:g}"
     tag = "image-classification" if to == "onnx" else "zero-shot-image-classification"
-    kind = "images to logits of its classes, the class features inside." if to == "onnx" else "a plain CLIP."
+    kind, base = "a plain CLIP.", ""
+    if to == "onnx":
+        kind = "images to logits of its classes, the class features inside."
+    if to == "peft":
+        kind = f"an adapter of PEFT for the CLIPModel `{facts['base']}`."
+        if "/" in facts["base"]:  # a repository of the Hugging Face Hub
+            base = f"\nbase_model: {facts['base']}"
     lines = [
-        f"---\nlicense: other\nlibrary_name: {LIBRARIES[to]}\npipeline_tag: {tag}\ntags: [clip]\n---",
+        f"---\nlicense: other\nlibrary_name: {LIBRARIES[to]}{base}\npipeline_tag: {tag}\ntags: [clip]\n---",
         f"# CLIP tuned by {facts['trainer']} on {facts['dataset']}",
         f"CLIP `{visible(facts['backbone'])}`, adapted by {facts['trainer']}{strength} on {facts['dataset']}: {kind}",
         "## Figures",
@@ -167,7 +192,7 @@ def loading(facts: dict) -> list[str]:
 def code(facts: dict) -> str:
     """Return a program that classifies image.jpg with the files of the folder."""
     to = facts["format"]
-    imports, _, load = LOADS[to].partition("\n\n")
+    imports, _, load = LOADS[to].replace("BASE", facts.get("base", "")).partition("\n\n")
     steps = [f"{imports}\n{OPEN_IMAGE.replace('FORMATS', json.dumps(CARD_FORMATS))}", load]
     if to != "onnx":
         several = len(facts["templates"]) > 1

@@ -115,6 +115,8 @@ def check_facts(facts: dict) -> None:
         raise ValueError('"classes" has fewer than two names, or one twice')
     if facts["format"] != "onnx" and not (facts["templates"] and all("{}" in text for text in facts["templates"])):
         raise ValueError('"templates" has none with {} for the class name')
+    if facts["format"] == "peft" and not (type(facts["logit_scale"]) is float and 0 < facts["logit_scale"] < 1e6):
+        raise ValueError('"logit_scale" is no number above 0')
     if not isinstance(facts["input"], dict) or facts["input"].keys() != set(INPUT_KEYS):
         raise ValueError(f'"input" must have {", ".join(INPUT_KEYS)}')
     files = facts.get("files", {})

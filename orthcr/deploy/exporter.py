@@ -1,4 +1,4 @@
-"""The export of a trained model into other formats: OpenAI's, open_clip's, transformers', ONNX.
+"""The export of a trained model into other formats: OpenAI's, open_clip's, transformers', PEFT's, ONNX.
 
 A method that changes weights is merged into a plain CLIP. Prompts, adapters and caches run beside CLIP, and a plain
 CLIP has no place for them. An ONNX file has: it holds the whole classifier, with the class features.
@@ -27,6 +27,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.infrastructure.files import SCRATCH, atomic_write, file_hash, read_json, scratch_folder, sweep, write_json
 from orthcr.deploy.card import write_card
 from orthcr.deploy.exported import EXPORT, INPUT_KEYS, OnnxClassifier
+from orthcr.deploy.peft_adapter import adapter_of, logits_of
 from orthcr.run.config_files import read_model_config
 from orthcr.run.declarations import discover
 from orthcr.run.spec import RunSpec
@@ -34,7 +35,7 @@ from orthcr.run.temperature import temperature_of
 from orthcr.run.trained import check_is_training, load_trained, read_model_classes
 from trainers.base import ClipTrainer
 from trainers.shared import layouts
-from trainers.shared.backbones import is_vit, library, load_clip
+from trainers.shared.backbones import ADAPTER, ADAPTER_BASE, ADAPTER_CONFIG, HUB_NAMES, is_vit, library, load_clip
 from trainers.shared.classifier import ClipClassifier
 from trainers.shared.weights import TunedCLIP
 
@@ -48,7 +49,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
 
     Args:
         model_dir: output directory of a training, or of a zero-shot run.
-        to: openai, open_clip, transformers or onnx.
+        to: openai, open_clip, transformers, peft or onnx.
         output: folder to be made.
         epoch: of the checkpoint; None: the best on val if kept, else the last.
         strength: fraction of the update, from 0 to 1; None: the strength of the model.
@@ -75,6 +76,10 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
         if to == "onnx":
             facts |= write_onnx(trainer, folder, facts)
             logits = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)
+        elif to == "peft":
+            frozen = load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
+            facts |= write_peft(trainer, frozen, folder, facts)
+            logits = logits_of(folder, frozen, facts, trainer.model.tokens, image)
         else:
             model = plain_clip(trainer, facts["temperature"])
             facts |= WRITERS[to](model, folder, facts)
@@ -83,17 +88,22 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
         difference = (logits - expected).abs().max().item()
         if not difference < LIMIT * max(1, expected.abs().max().item() / 10):
             raise FloatingPointError(f"the files give logits that are off by {difference:.2g}: nothing is kept")
-        facts["files"] = {name: file_hash(osp.join(folder, name)) for name in sorted(os.listdir(folder))}
+        facts["files"] = {name: file_hash(osp.join(folder, name)) for name in files_in(folder)}
         write_json(facts, osp.join(folder, EXPORT), seal=True)
         write_card(facts, folder)
         os.chmod(folder, 0o777 & ~umask())
         os.rename(folder, output)
-    size = sum(file.stat().st_size for file in Path(output).iterdir())
+    size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
     opset = f", opset {facts['opset']}" if to == "onnx" else ""
     print(f"{output}: {facts['trainer']} on {facts['dataset']} for {to}, float32{opset}, {size / 2**20:.1f} MiB")
     print(f"Its logits are off the trained model's by at most {difference:.1e}; its README.md says how to load it")
     if facts["temperature"] != 1:
         print(f"They are divided by the calibrated temperature {facts['temperature']:.3f}, as predict.py divides them")
+
+
+def files_in(folder: str) -> list[str]:
+    """Return the sorted names of the files in a folder, without those in its folders."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
 
 
 def umask() -> int:
@@ -288,6 +298,12 @@ def write_transformers(model: CLIP, folder: str, facts: dict) -> dict:
     needs_vit(model, "transformers")
     save_tensors(layouts.to_transformers(model.state_dict()), osp.join(folder, "model.safetensors"))
     write_json(layouts.transformers_config(model), osp.join(folder, "config.json"))
+    write_processor(model, folder, facts)
+    return {}
+
+
+def write_processor(model: CLIP, folder: str, facts: dict) -> None:
+    """Write the files of CLIPProcessor and of the tokenizer."""
     write_json(layouts.image_processor(facts["input"]), osp.join(folder, "preprocessor_config.json"))
     tokenizer = clip._tokenizer
     merges = "".join(f"{first} {second}\n" for first, second in tokenizer.bpe_ranks)
@@ -299,10 +315,40 @@ def write_transformers(model: CLIP, folder: str, facts: dict) -> dict:
     about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": model.context_length, "do_lower_case": True}
     write_json(about | words, osp.join(folder, "tokenizer_config.json"))
     write_json(words, osp.join(folder, "special_tokens_map.json"))
-    return {}
 
 
 WRITERS = {"openai": write_openai, "open_clip": write_open_clip, "transformers": write_transformers}
+
+
+# ------------------------------------------------------------------ PEFT
+
+
+def write_peft(trainer: ClipTrainer, frozen: CLIP, folder: str, facts: dict) -> dict:
+    """Write an adapter for CLIPModel, the processor and, unless the hub has it, the frozen CLIP in the folder `base`.
+
+    Args:
+        trainer: with its model loaded.
+        frozen: the CLIP that the adapter changes.
+        folder: of the export.
+        facts: of the export.
+
+    Returns:
+        Further facts: the base, and the scale of the logits.
+    """
+    needs_vit(frozen, "peft")
+    model = trainer.model
+    config, adapter = adapter_of(model, facts["trainer"])
+    base = HUB_NAMES.get(facts["backbone"], ADAPTER_BASE)
+    save_tensors(adapter, osp.join(folder, ADAPTER))
+    write_json(config | {"base_model_name_or_path": base}, osp.join(folder, ADAPTER_CONFIG))
+    write_processor(frozen, folder, facts)
+    if base == ADAPTER_BASE:
+        path = osp.join(folder, base)
+        os.mkdir(path)
+        write_transformers(frozen, path, facts)
+        hashes = {name: file_hash(osp.join(path, name)) for name in files_in(path)}
+        write_json({"files": hashes}, osp.join(path, EXPORT), seal=True)
+    return {"base": base, "logit_scale": (model.logit_scale / facts["temperature"]).item()}
 
 
 # ------------------------------------------------------------------ ONNX

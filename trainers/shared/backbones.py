@@ -4,7 +4,7 @@ tiny                                      the embedded CLIP
 ViT-B/16, RN50, ...                       OpenAI's, downloaded
 open_clip:ViT-B-16/laion2b_s34b_b88k      open_clip's architecture / pretrained tag, or a checkpoint file
 hf-hub:org/name                           a repository of the Hugging Face Hub, with files of open_clip or transformers
-a path                                    a file of tensors, or a folder with files of open_clip or transformers
+a path                                    a file of tensors, or a folder with files of open_clip, transformers or PEFT
 """
 
 import importlib
@@ -22,6 +22,7 @@ from clip.model import CLIP, VisionTransformer
 from dassl.utils import get_most_similar_str_to_a_from_b
 
 from . import layouts
+from .adapters import check_adapter, merge_adapter
 from .beside_dassl import check_hashes, check_regular, misfit, read_archive, read_json, state_dict
 from .privacy import report_nothing
 
@@ -30,6 +31,14 @@ CACHE = os.path.expanduser("~/.cache/clip")  # the download folder of clip.load
 OPEN_CLIP, HUB = "open_clip:", "hf-hub:"
 EXPORT = "export.json"  # written by export.py; it has the checksums of the folder's files
 OPEN_CLIP_CONFIG, CONFIG, PROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # of PEFT
+ADAPTER_BASE = "base"  # folder beside them with the CLIP that they change
+HUB_NAMES = {  # OpenAI's models on the Hugging Face Hub, in the layout of transformers
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
 WEIGHTS = (  # the first of these files in a folder is loaded
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -65,6 +74,8 @@ def find(name: str) -> Source:
         return beside(os.path.dirname(name) or ".", lambda: name, os.path.basename(name))
     if name not in clip._MODELS and os.path.isdir(name):
         check_hashes(name, read_config(os.path.join(name, EXPORT)).get("files", {}))
+        if os.path.exists(os.path.join(name, ADAPTER_CONFIG)):
+            return adapter_source(name)
         file = weights_in(os.listdir(name))
         if not file:
             raise ValueError(f"{name} has no weights, which would be one of {', '.join(WEIGHTS)}: give another folder")
@@ -109,6 +120,55 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, file)} does not fit: {error}") from None
     return Source(path)
+
+
+def adapter_source(folder: str) -> Source:
+    """Return the source of an adapter of PEFT: the CLIP that it changes, with the adapter merged by `convert`.
+
+    The CLIP is in the folder `base`, or is one of OpenAI's, or a repository in the local cache of the hub.
+
+    Raises:
+        ValueError: the adapter has another form, or its CLIP is not there.
+    """
+    config, facts, processor = (read_config(os.path.join(folder, name)) for name in (ADAPTER_CONFIG, EXPORT, PROCESSOR))
+    try:
+        check_adapter(config)
+        base_name = base_of_adapter(folder, str(config.get("base_model_name_or_path")))
+        keys = layouts.transformers_input(processor["crop_size"]["height"], processor) if processor else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} has a damaged config ({misfit(error)}): put it back") from error
+    except ValueError as error:
+        raise ValueError(f"{os.path.join(folder, ADAPTER_CONFIG)} does not fit: {error}") from None
+    base = find(base_name)
+
+    def convert(state: dict) -> dict:
+        path = os.path.join(folder, ADAPTER)
+        merged = merge_adapter(base.convert(state), config, read_weights(path))
+        if facts.get("logit_scale"):  # an adapter has none: export.py writes it beside
+            merged["logit_scale"] = torch.tensor(float(facts["logit_scale"])).log()
+        return merged
+
+    return Source(base.path, base.architecture, convert, keys or base.input)
+
+
+def base_of_adapter(folder: str, name: str) -> str:
+    """Return the name or the folder of the CLIP that an adapter of PEFT changes. Raise ValueError if it is not there.
+
+    Args:
+        folder: of the adapter.
+        name: `base_model_name_or_path` of the adapter.
+    """
+    beside = os.path.join(folder, ADAPTER_BASE)
+    path = beside if os.path.isdir(beside) else name
+    if os.path.isdir(path):
+        if os.path.exists(os.path.join(path, ADAPTER_CONFIG)):
+            raise ValueError(f"its base {path} is an adapter itself: merge that one, and give the result as the base")
+        return path
+    for openai_name, repository in HUB_NAMES.items():
+        if name == repository:
+            return openai_name
+    check_no_download(HUB + name, folder)  # its author may be anybody
+    return HUB + name
 
 
 def open_clip_source(name: str) -> Source:

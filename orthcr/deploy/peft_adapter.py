@@ -1,0 +1,107 @@
+"""A trained change as an adapter of PEFT for transformers' CLIPModel: OrthCR and OrthSR as OFT, CLIPLoRA as LoRA.
+
+OFT       PEFT has y = W (x R_P), R_P = (I - P)(I + P)^-1 for a row x; here y = W R x with R of s Q, so P = -s Q.
+          `use_cayley_neumann` False is this inverse; True, PEFT's default, is a series and not orthogonal.
+LoRA      W + s (alpha / sqrt(r)) B A: PEFT's scale with `use_rslora`; the strength s multiplies B.
+
+An adapter has no logit scale. `export.json` has the scale, with the temperature in it, and the card applies it.
+"""
+
+import torch
+from clip.model import CLIP
+
+from trainers.clip_lora import LowRankCLIP
+from trainers.orthcr import OrthogonalCLIP
+from trainers.shared import layouts
+from trainers.shared.backbones import library
+from trainers.shared.weights import TunedCLIP
+
+MODULES = {  # name of a weight: its module in a block of transformers
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")},
+    "c_fc": "mlp.fc1",
+    "c_proj": "mlp.fc2",
+}
+PREFIXES = {"image": "visual.", "text": ""}  # of OpenAI's names, by encoder
+
+
+def adapter_of(model: TunedCLIP, name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Return the content of adapter_config.json without the base, and the tensors, at the strength of the model.
+
+    Args:
+        model: with the trained tensors.
+        name: of the method, for the message.
+
+    Raises:
+        ValueError: PEFT has no adapter of this form.
+    """
+    if isinstance(model, OrthogonalCLIP):
+        config, tensors = rotations_of(model)
+    elif isinstance(model, LowRankCLIP):
+        config, tensors = factors_of(model)
+    else:
+        raise ValueError(f"PEFT has no adapter of the form of {name}: --to peft takes OrthCR, OrthSR and CLIPLoRA")
+    config |= {
+        "target_modules": sorted({tensor.rsplit(".", 2)[0] for tensor in tensors}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "task_type": None,
+        "modules_to_save": None,
+    }
+    return config, {f"base_model.model.{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def rotations_of(model: OrthogonalCLIP) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Return the settings and tensors of OFT."""
+    numbers, block_sizes = (set(values) for values in zip(*model.rotations.sizes.values(), strict=True))
+    # the weights have the number of blocks or the block size in common; PEFT takes one of them, and 0 for the other
+    by_number = len(numbers) == 1
+    config = {
+        "peft_type": "OFT",
+        "r": numbers.pop() if by_number else 0,
+        "oft_block_size": 0 if by_number else block_sizes.pop(),
+        "use_cayley_neumann": False,
+        "num_cayley_neumann_terms": 5,
+        "module_dropout": 0.0,
+        "coft": False,
+        "eps": 6e-05,
+        "block_share": False,
+    }
+    tensors = {f"{module_of(name)}.oft_R.weight": -model.strength * q for name, q in model.rotations.upper.items()}
+    return config, tensors
+
+
+def factors_of(model: LowRankCLIP) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Return the settings and tensors of LoRA."""
+    lora = model.lora
+    config = {"peft_type": "LORA", "r": lora.r, "lora_alpha": lora.alpha, "use_rslora": True, "lora_dropout": 0.0}
+    tensors = {}
+    for name in model.places:
+        tensors[f"{module_of(name)}.lora_A.weight"] = lora.w_lora_A[name]
+        tensors[f"{module_of(name)}.lora_B.weight"] = model.strength * lora.w_lora_B[name]
+    return config, tensors
+
+
+def module_of(place: str) -> str:
+    """Return the name of the linear layer in a CLIPModel for the place <encoder>_<block>_<weight>."""
+    encoder, block, weight = place.split("_", 2)
+    return f"{layouts.BLOCKS[PREFIXES[encoder]]}.{block}.{MODULES[weight]}"
+
+
+def logits_of(folder: str, frozen: CLIP, facts: dict, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Return the logits [B, n_cls] by transformers and PEFT.
+
+    Args:
+        folder: with the adapter.
+        frozen: the CLIP that it changes.
+        facts: of the export.
+        tokens: prompts of the classes, int64 [n_cls, L].
+        image: float [B, 3, H, W].
+    """
+    transformers, peft = library("transformers", "--to peft"), library("peft", "--to peft")
+    base = transformers.CLIPModel(transformers.CLIPConfig.from_dict(layouts.transformers_config(frozen))).eval()
+    base.load_state_dict(layouts.to_transformers(frozen.state_dict()))
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    with torch.no_grad():
+        output = model(pixel_values=image, input_ids=tokens)
+    return facts["logit_scale"] * output.image_embeds @ output.text_embeds.T
