@@ -8,7 +8,7 @@ import yaml
 from dassl.config import flatten
 from orthcr.run import runner
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import plain
+from orthcr.run.declarations import config_values
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 
@@ -57,7 +57,10 @@ def test_the_plan_is_that_of_the_trainer(name, opts, pictures, tmp_path, capsys,
     capsys.readouterr()
     (tmp_path / "printed.yaml").write_text(text)
     again = setup_cfg(parse(["--config-file", str(tmp_path / "printed.yaml"), "--trainer", name]))
-    assert plain(again)["OPTIM.LR"] == plain(cfg)["OPTIM.LR"] and plain(again)["DATASET.NUM_SHOTS"] == 3
+    assert (
+        config_values(again)["OPTIM.LR"] == config_values(cfg)["OPTIM.LR"]
+        and config_values(again)["DATASET.NUM_SHOTS"] == 3
+    )
 
 
 @pytest.mark.usefixtures("no_weights")

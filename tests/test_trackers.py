@@ -11,7 +11,7 @@ from dassl.engine import TrainerBase
 from dassl.infrastructure.files import read_json
 from orthcr.reports.training import curves
 from orthcr.run.config import setup_cfg
-from orthcr.run.declarations import plain
+from orthcr.run.declarations import config_values
 from orthcr.run.flags import parse
 from orthcr.run.runner import main
 from orthcr.run.trackers import read_identifiers
@@ -67,7 +67,7 @@ def test_mlflow(interrupted_run, tmp_path, monkeypatch):
         {tag: {m.step: m.value for m in client.get_metric_history(run.info.run_id, tag)} for tag in tags}, out
     )
     assert run.data.metrics["result/accuracy"] == results["accuracy"] and run.data.tags["trainer"] == "OrthCR"
-    config = plain(yaml.unsafe_load((out / "config.yaml").read_text()))
+    config = config_values(yaml.unsafe_load((out / "config.yaml").read_text()))
     assert run.data.params == {key: str(value) for key, value in config.items()}
     assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["confusion.png"]
 
@@ -113,7 +113,10 @@ def test_wandb(interrupted_run, monkeypatch):
         if kind == "run":
             params = {item.key: json.loads(item.value_json) for item in record.run.config.update}
     check_scalars(scalars, out)
-    results, config = read_json(out / "results.json"), plain(yaml.unsafe_load((out / "config.yaml").read_text()))
+    results, config = (
+        read_json(out / "results.json"),
+        config_values(yaml.unsafe_load((out / "config.yaml").read_text())),
+    )
     assert summary["accuracy"] == results["accuracy"] and summary["trainer"] == "OrthCR"
     params.pop("_wandb")
     assert params == json.loads(json.dumps(config))

@@ -22,7 +22,7 @@ from orthcr.packages import check_installed
 from orthcr.reports.predictions import confusion_picture
 from trainers.shared.privacy import report_nothing
 
-from .declarations import plain
+from .declarations import config_values
 
 FILE = "trackers.json"
 PROJECT = "orthcr"  # of wandb, and experiment of MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set
@@ -66,7 +66,7 @@ class WandbRun:
                 resume="allow",
                 name=name,
                 dir=cfg.OUTPUT_DIR,
-                config=plain(cfg),
+                config=config_values(cfg),
                 settings=settings,
                 reinit="create_new",
             )
@@ -129,7 +129,7 @@ class MlflowRun:
                 self.client.update_run(identifier, status="RUNNING")
             else:
                 identifier = self.client.create_run(self.experiment(), run_name=name).info.run_id
-                params = [Param(key, str(value)[:6000]) for key, value in plain(cfg).items()]
+                params = [Param(key, str(value)[:6000]) for key, value in config_values(cfg).items()]
                 for start in range(0, len(params), 100):  # MLflow takes a hundred at once
                     self.client.log_batch(identifier, params=params[start : start + 100])
         except Exception as error:  # MLflow raises a dozen types
