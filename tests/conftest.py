@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+import threading
 import warnings
 from functools import cache
 from itertools import chain, repeat
@@ -38,15 +39,23 @@ VOCABULARY = 49408
 @pytest.fixture(scope="session", autouse=True)
 def clips_without_random_weights():
     """A CLIP is read without the random weights that its class draws first: most of the time of reading it."""
-    build_model = clip.build_model
+    build_model, thread = clip.build_model, threading.local()
 
     def build(state_dict):
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
-                patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+        thread.builds = True
+        try:
             return build_model(state_dict)
+        finally:
+            thread.builds = False
+
+    def unless_building(fill):
+        return lambda tensor, *args, **kwargs: (
+            tensor if getattr(thread, "builds", False) else fill(tensor, *args, **kwargs)
+        )
 
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
+            patch.setattr(torch.nn.init, name, unless_building(getattr(torch.nn.init, name)))
         patch.setattr(clip, "build_model", build)
         yield
 

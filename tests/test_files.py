@@ -14,12 +14,12 @@ import yaml
 from dassl.infrastructure.files import (
     SCRATCH,
     NotAsWritten,
+    add_checksum,
     atomic_write,
     locked,
     read_json,
     read_text,
     scratch_folder,
-    seal,
     seal_config,
     sweep,
     visible,
@@ -75,7 +75,7 @@ def test_checkpoints_without_checksum_load_and_compressed_ones_do_not(tmp_path):
 def test_every_flipped_bit_of_a_text_is_noticed(suffix, tmp_path, one_line):
     path, content = tmp_path / f"file{suffix}", {"A": {"B": [1, 2.5]}, "C": "é ü"}
     text = yaml.safe_dump(content) if suffix == ".yaml" else json.dumps(content, indent=4)
-    whole = seal(text, suffix)
+    whole = add_checksum(text, suffix)
     path.write_bytes(whole)
     read = yaml.safe_load(read_text(path)) if suffix == ".yaml" else read_json(path)
     assert read == content, "plain YAML and JSON, and no checksum in what is read"

@@ -46,7 +46,7 @@ def test_its_weights_are_those_that_orthcr_rotates(random_clip):
         free = FreeCLIP(node(**changes), random_clip(), NAMES, TEMPLATE)
         turned = orthogonal(random_clip(), **changes)
         assert free.places == turned.places and list(free.weights) == list(turned.rotations.upper)
-        assert all(torch.equal(w, turned.weight(name)) for name, w in free.weights.items())
+        assert all(torch.equal(w, turned.frozen_weight(name)) for name, w in free.weights.items())
 
 
 def test_it_starts_exactly_at_zero_shot(make_trainer):

@@ -15,7 +15,7 @@ import torch
 import yaml
 from own_photos import COLOURS, SMALL, make_photos
 
-from dassl.infrastructure.files import seal
+from dassl.infrastructure.files import add_checksum
 from orthcr.run.runner import main as train
 from predict import main as predict
 from report import main as report
@@ -180,7 +180,7 @@ def spoil_config(home, **changes):
     for key, value in changes.items():
         section, _, leaf = key.rpartition("__")
         (config[section] if section else config)[leaf] = value
-    path.write_bytes(seal(yaml.safe_dump(config), ".yaml"))  # whoever changes it can compute a checksum, too
+    path.write_bytes(add_checksum(yaml.safe_dump(config), ".yaml"))  # whoever changes it can compute a checksum, too
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def check_hashes(folder, hashes):
             raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put the original back")
 
 
-def seal(text, suffix):
+def add_checksum(text, suffix):
     """Return the content of a YAML file, or of a JSON file that holds an object, with its checksum at the head."""
     body = text.encode().removeprefix(b"{\n" if suffix == ".json" else b"")
     return HEADS[suffix].format(sha256(body)).encode() + body
@@ -290,7 +290,7 @@ def seal_config(text, folder, names):
     """
     beside = [name for name in names if osp.exists(osp.join(folder, name))]
     lines = [BESIDE.format(name, sha256(read_bytes(osp.join(folder, name)))) for name in beside]
-    return seal("".join(lines) + text, ".yaml")
+    return add_checksum("".join(lines) + text, ".yaml")
 
 
 def check_head(data, path):
@@ -421,7 +421,7 @@ def write_json(obj, fpath, seal=False):
     except ValueError as error:
         raise ValueError(f"{fpath} cannot be written, JSON has no infinite numbers and no NaN: {error}") from error
     with atomic_write(fpath) as f:
-        f.write(seal(text, ".json") if seal else text.encode())
+        f.write(add_checksum(text, ".json") if seal else text.encode())
 
 
 def listdir_nohidden(path, sort=False):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dassl.infrastructure.files import seal
+from dassl.infrastructure.files import add_checksum
 
 # ------------------------------------------------------------------ bytes
 
@@ -305,7 +305,7 @@ def change_json(draw: random.Random, data: bytes) -> bytes:
     if draw.random() < 0.1:
         text = text.replace("{", '{"a": 1, "a": 2,', 1)
     if draw.random() < 0.6 and text.startswith("{\n"):
-        return seal(text, ".json")
+        return add_checksum(text, ".json")
     return text.encode()
 
 
