@@ -53,11 +53,18 @@ def clips_without_random_weights():
             tensor if getattr(thread, "builds", False) else fill(tensor, *args, **kwargs)
         )
 
+    build.original = build_model
     with pytest.MonkeyPatch.context() as patch:
         for name in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
             patch.setattr(torch.nn.init, name, unless_building(getattr(torch.nn.init, name)))
         patch.setattr(clip, "build_model", build)
         yield
+
+
+@pytest.fixture
+def clips_with_random_weights(monkeypatch):
+    """Reading a CLIP takes the random numbers that it takes in other processes, whose figures a test compares."""
+    monkeypatch.setattr(clip, "build_model", clip.build_model.original)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ types that do not go together, fail as they would on a GPU. A backward pass cann
 precision are those of CPU autocast against fp32.
 """
 
+import copy
 from contextlib import ExitStack
 from unittest import mock
 
@@ -176,19 +177,21 @@ def test_bf16_is_fp32_but_for_its_rounding(make_trainer, take_steps, name):
 
 
 def compare_with_bf16(make_trainer, take_steps, name, opts):
-    """The same training steps, gradients included, and the evaluation after them, in real bf16 autocast of the CPU."""
-    results, trained = {}, {}
+    """The same training steps, gradients included, and an evaluation of the same tensors, in real bf16 autocast."""
+    results, trained, state = {}, {}, None
     for enabled in (False, True):
         trainer = make_trainer(*opts, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.01, trainer=name, out=str(enabled))
         trainer.autocast |= {"enabled": enabled, "dtype": torch.bfloat16}
         torch.manual_seed(0)
         steps = take_steps(trainer, 3)
+        learner = trainer.model.get_submodule(trainer.learner)
+        trained[enabled] = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
+        state = state or copy.deepcopy(learner.state_dict())  # after three steps in fp32
+        learner.load_state_dict(state)
         trainer.set_model_mode("eval")
         batch = next(iter(trainer.test_loader))["img"]
         with torch.no_grad():
             results[enabled] = steps, trainer.model_inference(batch)
-        learner = trainer.model.get_submodule(trainer.learner)
-        trained[enabled] = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     (exact, logits), (rounded, half_logits) = results[False], results[True]
     for a, b in zip(exact, rounded, strict=True):
