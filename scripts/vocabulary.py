@@ -154,14 +154,14 @@ def curve_of(folder: Path, seed: int, strengths: tuple[float, ...], data: Path) 
     """Return a model's accuracies in percent at each strength: on the source, other data sets and other styles."""
     file = folder / "curve.json"
     if not file.exists():
-        model = Model(str(folder), "OrthCRVocabulary", seed, ("shapes", "all", 16))
+        model = Model(str(folder), "OrthCRVocabulary", seed, ("Shapes", "all", 16))
         points = measure([model], strengths, str(data), "test")
         points = [point for point in points if point.path == GEODESIC]
         accuracies = {p.strength: {name: value for (name, _), value in p.accuracies.items()} for p in points}
         groups = {
-            "source": ["shapes"],
-            "other data sets": [row.name for row in catalogue.targets("shapes")],
-            "other styles": [row.name for row in catalogue.variants("shapes")],
+            "source": ["Shapes"],
+            "other data sets": [row.name for row in catalogue.targets("Shapes")],
+            "other styles": [row.name for row in catalogue.variants("Shapes")],
         }
         write_json({k: [mean(accuracies[s][n] for n in names) for s in strengths] for k, names in groups.items()}, file)
     return read_json(file)
