@@ -61,7 +61,9 @@ class VocabularyCLIP(OrthogonalCLIP):
         if set(names) & set(classnames):
             raise ValueError("the vocabulary names a class of the data set: it must have none of them")
         tokens = tokenize(fill_template(template, names), self.text_encoder.context_length)
-        self.register_buffer("phrases", tokens, persistent=False)
+        width = max(tokens.shape[1], self.tokens.shape[1])  # each ends behind its last end-of-text token
+        self.register_buffer("phrases", F.pad(tokens, (0, width - tokens.shape[1])), persistent=False)
+        self.tokens = F.pad(self.tokens, (0, width - self.tokens.shape[1]))
         self.phrase_logits = ()
 
     def compute_changes(self, names, s=1.0):
@@ -129,8 +131,6 @@ VARIANTS = {  # the first one is OrthCR itself
     "OrthCR": (),
     "64 phrases, weight 1": key_values(PHRASES=64),
     "64 phrases, weight 3": key_values(PHRASES=64, WEIGHT=3.0),
-    "16 phrases, weight 1": key_values(PHRASES=16),
-    "64 phrases, weight 1, tau 1": key_values(PHRASES=64, PHRASE_TAU=1.0),
     "random strength": key_values(RANDOM_STRENGTH=True),
     "random strength, 64 phrases": key_values(RANDOM_STRENGTH=True, PHRASES=64),
     "average of the epochs": key_values(AVERAGE=True),
