@@ -37,7 +37,8 @@ from orthcr.run.runner import run
 from trainers.orthcr import OrthCR, OrthogonalCLIP
 from trainers.shared.epoch_average import EpochAverage
 from trainers.shared.keys import Key
-from trainers.shared.prompts import fill_template, tokenize
+from trainers.shared.prompts import fill_template
+from trainers.shared.tokens import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # rows of the table

@@ -16,7 +16,7 @@ from clip.model import CLIP
 
 from trainers.shared import backbones
 from trainers.shared.backbones import is_vit, load_clip
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 
 
 def one_line(error):

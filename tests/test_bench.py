@@ -16,7 +16,8 @@ from benchmarks.counts import Costs, adaptation, count, counted
 from benchmarks.memory import Tracker, peak_of
 from benchmarks.pictures import draw
 from benchmarks.results import Results, case_of
-from trainers.shared.prompts import fill_template, tokenize
+from trainers.shared.prompts import fill_template
+from trainers.shared.tokens import tokenize
 
 MIB = 2**20
 COOP = Case("train", "CoOp", FIRST, 50, 4, "fp32")

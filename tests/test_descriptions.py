@@ -20,7 +20,7 @@ from tests.prompt_tools import LABEL, NAMES, bare, close, in_float64, plain_logi
 from trainers.base import node_of
 from trainers.shared import templates
 from trainers.shared.descriptions import read_descriptions, read_file
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 
 WORDS = "red striped heart with many small dots on a hollow arrow seen from the side of one old photo".split()
 SMALL = {"CoPrompt": ["TRAINER.CoPrompt.PROMPT_DEPTH", 2], "PromptSRC": ["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2]}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.shared.encoders import ImageEncoder, Seams, TextEncoder, frozen_linear, layer_norm, run_blocks
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 
 PROMPTS = ["x", "a photo of a cat.", "a photo of a very long-haired, grey-and-white striped cat on a mat."]
 # embed_dim, side, layers, width, patch, text width, heads, layers of the text

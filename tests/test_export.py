@@ -18,7 +18,7 @@ from orthcr.deploy.exporter import export, load_on_cpu, plain_clip
 from orthcr.deploy.predictor import Predictor
 from trainers.shared.backbones import HUB_NAMES, input_keys, load_clip
 from trainers.shared.classifier import ClipClassifier
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 
 NAMES = ["zero", "a photo, of it", "Über_house's 7th", "seven", "eight"]
 FORMATS = {

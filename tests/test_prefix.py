@@ -17,7 +17,8 @@ from tests.prompted import run
 from trainers.shared import encoders, packing
 from trainers.shared.encoders import QuickGELU, TextEncoder, activation
 from trainers.shared.packing import common_start, group, pack
-from trainers.shared.prompts import POSITIONS, PromptLearner, fill_template, tokenize
+from trainers.shared.prompts import POSITIONS, PromptLearner, fill_template
+from trainers.shared.tokens import tokenize
 
 WORDS = "cat x-ray dark_blue striped unhyphenatedword big big_cat X grey-and-white of O'Neill's 1970 ..".split()
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -5,7 +5,7 @@ import torch
 from clip import clip
 
 from trainers.shared.encoders import TextEncoder, normalize
-from trainers.shared.prompts import PromptLearner, fill_template, template_features, template_for, tokenize
+from trainers.shared.prompts import PromptLearner, fill_template, template_features, template_for
 from trainers.shared.templates import (
     CUSTOM_TEMPLATES,
     IMAGENET_TEMPLATES,
@@ -13,6 +13,7 @@ from trainers.shared.templates import (
     KGCOOP_TEMPLATES,
     PROGRAD_TEMPLATES,
 )
+from trainers.shared.tokens import tokenize
 
 
 def one_line(error):

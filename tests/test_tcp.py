@@ -19,7 +19,7 @@ from tests.prompt_tools import (
 )
 from tests.prompted import run, wide_text_encoder
 from trainers.shared.encoders import TextEncoder
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 from trainers.tcp import ClassAwarePromptLearner
 
 NODE = "TRAINER.COOP."

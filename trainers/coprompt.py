@@ -27,7 +27,7 @@ from .maple import MaPLe
 from .shared.deep import PublishedLearner
 from .shared.encoders import normalize, wide
 from .shared.keys import DESCRIPTIONS, Key
-from .shared.prompts import fill_template, tokenize
+from .shared.prompts import fill_template
 from .shared.templates import IMAGENET_TEMPLATES
 
 IMAGE_RATIO, TEXT_RATIO = 0.1, 0.2
@@ -88,7 +88,7 @@ class CustomCLIP(maple.CustomCLIP):
         """Return the features float [n_cls, d] of the j-th description of each class, with unit length."""
         with torch.autocast(self.logit_scale.device.type, enabled=False):
             cut = bool(self.description_file)
-            tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, cut)
+            tokens = self.text_encoder.tokenize(self.descriptions[j], cut)
             return normalize(self.text_encoder(None, tokens.to(self.logit_scale.device)))
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
-from .shared.prompts import spoken, template_for, tokenize
+from .shared.prompts import spoken, template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
 
@@ -87,7 +87,7 @@ class ProbedCLIP(ClipClassifier):
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> torch.Tensor:
         """Return the text features of the prompts, float32 [n, d], not normalised."""
-        tokens = tokenize(prompts, self.text_encoder.context_length).to(self.logit_scale.device)
+        tokens = self.text_encoder.tokenize(prompts).to(self.logit_scale.device)
         return wide(self.text_encoder(None, tokens))
 
     def encode_text(self) -> torch.Tensor:

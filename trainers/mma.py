@@ -22,7 +22,7 @@ from .shared.backbones import is_vit
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
 from .shared.keys import Key
-from .shared.prompts import fill_template, tokenize
+from .shared.prompts import fill_template
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -93,7 +93,7 @@ class AdaptedCLIP(ClipClassifier):
     def __init__(self, node, clip_model, classnames: list[str]):
         super().__init__(clip_model, classnames)
         template = f"{node.TEXT_CTX_INIT} {{}}."
-        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        tokens = self.text_encoder.tokenize(fill_template(template, classnames))
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         widths = clip_model.text_projection.shape[0], clip_model.visual.conv1.out_channels
         blocks = range(node.ADAPTER_START, node.ADAPTER_END + 1)

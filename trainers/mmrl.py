@@ -39,7 +39,8 @@ from .shared.classifier import ClipClassifier
 from .shared.deep import PublishedLearner, check_depth
 from .shared.encoders import layer_norm, normalize
 from .shared.keys import Key
-from .shared.prompts import fill_template, template_for, tokenize
+from .shared.prompts import fill_template, template_for
+from .shared.siglip import check_class_token, family_of
 
 TASKS = ["", "B2N", "FS", "CD"]
 ASCENDING = "one or more, in ascending order", lambda layers: 0 < len(layers) and list(layers) == sorted(set(layers))
@@ -128,7 +129,7 @@ class CustomCLIP(ClipClassifier):
         super().__init__(clip_model, classnames, [template])
         self.logit_scale.fill_(100)  # the constant of the original, in place of CLIP's scale
         self.alpha, self.fused = node.ALPHA, fused
-        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        tokens = self.text_encoder.tokenize(fill_template(template, classnames))
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         widths = (clip_model.visual.conv1.out_channels, *clip_model.text_projection.shape)
         names = [f"{dataset}: {name}" for name in classnames]
@@ -189,6 +190,7 @@ class MMRL(ClipTrainer):
 
     def build_classifier(self, clip_model, classnames):
         cfg, node = self.cfg, self.node
+        check_class_token(family_of(clip_model), type(self).__name__)
         for encoder in ("image", "text"):
             check_depth(clip_model, cfg.MODEL.BACKBONE.NAME, encoder, max(node.REP_LAYERS), self.key("REP_LAYERS"))
         return self.classifier(node, clip_model, classnames, cfg.DATASET.NAME, self.evaluates_fused())

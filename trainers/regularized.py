@@ -35,6 +35,7 @@ from .shared.beside_dassl import say
 from .shared.cutout import class_attention, cut_out, patch_features
 from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, Decides, Key
 from .shared.prompts import template_for
+from .shared.siglip import check_class_token, family_of
 from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
 from .tuned import TunedTrainer
 
@@ -126,6 +127,8 @@ class RegularizedTrainer(TunedTrainer):
                 f"{self.key('ATTENTIVE')} needs the patch tokens of a ViT, which a ResNet does not have: "
                 f"take a ViT, or set it to False"
             )
+        if self.node.ATTENTIVE:
+            check_class_token(family_of(clip_model), self.key("ATTENTIVE"), "take a CLIP, or set it to False")
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return self.classifier(self.node, clip_model, classnames, template, self.key())
 

@@ -24,7 +24,7 @@ from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
 from .shared.iterations import Iterations
 from .shared.keys import SOME, Key
-from .shared.prompts import fill_template, template_for, tokenize
+from .shared.prompts import fill_template, template_for
 from .shared.weights import ENCODERS, copy_with
 
 BLOCKS = "transformer.resblocks."
@@ -84,7 +84,7 @@ class StagedCLIP(ClipClassifier):
             chosen = encoder in node.ENCODERS
             names = trained_names(module, node.PEFT, first[encoder], node.OUTER_NORMS) if chosen else []
             start[encoder] = {name: module.get_parameter(name) for name in names}
-        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        tokens = self.text_encoder.tokenize(fill_template(template, classnames))
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.stages = Stages(start, self.frozen_text)
         self.second = False  # whether stage 2 is being trained

@@ -25,6 +25,8 @@ KEYS = {
     "INPUT": {
         "SIZE": Key((224, 224), length=2, low=1, high=4096),  # height, width in pixels
         "INTERPOLATION": Key("bilinear", choices=("bilinear", "bicubic", "nearest")),  # of resizing
+        # of test images: "shorter" resizes the shorter side and crops the centre, "squash" changes the aspect ratio
+        "RESIZE": Key("shorter", choices=("shorter", "squash")),  # not in Dassl
         "TRANSFORMS": Key((), choices=TRANSFORMS),  # of training, in any order: dassl/data/transforms fixes it
         "EXIF_TRANSPOSE": False,  # own photographs: upright, on white, large ones reduced; not in Dassl
         "NO_TRANSFORM": False,  # leave the images as they are

@@ -16,13 +16,15 @@ resample = Image.Resampling[facts["input"]["INTERPOLATION"].upper()]
 
 
 def open_image(path):
-    \"\"\"Return a picture upright, on white, its shorter side resized, the centre cropped.\"\"\"
+    \"\"\"Return a picture upright, on white, resized to the size of the model's images.\"\"\"
     image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
     if image.mode[0] in "IF":
         raise ValueError(f"{path} has pixels of mode {image.mode}: convert it to 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if facts["input"]["RESIZE"] == "squash":
+        return image.convert("RGB").resize((side, side), resample)
     width, height = (side * pixels // min(image.size) for pixels in image.size)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.convert("RGB").resize((width, height), resample).crop((left, top, left + side, top + side))
@@ -153,8 +155,7 @@ def card(facts: dict) -> str:
         *loading(facts),
         "## Images",
         "Upright as their EXIF says, on white where they are transparent; "
-        f"shorter side to {max(image_input['SIZE'])} pixels ({image_input['INTERPOLATION']}), "
-        f"the central {image_input['SIZE'][0]} x {image_input['SIZE'][1]}, values in [0, 1], "
+        f"{resizing(image_input)} ({image_input['INTERPOLATION']}), values in [0, 1], "
         f"mean {image_input['PIXEL_MEAN']}, standard deviation {image_input['PIXEL_STD']}.",
         "## Classes",
         class_list(facts),
@@ -228,3 +229,11 @@ def table(rows: list[dict]) -> str:
         values = row | {"shots": shots, "accuracy": accuracy}
         cells.append(["" if values[head] is None else str(values[head]) for head in heads])
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *cells])
+
+
+def resizing(image_input: dict) -> str:
+    """Return a description of how pictures get the size of the model's images."""
+    height, width = image_input["SIZE"]
+    if image_input["RESIZE"] == "squash":
+        return f"resized to {height} x {width} pixels"
+    return f"shorter side to {max(height, width)} pixels, the central {height} x {width}"

@@ -15,7 +15,8 @@ from trainers.shared.backbones import library, load_clip
 from trainers.shared.classifier import ClipClassifier
 
 EXPORT = "export.json"  # the facts of an export, beside the files of its format
-INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")  # of cfg.INPUT: the transform of a test image
+# keys of cfg.INPUT that decide on the transform of a test image
+INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION", "RESIZE")
 
 
 class OnnxClassifier:
@@ -95,9 +96,10 @@ def read_facts(folder: str) -> dict:
     path = osp.join(folder, EXPORT)
     facts = read_json(path)
     try:
+        facts["input"].setdefault("RESIZE", "shorter")  # exports before version 1.5 have no other
         check_facts(facts)
         input_cfg(facts)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not what export.py wrote ({brief(error)}): export again") from error
     check_hashes(folder, facts.get("files", {}))
     return facts

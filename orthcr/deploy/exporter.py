@@ -37,6 +37,7 @@ from trainers.base import ClipTrainer
 from trainers.shared import layouts
 from trainers.shared.backbones import ADAPTER, ADAPTER_BASE, ADAPTER_CONFIG, HUB_NAMES, is_vit, library, load_clip
 from trainers.shared.classifier import ClipClassifier
+from trainers.shared.siglip import CLIP_FAMILY, family_of
 from trainers.shared.weights import TunedCLIP
 
 OPSET = 20
@@ -78,6 +79,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
             logits = OnnxClassifier(folder, len(facts["classes"])).model_inference(image)
         elif to == "peft":
             frozen = load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
+            check_clip(frozen)
             facts |= write_peft(trainer, frozen, folder, facts)
             logits = logits_of(folder, frozen, facts, trainer.model.tokens, image)
         else:
@@ -203,6 +205,7 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
             part = f"its {trainer.learner} runs beside them"
         raise ValueError(f"{name} leaves CLIP's weights as they are, {part}: {PLAIN}")
     model, result = trainer.model, load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
+    check_clip(result)
     state = result.state_dict()
     if isinstance(model, TunedCLIP):
         parts = model.merged()
@@ -211,6 +214,13 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
                 state[prefix + name].copy_(tensor)
     state["logit_scale"].copy_((model.logit_scale / temperature).log())  # from the model: CLIPLoRA has its own scale
     return result
+
+
+def check_clip(model) -> None:
+    """Raise ValueError for a family that is written as onnx only."""
+    family = family_of(model)
+    if family != CLIP_FAMILY:
+        raise ValueError(f"{family.name} cannot be written in this form: take --to onnx, or predict.py --model-dir")
 
 
 def tensors(model: CLIP) -> dict[str, torch.Tensor]:

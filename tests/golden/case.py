@@ -11,8 +11,9 @@ from dassl.config import flatten, merge_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from orthcr.run.declarations import default_cfg
-from trainers.shared.prompts import fill_template, tokenize
+from trainers.shared.prompts import fill_template
 from trainers.shared.templates import CUSTOM_TEMPLATES
+from trainers.shared.tokens import tokenize
 
 from . import recipe
 

@@ -3,7 +3,8 @@
 import torch
 
 from trainers.shared.classifier import ClipClassifier
-from trainers.shared.prompts import fill_template, tokenize
+from trainers.shared.prompts import fill_template
+from trainers.shared.tokens import tokenize
 
 from .case import Case
 

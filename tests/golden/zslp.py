@@ -4,7 +4,7 @@ import torch
 
 from trainers.linear_probe import mean_probability
 from trainers.shared.encoders import normalize
-from trainers.shared.prompts import tokenize
+from trainers.shared.tokens import tokenize
 
 from .case import Case
 

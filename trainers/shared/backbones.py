@@ -11,6 +11,7 @@ import importlib
 import os
 import urllib.error
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from . import layouts
 from .adapters import check_adapter, merge_adapter
 from .beside_dassl import check_hashes, check_regular, misfit, read_archive, read_json, state_dict
 from .privacy import report_nothing
+from .siglip import CLIP_FAMILY, SIGLIP, SigLIPVision, build_siglip
+from .tokens import LibraryTokenizer
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
 CACHE = os.path.expanduser("~/.cache/clip")  # the download folder of clip.load
@@ -56,6 +59,7 @@ class Source(NamedTuple):
     architecture: layouts.Architecture | None = None  # None: OpenAI's builder finds it from the tensors
     convert: Callable = dict  # converts the file's state dict to OpenAI's layout
     input: dict | None = None  # keys of cfg.INPUT; None: OpenAI's, or unknown
+    tokenizer: Callable | None = None  # returns a `LibraryTokenizer`; None: CLIP's tokenizer
 
 
 def find(name: str) -> Source:
@@ -103,6 +107,8 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             architecture = layouts.open_clip_architecture(model_config)
             keys = layouts.open_clip_input(architecture.side, open_clip_config.get("preprocess_cfg") or {})
             layouts.check_description(architecture, keys)
+            if architecture.family == SIGLIP:
+                return Source(path, architecture, layouts.siglip_from_open_clip, keys, partial(tokenizer_in, folder))
             return Source(path, architecture, layouts.from_open_clip, keys)
         if "model_type" in config:
             processor = processor or read_config(os.path.join(folder, "processor_config.json")).get(
@@ -111,7 +117,9 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             architecture = layouts.transformers_architecture(config)
             keys = layouts.transformers_input(architecture.side, processor)
             layouts.check_description(architecture, keys)
-            return Source(path, architecture, layouts.from_transformers, keys)
+            tokenizer = None if architecture.family == CLIP_FAMILY else partial(tokenizer_in, folder)
+            convert = partial(layouts.from_transformers, family=architecture.family)
+            return Source(path, architecture, convert, keys, tokenizer)
         if processor:
             side = processor["crop_size"]["height"]
             return Source(path, input=layouts.transformers_input(side, processor))
@@ -194,11 +202,16 @@ def open_clip_source(name: str) -> Source:
         architecture = layouts.open_clip_architecture(config)
     except ValueError as error:
         raise ValueError(f"{OPEN_CLIP}{name} does not fit: {error}") from None
-    keys = layouts.open_clip_input(architecture.side, pretrained)
+    keys = layouts.open_clip_input(architecture.side, pretrained or config.get("preprocess_cfg") or {})
 
     def path() -> str:
         return run_download(lambda: open_clip.download_pretrained(pretrained), name) if pretrained else tag
 
+    if architecture.family == SIGLIP:
+        repository = config["text_cfg"].get("hf_tokenizer_name", "")
+        return Source(
+            path, architecture, layouts.siglip_from_open_clip, keys, partial(tokenizer_of_repository, repository)
+        )
     return Source(path, architecture, layouts.from_open_clip, keys)
 
 
@@ -223,6 +236,24 @@ def hub_source(repository: str) -> Source:
         return os.path.join(snapshot, file)
 
     return beside(folder, path, file)
+
+
+def tokenizer_in(folder: str) -> LibraryTokenizer:
+    """Return the tokenizer of transformers with its files in a folder. Raise ValueError if it cannot be read."""
+    transformers = library("transformers", folder)
+    try:
+        return LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # the library raises several types
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        advice = "put tokenizer.json and tokenizer_config.json of the model there"
+        raise ValueError(f"{folder} has no tokenizer that transformers can read ({reason}): {advice}") from error
+
+
+def tokenizer_of_repository(repository: str) -> LibraryTokenizer:
+    """Return the tokenizer in a repository of the Hugging Face Hub. Raise OSError if it cannot be downloaded."""
+    client, patterns = library("huggingface_hub", repository), ["*token*", "*.model", "config.json"]
+    folder = run_download(lambda: client.snapshot_download(repository, allow_patterns=patterns), repository)
+    return tokenizer_in(folder)
 
 
 def weights_in(files: Iterable[str]) -> str:
@@ -342,8 +373,10 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
     source = find(name)
     path, architecture = source.path(), source.architecture
     try:
-        state = dict(source.convert(read_weights(path)))
-        if architecture:
+        state = dict(source.convert(layouts.merge_long_positions(read_weights(path))))
+        if architecture and architecture.family == SIGLIP:
+            model = build_siglip(state, architecture, layouts.ACTIVATIONS)
+        elif architecture:
             model = layouts.build_clip(state, architecture)
         else:
             model = clip.build_model(state).float()
@@ -352,6 +385,8 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> CLIP:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         form = "the layout of its config" if architecture else "OpenAI's layout, as JIT archive or state dict"
         raise ValueError(f"{path} holds no CLIP in {form} ({reason})") from error
+    if source.tokenizer:
+        model.tokenizer = source.tokenizer()
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -379,4 +414,4 @@ def from_anywhere(name: str) -> str:
 
 def is_vit(model: CLIP) -> bool:
     """Return whether the image encoder is a vision transformer. Otherwise it is a ResNet."""
-    return isinstance(model.visual, VisionTransformer)
+    return isinstance(model.visual, (VisionTransformer, SigLIPVision))

@@ -14,6 +14,9 @@ The results are those of each prompt alone. k_P and v_P exist once, and autograd
 them. Prompts that do not fit into memory are encoded in parts, and recomputed in the backward pass (memory.py).
 
 A method changes the encoders at three places, the `Seams`. Without them this is the frozen CLIP.
+
+The encoders of other families (siglip.py) run through the same blocks. Where their text attends in both directions,
+prompts are encoded one by one, each with its padding.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +34,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .memory import blocks_to_recompute, split
 from .packing import Groups, Packing, Plan, pack
 from .processes import each_its_part
+from .siglip import AttentionPool, check_causal, family_of
+from .tokens import tokenize
 
 # block -> tokens float [n, width]; or [N, n, width] of images, [classes, n, width] of prompts
 Deep = Mapping[int, torch.Tensor]
@@ -270,24 +275,49 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def attention_pool(pool: AttentionPool, x: torch.Tensor, seams: Seams) -> torch.Tensor:
+    """Return the feature float [B, width] of tokens x float [B, L, width]; equation (1) of siglip.py.
+
+    The maps of the pool have the places image_pool_q and so on.
+    """
+    weights, biases = pool.attn.in_proj_weight.chunk(3), pool.attn.in_proj_bias.chunk(3)
+    inputs = pool.probe.to(x.dtype).expand(len(x), -1, -1), x, x
+    maps = zip("qkv", inputs, weights, biases, strict=True)
+    q, k, v = (seams.linear(f"image_pool_{name}", h, weight, bias) for name, h, weight, bias in maps)
+    q, k, v = (t.unflatten(-1, (pool.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    out, c_fc, c_proj = pool.attn.out_proj, pool.mlp.c_fc, pool.mlp.c_proj
+    x = seams.linear("image_pool_out", sdpa(q, k, v).transpose(1, 2).flatten(2), out.weight, out.bias)
+    h = seams.linear("image_pool_c_fc", layer_norm(pool.ln, x), c_fc.weight, c_fc.bias)
+    x = x + seams.linear("image_pool_c_proj", activation(pool.mlp.gelu, h), c_proj.weight, c_proj.bias)
+    return x[:, 0]
+
+
 class ImageEncoder(nn.Module):
-    """CLIP's vision transformer. Its parameters have the names of `clip_model.visual`."""
+    """CLIP's vision transformer. Its parameters have the names of `clip_model.visual`.
+
+    Attributes:
+        class_embedding, ln_pre, proj: None where the family has none.
+        attn_pool: the attention pooling; None: the class token is the feature.
+    """
 
     def __init__(self, visual):
         super().__init__()
         self.conv1, self.transformer = visual.conv1, visual.transformer
-        self.class_embedding, self.positional_embedding = visual.class_embedding, visual.positional_embedding
-        self.ln_pre, self.ln_post, self.proj = visual.ln_pre, visual.ln_post, visual.proj
+        self.positional_embedding, self.ln_post = visual.positional_embedding, visual.ln_post
+        self.class_embedding, self.ln_pre = getattr(visual, "class_embedding", None), getattr(visual, "ln_pre", None)
+        self.proj, self.attn_pool = getattr(visual, "proj", None), getattr(visual, "attn_pool", None)
         # decisions of the first step, for all steps: (shape, changed maps) -> number of recomputed blocks
         self.recomputed: dict[tuple, int] = {}
 
     def forward(self, image: torch.Tensor, context: torch.Tensor | None = None, **seams) -> torch.Tensor:
-        """Return the features float [B, embed_dim] of the class token, not normalised; arguments as of `tokens`."""
+        """Return the features float [B, embed_dim], not normalised; arguments as of `tokens`."""
         x = self.tokens(image, context, **seams)
+        if self.attn_pool is not None:
+            return attention_pool(self.attn_pool, layer_norm(self.ln_post, x), Seams(**seams))
         return layer_norm(self.ln_post, x[:, 0]) @ self.proj
 
     def tokens(self, image: torch.Tensor, context: torch.Tensor | None = None, **seams) -> torch.Tensor:
-        """Return all tokens after the last block and before ln_post: float [B, L, width], the class token first.
+        """Return all tokens after the last block and before ln_post: float [B, L, width], a class token first.
 
         Args:
             image: float [B, 3, H, W].
@@ -297,11 +327,12 @@ class ImageEncoder(nn.Module):
         """
         seams = Seams(**seams)
         x = wide(self.conv1(image)).flatten(2).mT  # [B, patches, width]; the residual stream is fp32, as in the text
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
+        if self.class_embedding is not None:
+            x = torch.cat([self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         if context is not None:
             x = torch.cat([x, context.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        x = add_beside(seams.beside, "image_input", layer_norm(self.ln_pre, x))
+        x = add_beside(seams.beside, "image_input", x if self.ln_pre is None else layer_norm(self.ln_pre, x))
         blocks, at = self.transformer.resblocks, 1 if seams.insert else None
         recompute = 0
         if torch.is_grad_enabled():  # an evaluation saves nothing, and ONNX would fix the shape if it were read
@@ -328,7 +359,13 @@ class TextEncoder(nn.Module):
         self.token_embedding, self.transformer = clip_model.token_embedding, clip_model.transformer
         self.positional_embedding, self.ln_final = clip_model.positional_embedding, clip_model.ln_final
         self.text_projection = clip_model.text_projection
+        self.text_projection_bias = getattr(clip_model, "text_projection_bias", None)
         self.context_length = len(self.positional_embedding)  # 77, OpenAI's
+        self.family, self.tokenizer = family_of(clip_model), getattr(clip_model, "tokenizer", None) or tokenize
+
+    def tokenize(self, prompts: list[str], cut: bool = False) -> torch.Tensor:
+        """Return the token ids int64 [n, L] of prompts; `cut` and the error as of `tokens.tokenize`."""
+        return self.tokenizer(prompts, self.context_length, cut)
 
     def forward(
         self, prompts: torch.Tensor | None, tokenized_prompts: torch.Tensor, shared: int | None = None, **seams
@@ -357,6 +394,8 @@ class TextEncoder(nn.Module):
 
     def encode_here(self, prompts, tokenized_prompts, deep, part, shared, seams: Seams) -> torch.Tensor:
         """Return the result of `forward` for a part of the classes, to which `deep` belongs; see `each_its_part`."""
+        if not self.family.causal:
+            return self.encode_all_positions(tokenized_prompts[slice(*part)] if part else tokenized_prompts, seams)
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
@@ -381,6 +420,27 @@ class TextEncoder(nn.Module):
             features.append(torch.cat([encode(images, packing) for images in x.split(plan.images)]))
         features = torch.cat(features, dim=1).index_select(1, plan.place)
         return features.reshape(*lead, *features.shape[1:])
+
+    def encode_all_positions(self, tokens: torch.Tensor, seams: Seams) -> torch.Tensor:
+        """Return features float [n, embed_dim] of ids int64 [n, L] by attention in both directions, padding included.
+
+        Raises:
+            ValueError: a method has prompts in this encoder.
+        """
+        if seams.deep:
+            check_causal(self.family, "a method with prompts in the text encoder")
+        layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
+        parts, _ = split(len(tokens), 1, tokens.numel(), width, layers, seams.change_maps, tokens.device)
+        at_once = self.at_once or ceil(len(tokens) / parts)
+
+        def encode(ids: torch.Tensor) -> torch.Tensor:
+            x = add_beside(seams.beside, "text_input", self.token_embedding(ids)) + self.positional_embedding
+            x = run_blocks(self.transformer.resblocks, x, "text", seams)
+            return layer_norm(self.ln_final, x[:, -1]) @ self.text_projection + self.text_projection_bias
+
+        if torch.is_grad_enabled() and at_once < len(tokens):
+            encode = partial(checkpoint, encode, use_reentrant=False)
+        return torch.cat([encode(ids) for ids in tokens.split(at_once)])
 
     def encode(self, x: torch.Tensor, packing: Packing, seams: Seams) -> torch.Tensor:
         """Return the features [N, classes, embed_dim] of packed embeddings float [N, T, width]."""

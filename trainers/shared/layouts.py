@@ -1,7 +1,7 @@
 """Conversion of CLIPs between the layouts of open_clip and transformers and OpenAI's layout, which this project uses.
 
 A state dict has all sizes. An `Architecture` has the rest (heads, activation, epsilon), which is read from the config
-files of these libraries. A model with other parts than CLIP's two transformers is an error.
+files of these libraries. SigLIP is the only other family (siglip.py); a model with further parts is an error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from clip.model import CLIP, QuickGELU, VisionTransformer
 from torch import nn
+
+from .siglip import CLIP_FAMILY, SIGLIP, Family
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 VOCABULARY = 49408  # of CLIP's tokenizer
@@ -36,6 +38,7 @@ class Architecture(NamedTuple):
     image: Tower
     text: Tower
     side: int  # side of the images, in pixels
+    family: Family = CLIP_FAMILY
 
 
 def check_description(architecture: Architecture, keys: dict) -> None:
@@ -83,7 +86,7 @@ def build_clip(state: Mapping[str, torch.Tensor], architecture: Architecture) ->
         raise ValueError(f"it has {vocabulary:,} tokens, CLIP's tokenizer {VOCABULARY:,}: it was trained with another")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     length, embed_dim = len(state["positional_embedding"]), state["text_projection"].shape[1]
-    image, text, side = architecture
+    image, text, side, _ = architecture
     with torch.device("meta"):  # no memory, no random numbers
         model = CLIP(embed_dim, side, 1, 64, patch, length, vocabulary, text_width, text.heads, depth(state, ""))
         model.visual = VisionTransformer(side, patch, width, depth(state, "visual."), image.heads, embed_dim)
@@ -150,9 +153,56 @@ INSIDE = {  # names of the tensors of a block; OpenAI has q, k and v below each 
 }
 
 
-def names(image_blocks: int, text_blocks: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+# the same of a SigLIP, which transformers stores without the prefixes of a block's q, k and v in the pooling
+SIGLIP_OUTSIDE = {
+    name: OUTSIDE[name]
+    for name in (
+        *("visual.positional_embedding", "visual.conv1.weight", "visual.ln_post.weight", "visual.ln_post.bias"),
+        *("token_embedding.weight", "positional_embedding", "ln_final.weight", "ln_final.bias", "logit_scale"),
+    )
+} | {
+    "visual.conv1.bias": "vision_model.embeddings.patch_embedding.bias",
+    "text_projection": "text_model.head.weight",
+    "text_projection_bias": "text_model.head.bias",
+    "visual.attn_pool.probe": "vision_model.head.probe",
+    **{
+        f"visual.attn_pool.{ours}.{kind}": f"vision_model.head.{theirs}.{kind}"
+        for ours, theirs in (
+            *(("attn.out_proj", "attention.out_proj"), ("ln", "layernorm")),
+            *(("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")),
+        )
+        for kind in ("weight", "bias")
+    },
+    "visual.attn_pool.attn.in_proj_weight": "vision_model.head.attention.in_proj_weight",
+    "visual.attn_pool.attn.in_proj_bias": "vision_model.head.attention.in_proj_bias",
+}
+OUTSIDE_OF = {"CLIP": OUTSIDE, "SigLIP": SIGLIP_OUTSIDE}
+# names of timm's vision transformer, without `visual.trunk.`, by OpenAI's names without `visual.`
+TIMM = {
+    "conv1.": "patch_embed.proj.",
+    "positional_embedding": "pos_embed",
+    "ln_post.": "norm.",
+    "attn_pool.probe": "attn_pool.latent",
+    "attn_pool.attn.out_proj.": "attn_pool.proj.",
+    "attn_pool.ln.": "attn_pool.norm.",
+    "attn_pool.mlp.c_fc.": "attn_pool.mlp.fc1.",
+    "attn_pool.mlp.c_proj.": "attn_pool.mlp.fc2.",
+}
+TIMM_INSIDE = {
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj.": "attn.out_proj.",
+    "norm1.": "ln_1.",
+    "norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
+
+
+def names(
+    image_blocks: int, text_blocks: int, outside: Mapping[str, str] = OUTSIDE
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each of OpenAI's names with the names of the tensors in transformers that it consists of."""
-    for openai_name, name in OUTSIDE.items():
+    for openai_name, name in outside.items():
         yield openai_name, (name,)
     for (prefix, layers), n in zip(BLOCKS.items(), (image_blocks, text_blocks), strict=True):
         for i in range(n):
@@ -172,15 +222,17 @@ def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {name: tensor.contiguous().clone() for name, tensor in converted.items()}
 
 
-def from_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Convert the state dict of a `transformers.CLIPModel` to OpenAI's layout.
+def from_transformers(state: Mapping[str, torch.Tensor], family: Family = CLIP_FAMILY) -> dict[str, torch.Tensor]:
+    """Convert the state dict of a `transformers.CLIPModel` or `SiglipModel` to OpenAI's layout.
 
     Raises:
         ValueError: a tensor is missing, or there are further ones.
     """
     blocks = ({name.split(".")[3] for name in state if name.startswith(f"{layers}.")} for layers in BLOCKS.values())
     converted, unused = {}, {name for name in state if not name.endswith("position_ids")}
-    for name, parts in names(*map(len, blocks)):
+    if family == SIGLIP:
+        unused.discard("logit_bias")  # which is the same for all classes
+    for name, parts in names(*map(len, blocks), OUTSIDE_OF[family.name]):
         missing = [part for part in parts if part not in state]
         if missing:
             raise ValueError(f"it lacks {missing[0]}")
@@ -188,7 +240,7 @@ def from_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         converted[name] = (tensor.mT if name in TRANSPOSED else tensor).contiguous()
         unused -= set(parts)
     if unused:
-        raise ValueError(f"it has {min(unused)}, which a CLIP has not")
+        raise ValueError(f"it has {min(unused)}, which a {family.name} has not")
     converted["logit_scale"] = converted["logit_scale"].reshape(())
     return converted
 
@@ -202,11 +254,59 @@ def from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
         ValueError: it has a bias beside its logit scale.
     """
     if "logit_bias" in state:
-        raise ValueError("it has a logit_bias: it is a SigLIP, whose logits are no softmax over classes")
+        raise ValueError("it has a logit_bias, which a CLIP has not")
     converted = {name.removeprefix("module.").removeprefix("text."): tensor for name, tensor in state.items()}
     converted.pop("attn_mask", None)
     converted["logit_scale"] = converted["logit_scale"].reshape(())
     return converted
+
+
+def siglip_from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Convert the state dict of a SigLIP in open_clip, whose image encoder is timm's, to OpenAI's layout.
+
+    A tensor without a name in OpenAI's layout keeps its own, which is an error of the caller.
+    """
+    converted, trunk = {}, "visual.trunk."
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        if name == f"{trunk}attn_pool.q.weight" or name == f"{trunk}attn_pool.q.bias":
+            kind = name.rsplit(".", 1)[1]
+            key_and_value = state[name.replace(".q.", ".kv.")]
+            converted[f"visual.attn_pool.attn.in_proj_{kind}"] = torch.cat([tensor, key_and_value])
+        elif name.startswith(f"{trunk}attn_pool.kv.") or name in ("logit_bias", "text.attn_mask"):
+            continue  # in in_proj; the same for all classes; no tensor of the model
+        elif name.startswith(f"{trunk}blocks."):
+            number, inside = name.removeprefix(f"{trunk}blocks.").split(".", 1)
+            for theirs, ours in TIMM_INSIDE.items():
+                inside = inside.replace(theirs, ours) if inside.startswith(theirs) else inside
+            converted[f"visual.transformer.resblocks.{number}.{inside}"] = tensor
+        elif name.startswith(trunk):
+            rest = name.removeprefix(trunk)
+            for ours, theirs in TIMM.items():
+                if rest.startswith(theirs):
+                    rest = rest.replace(theirs, ours, 1)
+                    break
+            converted[f"visual.{rest}"] = tensor[0] if rest == "positional_embedding" else tensor
+        elif name == "text.text_projection.weight":
+            converted["text_projection"] = tensor.mT.contiguous()
+        elif name == "text.text_projection.bias":
+            converted["text_projection_bias"] = tensor
+        else:
+            converted[name.removeprefix("text.")] = tensor
+    converted["logit_scale"] = converted["logit_scale"].reshape(())
+    return converted
+
+
+def merge_long_positions(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Merge the two positional embeddings of a LongCLIP (Zhang et al. 2024), of which its code adds masked parts.
+
+    The first 20 positions are those of CLIP, in `positional_embedding`; the others are in `positional_embedding_res`.
+    """
+    state = dict(state)
+    if "positional_embedding_res" in state:
+        later = state.pop("positional_embedding_res")
+        state["positional_embedding"] = torch.cat([state["positional_embedding"][:20], later[20:]])
+    return state
 
 
 # ------------------------------------------------------------------ open_clip's config
@@ -234,9 +334,10 @@ def open_clip_architecture(config: dict) -> Architecture:
         ValueError: the model has parts that OpenAI's CLIPs do not have; the message has the reason.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
+    if config.get("init_logit_bias") is not None:
+        return open_clip_siglip(config)
     problems = [  # (whether it applies, reason)
         ("multimodal_cfg" in config, "a CoCa, which has a decoder and pools by attention"),
-        (config.get("init_logit_bias") is not None, "a SigLIP, whose logits are no softmax over classes"),
         (vision.get("timm_model_name"), f'its image encoder is "{vision.get("timm_model_name")}" of timm'),
         (isinstance(vision.get("layers"), list), "its image encoder is a ResNet of open_clip: take OpenAI's RN50"),
         (text.get("hf_model_name"), f'its text encoder is "{text.get("hf_model_name")}" of transformers'),
@@ -262,6 +363,42 @@ def open_clip_architecture(config: dict) -> Architecture:
     )
 
 
+SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}  # of open_clip's configs
+SIGLIP_VISION = {"timm_pool": "map", "timm_proj": "none"}
+
+
+def open_clip_siglip(config: dict) -> Architecture:
+    """Return the architecture of a SigLIP by a config of open_clip; timm knows its image encoder.
+
+    Raises:
+        ValueError: it has parts that the SigLIPs of open_clip do not have, or timm is not installed.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    for part, expected in ((text, SIGLIP_TEXT), (vision, SIGLIP_VISION)):
+        for key, value in expected.items():
+            if part.get(key) != value:
+                raise ValueError(f"it has a logit bias, as SigLIP, but its {key} is {part.get(key)!r}, not {value!r}")
+    clean = (text.get("tokenizer_kwargs") or {}).get("clean")
+    if clean != "canonicalize":
+        raise ValueError(f"its tokenizer cleans text by {clean!r}, not by canonicalize as SigLIP's")
+    name = str(vision.get("timm_model_name"))
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"it needs timm ({error}): pip install -e '.[export]'") from error
+    if not timm.is_model(name):
+        raise ValueError(f'timm has no model "{name}", its image encoder: install a newer timm, or take another CLIP')
+    with torch.device("meta"):
+        trunk = timm.create_model(name, num_classes=0)
+    if type(trunk).__name__ != "VisionTransformer" or trunk.attn_pool is None or trunk.cls_token is not None:
+        raise ValueError(f'its image encoder "{name}" of timm is no vision transformer with attention pooling')
+    block = trunk.blocks[0]
+    tanh = type(block.mlp.act).__name__ == "GELUTanh" or getattr(block.mlp.act, "approximate", "") == "tanh"
+    image = Tower(block.attn.num_heads, "gelu_pytorch_tanh" if tanh else "gelu", block.norm1.eps)
+    text_tower = open_clip_tower(text, text.get("heads", 8), config.get("quick_gelu", False))
+    return Architecture(image, text_tower, square(vision.get("image_size", 224)), SIGLIP)
+
+
 def open_clip_tower(config: dict, heads: int, quick: bool) -> Tower:
     tanh = (config.get("act_kwargs") or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick else "gelu_pytorch_tanh" if tanh else "gelu"
@@ -270,7 +407,7 @@ def open_clip_tower(config: dict, heads: int, quick: bool) -> Tower:
 
 def open_clip_config(model: CLIP) -> dict:
     """Return the `model_cfg` of open_clip. Raise ValueError if the two encoders have different activations."""
-    image, text, side = architecture_of(model)
+    image, text, side, _ = architecture_of(model)
     if (image.activation == "quick_gelu") != (text.activation == "quick_gelu"):
         raise ValueError("open_clip has one activation, QuickGELU or GELU, for both encoders")
     visual, width, text_width = model.visual, model.visual.conv1.out_channels, model.transformer.width
@@ -316,15 +453,18 @@ def transformers_architecture(config: dict) -> Architecture:
         ValueError: the model is no CLIP, or has an unknown activation.
     """
     kind = config.get("model_type")
-    if kind != "clip":
-        raise ValueError(f'its model_type in transformers is "{kind}": give a model of the type "clip"')
+    if kind not in ("clip", "siglip"):
+        raise ValueError(f'its model_type in transformers is "{kind}": give a model of the type "clip" or "siglip"')
     vision, text = (
         {**(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
         for part in ("vision", "text")
     )
-    return Architecture(
-        transformers_tower(vision, 12), transformers_tower(text, 8), square(vision.get("image_size", 224))
-    )
+    side = square(vision.get("image_size", 224))
+    if kind == "siglip":
+        defaults = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_attention_heads": 12}
+        towers = (transformers_tower({**defaults, **config}, 12) for config in (vision, text))
+        return Architecture(*towers, side, SIGLIP)
+    return Architecture(transformers_tower(vision, 12), transformers_tower(text, 8), side)
 
 
 def transformers_tower(config: dict, heads: int) -> Tower:
@@ -336,7 +476,7 @@ def transformers_tower(config: dict, heads: int) -> Tower:
 
 def transformers_config(model: CLIP) -> dict:
     """Return the `config.json` of a `transformers.CLIPModel`."""
-    image, text, side = architecture_of(model)
+    image, text, side, _ = architecture_of(model)
 
     def tower(module: nn.Module, tower: Tower) -> dict:
         blocks = module.transformer.resblocks
@@ -378,22 +518,30 @@ def square(side: int | list[int]) -> int:
 # ------------------------------------------------------------------ preprocessing, as keys of cfg.INPUT
 
 
-def input_of(side: int, mean=MEAN, std=STD, interpolation: str = "bicubic") -> dict:
+def input_of(side: int, mean=MEAN, std=STD, interpolation: str = "bicubic", resize_mode: str = "shortest") -> dict:
     interpolation = interpolation if interpolation in RESAMPLING else "bicubic"
-    return {"SIZE": (side, side), "PIXEL_MEAN": list(mean), "PIXEL_STD": list(std), "INTERPOLATION": interpolation}
+    return {
+        "SIZE": (side, side),
+        "PIXEL_MEAN": list(mean),
+        "PIXEL_STD": list(std),
+        "INTERPOLATION": interpolation,
+        "RESIZE": "squash" if resize_mode == "squash" else "shorter",
+    }
 
 
 def open_clip_input(side: int, preprocess: dict) -> dict:
     """Return the keys for a `preprocess_cfg`, from `open_clip_config.json` or from a pretrained tag."""
-    settings = {key: preprocess[key] for key in ("mean", "std", "interpolation") if preprocess.get(key)}
-    return input_of(side, **settings)
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return input_of(side, **{key: preprocess[key] for key in keys if preprocess.get(key)})
 
 
 def transformers_input(side: int, processor: dict) -> dict:
     """Return the keys for a `preprocessor_config.json`."""
     names = {number: name for name, number in RESAMPLING.items()}
     mean, std = processor.get("image_mean") or MEAN, processor.get("image_std") or STD
-    return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"))
+    # CLIP's processors have the shorter side in `size`, those of SigLIP a height and a width
+    mode = "squash" if "height" in (processor.get("size") or {}) and not processor.get("do_center_crop") else "shortest"
+    return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"), mode)
 
 
 def image_processor(keys: Mapping) -> dict:

@@ -9,35 +9,10 @@ from torch import nn
 
 from .encoders import TextEncoder, normalize, wide
 from .packing import common_start
+from .siglip import check_causal
 from .templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES_SELECT
 
 POSITIONS = ["end", "middle", "front"]
-
-
-def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Tensor:
-    """Return token ids int64 [n, L], where L is the length of the longest prompt instead of CLIP's fixed 77.
-
-    Attention is causal, and the feature is read at the end-of-text token. So positions behind it have no influence on
-    any feature, and leaving them out is exact. For short prompts they would be most of the work.
-
-    Args:
-        prompts: the n prompts.
-        room: number of positions of the text encoder, `TextEncoder.context_length`.
-        cut: whether a prompt with more tokens ends early, as by clip's `truncate`, instead of being an error.
-
-    Raises:
-        ValueError: a prompt has more tokens.
-    """
-    start, end = (clip._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
-    last = room - 2 if cut else None
-    ids = [[start, *clip._tokenizer.encode(prompt)[:last], end] for prompt in prompts]
-    longest = max(ids, key=len)
-    if len(longest) > room:
-        raise ValueError(
-            f'the prompt "{prompts[ids.index(longest)]}" is too long, {len(longest)} tokens of at most {room}: '
-            f"shorten the class name or the template"
-        )
-    return torch.tensor([row + [0] * (len(longest) - len(row)) for row in ids])
 
 
 def spoken(classnames: list[str]) -> list[str]:
@@ -94,9 +69,7 @@ def template_features(
     device, total = text_encoder.token_embedding.weight.device, 0
     unit = unit and len(templates) > 1  # a single one is normalised at the end
     for template in templates:  # one at a time, because 80 x 1,000 prompts at once would not fit into memory
-        features = text_encoder(
-            None, tokenize(fill_template(template, classnames), text_encoder.context_length).to(device)
-        )
+        features = text_encoder(None, text_encoder.tokenize(fill_template(template, classnames)).to(device))
         total = total + (normalize(features) if unit else wide(features))
     return normalize(total)
 
@@ -116,7 +89,7 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
     unit = unit and most > 1
     for k in range(most):  # one a class at a time
         classes = [c for c, texts in enumerate(sentences) if k < len(texts)]
-        tokens = tokenize([sentences[c][k] for c in classes], text_encoder.context_length, cut=True)
+        tokens = text_encoder.tokenize([sentences[c][k] for c in classes], cut=True)
         features = text_encoder(None, tokens.to(device))
         features = normalize(features) if unit else wide(features)
         if len(classes) < len(sentences):
@@ -178,6 +151,7 @@ class PromptLearner(nn.Module):
         position: str | int = "end",
         template: str = "",
     ):
+        check_causal(text_encoder.family, "a method with learned prompts")
         super().__init__()
         embed = text_encoder.token_embedding
         device, n_cls, words = embed.weight.device, len(classnames), " ".join(words.replace("_", " ").split())
@@ -200,7 +174,7 @@ class PromptLearner(nn.Module):
         names = spoken(classnames)
         before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
         prompts = fill_template(template or f"{before} {{}}.", classnames)
-        tokens = tokenize(prompts, text_encoder.context_length).to(device)
+        tokens = text_encoder.tokenize(prompts).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)

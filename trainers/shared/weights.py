@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .backbones import is_vit
 from .classifier import ClipClassifier
 from .encoders import normalize
-from .prompts import fill_template, tokenize
+from .prompts import fill_template
 
 ENCODERS = ["image", "text"]
 WEIGHTS = ["q", "k", "v", "out", "c_fc", "c_proj"]
@@ -71,7 +71,7 @@ class TunedCLIP(ClipClassifier):
         for encoder in node.ENCODERS:
             weights = [ALIASES.get(name, name) for name in node.WEIGHTS]
             self.places |= find_places(encoder, self.encoders[encoder], node.LAYERS, weights, node_name)
-        tokens = tokenize(fill_template(template, classnames), self.text_encoder.context_length)
+        tokens = self.text_encoder.tokenize(fill_template(template, classnames))
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.strength = 1.0
         self.takes_features = not self.places_in(["image"])
@@ -217,7 +217,8 @@ def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
 def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str) -> dict[str, WeightSlice]:
     """Return the chosen weights of an encoder by name.
 
-    The names are <encoder>_<block>_<weight>, as in `encoders.Seams`.
+    The names are <encoder>_<block>_<weight>, as in `encoders.Seams`. All layers include the attention pooling of the
+    image encoder, if the family has one, as the block "pool".
 
     Args:
         encoder: name of the encoder.
@@ -235,9 +236,13 @@ def find_places(encoder: str, module: nn.Module, layers, weights, node_name: str
         raise ValueError(
             f"{node_name}.LAYERS has {outside}, but the {encoder} encoder has blocks 0 to {len(blocks) - 1}"
         )
+    numbers = sorted({i % len(blocks) for i in layers} or range(len(blocks)))
+    chosen = {str(i): f"transformer.resblocks.{i}" for i in numbers}
+    if not layers and getattr(module, "attn_pool", None) is not None:
+        chosen["pool"] = "attn_pool"
     places = {}
-    for i in sorted({i % len(blocks) for i in layers} or range(len(blocks))):
-        d, block = blocks[i].attn.embed_dim, f"transformer.resblocks.{i}."
+    for i, block_name in chosen.items():
+        d, block = module.get_submodule(block_name).attn.embed_dim, f"{block_name}."
         for name in weights:
             if name in ("q", "k", "v"):
                 start = "qkv".index(name) * d

@@ -244,7 +244,10 @@ def build_transform(cfg, is_train=True, choices=None, draws_by_item=False):
             steps.insert(0, T.Resize(inp.SIZE, _interpolation(inp)))
     else:
         choices = [choice for choice in choices if choice in TEST_CHOICES]
-        steps = [T.Resize(max(inp.SIZE), _interpolation(inp)), T.CenterCrop(inp.SIZE)]
+        if inp.RESIZE == "squash":
+            steps = [T.Resize(inp.SIZE, _interpolation(inp))]
+        else:
+            steps = [T.Resize(max(inp.SIZE), _interpolation(inp)), T.CenterCrop(inp.SIZE)]
     steps.append(T.ToTensor())
     steps += [build(inp) for name, build in of_tensors.items() if name in choices]
 
