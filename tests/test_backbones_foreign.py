@@ -24,6 +24,7 @@ from trainers.base import ClipTrainer
 from trainers.shared import backbones, layouts
 from trainers.shared.backbones import load_clip
 from trainers.shared.encoders import ImageEncoder, TextEncoder
+from trainers.shared.siglip import CLIP_FAMILY
 from trainers.shared.tokens import tokenize
 
 discover(trainers)
@@ -127,7 +128,7 @@ def test_by_the_name_of_open_clip(known, tmp_path, monkeypatch):
     clip = load_clip(name)
     assert torch.equal(clip.visual.proj, model.visual.proj)
     assert layouts.architecture_of(clip).image.activation == "quick_gelu"
-    assert backbones.input_keys(name)["PIXEL_MEAN"] == (MEAN if known else list(layouts.MEAN))
+    assert backbones.input_keys(name)["PIXEL_MEAN"] == (MEAN if known else list(CLIP_FAMILY.mean))
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "transformers"])

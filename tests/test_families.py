@@ -1,5 +1,6 @@
 """Families of CLIPs beside OpenAI's: their features against their own libraries, and every trainer on them."""
 
+import importlib.util
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from tests.foreign_clips import SIGLIP_KINDS, SIGLIP_WORDS, siglip_folder
 from tests.test_trainers import METHODS
 from trainers.shared.backbones import input_keys, load_clip
 from trainers.shared.classifier import ClipClassifier
+from trainers.shared.cutout import class_attention
 from trainers.shared.layouts import merge_long_positions
 from trainers.shared.tokens import canonical
 
@@ -25,7 +27,7 @@ CAUSAL, CLASS_TOKEN = "a start token and causal attention", "the class token"
 REFUSED = {
     **dict.fromkeys(["CoOp", "CoCoOp", "KgCoOp", "ProGrad", "DePT", "TPT"], CAUSAL),
     **dict.fromkeys(["MaPLe", "CoPrompt", "IVLP", "PromptSRC", "TCP"], CAUSAL),
-    **dict.fromkeys(["MMRL", "MMRLpp", "OrthSR"], CLASS_TOKEN),
+    **dict.fromkeys(["MMRL", "MMRLpp"], CLASS_TOKEN),
 }
 
 
@@ -81,9 +83,35 @@ def test_gradients_in_parts_are_those_of_the_whole(siglip):
     torch.testing.assert_close(*grads, atol=1e-10, rtol=1e-10)
 
 
-def test_the_tokenizer_is_canonical_and_pads(tmp_path):
-    assert canonical("A_photo,  of: a Plain-Red circle. ") == "a photo of a plainred circle"
+TEXTS = ["A Photo, of a star!", "plain-red_circle &amp; square ", "blue", "Star " * 20]
+
+
+@pytest.mark.parametrize("kind", SIGLIP_KINDS)
+def test_tokens_are_those_of_the_library(kind, tmp_path):
+    siglip_folder(kind, tmp_path)
+    encoder = ClipClassifier(load_clip(str(tmp_path)), NAMES, ["a {}"]).text_encoder
+    if kind == "transformers":  # whose tokenizers of SigLIP put the text into lower case
+        tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+        room = {"padding": "max_length", "truncation": True, "max_length": 16}
+        expected = tokenizer([text.lower() for text in TEXTS], return_tensors="pt", **room).input_ids
+    else:
+        expected = pytest.importorskip("open_clip").get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    assert torch.equal(encoder.tokenize(TEXTS, cut=True), expected)
+    assert torch.equal(encoder.tokenize(TEXTS[:3]), expected[:3])
+
+
+def test_padding_is_on_the_side_of_the_tokenizer(tmp_path):
     siglip_folder("transformers", tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    encoder = ClipClassifier(load_clip(str(tmp_path)), NAMES, ["a {}"]).text_encoder
+    row = encoder.tokenize(["blue star"])[0].tolist()
+    assert [SIGLIP_WORDS[i] for i in row] == ["</s>"] * 13 + ["blue", "star", "</s>"]
+
+
+def test_the_tokenizer_of_open_clip_is_canonical_and_pads(tmp_path):
+    assert canonical("A_photo,  of: a Plain-Red circle. ") == "a photo of a plainred circle"
+    siglip_folder("open_clip", tmp_path)
     encoder = ClipClassifier(load_clip(str(tmp_path)), NAMES, ["a {}"]).text_encoder
     row = encoder.tokenize(["A PHOTO, of a star!"])[0].tolist()
     assert [SIGLIP_WORDS[i] for i in row] == ["a", "photo", "of", "a", "star"] + ["</s>"] * 11
@@ -101,11 +129,93 @@ def test_a_folder_without_tokenizer_is_one_line(tmp_path, one_line):
     assert "tokenizer.json" in one_line(error)
 
 
+def test_a_tokenizer_that_needs_a_library_is_one_line(tmp_path, one_line):
+    if importlib.util.find_spec("sentencepiece"):
+        pytest.skip("sentencepiece is installed")
+    siglip_folder("transformers", tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "SiglipTokenizer"}))
+    with pytest.raises(ValueError, match="needs a further library") as error:
+        load_clip(str(tmp_path))
+    assert "SentencePiece" in one_line(error)
+
+
 def test_its_images_are_squashed_to_halves(siglip, make_cfg):
     path, _ = siglip
     keys = input_keys(str(path))
     assert keys["PIXEL_MEAN"] == keys["PIXEL_STD"] == [0.5] * 3
     assert keys["RESIZE"] == "squash" and keys["SIZE"] == (32, 32)
+
+
+@pytest.mark.parametrize("kind", SIGLIP_KINDS)
+def test_its_images_are_so_where_its_files_do_not_say_it(kind, tmp_path):
+    siglip_folder(kind, tmp_path)
+    if kind == "transformers":
+        (tmp_path / "preprocessor_config.json").unlink()
+    else:
+        file = tmp_path / "open_clip_config.json"
+        file.write_text(json.dumps({"model_cfg": json.loads(file.read_text())["model_cfg"]}))
+    keys = input_keys(str(tmp_path))
+    assert keys["PIXEL_MEAN"] == keys["PIXEL_STD"] == [0.5] * 3 and keys["RESIZE"] == "squash"
+
+
+def test_a_way_of_resizing_that_is_not_here_is_refused(tmp_path, one_line):
+    siglip_folder("open_clip", tmp_path)
+    file = tmp_path / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["preprocess_cfg"]["resize_mode"] = "longest"
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="resize_mode 'longest'") as error:
+        input_keys(str(tmp_path))
+    assert str(tmp_path) in one_line(error)
+
+
+def test_prompts_are_refused_not_ignored(folder):
+    encoder = ClipClassifier(load_clip(str(folder)), NAMES, ["a {}"]).text_encoder
+    ids = encoder.tokenize(NAMES)
+    with pytest.raises(ValueError, match=CAUSAL):
+        encoder(encoder.token_embedding(ids), ids)
+    with pytest.raises(ValueError, match=CAUSAL):
+        encoder(None, ids, deep={1: torch.zeros(2, 64)})
+
+
+def test_deep_image_prompts_are_those_of_hooks_on_the_library(siglip):
+    """Prompts behind the patches, replaced before later blocks, which the pooling sees as well."""
+    path, library = siglip
+    encoder = ClipClassifier(load_clip(str(path)), NAMES, ["a {}"]).double().image_encoder
+    width = encoder.conv1.out_channels
+    image, first = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.randn(2, width, dtype=torch.float64)
+    later = {i: torch.randn(2, width, dtype=torch.float64) for i in (1, 3)}
+    is_open_clip = hasattr(library, "visual")
+    blocks = library.visual.trunk.blocks if is_open_clip else library.vision_model.encoder.layers
+
+    def insert(_, args):
+        return torch.cat([args[0], first.expand(3, -1, -1)], dim=1), *args[1:]
+
+    def replace(i):
+        return lambda _, args: (torch.cat([args[0][:, :-2], later[i].expand(3, -1, -1)], dim=1), *args[1:])
+
+    hooks = [blocks[0].register_forward_pre_hook(insert)]
+    hooks += [blocks[i].register_forward_pre_hook(replace(i)) for i in later]
+    try:
+        with torch.no_grad():
+            expected = library.encode_image(image) if is_open_clip else library.get_image_features(image).pooler_output
+            actual = encoder(image, first, deep=later)
+            assert (actual - encoder(image)).abs().max() > 1e-3
+    finally:
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
+
+
+def test_attention_of_the_pooling_is_that_of_the_library(folder):
+    library = pytest.importorskip("transformers").SiglipModel.from_pretrained(folder).double()
+    encoder = ClipClassifier(load_clip(str(folder)), NAMES, ["a {}"]).double().image_encoder
+    image = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        tokens, head = library.vision_model(image).last_hidden_state, library.vision_model.head
+        expected = head.attention(head.probe.repeat(3, 1, 1), tokens, tokens)[1][:, 0]
+    torch.testing.assert_close(class_attention(encoder, image), expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -18,7 +18,8 @@ g and g0 have the same template. With DESCRIPTIONS, g0 is the mean over the sent
 
 With ATTENTIVE the trainer cuts holes into the images x, around patches drawn by a probability a of the frozen CLIP:
 
-    a = mean over heads of softmax(q_cls k^T / sqrt(d)), over patches, in the last block      (CUTOUT_BY attention)
+    a = mean over heads of softmax(q k^T / sqrt(d)) over patches, q the class token's in the last block, or the query's
+        of the attention pooling                                                              (CUTOUT_BY attention)
     a = softmax(s u g0_y^T) over patches, u the projected patch tokens of unit length, y the label      (similarity)
 
 VIEWS both has the loss of the clean and of the cut image, in one forward pass. Each view has its own z_0:
@@ -127,8 +128,9 @@ class RegularizedTrainer(TunedTrainer):
                 f"{self.key('ATTENTIVE')} needs the patch tokens of a ViT, which a ResNet does not have: "
                 f"take a ViT, or set it to False"
             )
-        if self.node.ATTENTIVE:
-            check_class_token(family_of(clip_model), self.key("ATTENTIVE"), "take a CLIP, or set it to False")
+        if self.node.CUTOUT_BY == "similarity":
+            advice = f"take a CLIP, or {self.key('CUTOUT_BY')} attention"
+            check_class_token(family_of(clip_model), f"{self.key('CUTOUT_BY')} similarity", advice)
         template = template_for(self.cfg.DATASET.NAME, self.node.TEMPLATE)
         return self.classifier(self.node, clip_model, classnames, template, self.key())
 

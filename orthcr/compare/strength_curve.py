@@ -149,7 +149,7 @@ def images_of(trainer, test: tuple[str, str], cache: dict, split: str):
     size = tuple(trainer.cfg.INPUT.SIZE)
     if loader is None or 12 * size[0] * size[1] * len(loader.dataset) > HELD:
         return loader
-    key = (test, size, trainer.cfg.INPUT.INTERPOLATION)
+    key = (test, size, trainer.cfg.INPUT.INTERPOLATION, trainer.cfg.INPUT.RESIZE)
     if key not in cache:
         cache.clear()
         cache[key] = list(loader)

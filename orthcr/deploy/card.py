@@ -74,7 +74,8 @@ probabilities = weights / weights.sum(axis=1, keepdims=True)
 }
 ONE_PROMPT = {
     "openai": """with torch.no_grad():
-    logits, _ = model(image, clip.tokenize([prompts[0] for prompts in facts["prompts"]]))
+    text = clip.tokenize([prompts[0] for prompts in facts["prompts"]], model.context_length)
+    logits, _ = model(image, text)
 """,
     "open_clip": """with torch.no_grad():
     logits, _ = model.get_logits(image, tokenizer([prompts[0] for prompts in facts["prompts"]]))
@@ -91,7 +92,8 @@ logits = facts["logit_scale"] * output.image_embeds @ output.text_embeds.T  # an
 }
 SEVERAL_PROMPTS = {
     "openai": """with torch.no_grad():
-    features = torch.stack([model.encode_text(clip.tokenize(prompts)) for prompts in facts["prompts"]])
+    tokens = [clip.tokenize(prompts, model.context_length) for prompts in facts["prompts"]]
+    features = torch.stack([model.encode_text(t) for t in tokens])
     image = model.encode_image(image)
 """,
     "open_clip": """with torch.no_grad():

@@ -27,7 +27,7 @@ from .adapters import check_adapter, merge_adapter
 from .beside_dassl import check_hashes, check_regular, misfit, read_archive, read_json, state_dict
 from .privacy import report_nothing
 from .siglip import CLIP_FAMILY, SIGLIP, SigLIPVision, build_siglip
-from .tokens import LibraryTokenizer
+from .tokens import LibraryTokenizer, canonical
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.safetensors"
 CACHE = os.path.expanduser("~/.cache/clip")  # the download folder of clip.load
@@ -105,17 +105,19 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
         if open_clip_config and (file.startswith("open_clip") or "model_type" not in config):
             model_config = open_clip_config.get("model_cfg", open_clip_config)
             architecture = layouts.open_clip_architecture(model_config)
-            keys = layouts.open_clip_input(architecture.side, open_clip_config.get("preprocess_cfg") or {})
+            preprocess = open_clip_config.get("preprocess_cfg") or {}
+            keys = layouts.open_clip_input(architecture.side, preprocess, architecture.family)
             layouts.check_description(architecture, keys)
             if architecture.family == SIGLIP:
-                return Source(path, architecture, layouts.siglip_from_open_clip, keys, partial(tokenizer_in, folder))
+                tokenizer = partial(tokenizer_in, folder, canonical)
+                return Source(path, architecture, layouts.siglip_from_open_clip, keys, tokenizer)
             return Source(path, architecture, layouts.from_open_clip, keys)
         if "model_type" in config:
             processor = processor or read_config(os.path.join(folder, "processor_config.json")).get(
                 "image_processor", {}
             )
             architecture = layouts.transformers_architecture(config)
-            keys = layouts.transformers_input(architecture.side, processor)
+            keys = layouts.transformers_input(architecture.side, processor, architecture.family)
             layouts.check_description(architecture, keys)
             tokenizer = None if architecture.family == CLIP_FAMILY else partial(tokenizer_in, folder)
             convert = partial(layouts.from_transformers, family=architecture.family)
@@ -202,7 +204,7 @@ def open_clip_source(name: str) -> Source:
         architecture = layouts.open_clip_architecture(config)
     except ValueError as error:
         raise ValueError(f"{OPEN_CLIP}{name} does not fit: {error}") from None
-    keys = layouts.open_clip_input(architecture.side, pretrained or config.get("preprocess_cfg") or {})
+    keys = layouts.open_clip_input(architecture.side, pretrained or {}, architecture.family)
 
     def path() -> str:
         return run_download(lambda: open_clip.download_pretrained(pretrained), name) if pretrained else tag
@@ -218,14 +220,16 @@ def open_clip_source(name: str) -> Source:
 def hub_source(repository: str) -> Source:
     """Return the source of a repository of the Hugging Face Hub.
 
-    Its configs are downloaded now, its weights at their first use. A repository in the local cache is used without a
+    Its configs and its tokenizer are downloaded now, its weights at their first use. A repository in the local cache is used without a
     request to the hub.
     """
     client, cached = library("huggingface_hub", repository), cached_folder(repository)
     if cached:
         file = weights_in(os.listdir(cached))
         return beside(cached, lambda: os.path.join(cached, file), file)
-    folder = run_download(lambda: client.snapshot_download(repository, allow_patterns="*.json"), repository)
+    folder = run_download(
+        lambda: client.snapshot_download(repository, allow_patterns=["*.json", "*.model"]), repository
+    )
     file = weights_in(run_download(lambda: client.list_repo_files(repository), repository))
     if not file:
         raise ValueError(f"{HUB}{repository} has no weights, which would be one of {', '.join(WEIGHTS)}: give another")
@@ -238,11 +242,18 @@ def hub_source(repository: str) -> Source:
     return beside(folder, path, file)
 
 
-def tokenizer_in(folder: str) -> LibraryTokenizer:
-    """Return the tokenizer of transformers with its files in a folder. Raise ValueError if it cannot be read."""
+def tokenizer_in(folder: str, clean: Callable[[str], str] = str.lower) -> LibraryTokenizer:
+    """Return the tokenizer of transformers with its files in a folder; `clean` as of `LibraryTokenizer`.
+
+    Raises:
+        ValueError: it cannot be read, or transformers needs a further library for it.
+    """
     transformers = library("transformers", folder)
     try:
-        return LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        return LibraryTokenizer(transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), clean)
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"the tokenizer in {folder} needs a further library ({reason}): install it") from error
     except Exception as error:  # the library raises several types
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         advice = "put tokenizer.json and tokenizer_config.json of the model there"
@@ -253,7 +264,7 @@ def tokenizer_of_repository(repository: str) -> LibraryTokenizer:
     """Return the tokenizer in a repository of the Hugging Face Hub. Raise OSError if it cannot be downloaded."""
     client, patterns = library("huggingface_hub", repository), ["*token*", "*.model", "config.json"]
     folder = run_download(lambda: client.snapshot_download(repository, allow_patterns=patterns), repository)
-    return tokenizer_in(folder)
+    return tokenizer_in(folder, canonical)
 
 
 def weights_in(files: Iterable[str]) -> str:

@@ -8,7 +8,9 @@ from .encoders import ImageEncoder, layer_norm, normalize, wide
 
 @torch.no_grad()
 def class_attention(encoder: ImageEncoder, image: torch.Tensor) -> torch.Tensor:
-    """Return the attention of the class token in the frozen CLIP's last block.
+    """Return the attention to the patches that the feature of the frozen CLIP comes from, a mean over the heads.
+
+    It is the attention of the class token in the last block or, without a class token, of the query of the pooling.
 
     Args:
         encoder: CLIP's image encoder, a ViT.
@@ -17,20 +19,22 @@ def class_attention(encoder: ImageEncoder, image: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 [B, patches]; each row sums to 1.
     """
-    last_block = f"image_{len(encoder.transformer.resblocks) - 1}_"
+    pool, blocks = encoder.attn_pool, encoder.transformer.resblocks
+    attn, place_of = (blocks[-1].attn, f"image_{len(blocks) - 1}_") if pool is None else (pool.attn, "image_pool_")
     outputs = {}
 
     def record(place, x, weight, bias):
         y = F.linear(x, weight, bias)
-        if place in (last_block + "q", last_block + "k"):
+        if place in (place_of + "q", place_of + "k"):
             outputs[place[-1]] = y
         return y
 
     encoder(image, linear=record)
-    heads = encoder.transformer.resblocks[-1].attn.num_heads
-    q, k = (wide(outputs[name]).unflatten(-1, (heads, -1)) for name in "qk")  # [B, tokens, heads, d]
+    q, k = (wide(outputs[name]).unflatten(-1, (attn.num_heads, -1)) for name in "qk")  # [B, tokens, heads, d]
     scores = torch.einsum("bhd,bthd->bht", q[:, 0], k) / q.shape[-1] ** 0.5
-    attention = scores.softmax(dim=-1).mean(dim=1)[:, 1:]  # without the attention of the class token to itself
+    attention = scores.softmax(dim=-1).mean(dim=1)
+    if pool is None:
+        attention = attention[:, 1:]  # without the attention of the class token to itself
     return attention / attention.sum(dim=-1, keepdim=True)
 
 

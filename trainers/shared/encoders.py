@@ -395,7 +395,9 @@ class TextEncoder(nn.Module):
     def encode_here(self, prompts, tokenized_prompts, deep, part, shared, seams: Seams) -> torch.Tensor:
         """Return the result of `forward` for a part of the classes, to which `deep` belongs; see `each_its_part`."""
         if not self.family.causal:
-            return self.encode_all_positions(tokenized_prompts[slice(*part)] if part else tokenized_prompts, seams)
+            if prompts is not None or deep:
+                check_causal(self.family, "a method with prompts in the text encoder")
+            return self.encode_all_positions(tokenized_prompts, part, seams)
         length, lead = tokenized_prompts.shape[1], torch.Size() if prompts is None else prompts.shape[:-3]
         if prompts is not None:
             prompts, shared = prompts.reshape(-1, *prompts.shape[-3:]).flatten(1, 2), shared or 0
@@ -421,17 +423,22 @@ class TextEncoder(nn.Module):
         features = torch.cat(features, dim=1).index_select(1, plan.place)
         return features.reshape(*lead, *features.shape[1:])
 
-    def encode_all_positions(self, tokens: torch.Tensor, seams: Seams) -> torch.Tensor:
+    def encode_all_positions(self, tokens: torch.Tensor, part: tuple[int, int] | None, seams: Seams) -> torch.Tensor:
         """Return features float [n, embed_dim] of ids int64 [n, L] by attention in both directions, padding included.
 
-        Raises:
-            ValueError: a method has prompts in this encoder.
+        Args:
+            tokens: the ids.
+            part: start and end of the prompts to encode; None: all of them.
+            seams: the changes, without `deep`.
         """
-        if seams.deep:
-            check_causal(self.family, "a method with prompts in the text encoder")
-        layers, width = len(self.transformer.resblocks), self.positional_embedding.shape[1]
-        parts, _ = split(len(tokens), 1, tokens.numel(), width, layers, seams.change_maps, tokens.device)
-        at_once = self.at_once or ceil(len(tokens) / parts)
+        plans, layers = PLANS.setdefault(tokens, {}), len(self.transformer.resblocks)
+        key = part, seams.change_maps, torch.is_grad_enabled(), self.at_once, layers
+        tokens = tokens[slice(*part)] if part else tokens
+        if key not in plans:  # decided once for all steps, as in `plan`
+            width = self.positional_embedding.shape[1]
+            parts, _ = split(len(tokens), 1, tokens.numel(), width, layers, seams.change_maps, tokens.device)
+            plans[key] = self.at_once or ceil(len(tokens) / parts)
+        at_once = plans[key]
 
         def encode(ids: torch.Tensor) -> torch.Tensor:
             x = add_beside(seams.beside, "text_input", self.token_embedding(ids)) + self.positional_embedding

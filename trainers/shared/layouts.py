@@ -14,7 +14,6 @@ from torch import nn
 
 from .siglip import CLIP_FAMILY, SIGLIP, Family
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 VOCABULARY = 49408  # of CLIP's tokenizer
 ACTIVATIONS = {  # by transformers' names
     "quick_gelu": QuickGELU,
@@ -518,43 +517,51 @@ def square(side: int | list[int]) -> int:
 # ------------------------------------------------------------------ preprocessing, as keys of cfg.INPUT
 
 
-def input_of(side: int, mean=MEAN, std=STD, interpolation: str = "bicubic", resize_mode: str = "shortest") -> dict:
+RESIZE_MODES = {"shortest": "shorter", "squash": "squash"}  # open_clip's words: values of INPUT.RESIZE
+
+
+def input_of(side: int, mean, std, interpolation: str, resize: str) -> dict:
     interpolation = interpolation if interpolation in RESAMPLING else "bicubic"
-    return {
-        "SIZE": (side, side),
-        "PIXEL_MEAN": list(mean),
-        "PIXEL_STD": list(std),
-        "INTERPOLATION": interpolation,
-        "RESIZE": "squash" if resize_mode == "squash" else "shorter",
-    }
+    pixels = {"PIXEL_MEAN": list(mean), "PIXEL_STD": list(std)}
+    return {"SIZE": (side, side), **pixels, "INTERPOLATION": interpolation, "RESIZE": resize}
 
 
-def open_clip_input(side: int, preprocess: dict) -> dict:
-    """Return the keys for a `preprocess_cfg`, from `open_clip_config.json` or from a pretrained tag."""
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    return input_of(side, **{key: preprocess[key] for key in keys if preprocess.get(key)})
+def open_clip_input(side: int, preprocess: dict, family: Family = CLIP_FAMILY) -> dict:
+    """Return the keys for a `preprocess_cfg`, from `open_clip_config.json` or from a pretrained tag.
+
+    Raises:
+        ValueError: its images are resized in a way that INPUT.RESIZE does not have.
+    """
+    mean, std = preprocess.get("mean") or family.mean, preprocess.get("std") or family.std
+    mode = preprocess.get("resize_mode")
+    if mode and mode not in RESIZE_MODES:
+        raise ValueError(f"its images are resized by resize_mode {mode!r}, not by one of {[*RESIZE_MODES]}")
+    resize = RESIZE_MODES[mode] if mode else family.resize
+    return input_of(side, mean, std, preprocess.get("interpolation") or "bicubic", resize)
 
 
-def transformers_input(side: int, processor: dict) -> dict:
+def transformers_input(side: int, processor: dict, family: Family = CLIP_FAMILY) -> dict:
     """Return the keys for a `preprocessor_config.json`."""
     names = {number: name for name, number in RESAMPLING.items()}
-    mean, std = processor.get("image_mean") or MEAN, processor.get("image_std") or STD
-    # CLIP's processors have the shorter side in `size`, those of SigLIP a height and a width
-    mode = "squash" if "height" in (processor.get("size") or {}) and not processor.get("do_center_crop") else "shortest"
-    return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"), mode)
+    mean, std = processor.get("image_mean") or family.mean, processor.get("image_std") or family.std
+    resize, size = family.resize, processor.get("size")
+    if isinstance(size, dict):  # CLIP's processors have the shorter side there, those of SigLIP a height and a width
+        resize = "squash" if "height" in size and not processor.get("do_center_crop") else "shorter"
+    return input_of(side, mean, std, names.get(processor.get("resample", 3), "bicubic"), resize)
 
 
 def image_processor(keys: Mapping) -> dict:
     """Return the `preprocessor_config.json` of transformers for keys of `cfg.INPUT`."""
     height, width = keys["SIZE"]
+    squash = keys.get("RESIZE") == "squash"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": max(height, width)},
+        "size": {"height": height, "width": width} if squash else {"shortest_edge": max(height, width)},
         "resample": RESAMPLING[keys["INTERPOLATION"]],
-        "do_center_crop": True,
+        "do_center_crop": not squash,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

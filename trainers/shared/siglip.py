@@ -25,15 +25,21 @@ class Family(NamedTuple):
             feature is read by attention pooling (1).
         causal: whether tokens of the text attend only to those before them, and the feature is read at the end of
             text; otherwise they attend to all, padding included, and it is read at the last position.
+        mean, std: of the pixels in each channel, where the files of a model do not say them.
+        resize: value of INPUT.RESIZE, where they do not say it.
     """
 
     name: str
     class_token: bool = True
     causal: bool = True
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    resize: str = "shorter"
 
 
+HALF = (0.5, 0.5, 0.5)
 CLIP_FAMILY = Family("CLIP")
-SIGLIP = Family("SigLIP", class_token=False, causal=False)
+SIGLIP = Family("SigLIP", class_token=False, causal=False, mean=HALF, std=HALF, resize="squash")
 
 
 def family_of(clip_model) -> Family:

@@ -1,9 +1,11 @@
 """The tokenizers of the text encoders: that of CLIP, and those of transformers for other families."""
 
 import string
+from collections.abc import Callable
 
 import torch
 from clip import clip
+from clip.simple_tokenizer import basic_clean
 
 
 def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Tensor:
@@ -41,25 +43,26 @@ def check_length(prompts: list[str], ids: list[list[int]], room: int) -> None:
 class LibraryTokenizer:
     """A tokenizer of transformers, for text encoders that see the padding, too.
 
-    Text is made canonical first, as SigLIP's was in its training: lower case, without punctuation, single spaces.
+    The ids are those of the library that the model is from: open_clip makes the text of SigLIP `canonical`, transformers
+    leaves this to the tokenizer, which may only put it into lower case (SigLIP 2).
 
     Args:
-        tokenizer: called with one text; its result has `input_ids`, with the end of text.
+        tokenizer: a tokenizer of transformers, which adds the end of text and the padding.
+        clean: function from a text to the text that the tokenizer gets.
     """
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, clean: Callable[[str], str] = str.lower):
+        self.tokenizer, self.clean = tokenizer, clean
 
     def __call__(self, prompts: list[str], room: int, cut: bool = False) -> torch.Tensor:
         """Return token ids int64 [n, room], padded; arguments and errors as of `tokenize`."""
-        ids = [list(self.tokenizer(canonical(prompt)).input_ids) for prompt in prompts]
-        if cut:
-            ids = [row if len(row) <= room else [*row[: room - 1], row[-1]] for row in ids]
+        texts = [self.clean(prompt) for prompt in prompts]
+        ids = self.tokenizer(texts, padding="max_length", max_length=room, truncation=cut).input_ids
         check_length(prompts, ids, room)
-        pad = self.tokenizer.pad_token_id
-        return torch.tensor([row + [pad] * (room - len(row)) for row in ids])
+        return torch.tensor(ids)
 
 
 def canonical(text: str) -> str:
-    """Return a text in lower case, without punctuation, with single spaces."""
+    """Return a text in lower case, without HTML entities and punctuation, with single spaces."""
+    text = basic_clean(text)
     return " ".join(text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower().split())
