@@ -6,10 +6,16 @@ import json
 import pytest
 import torch
 from clip.model import CLIP
+from PIL import Image
 from torch.nn import functional as F
 
+from dassl.config import get_cfg_default, merge_config
+from dassl.data.data_manager import first_resize
+from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from orthcr import Predictor
+from orthcr.deploy.exporter import export
+from orthcr.deploy.picture_reader import PictureReader
 from orthcr.run.runner import run
 from orthcr.run.spec import RunSpec
 from orthcr.run.trained import load_trained
@@ -286,8 +292,9 @@ def names_in_transformers(model):
     return named
 
 
-def test_it_is_trained_evaluated_and_predicts(folder, tmp_path, data_root):
-    spec = RunSpec(
+def spec_of_training(folder, output, data_root) -> RunSpec:
+    """A short training of OrthCR on the embedded shapes."""
+    return RunSpec(
         trainer="OrthCR",
         root=str(data_root),
         dataset_config_file="configs/datasets/shapes.yaml",
@@ -295,10 +302,13 @@ def test_it_is_trained_evaluated_and_predicts(folder, tmp_path, data_root):
         backbone=str(folder),
         seed=1,
         shots=1,
-        output_dir=str(tmp_path / "OUT"),
+        output_dir=str(output),
         opts=("OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False"),
     )
-    results = run(spec)
+
+
+def test_it_is_trained_evaluated_and_predicts(folder, tmp_path, data_root):
+    results = run(spec_of_training(folder, tmp_path / "OUT", data_root))
     again = RunSpec(
         trainer="OrthCR", eval_only=True, model_dir=str(tmp_path / "OUT"), output_dir=str(tmp_path / "again")
     )
@@ -312,6 +322,34 @@ def test_it_is_trained_evaluated_and_predicts(folder, tmp_path, data_root):
         probabilities = trainer.model_inference(batch["img"])[0].softmax(dim=-1)
     for classname, p in prediction.top:
         assert p == pytest.approx(probabilities[trainer.dm.dataset.classnames.index(classname)].item(), abs=1e-5)
+
+
+def test_it_is_exported_for_onnx_and_not_in_other_forms(folder, tmp_path, data_root, one_line):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    run(spec_of_training(folder, tmp_path / "OUT", data_root))
+    export(str(tmp_path / "OUT"), "onnx", str(tmp_path / "onnx"))
+    trained, exported = Predictor(tmp_path / "OUT"), Predictor(tmp_path / "onnx")
+    picture = Image.fromarray(torch.randint(256, (37, 90, 3), dtype=torch.uint8).numpy())
+    (expected,), (actual,) = trained(picture, top=5), exported(picture, top=5)
+    assert [name for name, _ in actual.top] == [name for name, _ in expected.top]
+    assert [p for _, p in actual.top] == pytest.approx([p for _, p in expected.top], abs=1e-4)
+    for form in ("openai", "open_clip", "transformers", "peft"):
+        with pytest.raises(ValueError, match="SigLIP cannot be written in this form") as error:
+            export(str(tmp_path / "OUT"), form, str(tmp_path / form))
+        assert "--to onnx" in one_line(error) and not (tmp_path / form).exists()
+
+
+@pytest.mark.parametrize("resize", ["shorter", "squash"])
+def test_the_web_page_reads_pictures_for_its_images(resize, tmp_path):
+    cfg = get_cfg_default()
+    merge_config(cfg, ["INPUT.RESIZE", resize, "INPUT.SIZE", (32, 32)])
+    transform, size = build_transform(cfg, is_train=False), (37, 91)
+    picture = Image.fromarray(torch.randint(256, (*size, 3), dtype=torch.uint8).numpy())
+    picture.save(tmp_path / "picture.png")
+    pixels = PictureReader(first_resize(transform))(str(tmp_path / "picture.png"))
+    assert pixels.shape == ((32, 32, 3) if resize == "squash" else (32, 78, 3))
+    assert torch.equal(transform(Image.fromarray(pixels)), transform(picture))
+    assert transform(picture).shape == (3, 32, 32)
 
 
 # ------------------------------------------------------------------ LongCLIP

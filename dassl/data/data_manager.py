@@ -249,10 +249,10 @@ def needed_side(cfg):
 
 
 def first_resize(transform):
-    """Return the `Resize` of the shorter side that a fixed transform begins with, None if there is none.
+    """Return the `Resize` that a fixed transform begins with, None if there is none.
 
     Such a step leaves an image alone that it has resized already.
     """
     if not is_fixed(transform) or type(transform.transforms[0]) is not T.Resize:
         return None
-    return transform.transforms[0] if isinstance(transform.transforms[0].size, int) else None
+    return transform.transforms[0]

@@ -84,6 +84,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
             logits = logits_of(folder, frozen, facts, trainer.model.tokens, image)
         else:
             model = plain_clip(trainer, facts["temperature"])
+            check_clip(model)
             facts |= WRITERS[to](model, folder, facts)
             with torch.no_grad():
                 logits = ClipClassifier(load_clip(folder), facts["classes"], facts["templates"]).eval()(image)
@@ -205,7 +206,6 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
             part = f"its {trainer.learner} runs beside them"
         raise ValueError(f"{name} leaves CLIP's weights as they are, {part}: {PLAIN}")
     model, result = trainer.model, load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
-    check_clip(result)
     state = result.state_dict()
     if isinstance(model, TunedCLIP):
         parts = model.merged()

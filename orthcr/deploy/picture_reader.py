@@ -19,7 +19,7 @@ class PictureReader:
     """A reader of pictures for many threads. A picture beyond the limits fails alone.
 
     Args:
-        resize: makes a `PIL.Image` small before it leaves the process, e.g. torchvision's `Resize`.
+        resize: makes a `PIL.Image` small before it leaves the process, e.g. torchvision's `Resize`; None: it stays.
         seconds: limit of time for one picture.
     """
 
@@ -68,7 +68,7 @@ def _read(path, resize, sender) -> None:
     sender.send("ready")
     try:
         problem = image_problem(path, decode=False)
-        sender.send(problem or np.asarray(resize(read_photo(path))))
+        sender.send(problem or np.asarray(resize(read_photo(path)) if resize else read_photo(path)))
     except MemoryError:
         sender.send("it takes too much memory: make it smaller")
     except Exception as error:  # Pillow and torchvision raise a dozen types

@@ -220,8 +220,8 @@ def open_clip_source(name: str) -> Source:
 def hub_source(repository: str) -> Source:
     """Return the source of a repository of the Hugging Face Hub.
 
-    Its configs and its tokenizer are downloaded now, its weights at their first use. A repository in the local cache is used without a
-    request to the hub.
+    Its configs and its tokenizer are downloaded now, its weights at their first use. A repository in the local cache is
+    used without a request to the hub.
     """
     client, cached = library("huggingface_hub", repository), cached_folder(repository)
     if cached:

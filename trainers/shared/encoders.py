@@ -281,7 +281,7 @@ def attention_pool(pool: AttentionPool, x: torch.Tensor, seams: Seams) -> torch.
     The maps of the pool have the places image_pool_q and so on.
     """
     weights, biases = pool.attn.in_proj_weight.chunk(3), pool.attn.in_proj_bias.chunk(3)
-    inputs = pool.probe.to(x.dtype).expand(len(x), -1, -1), x, x
+    inputs = pool.probe.to(x.dtype).expand(x.shape[0], -1, -1), x, x
     maps = zip("qkv", inputs, weights, biases, strict=True)
     q, k, v = (seams.linear(f"image_pool_{name}", h, weight, bias) for name, h, weight, bias in maps)
     q, k, v = (t.unflatten(-1, (pool.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))

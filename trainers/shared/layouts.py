@@ -154,8 +154,8 @@ INSIDE = {  # names of the tensors of a block; OpenAI has q, k and v below each 
 
 # the same of a SigLIP, which transformers stores without the prefixes of a block's q, k and v in the pooling
 SIGLIP_OUTSIDE = {
-    name: OUTSIDE[name]
-    for name in (
+    openai_name: OUTSIDE[openai_name]
+    for openai_name in (
         *("visual.positional_embedding", "visual.conv1.weight", "visual.ln_post.weight", "visual.ln_post.bias"),
         *("token_embedding.weight", "positional_embedding", "ln_final.weight", "ln_final.bias", "logit_scale"),
     )
@@ -165,8 +165,8 @@ SIGLIP_OUTSIDE = {
     "text_projection_bias": "text_model.head.bias",
     "visual.attn_pool.probe": "vision_model.head.probe",
     **{
-        f"visual.attn_pool.{ours}.{kind}": f"vision_model.head.{theirs}.{kind}"
-        for ours, theirs in (
+        f"visual.attn_pool.{openai_name}.{kind}": f"vision_model.head.{name}.{kind}"
+        for openai_name, name in (
             *(("attn.out_proj", "attention.out_proj"), ("ln", "layernorm")),
             *(("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")),
         )
@@ -276,14 +276,14 @@ def siglip_from_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.
             continue  # in in_proj; the same for all classes; no tensor of the model
         elif name.startswith(f"{trunk}blocks."):
             number, inside = name.removeprefix(f"{trunk}blocks.").split(".", 1)
-            for theirs, ours in TIMM_INSIDE.items():
-                inside = inside.replace(theirs, ours) if inside.startswith(theirs) else inside
+            for timm_name, openai_name in TIMM_INSIDE.items():
+                inside = inside.replace(timm_name, openai_name) if inside.startswith(timm_name) else inside
             converted[f"visual.transformer.resblocks.{number}.{inside}"] = tensor
         elif name.startswith(trunk):
             rest = name.removeprefix(trunk)
-            for ours, theirs in TIMM.items():
-                if rest.startswith(theirs):
-                    rest = rest.replace(theirs, ours, 1)
+            for openai_name, timm_name in TIMM.items():
+                if rest.startswith(timm_name):
+                    rest = rest.replace(timm_name, openai_name, 1)
                     break
             converted[f"visual.{rest}"] = tensor[0] if rest == "positional_embedding" else tensor
         elif name == "text.text_projection.weight":

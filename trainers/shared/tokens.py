@@ -43,8 +43,8 @@ def check_length(prompts: list[str], ids: list[list[int]], room: int) -> None:
 class LibraryTokenizer:
     """A tokenizer of transformers, for text encoders that see the padding, too.
 
-    The ids are those of the library that the model is from: open_clip makes the text of SigLIP `canonical`, transformers
-    leaves this to the tokenizer, which may only put it into lower case (SigLIP 2).
+    The ids are those of the library that the model is from. open_clip makes the text of SigLIP `canonical`.
+    transformers leaves this to the tokenizer, and that of SigLIP 2 keeps punctuation.
 
     Args:
         tokenizer: a tokenizer of transformers, which adds the end of text and the padding.
