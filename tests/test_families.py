@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -403,3 +404,17 @@ def test_siglip_needs_what_siglips_have(tmp_path, one_line):
     with pytest.raises(ValueError, match="pool_type is 'argmax', not 'last'") as error:
         load_clip(str(tmp_path))
     assert str(tmp_path) in one_line(error)
+
+
+def test_the_table_of_the_documentation_is_that_of_this_test():
+    text = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.endswith("|")]
+    refused = [name.strip() for names, verdict in rows if verdict.strip() == "refused" for name in names.split(",")]
+    assert {name for name in refused if name in METHODS} == REFUSED.keys()
+
+
+def test_similarity_needs_the_projection_of_a_class_token(folder, make_trainer, one_line):
+    opts = ["MODEL.BACKBONE.NAME", str(folder), "INPUT.SIZE", (32, 32), "TRAINER.ORTHSR.CUTOUT_BY", "similarity"]
+    with pytest.raises(ValueError, match=CLASS_TOKEN) as error:
+        make_trainer(*opts, trainer="OrthSR")
+    assert "CUTOUT_BY attention" in one_line(error)
