@@ -46,11 +46,11 @@ def job(case: str, reach: float, seed: int, out: Path) -> Job:
     folder = out / case.replace(",", "").replace(" ", "_") / f"{reach:g}" / f"seed{seed}"
     trained_on, tested_on = ("base", ("base", "new")) if dataset == "shapes" else ("all", ("all",))
     words = ("DATASET.NUM_SHOTS", f"{shots}", "TEST.NO_TEST", "True")
-    runs = [stages.planned("train", folder, dataset, seed, trained_on, opts=words)]
+    runs = [stages.plan_run("train", folder, dataset, seed, trained_on, opts=words)]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in tested_on:
         test_dir = folder / "eval" / classes
-        runs.append(stages.planned(f"{classes}_val", test_dir, dataset, seed, classes, model=folder, opts=on_val))
+        runs.append(stages.plan_run(f"{classes}_val", test_dir, dataset, seed, classes, model=folder, opts=on_val))
     return Job(tuple(runs))
 
 

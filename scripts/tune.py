@@ -99,11 +99,11 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     name = "_".join(words[1::2]).replace(" ", "-")
     folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
     stages = Stages(Method(trainer, FILES.get(heading, ""), (*fixed, *words)), ROOT / "data", out)
-    runs = [stages.planned("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
+    runs = [stages.plan_run("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
     on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in ("base", "new"):
         test_dir = folder / "eval" / f"Shapes-{classes}-val"
-        runs.append(stages.planned(f"{classes}_val", test_dir, "shapes", seed, classes, model=folder, opts=on_val))
+        runs.append(stages.plan_run(f"{classes}_val", test_dir, "shapes", seed, classes, model=folder, opts=on_val))
     return Job(tuple(runs))
 
 

@@ -43,7 +43,7 @@ def matrices(model, name):
 @pytest.mark.parametrize("changes", [{}, {"N_BLOCKS": 2}, {"BLOCK_SIZE": 0, "WEIGHTS": ["v", "c_proj"]}], ids=str)
 def test_every_weight_is_w_times_one_plus_m(random_clip, noise, half, changes):
     model = moved(free(random_clip().double(), half, **changes).double())
-    merged = model.merged()
+    merged = model.merge_weights()
     for name, (encoder, parameter, rows) in model.places.items():
         factor = block_diagonal(np.eye(model.sizes[name][1]) + matrices(model, name))
         before = as64(model.frozen_weight(name))
@@ -87,7 +87,7 @@ def test_with_m_of_a_rotation_it_is_orthcr(random_clip, noise):
 def test_it_is_not_orthogonal(random_clip, half):
     model = moved(free(random_clip(), half))
     for name, (encoder, parameter, rows) in model.places.items():
-        before, after = as64(model.frozen_weight(name)), as64(model.merged(encoder)[encoder][parameter][rows])
+        before, after = as64(model.frozen_weight(name)), as64(model.merge_weights(encoder)[encoder][parameter][rows])
         assert np.abs(np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1) - 1).max() > 1e-3
 
 

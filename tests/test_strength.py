@@ -81,7 +81,7 @@ def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip
         assert torch.equal(model.encode_image(image), model.frozen_image(image))
         assert torch.equal(model.encode_text(), model.frozen_text)
         assert torch.equal(model(image), plain(image)) and not torch.equal(model(image), tuned)
-        for weights in (model.merged()[encoder] for encoder in ("image", "text")):
+        for weights in (model.merge_weights()[encoder] for encoder in ("image", "text")):
             assert weights
         model.strength = 1.0
         assert torch.equal(model(image), tuned)
@@ -91,7 +91,7 @@ def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip
 def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
     model = turn(orthogonal(random_clip().double()).double(), 1.0)
     model.strength = s
-    merged = model.merged()
+    merged = model.merge_weights()
     for name, (encoder, parameter, rows) in model.places.items():
         r = block_diagonal(textbook(s * as64(model.rotations.upper[name]), 16))
         w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
@@ -105,7 +105,7 @@ def test_the_others_go_straight(random_clip, s):
     for make in (lora, full, block, svd):
         model = moved(make(random_clip().double()).double())
         model.strength = s
-        merged = model.merged()
+        merged = model.merge_weights()
         for name, (encoder, parameter, rows) in model.places.items():
             w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
             if make is lora:
@@ -147,10 +147,10 @@ def test_what_was_kept_of_another_strength_is_forgotten(random_clip, noise):
 
 def test_the_straight_line_between_rotated_weights(random_clip):
     model, s = turn(orthogonal(random_clip()), 1.0).eval(), 0.3
-    ends = model.merged()
+    ends = model.merge_weights()
     straighten(model)
     model.strength = s
-    for encoder, weights in model.merged().items():
+    for encoder, weights in model.merge_weights().items():
         for name, changed in weights.items():
             w = model.encoders[encoder].get_parameter(name)
             torch.testing.assert_close(changed, (1 - s) * w + s * ends[encoder][name], atol=1e-6, rtol=0)

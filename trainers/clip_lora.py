@@ -87,7 +87,7 @@ class LowRankCLIP(TunedCLIP):
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
     @property
-    def shared(self):
+    def n_shared(self):
         return 0 if self.training and self.dropout else None  # dropout differs between the classes
 
     def compute_changes(self, names, s=1.0):

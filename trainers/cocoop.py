@@ -50,9 +50,9 @@ class CustomCLIP(ClipClassifier):
         learner, encoder = self.prompt_learner, self.text_encoder
         images = len(f)
         if not torch.is_grad_enabled():  # the embeddings take memory too, so only some images have theirs at once
-            images = encoder.plan(learner.tokens, learner.shared, images).images
+            images = encoder.plan(learner.tokens, learner.n_shared, images).images
         return normalize(
-            torch.cat([encoder(learner(part), learner.tokens, learner.shared) for part in f.split(images)])
+            torch.cat([encoder(learner(part), learner.tokens, learner.n_shared) for part in f.split(images)])
         )
 
     def forward(self, image):

@@ -40,7 +40,7 @@ class CustomCLIP(ClipClassifier):
     def text_features(self) -> torch.Tensor:
         """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return self.text_encoder(learner(), learner.tokens, learner.shared)
+        return self.text_encoder(learner(), learner.tokens, learner.n_shared)
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_features())

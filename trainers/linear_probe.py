@@ -27,7 +27,7 @@ from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
-from .shared.prompts import spoken, template_for, tokenize
+from .shared.prompts import replace_underscores, template_for, tokenize
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
 
@@ -80,7 +80,7 @@ class Prototypes(nn.Module):
 class ProbedCLIP(ClipClassifier):
     def __init__(self, node, clip_model, classnames: list[str], templates: list[str]):
         super().__init__(clip_model, classnames, templates)
-        names = classnames if node.KEEP_UNDERSCORES else spoken(classnames)
+        names = classnames if node.KEEP_UNDERSCORES else replace_underscores(classnames)
         text = torch.stack([self.text_features([t.replace("{}", n) for n in names]) for t in templates]).mean(dim=0)
         self.adapter = Prototypes(text, class_ids(classnames).to(text.device), node.INIT)
 

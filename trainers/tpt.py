@@ -51,7 +51,7 @@ class PromptTunedCLIP(ClipClassifier):
     def text_of(self, ctx: torch.Tensor) -> torch.Tensor:
         """Return g float [B, n_cls, d] for contexts float [B, n, width]."""
         learner = self.prompt_learner
-        return normalize(self.text_encoder(learner(ctx), learner.tokens, learner.shared))
+        return normalize(self.text_encoder(learner(ctx), learner.tokens, learner.n_shared))
 
     def encode_text(self) -> torch.Tensor:
         """Return g float [n_cls, d] of the context before any image."""

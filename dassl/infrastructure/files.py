@@ -243,7 +243,7 @@ class NotAsWritten(ValueError):
     """A file that was damaged or changed since it was written."""
 
 
-def misfit(error):
+def explain_read_error(error):
     """Return why a file's content does not fit, in plain words, from the exception that reading its values raised."""
     if isinstance(error, KeyError):
         return f"it lacks {error}"

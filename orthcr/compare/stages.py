@@ -61,24 +61,24 @@ class Stages:
         discover(trainers)  # `settings` needs the classes of the trainers, to find a parent's file
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
+        return self.plan_run("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
 
     def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
         model = self.base_dir(dataset, seed)
-        return self.planned("base2new_test", model / "new", dataset, seed, "new", model=model)
+        return self.plan_run("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
         settings = self.settings(dataset, "fewshot", shots)
         folder = self.out / "fewshot" / dataset / settings.folder / f"shots{shots}" / f"seed{seed}"
-        return self.planned("fewshot", folder, dataset, seed, shots=shots, settings=settings)
+        return self.plan_run("fewshot", folder, dataset, seed, shots=shots, settings=settings)
 
     def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
         settings = self.settings(dataset, "xd")
-        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
+        return self.plan_run("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
-        return self.planned(stage, model / "eval" / dataset, dataset, seed, model=model)
+        return self.plan_run(stage, model / "eval" / dataset, dataset, seed, model=model)
 
     def dg_test(self, dataset: str, seed: int) -> PlannedRun:
         source = source_of(dataset)
@@ -118,7 +118,7 @@ class Stages:
     def source_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "xd" / dataset / "shots16" / self.settings(dataset, "xd").folder / f"seed{seed}"
 
-    def planned(
+    def plan_run(
         self,
         stage: str,
         folder: Path,

@@ -175,9 +175,9 @@ def measure_test(trainer, batches, strengths: list[float]) -> dict[tuple[str, fl
 def straighten(model: OrthogonalCLIP) -> None:
     """Replace the path of a model by WiSE-FT's line: W + s (W' - W)."""
     model.strength = 1.0
-    ends = model.merged()
+    ends = model.merge_weights()
 
-    def merged(*encoders: str) -> dict[str, dict[str, torch.Tensor]]:
+    def merge_weights(*encoders: str) -> dict[str, dict[str, torch.Tensor]]:
         result = {}
         for name in encoders or model.encoders:
             start = model.encoders[name]
@@ -187,7 +187,7 @@ def straighten(model: OrthogonalCLIP) -> None:
             }
         return result
 
-    model.merged = merged
+    model.merge_weights = merge_weights
 
 
 # ------------------------------------------------------------------ the command

@@ -143,14 +143,14 @@ class Sweep:
         folder = stages.out / protocol / point.dataset / settings.folder / f"shots{self.shots}" / f"seed{seed}"
         classes = "base" if self.protocol == "base2new" else "all"
         name = f"{self.key} {point.value}"
-        return stages.planned(name, folder, point.dataset, seed, classes, self.shots, settings)
+        return stages.plan_run(name, folder, point.dataset, seed, classes, self.shots, settings)
 
     def tests(self, point: Point, seed: int) -> tuple[PlannedRun, ...]:
         """Return the tests of a point's model; in base2new one on the base and one on the new classes."""
         model, stages = self.training(point, seed).folder, self.stages(point, "test")
         kinds = ("base", "new") if self.protocol == "base2new" else ("all",)
         runs = [(kind, model / f"test_{kind}") for kind in kinds]
-        return tuple(stages.planned("test", folder, point.dataset, seed, kind, model=model) for kind, folder in runs)
+        return tuple(stages.plan_run("test", folder, point.dataset, seed, kind, model=model) for kind, folder in runs)
 
 
 def file_name(value: str) -> str:

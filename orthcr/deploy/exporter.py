@@ -205,7 +205,7 @@ def plain_clip(trainer: ClipTrainer, temperature: float = 1.0) -> CLIP:
     model, result = trainer.model, load_clip(trainer.cfg.MODEL.BACKBONE.NAME)
     state = result.state_dict()
     if isinstance(model, TunedCLIP):
-        parts = model.merged()
+        parts = model.merge_weights()
         for prefix, encoder in (("visual.", "image"), ("", "text")):
             for name, tensor in parts[encoder].items():
                 state[prefix + name].copy_(tensor)

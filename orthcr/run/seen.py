@@ -3,7 +3,7 @@
 import os.path as osp
 
 from dassl.data.datasets import Datum
-from dassl.infrastructure.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.files import explain_read_error, file_hash, read_json, write_json
 
 SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 
@@ -43,8 +43,9 @@ class Seen:
                     self.parts[digest] = part
                     self.sizes.add(size)
         except (ValueError, TypeError, AttributeError) as error:
-            wrong = f"{path}, the list of the images that the model was trained on, is damaged ({misfit(error)})"
-            raise ValueError(f"{wrong}: put it back, or remove it to do without") from error
+            wrong = f"{path}, the list of the images that the model was trained on, is damaged"
+            reason = explain_read_error(error)
+            raise ValueError(f"{wrong} ({reason}): put it back, or remove it to do without") from error
 
     def part_of(self, path: str) -> str:
         """Return the part of an image: "train", "val" if the model was chosen on it, or "" for a new image."""

@@ -15,7 +15,7 @@ import sys
 import torch
 
 from dassl.engine.checkpoint import find_checkpoint
-from dassl.infrastructure.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.files import explain_read_error, file_hash, read_json, write_json
 from dassl.infrastructure.streams import progress
 from dassl.metrics import confidence, expected_calibration_error, fit_temperature
 from dassl.metrics.calibration import cross_entropy
@@ -99,7 +99,7 @@ def read_temperature(folder: str) -> dict | None:
         if not 1e-4 < content["temperature"] < 1e4 or not isinstance(content["of"], dict):
             raise ValueError(f"a temperature of {content['temperature']}")
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({misfit(error)}): remove it, or calibrate again") from error
+        raise ValueError(f"{path} is damaged ({explain_read_error(error)}): remove it, or calibrate again") from error
     return content
 
 

@@ -8,7 +8,7 @@ from clip import clip
 
 from dassl.utils import read_json
 
-from .prompts import spoken
+from .prompts import replace_underscores
 
 CLASSES = "classes.json"  # the class names in the order of their labels, in the directory of a training
 
@@ -16,7 +16,7 @@ CLASSES = "classes.json"  # the class names in the order of their labels, in the
 def same_to_clip(classnames: list[str]) -> list[list[str]]:
     """Return the groups of class names with the same tokens, for example "hot dog" and "Hot_ dog"."""
     groups = {}
-    for classname, words in zip(classnames, spoken(classnames), strict=True):
+    for classname, words in zip(classnames, replace_underscores(classnames), strict=True):
         groups.setdefault(tuple(clip._tokenizer.encode(words)), []).append(classname)
     return [names for names in groups.values() if len(names) > 1]
 
@@ -32,7 +32,7 @@ def check_different(classnames: list[str]) -> None:
 
 def class_ids(classnames: list[str]) -> torch.Tensor:
     """Return a hash of each class name as CLIP reads it, int64 [n_cls], to store in a checkpoint as a tensor."""
-    digests = (hashlib.sha256(name.lower().encode()).digest()[:8] for name in spoken(classnames))
+    digests = (hashlib.sha256(name.lower().encode()).digest()[:8] for name in replace_underscores(classnames))
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 

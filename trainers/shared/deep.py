@@ -116,7 +116,7 @@ class PromptedCLIP(VisionPromptedCLIP):
     def text_features(self) -> torch.Tensor:
         """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return self.text_encoder(learner(), learner.tokens, learner.shared, deep=learner.text())
+        return self.text_encoder(learner(), learner.tokens, learner.n_shared, deep=learner.text())
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_features())

@@ -8,7 +8,7 @@ import os.path as osp
 from dassl.utils import get_most_similar_str_to_a_from_b
 
 from .beside_dassl import read_json, say, visible
-from .prompts import spoken
+from .prompts import replace_underscores
 
 FORM = '{"class name": ["sentence", ...], ...}'
 LONGEST, MOST = 2_000, 1_000  # characters of a sentence; sentences of a class
@@ -75,7 +75,7 @@ def read_descriptions(path: str, classnames: list[str]) -> list[list[str]]:
 
 def key_of(name: str) -> str:
     """Return a class name as CLIP reads it."""
-    return " ".join(spoken([name])[0].lower().split())
+    return " ".join(replace_underscores([name])[0].lower().split())
 
 
 def format_names(names: list[str]) -> str:

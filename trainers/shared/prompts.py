@@ -40,7 +40,7 @@ def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Ten
     return torch.tensor([row + [0] * (len(longest) - len(row)) for row in ids])
 
 
-def spoken(classnames: list[str]) -> list[str]:
+def replace_underscores(classnames: list[str]) -> list[str]:
     """Return the class names with "_" replaced by a space, as in CoOp's prompts."""
     return [name.replace("_", " ") for name in classnames]
 
@@ -53,7 +53,7 @@ def fill_template(template: str, classnames: list[str]) -> list[str]:
     """
     if "{}" not in template:
         raise ValueError(f'the template "{template}" has no {{}} where the class name goes')
-    return [template.replace("{}", name) for name in spoken(classnames)]
+    return [template.replace("{}", name) for name in replace_underscores(classnames)]
 
 
 def template_for(dataset: str, template: str = "", published: Mapping[str, str] = CUSTOM_TEMPLATES) -> str:
@@ -159,7 +159,7 @@ class PromptLearner(nn.Module):
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
         tokens: ids int64 [n_cls, L].
-        shared: number of leading positions at which all prompts are equal, for any context.
+        n_shared: number of leading positions at which all prompts are equal, for any context.
         dead: names of tensors in the original's checkpoints that are not loaded, up to the first dot.
 
     Raises:
@@ -197,7 +197,7 @@ class PromptLearner(nn.Module):
             digest = hashlib.sha256("\n".join(classnames).encode()).digest()
             self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
 
-        names = spoken(classnames)
+        names = replace_underscores(classnames)
         before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
         prompts = fill_template(template or f"{before} {{}}.", classnames)
         tokens = tokenize(prompts, text_encoder.context_length).to(device)
@@ -208,7 +208,7 @@ class PromptLearner(nn.Module):
         # a learned vector equals only itself, so its position in the context stands for its id
         learned = (order > 0) & (order <= n_ctx)
         alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
-        self.shared = 1 if csc else common_start(alike)
+        self.n_shared = 1 if csc else common_start(alike)
 
     def places(self, position: str | int, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
         """Return the order of the tokens of "<start> context name . <end>" in each prompt, int64 [n_cls, L, 1].
