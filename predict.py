@@ -87,8 +87,8 @@ def check_output(flag: str, path: str, images: list[str]) -> None:
     """Raise ValueError if an output file would replace an image.
 
     Args:
-        flag: of the output file.
-        path: of the output file.
+        flag: flag of the output file.
+        path: path of the output file.
         images: images and folders on the command line.
     """
     from dassl.infrastructure.images import is_image  # not above: it imports PyTorch
@@ -148,7 +148,7 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
     The file appears when all lines are written.
 
     Args:
-        path: of the file; None: the function is not called.
+        path: path of the file; None: the function is not called.
         classnames: for the head.
     """
     from orthcr.reports.predictions import csv_head, escape_unprintable

@@ -160,7 +160,7 @@ def run(task: dict) -> tuple[dict, str]:
     """Run a case in a process.
 
     Args:
-        task: of `benchmarks.measure`.
+        task: name of a task of `benchmarks.measure`.
 
     Returns:
         The measurement, and the reason if the process failed.

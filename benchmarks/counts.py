@@ -41,7 +41,7 @@ class Costs:
     """The counted costs of a formulation.
 
     Attributes:
-        gflop: of a training step, of an adaptation, or of a batch of an evaluation of EVAL_BATCHES batches.
+        gflop: GFLOP of a training step, of an adaptation, or of one of the EVAL_BATCHES batches of an evaluation.
         round: GFLOP of a round of `benchmarks.measure`: a step, or the batches of an evaluation that it measures.
         gib: at the peak of them.
     """

@@ -62,7 +62,7 @@ def random_clip(backbone: str, folder: Path) -> str:
 
     Args:
         backbone: name of its architecture.
-        folder: of the file.
+        folder: folder of the file.
     """
     path = folder / f"{backbone.replace('/', '-')}.pt"
     if not path.exists():
@@ -78,7 +78,7 @@ def draw_jpegs(folder: Path, n: int | None = None) -> list[str]:
     """Draw JPEGs of coarse noise with fine noise on it, 50 to 100 KB each, which is about the size of a photograph.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         n: number of files; None: JPEGS.
 
     Returns:
@@ -125,7 +125,7 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: st
     Args:
         case: the case.
         weights: file of CLIP.
-        folder: of the JPEGs, and output directory of the trainer.
+        folder: folder of the JPEGs, and output directory of the trainer.
         opts: KEY VALUE pairs, which have precedence over the case's.
         file: name of a YAML in configs/trainers/<trainer>; "": that of `SETTINGS`.
     """
@@ -246,7 +246,7 @@ def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> 
         model: the model that the formulations change.
         works: functions by formulation; `watch` gets their spans.
         task: `steps` is the largest number of rounds, `seconds` the time for all.
-        watch: of the spans.
+        watch: watch that measures the spans.
         begun: time of `time.perf_counter` at the start of the case.
     """
 
@@ -269,7 +269,7 @@ def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
         trainer: the trainer.
         forms: formulations.
         task: see the module.
-        watch: of the spans.
+        watch: watch that measures the spans.
         begun: time of `time.perf_counter` at the start of the case.
     """
     data = dict(zip(("first", "later"), epoch_seconds(trainer.train_loader_x, 2, watch), strict=True))

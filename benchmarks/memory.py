@@ -49,7 +49,7 @@ def peak_of(work, tensors: Iterable[torch.Tensor], device: torch.device) -> floa
     Args:
         work: function.
         tensors: those that exist before, which count on a CPU.
-        device: of the work.
+        device: device of the work.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

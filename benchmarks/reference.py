@@ -64,7 +64,7 @@ def run(
     """Return x after CLIP's own blocks.
 
     Args:
-        blocks: of a transformer.
+        blocks: blocks of a transformer.
         x: float [N, L, width].
         encoder: "image" or "text".
         deep: see `trainers.shared.encoders`, as the following.
@@ -167,7 +167,7 @@ class Tuned(Classifier):
 
         Args:
             encoder: "image" or "text".
-            *inputs: of the encoder.
+            *inputs: inputs of the encoder.
         """
         module, parts = self.encoders[encoder], defaultdict(dict)
         with torch.autocast(self.logit_scale.device.type, enabled=False):

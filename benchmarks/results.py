@@ -21,7 +21,7 @@ class Results:
     """The results of a folder; those of an existing `results.json` are kept.
 
     Args:
-        folder: of results.json and table.md.
+        folder: folder of results.json and table.md.
         identity: device, torch, commit.
 
     Attributes:
@@ -60,7 +60,7 @@ class Results:
         Args:
             case: the case.
             form: formulation.
-            part: of a step: forward, backward or optimizer; "": the whole.
+            part: part of a step: forward, backward or optimizer; "": the whole.
 
         Returns:
             None if it was not measured.

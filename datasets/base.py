@@ -132,7 +132,7 @@ class SplitDataset(DatasetBase):
             train: training images.
             val: validation images.
             shots: number of training images of a class.
-            seed: of the selection; below 0: not seeded, and not saved.
+            seed: seed of the selection; below 0: not seeded, and not saved.
         """
         if seed < 0:
             return self.sample(train, val, shots, random.Random())
@@ -172,8 +172,8 @@ class SplitDataset(DatasetBase):
         """Return the training and val images of the file DATASET.FEW_SHOT_SPLIT; without a val file, val is drawn.
 
         Args:
-            splits: of the data set.
-            cfg: of the run.
+            splits: splits of the data set.
+            cfg: config of the run.
 
         Raises:
             ValueError: the file is not of this data set, lacks a class, or has another number of images of a class.

@@ -16,9 +16,9 @@ from tabulate import tabulate
 
 import trainers
 from dassl.infrastructure.command import command
-from orthcr.compare.command_line import NAMES, arguments
-from orthcr.compare.plans import Job, execute, parser
-from orthcr.compare.schedule import plan
+from orthcr.compare.command_line import NAMES, parse_arguments
+from orthcr.compare.plans import Job, execute, make_parser
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
 from orthcr.reports.tables import Cell, spread, tables
 from orthcr.reports.tree import collect
@@ -50,7 +50,7 @@ def jobs_of(methods: list[Method], folder: Path, root: Path) -> list[Job]:
     """Return the jobs of a group: all four protocols, with and without Cutout."""
     words = ["--root", str(root), "--output-dir", str(folder), "--shots", "16", "--cutout", "with", "without"]
     words += ["--strength", "0.5"]  # that of the files for transfer, which the reviewed configurations do not have
-    return plan(methods, list(NAMES.values()), arguments(words))
+    return make_plan(methods, list(NAMES.values()), parse_arguments(words))
 
 
 def rows_of(folder: Path, group: str) -> list[list[str]]:
@@ -81,7 +81,7 @@ def format_figure(cell: Cell | None) -> str:
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Make all runs and print the table; return a line for each run that failed."""
-    flags: argparse.ArgumentParser = parser(__doc__, "controls")
+    flags: argparse.ArgumentParser = make_parser(__doc__, "controls")
     flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
     flags.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()), help="default: all")
     args = flags.parse_args(argv)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dassl.infrastructure.command import command
 from dassl.utils import write_json
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.comparison import costs_of, grids
 from orthcr.reports.page import examples, figure, page, section
@@ -30,7 +30,7 @@ on 20 classes that it never saw. Mean ± standard deviation over seeds {seeds}; 
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the demo and write its report; return a line for each method and seed that failed."""
-    args = parser(__doc__, "demo").parse_args(argv)
+    args = make_parser(__doc__, "demo").parse_args(argv)
     plan, summary, device = {}, {}, {}
     for trainer, seconds in SECONDS.items():
         stages = Stages(Method(trainer), ROOT / "data", args.output_dir)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> list[str]:
             runs = stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)
             plan[trainer, seed] = Job(runs, seconds)
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         base, new = results
         row = {
             "trainer": base["trainer"],
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         return f"{name}: {figures}"
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
-    failed = execute(list(plan.values()), args.workers, "demo", done)
+    failed = execute(list(plan.values()), args.workers, "demo", on_job_done)
     if failed:
         return failed
     out = args.output_dir

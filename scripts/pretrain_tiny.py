@@ -60,7 +60,7 @@ def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> f
 
     Args:
         model: in eval mode.
-        style: of `drawing.STYLES`.
+        style: one of `drawing.STYLES`.
         compositions: the classes.
         count: pictures of each class.
     """

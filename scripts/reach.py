@@ -14,7 +14,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.tables import harmonic_mean
 
@@ -35,9 +35,9 @@ def job(case: str, reach: float, seed: int, out: Path) -> Job:
     """Return a training and its evaluations on val, for Shapes of the base and the new classes.
 
     Args:
-        case: of `CASES`.
+        case: one of `CASES`.
         reach: value of REACH.
-        seed: of the training.
+        seed: seed of the training.
         out: output directory.
     """
     dataset, shots, batch, epochs = CASES[case]
@@ -56,11 +56,11 @@ def job(case: str, reach: float, seed: int, out: Path) -> Job:
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the study and print its table; return a line for each training that failed."""
-    args = parser(__doc__, "reach").parse_args(argv)
+    args = make_parser(__doc__, "reach").parse_args(argv)
     jobs = {job(c, r, s, args.output_dir): (c, r, s) for s in SEEDS for c in CASES for r in REACHES}
     measured = {}  # {(case, reach, seed): (accuracy, degrees)}
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         training, *tests = results
         accuracies = [r["accuracy"] for r in tests]
         accuracy = harmonic_mean(*accuracies) if len(accuracies) > 1 else accuracies[0]
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         measured[case, reach, seed] = accuracy, degrees
         return f"{case}, reach {reach:g}, seed {seed}: {accuracy:.1f}, rotated by {degrees:.1f} degrees"
 
-    failed = execute(list(jobs), args.workers, "reach", done)
+    failed = execute(list(jobs), args.workers, "reach", on_job_done)
     if failed:
         return failed
     rows = []

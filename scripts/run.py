@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> list[str]:
     plan = [Job((stage(*stage_args),)) for stage_args in arguments_of_runs(args.stage, *words, trained)]
     lines = []
 
-    def done(job: Job, results: list[dict]) -> None:
+    def on_job_done(job: Job, results: list[dict]) -> None:
         lines.append(f"{job.runs[0].name}: {format_accuracy(results[0])}")
 
     try:
-        failed = execute(plan, done=done)
+        failed = execute(plan, on_job_done=on_job_done)
     except KeyboardInterrupt:
         failed = ["interrupted: give the same command again to resume"]
     print("\n".join(["", *lines]))

@@ -19,7 +19,7 @@ import numpy as np
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.palette import colour_of
 from orthcr.reports.pictures import plt, save
@@ -47,7 +47,7 @@ def steps_to_95(steps: np.ndarray, accuracy: np.ndarray) -> int:
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the study, print its table and draw its picture; return a line for each training that failed."""
-    args = parser(__doc__, "stability").parse_args(argv)
+    args = make_parser(__doc__, "stability").parse_args(argv)
     jobs, measured, rates = {}, {}, {}  # measured: {(trainer, factor, seed): (harmonic mean, (steps, accuracies))}
     for trainer in TRAINERS:
         planned = Stages(Method(trainer), ROOT / "data", args.output_dir).base2new_train("shapes", SEEDS[0])
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> list[str]:
                 job = Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))
                 jobs[job] = trainer, factor, seed
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         base, new = (r["accuracy"] for r in results)
         curve = by_epoch(job.runs[0].folder, results[0]["config"]["OPTIM.MAX_EPOCH"])
         h = harmonic_mean(base, new)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         measured[trainer, factor, seed] = h, curve
         return f"{trainer}, {factor:g} x the rate, seed {seed}: H {h:.1f}"
 
-    failed = execute(list(jobs), args.workers, "stability", done)
+    failed = execute(list(jobs), args.workers, "stability", on_job_done)
     if failed:
         return failed
     print(table(measured, rates))

@@ -16,7 +16,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.tables import harmonic_mean
 
@@ -87,9 +87,9 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     """Return a training on the base classes, and its evaluations on the val images of the base and the new classes.
 
     Args:
-        heading: of `GRIDS`.
+        heading: one of `GRIDS`.
         setting: a point of its grid.
-        seed: of the training.
+        seed: seed of the training.
         out: output directory.
     """
     trainer, fixed = re.match(r"\w+", heading)[0], GRIDS[heading][0]
@@ -109,7 +109,7 @@ def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the tuning and write its tables; return a line for each setting and seed that failed."""
-    flags = parser(__doc__, "tune")
+    flags = make_parser(__doc__, "tune")
     flags.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
     args = flags.parse_intermixed_args(argv)
     unknown = [heading for heading in args.methods if heading not in GRIDS]
@@ -125,11 +125,11 @@ def main(argv: list[str] | None = None) -> list[str]:
                 row = {"method": heading, "setting": setting, "seed": seed}
                 jobs[job(heading, setting, seed, args.output_dir)] = row
 
-    def done(job: Job, results: list[dict]) -> None:
+    def on_job_done(job: Job, results: list[dict]) -> None:
         tuned.append(jobs[job] | {"base": results[1]["accuracy"], "new": results[2]["accuracy"]})
         KEPT.write_text(json.dumps(tuned, indent=0))
 
-    failed = execute(list(jobs), args.workers, "tuning", done)
+    failed = execute(list(jobs), args.workers, "tuning", on_job_done)
     KEPT.with_suffix(".md").write_text(page(tuned))
     return failed
 

@@ -94,7 +94,7 @@ def test_it_is_not_orthogonal(random_clip, half):
 def test_all_else_is_orthcrs():
     assert BlockFT.defaults.keys() == (OrthCR.defaults.keys() - {"MONITOR"}) | {"HALF"}
     assert all(BlockFT.defaults[key] == OrthCR.defaults[key] for key in BlockFT.defaults.keys() - {"HALF"})
-    assert BlockFT.decides == OrthCR.decides and BlockFT.losses is OrthCR.losses
+    assert BlockFT.deciding_keys == OrthCR.deciding_keys and BlockFT.losses is OrthCR.losses
     files = {}
     for name in ("OrthCR", "BlockFT"):
         cfg = setup_cfg(parse(["--trainer", name]))

@@ -211,7 +211,7 @@ def test_a_temperature_is_of_its_checkpoint(calibrated, pictures, tmp_path, caps
         kept = read_json(path)
         write_json({**kept, "of": {**kept["of"], "checkpoints": {"prompt_learner": "0" * 64}}}, path, seal=True)
         assert Predictor(calibrated).temperature is None
-        assert "is of another checkpoint or strength" in capsys.readouterr().err
+        assert "is for another checkpoint or strength" in capsys.readouterr().err
         for bad in (whole[:-9], whole.replace(b'"val"', b'"vax"'), b"[]", b'{"temperature": -1, "of": {}}'):
             path.write_bytes(bad)
             with pytest.raises(ValueError, match="temperature.json"):

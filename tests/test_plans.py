@@ -28,7 +28,7 @@ def test_in_processes(tmp_path, data_root, capsys):
     good = Job((m.base2new_train("patterns", 1), m.base2new_test("patterns", 1)))
     bad = Job((m.fewshot("dtd", 1, 16), m.fewshot("patterns", 1, 16)), seconds=5)
     found = []
-    failed = execute([good, bad], workers=2, done=lambda job, results: found.append((job, results)))
+    failed = execute([good, bad], workers=2, on_job_done=lambda job, results: found.append((job, results)))
     (line,) = failed
     assert line.startswith("ZeroshotCLIP fewshot dtd 1 16: ") and "--root" in line
     assert not (tmp_path / "out" / "fewshot" / "patterns").exists(), "what follows in the job that failed"
@@ -82,7 +82,7 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
         }
         return results | {"trainable_params": 0, "device": "CPU", "versions": {"torch": "2"}}
 
-    monkeypatch.setattr(plans, "local", inline)
+    monkeypatch.setattr(plans, "run_locally", inline)
     monkeypatch.setattr(plans, "make_run", make)
     monkeypatch.setattr(SCRIPTS["tune"], "KEPT", tmp_path / "tuning.json")
     words = ["OrthCR", "CoOp"] if name == "tune" else []

@@ -21,7 +21,7 @@ from orthcr.reports.report import write_report
 from orthcr.reports.tables import costs, tables
 from orthcr.reports.tree import collect
 from orthcr.run.flags import parse
-from orthcr.run.results import learns
+from orthcr.run.results import has_learner
 from orthcr.run.runner import run
 from report import main
 
@@ -225,7 +225,7 @@ def test_without_parameters_is_not_zero_shot(tmp_path):
     ],
 )
 def test_what_learns(trainer, does):
-    assert learns(trainer) is does
+    assert has_learner(trainer) is does
 
 
 def test_costs(real):

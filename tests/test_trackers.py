@@ -149,6 +149,6 @@ def test_a_model_chooses_no_tracker(tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"wandb": 1}', '{"wandb": "../x"}', '{"else": "a"}'])
 def test_damaged_identifiers(tmp_path, content, one_line):
     (tmp_path / "trackers.json").write_text(content)
-    with pytest.raises(ValueError, match="holds no identifiers") as error:
+    with pytest.raises(ValueError, match="is damaged") as error:
         read_identifiers(str(tmp_path))
     one_line(error)

@@ -25,7 +25,7 @@ from .shared.backbones import load_clip
 from .shared.beside_dassl import BY_ITEM, FeatureCache, add_up, gather, is_fixed, own_draws, parts, say, size, values
 from .shared.classes import class_ids, classes_of_training, positions_of, rows_by_name
 from .shared.classifier import ClipClassifier
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 
 # fp32: no autocast
 # amp: fp16 autocast with scaled gradients
@@ -48,8 +48,8 @@ class ClipTrainer(TrainerX):
       A submodule without parameters (a cache in buffers) is filled by `fit` and is not trained.
     - `per_class`: names of the learner's tensors with one row per class. The rows of a checkpoint are matched by class
       name. A class that was not trained on keeps the row that `build_classifier` made.
-    - `decides`: keys of its node that override other keys, each with its `Decides`.
-    - `unread`: keys outside of its node that it does not read, each with the reason. Setting one on the command line is
+    - `deciding_keys`: keys of its node that override other keys, each with a `DecidingKey`.
+    - `unread_keys`: keys outside of its node that it does not read, with reasons. Setting one on the command line is
       an error.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
     - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
@@ -69,8 +69,8 @@ class ClipTrainer(TrainerX):
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
     learner: str = ""
     per_class: tuple[str, ...] = ()
-    decides: dict[str, Decides] = {}
-    unread: dict[str, str] = {}
+    deciding_keys: dict[str, DecidingKey] = {}
+    unread_keys: dict[str, str] = {}
     registered: str = ""
     settings_of: str = ""
     node_name: str = ""

@@ -58,7 +58,7 @@ class BlockFT(RegularizedTrainer):
         **blocks.KEYS,
         "HALF": False,  # True: strictly upper triangles, as many numbers as OrthCR has
     }
-    decides = RegularizedTrainer.decides | blocks.DECIDES
+    deciding_keys = RegularizedTrainer.deciding_keys | blocks.DECIDING_KEYS
     settings_of = "OrthCR"
     learner = "blocks"
     classifier = BlockCLIP

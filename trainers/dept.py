@@ -161,7 +161,7 @@ class DePT(EpochAverage, ClipTrainer):
         "W": Key(2.0, low=0),  # of KgCoOp
         "TEMPLATE": KgCoOp.defaults["TEMPLATE"],  # of KgCoOp
     }
-    decides = CoOp.decides
+    deciding_keys = CoOp.deciding_keys
     root = {
         "TRAINER": {
             "LINEAR_PROBE": {

@@ -119,7 +119,7 @@ class LPpp(ClipTrainer):
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
     learner = "lppp"
-    unread = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
+    unread_keys = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
     plan = {"learning rate": "OPTIM.LR times a factor that the training features determine", "steps": "one an epoch"}
 
     def build_classifier(self, clip_model, classnames):

@@ -91,7 +91,7 @@ class OrthCR(RegularizedTrainer):
         # whether to write the orthogonality error and the energy drift to TensorBoard each epoch
         "MONITOR": True,
     }
-    decides = RegularizedTrainer.decides | blocks.DECIDES
+    deciding_keys = RegularizedTrainer.deciding_keys | blocks.DECIDING_KEYS
     learner = "rotations"
     classifier = OrthogonalCLIP
     angle: dict[str, float] | None = None  # `OrthogonalCLIP.degrees` at the end of training

@@ -33,7 +33,7 @@ from .base import PRECISIONS, node_of
 from .shared.backbones import is_vit
 from .shared.beside_dassl import say
 from .shared.cutout import class_attention, cut_out, patch_features
-from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, Decides, Key
+from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, DecidingKey, Key
 from .shared.prompts import template_for
 from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
 from .tuned import TunedTrainer
@@ -94,7 +94,7 @@ class RegularizedTrainer(TunedTrainer):
         # precision of the encoders; the changes of the weights and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
-    decides = {"REACH": Decides(("OPTIM.LR",))}
+    deciding_keys = {"REACH": DecidingKey(("OPTIM.LR",))}
     classifier: type[TunedCLIP]
 
     def check_node(self, node):

@@ -28,7 +28,7 @@ from .shared.beside_dassl import read_archive, say
 from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import TEMPLATE, Decides, Key
+from .shared.keys import TEMPLATE, DecidingKey, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import templates_for
 
@@ -187,7 +187,7 @@ class TipAdapter(ClipTrainer):
         "LOGIT_SCALE": Key(100.0, low=0),  # the constant of the original; 0 = CLIP's scale
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
-    decides = {"SEARCH_HP": Decides(("INIT_ALPHA", "INIT_BETA"))}
+    deciding_keys = {"SEARCH_HP": DecidingKey(("INIT_ALPHA", "INIT_BETA"))}
     learner = "cache"
     trained = False
     plan = {"learning rate": "none", "epochs": "none: the cache is filled with features", "steps": "none"}
@@ -285,7 +285,7 @@ class TipAdapterF(TipAdapter):
         "SELECT": Key("val", choices=["val", "last", "test"]),
         "EPS": Key(1e-4, above=0),  # eps of AdamW
     }
-    decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
+    deciding_keys = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
     trained = True
     plan = {}
     lr_per_batch = True

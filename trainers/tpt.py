@@ -22,7 +22,7 @@ from dassl.utils import load_pretrained_weights
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 from .shared.prompts import PromptLearner, agrees_with_words
 from .shared.views import Views, confident, entropy_of, mean_log_probability
 
@@ -104,7 +104,7 @@ class TPT(ClipTrainer):
         "AUGMIX": Key("auto", choices=["auto", "on", "off"]),
     }
     adaptation = "each image by itself, from random views of it"
-    decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
+    deciding_keys = {"CTX_INIT": DecidingKey(("N_CTX",), agrees_with_words, refused=True)}
 
     def check_node(self, node):
         super().check_node(node)

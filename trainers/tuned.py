@@ -70,12 +70,12 @@ class TunedTrainer(ClipTrainer):
         if self.val_loader is None:
             selection = strength.without_val(epoch)
         else:
-            selection = strength.select(*self.right_at(strength.TRIED, self.val_loader), epoch)
+            selection = strength.select(*self.count_correct(strength.TRIED, self.val_loader), epoch)
         say(strength.format_selection(selection))
         return selection
 
     @torch.no_grad()
-    def right_at(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:
+    def count_correct(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:
         """Return {strength: number of correctly classified images} and the number of images, which are read once."""
         self.set_model_mode("eval")
         initial_strength, right, n = self.model.strength, dict.fromkeys(strengths, 0), 0

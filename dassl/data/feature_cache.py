@@ -78,7 +78,7 @@ class Pass:
     """A pass over the images of a loader, as `FeatureCache.look_up` returns it.
 
     Attributes:
-        name: of its file, without the ending; "": it is not cached.
+        name: name of its file, without the ending; "": it is not cached.
         loader: the loader.
         places: in the data set, of the images in each batch.
         encoded: its features; None: they are not in the folder.
@@ -123,7 +123,7 @@ class FeatureCache:
         PyTorch's generator is afterwards where reading the images would leave it, or where it was without features.
 
         Args:
-            loader: of `build_data_loader`.
+            loader: result of `build_data_loader`.
             encoder: the frozen encoder.
             precision: settings of the autocast in which it encodes.
         """
@@ -210,7 +210,7 @@ def pass_name(loader: DataLoader, batches: list[list[int]], encoder: torch.nn.Mo
     """Return the checksum of everything that decides the features of a pass.
 
     Args:
-        loader: of `build_data_loader`.
+        loader: result of `build_data_loader`.
         batches: the places of the images in each batch.
         encoder: the encoder.
         precision: settings of the autocast.

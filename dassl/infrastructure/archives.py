@@ -38,7 +38,7 @@ class Stub:
     """A placeholder for an object of another class, or for that class or function itself.
 
     Attributes:
-        name: of the class or function, with its module.
+        name: name of the class or function, with its module.
         attributes: those of the object that were saved.
     """
 

@@ -23,7 +23,7 @@ class Terminated(KeyboardInterrupt):
     """The exception of SIGTERM and SIGHUP, which end a command as Ctrl-C does: scratch folders are removed.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int = signal.SIGTERM):

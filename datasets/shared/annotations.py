@@ -196,7 +196,7 @@ def look_up(name: str | int, classes: dict, location: str, source: str):
     """Return `classes[name]`.
 
     Args:
-        name: of a class.
+        name: name of a class.
         classes: the content of `source`.
         location: file and line of the name, for the message.
         source: file with the classes, for the message.

@@ -70,9 +70,9 @@ def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tupl
     """Return the data set's own item for each line.
 
     Args:
-        lines: of the split.
+        lines: lines of the split.
         splits: train, val and test of the data set, with the labels of all classes.
-        folders: of all data sets, of the data set, of its images.
+        folders: folders of all data sets, of the data set, of its images.
 
     Raises:
         ValueError: an image is not in the data set or is a test image, or its label or class name differs.

@@ -298,7 +298,7 @@ def find_unreadable(paths: list[str], title: str) -> dict[str, str]:
 
     Args:
         paths: images; each is decoded.
-        title: of the progress bar.
+        title: title of the progress bar.
     """
     return {path: problem for path, problem in of_all(image_problem, paths, title).items() if problem}
 
@@ -309,7 +309,7 @@ def of_all(function: Callable[[str], object], paths: list[str], title: str) -> d
     Args:
         function: is called with each path.
         paths: each once.
-        title: of the progress bar.
+        title: title of the progress bar.
     """
     with in_threads(function, paths) as results:
         bar = progress(results, desc=title, total=len(paths), unit="image", delay=1)

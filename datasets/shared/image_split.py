@@ -23,7 +23,7 @@ def divide(
 
     Args:
         rows: all with a split, or all without; `split_problems` has no line for them.
-        seed: of the shuffling; negative: not seeded.
+        seed: seed of the shuffling; negative: not seeded.
         val: validation images of each class: a fraction below 1, or a number. Negative: a fifth if the rows have no
             split, else none. Rows with a split have none for val: they are taken from the training images.
         originals: {path: path of the first image of the same content} of images with copies.
@@ -50,7 +50,7 @@ def val_from_train(rows: list[Row], rng: random.Random, val: float, originals: M
 
     Args:
         rows: all with a split.
-        rng: of the selection.
+        rng: random generator of the selection.
         val: fraction below 1, or number, of the training images of each class.
         originals: see `divide`.
     """

@@ -138,7 +138,7 @@ def fetch(item: Item, folder: str, root: str, keep: bool) -> None:
 
     Args:
         item: the file.
-        folder: of the data set.
+        folder: folder of the data set.
         root: folder of the data sets.
         keep: keep the archive after unpacking.
 
@@ -196,7 +196,7 @@ def unpack(item: Item, archive: str, folder: str) -> None:
     Args:
         item: the archive's description.
         archive: the file.
-        folder: of the data set.
+        folder: folder of the data set.
 
     Raises:
         OSError: the archive is damaged, or lacks a part.

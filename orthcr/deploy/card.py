@@ -125,7 +125,7 @@ def write_card(facts: dict, folder: str) -> None:
 
     Args:
         facts: see `export.describe`.
-        folder: of the export.
+        folder: folder of the export.
     """
     with atomic_write(osp.join(folder, "README.md")) as f:
         f.write(card(facts).encode())

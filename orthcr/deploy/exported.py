@@ -10,7 +10,7 @@ from dassl.data.transforms import build_transform
 from dassl.infrastructure.files import check_hashes, read_json
 from dassl.utils import check_availability
 from orthcr.deploy.card import FORMATS
-from orthcr.run.seen import Seen
+from orthcr.run.seen import SeenImages
 from trainers.shared.backbones import library, load_clip
 from trainers.shared.classifier import ClipClassifier
 
@@ -68,7 +68,7 @@ class ClipOfFolder:
         folder: with the weights.
         classes: names of the classes.
         templates: prompts with {} for the class name.
-        device: of the model.
+        device: device of the model.
     """
 
     def __init__(self, folder: str, classes: list[str], templates: list[str], device: torch.device):
@@ -137,7 +137,7 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
     """Return the attributes of a Predictor of an exported folder.
 
     Args:
-        folder: of the export.
+        folder: folder of the export.
         classes: as in `Predictor`.
         template: as in `Predictor`.
         device: as in `Predictor`.
@@ -161,7 +161,7 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
         "classnames": classnames,
         "temperature": None,  # the logits are divided by it already
         "transform": build_transform(cfg, is_train=False),
-        "seen": Seen(folder),
+        "seen": SeenImages(folder),
         "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
         "workers": 0,
     }

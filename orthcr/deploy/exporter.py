@@ -51,7 +51,7 @@ def export(model_dir: str, to: str, output: str, epoch: int | None = None, stren
         model_dir: output directory of a training, or of a zero-shot run.
         to: openai, open_clip, transformers, peft or onnx.
         output: folder to be made.
-        epoch: of the checkpoint; None: the best on val if kept, else the last.
+        epoch: epoch of the checkpoint; None: the best on val if kept, else the last.
         strength: fraction of the update, from 0 to 1; None: the strength of the model.
 
     Raises:
@@ -137,7 +137,7 @@ def describe(trainer: ClipTrainer, to: str, model_dir: str, temperature: float |
         trainer: with its model loaded.
         to: format.
         model_dir: output directory of the run.
-        temperature: of the probabilities; None: they are not calibrated.
+        temperature: temperature of the probabilities; None: they are not calibrated.
     """
     cfg, model = trainer.cfg, trainer.model
     strength = getattr(model, "strength", None)
@@ -329,8 +329,8 @@ def write_peft(trainer: ClipTrainer, frozen: CLIP, folder: str, facts: dict) -> 
     Args:
         trainer: with its model loaded.
         frozen: the CLIP that the adapter changes.
-        folder: of the export.
-        facts: of the export.
+        folder: folder of the export.
+        facts: facts of the export.
 
     Returns:
         Further facts: the base, and the scale of the logits.

@@ -29,7 +29,7 @@ def adapter_of(model: TunedCLIP, name: str) -> tuple[dict, dict[str, torch.Tenso
 
     Args:
         model: with the trained tensors.
-        name: of the method, for the message.
+        name: name of the method, for the message.
 
     Raises:
         ValueError: PEFT has no adapter of this form.
@@ -94,7 +94,7 @@ def logits_of(folder: str, frozen: CLIP, facts: dict, tokens: torch.Tensor, imag
     Args:
         folder: with the adapter.
         frozen: the CLIP that it changes.
-        facts: of the export.
+        facts: facts of the export.
         tokens: prompts of the classes, int64 [n_cls, L].
         image: float [B, 3, H, W].
     """

@@ -20,7 +20,7 @@ from dassl.infrastructure.console import silence
 from dassl.infrastructure.images import image_problem, images_in, open_image
 from dassl.utils import as_photo, check_availability, progress, read_photo
 from orthcr.deploy.exported import is_exported, open_exported
-from orthcr.run.seen import Seen
+from orthcr.run.seen import SeenImages
 from orthcr.run.spec import RunSpec
 from orthcr.run.temperature import temperature_of
 from orthcr.run.trained import check_is_training, load_trained, read_model_classes
@@ -39,7 +39,7 @@ class Prediction:
     probability: float  # softmax probability of that class, calibrated if the model is: see `calibrate`
     top: list[tuple[str, float]]  # the likeliest classes with their probabilities, in order
     error: str = ""  # the reason if the image cannot be read
-    seen: str = ""  # "train" or "val": the model was trained on this image, or chosen by it; see `Seen`
+    seen: str = ""  # "train" or "val": the model was trained on this image, or chosen by it; see `SeenImages`
     unsure: bool = False  # the probability is below the threshold
     every: tuple[float, ...] = ()  # probabilities of all classes, in the order of `Predictor.classnames`, on request
 
@@ -55,7 +55,7 @@ class Predictor:
     Args:
         model_dir: output directory of a training, or of a zero-shot run; or a folder that export.py made.
         classes: names to choose between; None: the classes of the training.
-        epoch: of the checkpoint; None: the best on val if kept, else the last.
+        epoch: epoch of the checkpoint; None: the best on val if kept, else the last.
         template: prompt with {} for the class name; "": the template of the training.
         device: "cpu" or "cuda"; None: a GPU if there is one.
         strength: fraction of the update, from 0 to 1, or "auto"; None: the strength of the training.
@@ -105,7 +105,7 @@ class Predictor:
             self.temperature = temperature_of(self.trainer, model_dir, epoch)
             cfg = self.trainer.cfg
             self.transform = transform_of(self.trainer)
-        self.seen = Seen(model_dir)
+        self.seen = SeenImages(model_dir)
         adaptation = getattr(self.trainer, "adaptation", "")
         if adaptation:
             print(f"{cfg.TRAINER.NAME} adapts to {adaptation}", file=sys.stderr)

@@ -76,7 +76,7 @@ class Served:
         **options: other arguments of `Predictor`.
 
     Attributes:
-        strength: of the loaded model; None: the method has none, as it changes no weights.
+        strength: strength of the loaded model; None: the method has none, as it changes no weights.
         any_classes: True if a visitor may type other classes.
     """
 
@@ -115,7 +115,7 @@ class Served:
 
         Args:
             image: its path.
-            names: of the classes, with commas between them; "": the classes of the first model.
+            names: names of the classes, with commas between them; "": the classes of the first model.
             strength: on the slider; None: there is no slider.
 
         Raises:

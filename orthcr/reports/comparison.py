@@ -118,7 +118,7 @@ def methods_grid(
     Args:
         table: the best cells and the published averages are taken from it.
         caption: above the table.
-        heads: of the columns of cells.
+        heads: headings of the columns of cells.
         lines: the cells of each method.
         ece: calibration errors by method, for one more column; empty: no such column.
         costs: by method, for two more columns.

@@ -87,7 +87,7 @@ def last_result(lines: list[str], split: str, trains: bool) -> tuple[float | Non
     """Return the accuracy in percent of the last test result (None: no such result), and the split of the last result.
 
     Args:
-        lines: of the log.
+        lines: lines of the log.
         split: the one that is evaluated if no line names another.
         trains: the log is of a training. Only results after its end count.
     """

@@ -50,7 +50,7 @@ def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: b
     """Return a table as HTML, whose columns sort.
 
     Args:
-        heads: of the columns.
+        heads: headings of the columns.
         rows: the first entry of a row is its name.
         caption: plain text above the table.
         folded: show the table only after a click on its caption.
@@ -84,7 +84,7 @@ def examples(folder: Path):
     """Draw images of the base and of the new classes, as the methods get them.
 
     Args:
-        folder: of an embedded data set with 28 classes or more.
+        folder: folder of an embedded data set with 28 classes or more.
     """
     split = read_json(folder / "split.json")["test"]
     names = list(dict.fromkeys(name for _, _, name in split))

@@ -115,9 +115,9 @@ def bars(ax, groups: list[list], styles: dict[str, dict], places: list[float], n
     Args:
         ax: axes.
         groups: cells of each group.
-        styles: of the methods, in the order of the bars.
+        styles: styles of the methods, in the order of the bars.
         places: x coordinate of each group.
-        names: of the groups, below the axis.
+        names: names of the groups, below the axis.
     """
     width = 0.84 / len(styles)
     room = ax.figure.get_size_inches()[0] * 0.86 * width / (places[-1] - places[0] + 1)  # inches of one bar
@@ -193,8 +193,8 @@ def by_target(ax, cells: list, styles: dict[str, dict], targets: list[str], sour
 
     Args:
         ax: axes.
-        cells: of any data sets and methods.
-        styles: of the methods.
+        cells: cells of any data sets and methods.
+        styles: styles of the methods.
         targets: data sets in their order; "average" can only be the last.
         source: the first of `targets` is the source.
     """

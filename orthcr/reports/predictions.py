@@ -86,7 +86,7 @@ def confusion_picture(matrix: np.ndarray, classnames: list[str], path: str, most
     Args:
         matrix: float [n, n], the fraction of each true class (rows) that is predicted as each class (columns).
         classnames: n, in the order of their labels.
-        path: of the PNG file.
+        path: path of the PNG file.
         most: largest number of classes in the picture.
     """
     from orthcr.reports.pictures import escape_dollars, plt, save  # imports matplotlib, which takes a second
@@ -122,7 +122,7 @@ def contact_sheet(images: list[tuple[str, str]], path: str) -> None:
 
     Args:
         images: path and title of each.
-        path: of the PNG file.
+        path: path of the PNG file.
     """
     from dassl.utils import read_photo  # imports torch, which takes seconds
     from orthcr.reports.pictures import plt, save

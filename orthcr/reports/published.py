@@ -66,10 +66,10 @@ def averages(
 
     Args:
         protocol: base2new, fewshot, xd or dg.
-        source: of the transfers.
+        source: source of the transfers.
         data_sets: those of the table's average.
-        shots: of all trainings; None: the columns have it.
-        runs: of the table; only ViT-B/16 has published averages.
+        shots: shots of all trainings; None: the columns have it.
+        runs: runs of the table; only ViT-B/16 has published averages.
     """
     if {run.backbone for run in runs} != {"ViT-B/16"} or shots not in (None, 16):
         return {}

@@ -97,7 +97,7 @@ def run_of(results: dict, config: dict, path: Path) -> Run:
     Args:
         results: its content.
         config: dotted keys and values of the run.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         LeftOut: a value is malformed, or the result is not of the test split. Other errors stand for malformed values,

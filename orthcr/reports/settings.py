@@ -23,7 +23,7 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
     makes none, as the number of epochs in CoOp's few-shot runs; it gets a line. A strength below 1 is always named.
 
     Args:
-        runs: of any trainers.
+        runs: runs of any trainers.
     """
     groups = defaultdict(list)
     for run in runs:
@@ -57,8 +57,8 @@ def format_setting(key: str, value: str, values: set[str]) -> str:
     """Return a setting in the label of a method; "" for the full strength.
 
     Args:
-        key: of the config.
-        value: of the method.
+        key: key of the config.
+        value: value of the method.
         values: those of all methods of the trainer.
     """
     if key.endswith(STRENGTH):

@@ -242,7 +242,7 @@ def tables(runs: list[Run], seeds: Iterable[int] | None = None) -> list[Table]:
     """Return every table that the runs allow.
 
     Args:
-        runs: of `tree.collect`.
+        runs: result of `tree.collect`.
         seeds: only these count, and each method must have them; None: every seed that a method of the table has.
     """
     seeds = sorted(set(seeds or ()))
@@ -299,10 +299,10 @@ def make_cells(
     """Return the cells of one method, by data set or "average", label and head.
 
     Args:
-        figures: of `compute_accuracies`.
+        figures: result of `compute_accuracies`.
         selection: the runs and the columns.
         targets: data sets of the table, without the source.
-        label: of the method.
+        label: label of the method.
         seeds: those that a trained method must have.
     """
     cells = {}
@@ -363,7 +363,7 @@ def lay_out(
     Args:
         selection: the runs and the columns.
         targets: data sets of the table, without the source.
-        cells: of all methods, by data set, label and head.
+        cells: cells of all methods, by data set, label and head.
         errors: their calibration errors, by data set and label.
     """
     labels = dict.fromkeys(label for _, label, _ in cells)
@@ -405,7 +405,7 @@ def compute_accuracies(
     """Return the percent of one method by (data set or "average", head) and seed.
 
     Args:
-        runs: of the method.
+        runs: runs of the method.
         selection: the runs and the columns.
         targets: data sets of the table; those without a run are left out.
         trained: the method is trained, not zero-shot.
@@ -445,7 +445,7 @@ def compute_ece(runs: list[Run], selection: Selection, targets: list[str], train
     with several numbers of shots it is taken at the largest. The average leaves out the source, as that of accuracies.
 
     Args:
-        runs: of the method.
+        runs: runs of the method.
         selection: the runs and the columns.
         targets: data sets of the table, without the source.
         trained: the method is trained, not zero-shot.
@@ -470,7 +470,7 @@ def drop_contradictory(runs: list[Run], label: str) -> tuple[list[Run], list[str
     """Return one run for each training and evaluation data, and a line for each with contradictory results.
 
     Args:
-        runs: of one method.
+        runs: runs of one method.
         label: name of the method.
     """
     groups = defaultdict(list)

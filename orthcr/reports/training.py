@@ -24,7 +24,7 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
     """Draw the loss and the training accuracy of each epoch, mean over seeds with their range.
 
     Args:
-        folders: of the trainings, by method.
+        folders: folders of the trainings, by method.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     styles = styles_of(folders)

@@ -618,7 +618,7 @@ def call(how: str, argv: list[str]) -> tuple[int, str, str, str]:
 
 
 def in_this_process(work, jobs, slots) -> Iterator[tuple]:
-    """Do the jobs of a plan, one after the other, as `engines.local` does them side by side."""
+    """Do the jobs of a plan, one after the other, as `engines.run_locally` does them side by side."""
     for job in jobs:
         yield job, work(job)
 
@@ -646,7 +646,7 @@ def cut_short():
         mock.patch.object(SimpleTrainer, "init_writer", lambda self, folder: None),
         mock.patch.object(data_manager, "workers_that_fit", lambda *a: 0),
         mock.patch.object(Shapes, "images", {"train": 2, "val": 1, "test": 1}),
-        mock.patch.object(engines, "local", in_this_process),
+        mock.patch.object(engines, "run_locally", in_this_process),
         mock.patch.object(prepare, "fetch", forbidden),
         mock.patch("urllib.request.urlopen", forbidden),
     ]
@@ -738,7 +738,7 @@ def fuzz(world: Path, count: int, seed: int, start: int = 0, verbose=False, kind
     Args:
         world: folder of `prepare_world`.
         count: number of cases.
-        seed: of the cases.
+        seed: seed of the cases.
         start: number of the first case.
         verbose: whether to print each case.
         kinds: functions that draw a case.

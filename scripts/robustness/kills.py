@@ -56,7 +56,7 @@ class Case:
 
     Attributes:
         words: its arguments, with {} for the folder of the trial.
-        main: of its entry point.
+        main: `main` of its entry point.
         once: the path that it makes and that no second run may replace.
     """
 

@@ -53,7 +53,7 @@ def merge_adapter(
     """Return the state dict of a CLIP with an adapter merged into it, in OpenAI's layout.
 
     Args:
-        state: of the CLIP, in OpenAI's layout.
+        state: state of the CLIP, in OpenAI's layout.
         config: content of adapter_config.json.
         adapter: tensors of the adapter, by PEFT's names.
 
@@ -82,7 +82,7 @@ def merged_weight(weight: torch.Tensor, config: dict, tensors: dict[str, torch.T
     Args:
         weight: W [o, d].
         config: content of adapter_config.json.
-        tensors: of this weight, by PEFT's names: lora_A [r, d] and lora_B [o, r], or oft_R [m, b (b - 1) / 2].
+        tensors: tensors of this weight, by PEFT's names: lora_A [r, d] and lora_B [o, r], or oft_R [m, b (b - 1) / 2].
     """
     if config["peft_type"] == "LORA":
         a, b = tensors["lora_A"], tensors["lora_B"]

@@ -49,7 +49,7 @@ def read_descriptions(path: str, classnames: list[str]) -> list[list[str]]:
     Names are compared as CLIP reads them: in lower case, with spaces for underscores.
 
     Args:
-        path: of the file.
+        path: path of the file.
         classnames: names of the classes, as the data set writes them.
 
     Raises:

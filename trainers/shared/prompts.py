@@ -108,7 +108,7 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
 
     Args:
         text_encoder: CLIP's text encoder.
-        sentences: of each class, one or more. Those that are too long are cut.
+        sentences: sentences of each class, one or more. Those that are too long are cut.
         unit: see `template_features`.
     """
     device, total = text_encoder.token_embedding.weight.device, 0
@@ -127,7 +127,7 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
 
 
 def agrees_with_words(key: str, value: object, words: object) -> bool:
-    """Return whether N_CTX or CSC at a value agrees with the initial words CTX_INIT; see `Decides.agrees`.
+    """Return whether N_CTX or CSC at a value agrees with the initial words CTX_INIT; see `DecidingKey.agrees`.
 
     N_CTX agrees at 0 and at the number of words, CSC at False.
 

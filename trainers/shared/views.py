@@ -67,7 +67,7 @@ class Views:
         cfg: config with INPUT.
         n: number of views.
         augmix: whether AugMix follows the random crops and flips.
-        seed: of the random views, which are then the same for each call; None: the caller seeds PyTorch's generator.
+        seed: seed of the random views, for equal views in each call; None: the caller seeds PyTorch's generator.
     """
 
     def __init__(self, cfg, n: int, augmix: bool, seed: int | None = None):
