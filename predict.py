@@ -109,12 +109,12 @@ def predict(args: argparse.Namespace) -> list[str]:
         check_installed(("gradio",), "--serve", "serve")
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
-    from orthcr.deploy.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
+    from orthcr.deploy.predictor import Predictor, parse_names  # not above: it imports PyTorch, which takes seconds
     from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titles_of
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
-    classes = None if args.classes is None else names_in(args.classes)
+    classes = None if args.classes is None else parse_names(args.classes)
     options = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
         from orthcr.deploy.web_page import serve

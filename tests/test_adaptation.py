@@ -58,7 +58,7 @@ def test_the_caches_of_tda_live_in_the_predictor(model, pictures, capsys):
 @pytest.mark.parametrize("trainer", ["TPT", "TDA"])
 @pytest.mark.parametrize("to", ["openai", "onnx"])
 def test_no_file_adapts(trainer, to, model, tmp_path):
-    with pytest.raises(ValueError, match=f"{trainer} adapts to .*, which no exported file does: use predict.py"):
+    with pytest.raises(ValueError, match=f"{trainer} adapts to .*, but an exported file cannot adapt: use predict.py"):
         export(str(model(trainer)), to, str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 

@@ -251,7 +251,7 @@ def test_a_run_of_cupl_keeps_its_sentences(pictures, tmp_path, one_line, capsys)
     (answer,) = predictor(image)
     assert answer.classname in names[:20] and predictor.classnames == names[:20]
     with pytest.raises(
-        ValueError, match="CuPL leaves CLIP's weights as they are, its class features come from sentences"
+        ValueError, match="CuPL does not change CLIP's weights, but has its own class features from sentences"
     ):
         plain_clip(predictor.trainer)
     assert predictor.trainer.model.prompts()[3] == [f"a photo of a {names[3]}."]
