@@ -110,7 +110,7 @@ def predict(args: argparse.Namespace) -> list[str]:
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
     from orthcr.deploy.predictor import Predictor, parse_names  # not above: it imports PyTorch, which takes seconds
-    from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titles_of
+    from orthcr.reports.predictions import csv_row, draw_contact_sheet, format_json, format_table, titles_of
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
@@ -132,11 +132,11 @@ def predict(args: argparse.Namespace) -> list[str]:
     seconds = time.perf_counter() - start
     answers = [p for p in predictions if not p.error]
     if args.json:
-        print(as_json(predictions))
+        print(format_json(predictions))
     elif answers and args.csv != "-":
-        print(as_table(answers))
+        print(format_table(answers))
     if args.picture and answers:
-        contact_sheet(titles_of(answers), args.picture)
+        draw_contact_sheet(titles_of(answers), args.picture)
     tell(answers, seconds)
     return [visible(f"{p.image}: {p.error}") for p in predictions if p.error]
 

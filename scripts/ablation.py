@@ -15,7 +15,7 @@ from tabulate import tabulate
 from dassl.infrastructure.command import command
 from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
-from orthcr.reports.tables import harmonic_mean, spread
+from orthcr.reports.tables import format_mean, harmonic_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         return failed
     rows = []
     for case in CASES:
-        figures = [spread(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]
+        figures = [format_mean(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]
         gain = ""
         if case != "OrthCR":
             gains = [accuracies[case, seed][2] - accuracies["OrthCR", seed][2] for seed in SEEDS]

@@ -20,7 +20,7 @@ from orthcr.compare.command_line import NAMES, parse_arguments
 from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
-from orthcr.reports.tables import Cell, spread, tables
+from orthcr.reports.tables import Cell, format_mean, tables
 from orthcr.reports.tree import collect
 from orthcr.run.declarations import discover
 from scripts.results import HEADS, main_columns
@@ -76,7 +76,7 @@ def rows_of(folder: Path, group: str) -> list[list[str]]:
 
 def format_figure(cell: Cell | None) -> str:
     """Return mean ± deviation over the seeds, or "" for a missing figure."""
-    return spread(list(cell.values.values())) if cell and cell.values else ""
+    return format_mean(list(cell.values.values())) if cell and cell.values else ""
 
 
 def main(argv: list[str] | None = None) -> list[str]:

@@ -14,11 +14,11 @@ from dassl.utils import write_json
 from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.comparison import costs_of, grids
-from orthcr.reports.page import examples, figure, page, section
+from orthcr.reports.page import draw_examples, figure, page, section
 from orthcr.reports.pictures import save
 from orthcr.reports.report import write_report
-from orthcr.reports.tables import costs, harmonic_mean
-from orthcr.reports.training import loss_and_accuracy, orthogonality
+from orthcr.reports.tables import cost_table, harmonic_mean
+from orthcr.reports.training import draw_loss_and_accuracy, draw_orthogonality
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,17 +64,17 @@ def main(argv: list[str] | None = None) -> list[str]:
     write_json([summary[key] for key in plan], str(out / "summary.json"))
     (table,) = write_report([out / "base2new"], output_dir=out).tables
     seeds = ", ".join(map(str, SEEDS))
-    print(f"\n{costs(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
+    print(f"\n{cost_table(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
     pictures = {out / f"{table.slug}.png": "Accuracy of each method on base and new classes, and the harmonic mean."}
-    pictures[save(loss_and_accuracy(trainings), out / "training.png")] = (
+    pictures[save(draw_loss_and_accuracy(trainings), out / "training.png")] = (
         "Loss and training accuracy of each epoch, mean over seeds with the range between them."
     )
-    pictures[save(orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
+    pictures[save(draw_orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
         "Distance of R from an orthogonal matrix, and relative change of the hyperspherical energy of the weights."
     )
-    pictures[save(examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
+    pictures[save(draw_examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
         "Some images of the base and of the new classes, as the methods get them."
     )
     text = TEXT.format(seeds=seeds, **device)

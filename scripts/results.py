@@ -16,7 +16,7 @@ from tabulate import tabulate
 from dassl.infrastructure.command import command
 from orthcr.reports.comparison import costs_of, headline
 from orthcr.reports.ranking import is_tie
-from orthcr.reports.tables import TIE, Cell, Table, spread, tables
+from orthcr.reports.tables import TIE, Cell, Table, format_mean, tables
 from orthcr.reports.tree import collect
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -33,7 +33,7 @@ PICTURES = {  # name in docs/ -> file of the report
 def format_cell(cell: Cell | None, best: float) -> str:
     if not cell or not cell.values:
         return ""
-    text = spread(list(cell.values.values()))
+    text = format_mean(list(cell.values.values()))
     return f"**{text}**" if round(cell.mean, 2) == round(best, 2) else text
 
 
@@ -92,7 +92,7 @@ def standing(columns: dict[str, dict[str, Cell]], method: str) -> str:
             paired = [
                 cell_of_method.values[seed] - values.get(seed, values.get(None, cells[best].mean)) for seed in seeds
             ]
-            difference = spread(paired, sign="+")
+            difference = format_mean(paired, sign="+")
             if is_tie(values, cell_of_method.values):
                 difference += f" {TIE}"
         ties = [name for name, cell in cells.items() if name != best and is_tie(cells[best].values, cell.values)]

@@ -23,8 +23,8 @@ from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.palette import colour_of
 from orthcr.reports.pictures import plt, save
-from orthcr.reports.tables import harmonic_mean, spread
-from orthcr.reports.training import curves
+from orthcr.reports.tables import format_mean, harmonic_mean
+from orthcr.reports.training import read_curves
 from orthcr.run.config import setup_cfg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ FACTORS = (0.1, 0.32, 1.0, 3.2, 10.0)  # of the configured learning rate
 
 def by_epoch(folder: Path, epochs: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps done after each epoch, and its training accuracy in percent, the mean over its batches."""
-    values = curves(folder)["train/acc"][1]
+    values = read_curves(folder)["train/acc"][1]
     batches = len(values) // epochs
     return np.arange(1, epochs + 1) * batches, values[batches - 1 :: batches]
 
@@ -86,7 +86,8 @@ def table(measured: dict, rates: dict[str, float]) -> str:
     for trainer in TRAINERS:
         h = [mean(measured[trainer, factor, seed][0] for seed in SEEDS) for factor in FACTORS]
         steps = [float(steps_to_95(*measured[trainer, 1.0, seed][1])) for seed in SEEDS]
-        rows.append([trainer, f"{rates[trainer]:g}", *[f"{x:.1f}" for x in h], f"{max(h) - min(h):.1f}", spread(steps)])
+        cells = [f"{x:.1f}" for x in (*h, max(h) - min(h))]
+        rows.append([trainer, f"{rates[trainer]:g}", *cells, format_mean(steps)])
     heads = ["", "rate", *[f"H at x {factor:g}" for factor in FACTORS], "range of H", "steps to 95 %"]
     return tabulate(rows, heads, "github", disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 1)))
 

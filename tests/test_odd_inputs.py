@@ -25,7 +25,7 @@ from datasets.tools import prepare
 from orthcr.compare import plans
 from orthcr.compare.display import newest_log
 from orthcr.compare.sweep import check_accuracies
-from orthcr.reports.runs import LeftOut, read_config
+from orthcr.reports.runs import UnusableResult, read_config
 from orthcr.run.own_images import write_wrong
 from orthcr.run.runner import main
 from orthcr.run.spec import RunSpec
@@ -360,7 +360,7 @@ def test_pairs_of_a_yaml_file_that_name_each_other(tmp_path):
         f"a{k}: &a{k} !!pairs [{{x: *a{k - 1}}}, {{y: *a{k - 1}}}]" for k in range(1, 30)
     ]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    with pytest.raises(LeftOut, match="no config of a run"):
+    with pytest.raises(UnusableResult, match="no config of a run"):
         read_config(tmp_path / "config.yaml")
 
 

@@ -19,7 +19,7 @@ from dassl.utils import read_json
 from datasets.shared.image_files import Row
 from datasets.shared.image_split import divide
 from orthcr.reports.pictures import plt
-from orthcr.reports.predictions import confusion_picture
+from orthcr.reports.predictions import draw_confusion_matrix
 from orthcr.run.own_images import next_command, write_wrong
 from orthcr.run.runner import main
 from predict import Predictor
@@ -291,7 +291,7 @@ def test_the_confusion_picture(n, tmp_path, monkeypatch):
     matrix[1] = 0
     matrix[1, 0] = 1
     names = [f"a rather long class name, $ and 猫 {k}" for k in range(n)]
-    confusion_picture(matrix, names, str(tmp_path / "c.png"))
+    draw_confusion_matrix(matrix, names, str(tmp_path / "c.png"))
     monkeypatch.undo()
     (fig,) = figures
     ticks = [text.get_text() for text in fig.axes[0].get_yticklabels()]

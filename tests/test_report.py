@@ -18,7 +18,7 @@ from orthcr.compare import plans
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.palette import colour_of
 from orthcr.reports.report import write_report
-from orthcr.reports.tables import costs, tables
+from orthcr.reports.tables import cost_table, tables
 from orthcr.reports.tree import collect
 from orthcr.run.flags import parse
 from orthcr.run.results import has_learner
@@ -230,7 +230,7 @@ def test_what_learns(trainer, does):
 
 def test_costs(real):
     (table,) = tables(collect([real])[0])
-    lines = [[word.strip() for word in line.split("|")[1:-1]] for line in costs(table.runs, "github").splitlines()]
+    lines = [[word.strip() for word in line.split("|")[1:-1]] for line in cost_table(table.runs, "github").splitlines()]
     assert lines[0] == ["method", "trained parameters", "seconds of training"]
     assert [line[:2] for line in lines[2:]] == [
         ["ZeroshotCLIP", "0"],

@@ -23,7 +23,7 @@ from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
 from orthcr.compare.strength_curve import straighten, write_curve
 from orthcr.deploy.predictor import Predictor
-from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gains, rows_of, values
+from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gain_table, rows_of, values
 from orthcr.reports.tables import tables
 from orthcr.reports.tree import collect
 from orthcr.run.config import setup_cfg
@@ -502,6 +502,6 @@ def test_averages_and_what_the_geodesic_brings_by_hand():
             wanted = [np.mean([at[seed, path, 0.5][each] for each in names]) for seed in (1, 2)]
             assert values(rows[f"OrthCR, {name}"], head) == pytest.approx(wanted)
     curve, line = ([np.mean([at[seed, path, 0.5][each] for each in others]) for seed in (1, 2)] for path in PATHS)
-    last = gains(points, [0.0, 0.5]).splitlines()[-1].split("|")[-2].split("±")
+    last = gain_table(points, [0.0, 0.5]).splitlines()[-1].split("|")[-2].split("±")
     less = np.subtract(curve, line)
     assert [float(x) for x in last] == pytest.approx([less.mean(), less.std()], abs=0.0051)

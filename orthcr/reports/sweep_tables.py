@@ -1,4 +1,4 @@
-"""The report of a sweep: a table and a picture of the accuracies on val, by value."""
+"""The report of a sweep: a table and a picture of the accuracies on val for each value of the key."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ from tabulate import tabulate
 
 from dassl.infrastructure.files import atomic_write
 from orthcr.reports.palette import styles_of
-from orthcr.reports.pictures import escape_dollars, legend, plt, save
-from orthcr.reports.tables import in_markdown, section, spread
+from orthcr.reports.pictures import draw_legend, escape_dollars, plt, save
+from orthcr.reports.tables import escape_markdown, format_mean, section
 
 NOTES = (
     "Accuracy in percent, mean and population standard deviation over the seeds.",
-    "The marked value is the best on val. It alone is tested.",
+    "The marked value is the best on val. Only this value is tested.",
 )
 
 
@@ -25,19 +25,19 @@ def write_sweep(key: str, accuracies: Sequence, seeds: list[int], out: Path) -> 
     Args:
         key: the config key whose values are compared.
         accuracies: accuracies of each point of the sweep, as `orthcr.compare.sweep.run` returns them.
-        seeds: those that each point must have.
-        out: directory.
+        seeds: seeds that each point should have.
+        out: directory for the files.
     """
     classes = list(dict.fromkeys(kind for item in accuracies for kind in item.test))
     heads = ["data set", "method", key, "val", *(f"test, {kind} classes" for kind in classes)]
     notes = [*NOTES, *missing_seeds(accuracies, seeds)]
     print(section(f"Sweep of {key}", [table(heads, accuracies, classes, markdown=False)], notes, markdown=False))
     text = section(f"Sweep of {key}", [table(heads, accuracies, classes, markdown=True)], notes, markdown=True)
-    for end, content in (("md", f"{text}\n"), ("csv", as_csv(key, accuracies))):
+    for end, content in (("md", f"{text}\n"), ("csv", format_csv(key, accuracies))):
         with atomic_write(out / f"sweep_{key}.{end}") as f:
             f.write(content.encode())
     with plt.rc_context({"text.parse_math": False}):
-        save(picture(key, accuracies), out / f"sweep_{key}.png")
+        save(draw_picture(key, accuracies), out / f"sweep_{key}.png")
     print(f"{out / f'sweep_{key}.md'}; beside it .csv and .png")
 
 
@@ -45,10 +45,10 @@ def table(heads: list[str], accuracies: Sequence, classes: list[str], markdown: 
     rows = []
     for item in accuracies:
         tests = [item.test.get(kind, {}) for kind in classes]
-        row = [item.point.dataset, item.point.trainer, item.point.value, spread(list(item.val.values()))]
-        row += [spread(list(test.values())) if test else "" for test in tests]
+        row = [item.point.dataset, item.point.trainer, item.point.value, format_mean(list(item.val.values()))]
+        row += [format_mean(list(test.values())) if test else "" for test in tests]
         if markdown:
-            row = list(map(in_markdown, row))
+            row = list(map(escape_markdown, row))
         if item.is_chosen:
             row[2:4] = [f"**{text}**" for text in row[2:4]] if markdown else [f"{row[2]} *", row[3]]
         rows.append(row)
@@ -60,30 +60,30 @@ def missing_seeds(accuracies: Sequence, seeds: list[int]) -> list[str]:
     """Return a line for each point that lacks a seed and is therefore not chosen."""
     lines = []
     for item in accuracies:
-        lost = [str(seed) for seed in seeds if seed not in item.val]
-        if lost:
+        lost_seeds = [str(seed) for seed in seeds if seed not in item.val]
+        if lost_seeds:
             name = f"{item.point.trainer} on {item.point.dataset}, {item.point.value}"
-            lines.append(f"{name}: without seed {', '.join(lost)}, and so not chosen")
+            lines.append(f"{name}: not chosen, because seed {', '.join(lost_seeds)} is missing")
     return lines
 
 
-def as_csv(key: str, accuracies: Sequence) -> str:
-    """Return the accuracies as CSV, one a line."""
+def format_csv(key: str, accuracies: Sequence) -> str:
+    """Return the accuracies as CSV, one accuracy a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["dataset", "method", key, "split", "classes", "seed", "accuracy", "chosen"])
     for item in accuracies:
-        about = item.point.dataset, item.point.trainer, item.point.value
-        writer.writerows([*about, "val", "", seed, f"{x:.4f}", item.is_chosen] for seed, x in item.val.items())
+        names = item.point.dataset, item.point.trainer, item.point.value
+        writer.writerows([*names, "val", "", seed, f"{x:.4f}", item.is_chosen] for seed, x in item.val.items())
         for kind, test in item.test.items():
-            writer.writerows([*about, "test", kind, seed, f"{x:.4f}", item.is_chosen] for seed, x in test.items())
+            writer.writerows([*names, "test", kind, seed, f"{x:.4f}", item.is_chosen] for seed, x in test.items())
     return out.getvalue()
 
 
-def picture(key: str, accuracies: Sequence):
-    """Draw the accuracy on val by value, a panel for each data set and a line for each method.
+def draw_picture(key: str, accuracies: Sequence):
+    """Draw the accuracy on val against the value, in a panel for each data set, with a line for each method.
 
-    A star marks the value that is chosen.
+    A star marks the chosen value.
     """
     datasets = list(dict.fromkeys(item.point.dataset for item in accuracies))
     methods = list(dict.fromkeys(item.point.trainer for item in accuracies))
@@ -115,5 +115,5 @@ def picture(key: str, accuracies: Sequence):
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy on val, %")
     if len(methods) > 1:
-        legend(fig, list(handles.values()), list(handles))
+        draw_legend(fig, list(handles.values()), list(handles))
     return fig

@@ -19,7 +19,7 @@ from dassl.data.workers import read_in_order
 from dassl.evaluation.evaluator import confusion_matrix
 from dassl.infrastructure.files import spreadsheet_cell
 from dassl.utils import atomic_write, progress
-from orthcr.reports.predictions import confusion_picture, contact_sheet
+from orthcr.reports.predictions import draw_confusion_matrix, draw_contact_sheet
 from orthcr.run.config_files import CONFIGS
 from trainers.base import ClipTrainer
 from trainers.shared.classes import same_to_clip
@@ -70,7 +70,7 @@ def report_results(trainer) -> dict:
     names = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
     matrix = confusion_matrix(trainer.evaluator.y_true, predicted, len(names)).numpy()
     path = osp.join(cfg.OUTPUT_DIR, "confusion.png")
-    confusion_picture(matrix, names, path)
+    draw_confusion_matrix(matrix, names, path)
     print(f"The confusion matrix is in {path}")
     return entries
 
@@ -136,7 +136,8 @@ def write_wrong(rows: list[tuple], total: int, folder: str) -> None:
         os.remove(picture)  # of an earlier evaluation
     files = table
     if rows:
-        contact_sheet([(path, f"{guess}, {100 * p:.0f} %\nis {label}") for path, label, guess, p in rows[:24]], picture)
+        titles = [(path, f"{guess}, {100 * p:.0f} %\nis {label}") for path, label, guess, p in rows[:24]]
+        draw_contact_sheet(titles, picture)
         files = f"{table}, the highest probabilities also in {picture}"
     print(f"{len(rows):,} of {total:,} images are misclassified: {files}")
 

@@ -19,7 +19,7 @@ from dassl.evaluation.evaluator import confusion_matrix
 from dassl.infrastructure import distributed
 from dassl.infrastructure.files import read_json, scratch_folder, write_json
 from orthcr.packages import check_installed
-from orthcr.reports.predictions import confusion_picture
+from orthcr.reports.predictions import draw_confusion_matrix
 from trainers.shared.privacy import report_nothing
 
 from .declarations import config_values
@@ -254,7 +254,7 @@ def draw_confusion(trainer, path: str) -> list[str]:
         return []
     names = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
     matrix = confusion_matrix(trainer.evaluator.y_true, predicted, len(names)).numpy()
-    confusion_picture(matrix, names, path)
+    draw_confusion_matrix(matrix, names, path)
     return [path]
 
 
