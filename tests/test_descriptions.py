@@ -209,7 +209,7 @@ def test_flags_that_have_no_effect_are_refused(tmp_path, one_line):
         "CoOp takes no --descriptions": ["--trainer", "CoOp", "--descriptions", file],
         "TCP takes no --descriptions": ["--trainer", "TCP", "--descriptions", file],
         "--descriptions is empty": ["--trainer", "KgCoOp", "--descriptions", ""],
-        "for the training of KgCoOp": ["--trainer", "KgCoOp", "--eval-only", "--descriptions", file],
+        "in an evaluation of KgCoOp": ["--trainer", "KgCoOp", "--eval-only", "--descriptions", file],
         "there are no descriptions": ["--trainer", "OrthCR", "--descriptions", str(tmp_path / "gone.json")],
         "does not have the checksum": ["--trainer", "CuPL", key("CuPL"), file, f"{key('CuPL')}_SHA256", "abc"],
         "has no effect without descriptions": ["--trainer", "OrthCR", f"{key('OrthCR')}_SHA256", "abc"],

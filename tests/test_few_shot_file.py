@@ -123,7 +123,7 @@ def test_flags_that_do_not_go_together(pets, one_line, capsys):
         "there is no few-shot split": ["--few-shot-split", root / "gone.jsonl"],
         "ImageNetV2 takes no": ["--few-shot-split", file, "DATASET.NAME", "ImageNetV2"],
         "val_first has no effect with --few": ["--few-shot-split", file, "DATASET.SAMPLING", "val_first"],
-        "val_first has no effect on all": ["DATASET.SAMPLING", "val_first", "DATASET.NUM_SHOTS", "-1"],
+        "val_first has no effect without few shots": ["DATASET.SAMPLING", "val_first", "DATASET.NUM_SHOTS", "-1"],
         "SPLIT_SHA256 has no effect": ["DATASET.SPLIT_SHA256", "['a']"],
         "does not have the checksum": ["DATASET.FEW_SHOT_SPLIT", file, "DATASET.SPLIT_SHA256", "['a']"],
     }

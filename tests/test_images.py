@@ -664,7 +664,7 @@ def test_unreadable_images_of_a_trained_split_can_be_skipped(photos, tmp_path, c
     assert main([*flags, "--skip-unreadable"]) == 0
     assert "* total: 19\n" in capsys.readouterr().out
     told = said(capsys, "--eval-only", "--model-dir", tmp_path, "--skip-unreadable")
-    assert "--skip-unreadable is for own images" in told
+    assert "--skip-unreadable has no effect on the data set Shapes" in told
 
     for path in (photos / "猫").iterdir():
         path.write_bytes(b"torn")

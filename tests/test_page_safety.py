@@ -223,7 +223,7 @@ def test_a_reader_gives_the_pixels_of_the_predictor(picture):
 
 @pytest.mark.parametrize(
     "step, seconds, words",
-    [(Slow(), 1.0, "more than 1 seconds"), (Greedy(), 60, "memory"), (Crash(), 60, "decoder failed")],
+    [(Slow(), 1.0, "more than 1 seconds"), (Greedy(), 60, "memory"), (Crash(), 60, "decoder crashed")],
 )
 def test_what_a_picture_must_not_take(picture, step, seconds, words, one_line):
     with pytest.raises(OSError, match=words) as error:

@@ -366,7 +366,7 @@ def test_copies_count_once_and_contradictions_not_at_all(tmp_path):
     ours(tmp_path / "again", "CoOp", on, "EuroSAT", "base", 85.5)
     table = only(tmp_path)
     assert figure(table, classes="base").values == {1: 80.0}
-    (note,) = [note for note in table.notes if "several results" in note]
+    (note,) = [note for note in table.notes if "different results" in note]
     assert "CoOp on EuroSAT, base, seed 2" in note and "82.00 in" in note and f"85.50 in {tmp_path / 'again'}" in note
 
 

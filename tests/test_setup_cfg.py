@@ -157,9 +157,7 @@ def test_a_finished_training_is_not_resumed(tmp_path, one_line):
     (folder / "model.pth.tar-3").touch()
     argv = ["--trainer", "CoOp", "--output-dir", str(tmp_path / "OUT"), "--resume", str(tmp_path / "DONE")]
     for epochs in ("3", "2"):
-        with pytest.raises(
-            ValueError, match=f"DONE was trained for 3 epochs, and OPTIM.MAX_EPOCH is {epochs}"
-        ) as error:
+        with pytest.raises(ValueError, match=f"OPTIM.MAX_EPOCH is {epochs}, and .*DONE has 3 epochs") as error:
             setup_cfg(parse([*argv, "OPTIM.MAX_EPOCH", epochs]))
         one_line(error)
     assert not (tmp_path / "OUT").exists()
