@@ -31,7 +31,7 @@ def matrices(model, name):
     """The M_i of a place in NumPy, entry by entry."""
     m, b = model.sizes[name]
     entries = as64(model.blocks[name])
-    if not model.half:
+    if not model.is_triangular:
         return entries
     out = np.zeros((m, b, b))
     for k in range(m):

@@ -179,10 +179,11 @@ class ClipTrainer(TrainerX):
         if not self.learner:
             return
         learner = self.model.get_submodule(self.learner)
-        unknown = [name for name in self.per_class if name not in learner.state_dict()]
-        if unknown:
+        unknown_names = [name for name in self.per_class if name not in learner.state_dict()]
+        if unknown_names:
             tensors = ", ".join(learner.state_dict())
-            raise ValueError(f'{type(self).__name__}.per_class names "{unknown[0]}", but the learner has {tensors}')
+            problem = f'{type(self).__name__}.per_class names "{unknown_names[0]}"'
+            raise ValueError(f"{problem}, but the learner has {tensors}: name one of these")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
@@ -207,8 +208,8 @@ class ClipTrainer(TrainerX):
 
     def set_precision(self, precision: str) -> None:
         if precision == "auto":
-            on_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
-            precision = "fp32" if self.device.type == "cpu" else on_gpu
+            uses_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
+            precision = "fp32" if self.device.type == "cpu" else uses_gpu
             say(f"PREC auto: {precision} is used on this device")
         if precision == "fp16":
             say("PREC fp16: amp is used, because trained tensors stay in fp32 in this project")
@@ -254,14 +255,14 @@ class ClipTrainer(TrainerX):
         accuracy = self.batch_fraction * compute_accuracy(logits, label)[0]
         numbers = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
         *numbers, accuracy = add_up([numbers])[0].tolist()  # the only synchronisation with the GPU in a step
-        by_term = dict(zip(terms, numbers, strict=True))
-        self.check_finite(by_term)
+        value_of_term = dict(zip(terms, numbers, strict=True))
+        self.check_finite(value_of_term)
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.lr_per_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
 
-        return {"loss": sum(numbers), **(by_term if len(terms) > 1 else {}), "acc": accuracy}
+        return {"loss": sum(numbers), **(value_of_term if len(terms) > 1 else {}), "acc": accuracy}
 
     def check_finite(self, terms: dict[str, float]) -> None:
         """Raise FloatingPointError with the name of a term that is infinite or NaN."""
@@ -359,16 +360,16 @@ class ClipTrainer(TrainerX):
     def print_val_accuracy(self) -> None:
         """Print the accuracy on val. The state of the random generator stays as it is."""
         self.set_model_mode("eval")
-        right = total = 0
+        n_correct = total = 0
         with torch.random.fork_rng(devices=[]):
             for batch, part in self.test_batches(self.val_loader):
                 image, label = self.parse_batch_test(batch)
                 logits, label = gather(part, self.model_inference(image), label)
-                right += int((logits.argmax(1) == label).sum())
+                n_correct += int((logits.argmax(1) == label).sum())
                 total += len(label)
-        accuracy = f"accuracy on val: {100 * right / total:.1f}% ({right:,} of {total:,})"
+        accuracy = f"accuracy on val: {100 * n_correct / total:.1f}% ({n_correct:,} of {total:,})"
         print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {accuracy}")
-        self.write_scalar("val/accuracy", 100 * right / total, self.epoch)
+        self.write_scalar("val/accuracy", 100 * n_correct / total, self.epoch)
 
     def after_train(self):
         if self.optim is not None:
@@ -377,7 +378,8 @@ class ClipTrainer(TrainerX):
 
     def print_untrained_classes(self) -> None:
         """Print the classes that were in no training batch. An epoch leaves out its last batch if it is incomplete."""
-        names = [self.lab2cname[label] for label, seen in enumerate(self.trained_classes.tolist()) if not seen]
+        was_trained = self.trained_classes.tolist()
+        names = [self.lab2cname[label] for label, trained in enumerate(was_trained) if not trained]
         if names:
             size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
             say(f"{len(names)} of {self.num_classes} classes were in no training batch: {', '.join(names)}")
@@ -397,9 +399,9 @@ class ClipTrainer(TrainerX):
 
     def features_of_passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return `features` of the training images n times, each time through the training transform; for `fit`."""
-        different = 1 if self.images_repeat() else n
-        passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(different)]
-        return passes * (n // different)
+        is_random = 1 if self.images_repeat() else n
+        passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(is_random)]
+        return passes * (n // is_random)
 
     def features(self, items, train: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the frozen CLIP's features of a list of `Datum`, in the order of the list; for `fit`.
@@ -422,8 +424,8 @@ class ClipTrainer(TrainerX):
         )
         features, labels = [], []
         for batch, part in self.encoded_batches(loader):
-            encoded, label = gather(part, self.encode_batch(batch).float(), self.parse_batch_test(batch)[1])
-            features.append(encoded)
+            batch_features, label = gather(part, self.encode_batch(batch).float(), self.parse_batch_test(batch)[1])
+            features.append(batch_features)
             labels.append(label)
         return torch.cat(features), torch.cat(labels)
 
@@ -446,13 +448,14 @@ class ClipTrainer(TrainerX):
 
     def cached_batches(self, loader) -> Iterator[dict]:
         """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
-        one_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
-        if one_pass.encoded:
-            say(f"The features of {len(one_pass.encoded.features):,} images are those in {self.feature_cache.folder}")
-            self.cached_seconds += one_pass.encoded.seconds
-            yield from one_pass.batches()
-        elif one_pass.name:
-            yield from self.feature_cache.record(one_pass, self.encode_batch)
+        feature_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
+        if feature_pass.encoded:
+            count = len(feature_pass.encoded.features)
+            say(f"The features of {count:,} images are read from {self.feature_cache.folder}")
+            self.cached_seconds += feature_pass.encoded.seconds
+            yield from feature_pass.batches()
+        elif feature_pass.name:
+            yield from self.feature_cache.record(feature_pass, self.encode_batch)
         else:
             yield from loader
 
@@ -470,9 +473,9 @@ class ClipTrainer(TrainerX):
     def set_extra_state(self, state):
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        trained = state.get("trained_classes", torch.empty(0))
-        if len(trained) == self.num_classes:
-            self.trained_classes = trained.to(self.device)
+        trained_classes = state.get("trained_classes", torch.empty(0))
+        if len(trained_classes) == self.num_classes:
+            self.trained_classes = trained_classes.to(self.device)
         else:
             # a checkpoint of an earlier version or of other classes does not have them: nothing is printed about them
             self.trained_classes.fill_(True)
@@ -490,10 +493,10 @@ class ClipTrainer(TrainerX):
             return checkpoint
         # a learner with the buffer `classes` matches the rows in its own load_state_dict
         has_classes = "classes" in dict(learner.named_buffers()) and not resume
-        mismatched = [] if has_classes else self.tensors_of_classes(weights)
-        mismatched = [name for name in mismatched if resume or name not in self.per_class]
-        if mismatched:
-            tensor, per_class = f'"{mismatched[0]}"', f"{type(self).__name__}.per_class"
+        mismatched_names = [] if has_classes else self.tensors_of_classes(weights)
+        mismatched_names = [name for name in mismatched_names if resume or name not in self.per_class]
+        if mismatched_names:
+            tensor, per_class = f'"{mismatched_names[0]}"', f"{type(self).__name__}.per_class"
             problem = f'"{path}" was trained on other classes, and its tensor {tensor} has a row for each class'
             advice = f"evaluate on the classes of the training, or list {tensor} in {per_class} (docs/design.md)"
             if resume:
@@ -503,17 +506,17 @@ class ClipTrainer(TrainerX):
         names = [name for name in self.per_class if name in weights]
         rows = {name: rows_by_name(initial[name], weights[name], positions) for name in names}
         if rows:
-            trained = int((positions >= 0).sum())
-            trained_classes = f"{trained} of these {len(positions)} classes were trained"
+            n_trained = int((positions >= 0).sum())
+            trained_classes = f"{n_trained} of these {len(positions)} classes were trained"
             say(f"{', '.join(rows)}: {trained_classes}, others are as at the start")
         return {**checkpoint, "state_dict": {**weights, **rows}}
 
     def positions_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
         """Return the position of each class among those of the checkpoint; None: the same classes, or unknown ones."""
-        trained, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
-        if trained is None or torch.equal(class_ids(trained), class_ids(classnames)):
+        trained_names, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
+        if trained_names is None or torch.equal(class_ids(trained_names), class_ids(classnames)):
             return None
-        return positions_of(class_ids(classnames), class_ids(trained))
+        return positions_of(class_ids(classnames), class_ids(trained_names))
 
     def tensors_of_classes(self, weights: dict) -> list[str]:
         """Return the names of the tensors of a checkpoint that have an entry for each class.
@@ -522,14 +525,14 @@ class ClipTrainer(TrainerX):
         one class less. The tensors whose shape differs then are the ones that belong to the classes.
         """
         names, tensors = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
-        suspects = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
-        if not suspects:
+        candidates = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
+        if not candidates:
             return []
         trainer = copy.copy(self)  # `build_classifier` may set attributes
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME, self.device)
             smaller = trainer.build_classifier(clip_model, names[:-1]).get_submodule(self.learner).state_dict()
-        return [name for name in suspects if name not in smaller or smaller[name].shape != tensors[name].shape]
+        return [name for name in candidates if name not in smaller or smaller[name].shape != tensors[name].shape]
 
     def load_init_weights(self, learner: torch.nn.Module, path: str) -> None:
         """Load the tensors of MODEL.INIT_WEIGHTS that fit. Rows of `per_class` are matched by class name."""

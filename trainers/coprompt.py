@@ -87,8 +87,8 @@ class CustomCLIP(maple.CustomCLIP):
     def encode_descriptions(self, j: int) -> torch.Tensor:
         """Return the features float [n_cls, d] of the j-th description of each class, with unit length."""
         with torch.autocast(self.logit_scale.device.type, enabled=False):
-            cut = bool(self.description_file)
-            tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, cut)
+            texts = bool(self.description_file)
+            tokens = tokenize(self.descriptions[j], self.text_encoder.context_length, texts)
             return normalize(self.text_encoder(None, tokens.to(self.logit_scale.device)))
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:

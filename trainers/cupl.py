@@ -26,8 +26,8 @@ class DescribedCLIP(ClipClassifier):
 
     @cached_property
     def sentences(self):
-        described = read_descriptions(self.description_file, self.classnames)
-        return [prompts + texts for prompts, texts in zip(super().prompts(), described, strict=True)]
+        sentences = read_descriptions(self.description_file, self.classnames)
+        return [prompts + texts for prompts, texts in zip(super().prompts(), sentences, strict=True)]
 
     def prompts(self):
         return self.sentences

@@ -86,9 +86,10 @@ class Blend(nn.Module):
             positions = positions_of(self.classes, state["classes"])
             for name in (*TRAINED, *(f"best_{name}" for name in TRAINED), "alpha_gradient"):
                 rows = state[name].T if name.endswith(("alpha", "gradient")) else state[name]
-                new = rows.mean() if name.endswith("alpha") else 0.0  # a new class has the mean multiplier
-                merged = rows_by_name(rows.new_full((len(positions), *rows.shape[1:]), new), rows, positions)
-                state[name] = merged.T if name.endswith(("alpha", "gradient")) else merged
+                initial_value = rows.mean() if name.endswith("alpha") else 0.0  # a new class has the mean multiplier
+                initial_rows = rows.new_full((len(positions), *rows.shape[1:]), initial_value)
+                matched_rows = rows_by_name(initial_rows, rows, positions)
+                state[name] = matched_rows.T if name.endswith(("alpha", "gradient")) else matched_rows
             say(f"LP++ was trained on {int((positions >= 0).sum())} of these {len(positions)} classes")
             state["classes"] = self.classes
         return super().load_state_dict(state, *args, **kwargs)

@@ -103,17 +103,18 @@ class Cache(nn.Module):
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         # the two files of the original have keys and values only
-        optional = {name: getattr(self, name) for name in ("alpha", "beta", "classes")}
+        optional_names = {name: getattr(self, name) for name in ("alpha", "beta", "classes")}
         if "best_keys" in self.state_dict():
-            optional |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
-        state = optional | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
+            optional_names |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
+        state = optional_names | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
         if state.keys() >= {"keys", "values"} and state["values"].shape[1] == len(state["classes"]):
             positions = positions_of(self.classes, state["classes"])
-            cached, values = positions >= 0, state["values"].to(self.values)
-            if not cached.all():
-                say(f"The cache has {int(cached.sum())} of these {len(cached)} classes: no cache term for the others")
-            state["values"] = values.new_zeros(len(values), len(cached))
-            state["values"][:, cached] = values[:, positions[cached]]
+            has_images, values = positions >= 0, state["values"].to(self.values)
+            if not has_images.all():
+                count = f"{int(has_images.sum())} of these {len(has_images)} classes"
+                say(f"The cache has images of {count}. The other classes have no cache term")
+            state["values"] = values.new_zeros(len(values), len(has_images))
+            state["values"][:, has_images] = values[:, positions[has_images]]
             state["classes"] = self.classes
             for name in {"keys", "best_keys", "values"} & state.keys():  # the number of images may differ
                 getattr(self, name).data = self.values.new_empty(state[name].shape)
@@ -155,15 +156,15 @@ class CachedCLIP(ClipClassifier):
         Returns:
             The accuracy in percent, beta and alpha.
         """
-        best, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
+        best_point, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
         betas, alphas = ([0.1 + i * (s - 0.1) / n for i in range(n)] for s, n in zip(scale, step, strict=True))
         for beta in betas:
             affinity = self.cache.affinity(cosines, beta)
             for alpha in alphas:
                 accuracy = percent(zero_shot + alpha * affinity, label)
-                if accuracy > best[0]:
-                    best = accuracy, beta, alpha
-        return best
+                if accuracy > best_point[0]:
+                    best_point = accuracy, beta, alpha
+        return best_point
 
 
 def percent(logits: torch.Tensor, label: torch.Tensor) -> float:

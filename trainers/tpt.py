@@ -41,9 +41,9 @@ class PromptTunedCLIP(ClipClassifier):
     def __init__(self, node, optim, clip_model, classnames: list[str]):
         super().__init__(clip_model, classnames)
         words = node.CTX_INIT.replace("_", " ").strip()
-        before, place, after = words.partition(CLASS)
-        position = len(before.split()) if place else "end"
-        n_ctx, words = 0 if words else node.N_CTX, f"{before} {after}".strip()
+        words_before, place, words_after = words.partition(CLASS)
+        position = len(words_before.split()) if place else "end"
+        n_ctx, words = 0 if words else node.N_CTX, f"{words_before} {words_after}".strip()
         self.prompt_learner = PromptLearner(self.text_encoder, classnames, n_ctx, words, position=position)
         self.prompt_learner.requires_grad_(False)
         self.optim, self.steps, self.fraction = optim, node.TTA_STEPS, node.SELECTION_P
@@ -69,12 +69,12 @@ class PromptTunedCLIP(ClipClassifier):
     def tune(self, f: torch.Tensor) -> torch.Tensor:
         """Return ctx' float [B, n_ctx, width] for the features float [B, n, d] of the views of B images."""
         ctx = self.prompt_learner.ctx.detach().repeat(len(f), 1, 1).requires_grad_()
-        optimizer, selected = build_optimizer([ctx], self.optim), None
+        optimizer, selection = build_optimizer([ctx], self.optim), None
         for _ in range(self.steps):
             z = self.view_logits(f, ctx)
-            if selected is None:  # the same views in all steps
-                selected = confident(entropy_of(z.detach().log_softmax(dim=-1)), self.fraction).unsqueeze(-1)
-            z = z.gather(1, selected.expand(-1, -1, z.shape[-1]))
+            if selection is None:  # the same views in all steps
+                selection = confident(entropy_of(z.detach().log_softmax(dim=-1)), self.fraction).unsqueeze(-1)
+            z = z.gather(1, selection.expand(-1, -1, z.shape[-1]))
             ctx.grad = self.gradient(entropy_of(mean_log_probability(z)).sum(), ctx)
             optimizer.step()
         return ctx.detach()
@@ -121,8 +121,8 @@ class TPT(ClipTrainer):
 
     def views_of(self, seed: int | None = None) -> Views:
         """Return the transform of a test image, see `Views`."""
-        of_imagenet = self.cfg.DATASET.NAME.startswith("ImageNet")
-        augmix = self.node.AUGMIX == "on" or (self.node.AUGMIX == "auto" and not of_imagenet)
+        is_imagenet = self.cfg.DATASET.NAME.startswith("ImageNet")
+        augmix = self.node.AUGMIX == "on" or (self.node.AUGMIX == "auto" and not is_imagenet)
         return Views(self.cfg, self.node.VIEWS, augmix, seed)
 
     def test_transform(self):

@@ -80,9 +80,9 @@ def check_config(cfg, declared):
         if name in values and not key.allows(values[name]):
             value = values[name]
             entries = value if isinstance(value, (list, tuple)) else [value]
-            wrong = [entry for entry in entries if entry not in key.choices]
-            near = get_most_similar_str_to_a_from_b(wrong[0], key.choices) if wrong and key.choices else ""
-            hint = f', do you mean "{near}"?' if near and isinstance(wrong[0], str) else ""
+            problem = [entry for entry in entries if entry not in key.choices]
+            near = get_most_similar_str_to_a_from_b(problem[0], key.choices) if problem and key.choices else ""
+            hint = f', do you mean "{near}"?' if near and isinstance(problem[0], str) else ""
             raise ValueError(f"{name} is {format_value(value)}, but must be {key}{hint}")
     for name, allowed, holds in TOGETHER:
         if not holds(cfg.INPUT):
@@ -137,8 +137,8 @@ def merge_config(cfg, source, allow_new=()):
         elif key.startswith(tuple(new)):
             value = _decode(value)
         else:
-            nearest = get_most_similar_str_to_a_from_b(key, current)
-            raise ValueError(f'Unknown config key "{key}" {origin}, do you mean "{nearest}"?')
+            nearest_key = get_most_similar_str_to_a_from_b(key, current)
+            raise ValueError(f'Unknown config key "{key}" {origin}, do you mean "{nearest_key}"?')
         converted.append((key, value))
 
     for key, value in converted:
@@ -256,13 +256,13 @@ class _Loader(yaml.SafeLoader):
 
 def flatten(tree, prefix=""):
     """Return the leaves of nested dicts by dotted key: {"A": {"B": 1}} -> {"A.B": 1}."""
-    flat = {}
+    values = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
+            values |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def read_config(path):

@@ -65,8 +65,8 @@ def build_data_loader(
         generator=torch.Generator() if seeded else None,  # else workers that start would move the global one
     )
     if len(loader) == 0:
-        short = f"one batch of {batch_size} from {len(data_source)} items"
-        raise ValueError(f"{sampler_type} cannot form {short}: lower the batch size")
+        batch = f"one batch of {batch_size} from {len(data_source)} items"
+        raise ValueError(f"{sampler_type} cannot form {batch}: lower the batch size")
     return loader
 
 
@@ -242,10 +242,10 @@ def needed_side(cfg):
     inp = cfg.INPUT
     if inp.NO_TRANSFORM or "random_crop" in inp.TRANSFORMS:  # which crops without resizing
         return 0
-    smallest = 1.0  # crop, of the area
+    smallest_crop = 1.0  # crop, of the area
     if "random_resized_crop" in inp.TRANSFORMS:
-        smallest = inp.RRCROP_SCALE[0]
-    return math.ceil(max(inp.SIZE) * max(2.0, smallest**-0.5)) if smallest > 0 else 0
+        smallest_crop = inp.RRCROP_SCALE[0]
+    return math.ceil(max(inp.SIZE) * max(2.0, smallest_crop**-0.5)) if smallest_crop > 0 else 0
 
 
 def first_resize(transform):

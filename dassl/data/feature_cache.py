@@ -130,25 +130,25 @@ class FeatureCache:
         state = torch.get_rng_state()
         places = list(loader.batch_sampler)  # draws the seed of the pass
         name = pass_name(loader, places, encoder, precision)
-        encoded = self.read(name) if name else None
-        if not encoded:
+        features = self.read(name) if name else None
+        if not features:
             torch.set_rng_state(state)
-        return Pass(name, loader, places, encoded)
+        return Pass(name, loader, places, features)
 
-    def record(self, one_pass: Pass, encode: Callable) -> Iterator[dict]:
+    def record(self, feature_pass: Pass, encode: Callable) -> Iterator[dict]:
         """Yield the batches of a pass with their features in place of the images, and write these at the end.
 
         Args:
-            one_pass: with a name and without features.
+            feature_pass: with a name and without features.
             encode: encode(batch) returns the features float32 [B, width] of a batch of the loader.
         """
         features, seconds, start = [], 0.0, time.time()
-        for batch in one_pass.loader:
+        for batch in feature_pass.loader:
             features.append(encode(batch))
             seconds += time.time() - start
             yield {**batch, "img": features[-1]}
             start = time.time()
-        self.write(one_pass.name, Encoded(torch.cat(features).cpu(), seconds))
+        self.write(feature_pass.name, Encoded(torch.cat(features).cpu(), seconds))
 
     def path(self, name: str) -> str:
         return osp.join(self.folder, name + SUFFIX)
@@ -194,13 +194,13 @@ class FeatureCache:
             with contextlib.suppress(FileNotFoundError):  # another process shrinks it, too
                 if FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-        excess = sum(size for _, size, _ in files) - self.gib * 2**30
+        excess_bytes = sum(size for _, size, _ in files) - self.gib * 2**30
         for _, size, path in sorted(files):
-            if excess <= 0:
+            if excess_bytes <= 0:
                 return
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
-            excess -= size
+            excess_bytes -= size
 
 
 # ------------------------------------------------------------------ the name of a pass

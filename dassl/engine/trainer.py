@@ -97,9 +97,9 @@ class TrainerBase:
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
-        unknown = [name for name in names if name not in self._models]
-        if unknown:
-            raise ValueError(f"no model is registered as {unknown}; there are {list(self._models)}")
+        unknown_names = [name for name in names if name not in self._models]
+        if unknown_names:
+            raise ValueError(f"no model is registered as {unknown_names}; there are {list(self._models)}")
         return names
 
     def set_model_mode(self, mode="train", names=None):
@@ -172,11 +172,12 @@ class TrainerBase:
             int: number of finished epochs; 0 if there is no checkpoint.
         """
         names = self.get_model_names()
-        common = set.intersection(*(set(epochs(osp.join(directory, name))) for name in names)) if names else set()
-        if not common:
+        saved_epochs = [set(epochs(osp.join(directory, name))) for name in names]
+        common_epochs = set.intersection(*saved_epochs) if saved_epochs else set()
+        if not common_epochs:
             say("No checkpoint found, train from scratch")
             return 0
-        epoch = max(common)
+        epoch = max(common_epochs)
         say(f'Found checkpoint in "{directory}". Will resume training after epoch {epoch}')
         for name in names:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
@@ -437,15 +438,15 @@ class SimpleTrainer(TrainerBase):
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
 
-        permanent = epoch == self.max_epoch or (freq > 0 and epoch % freq == 0)
-        if permanent or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
-            previous, self._temporary = self._temporary, None if permanent else epoch
+        is_permanent = epoch == self.max_epoch or (freq > 0 and epoch % freq == 0)
+        if is_permanent or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
+            previous_epoch, self._temporary = self._temporary, None if is_permanent else epoch
             self.save_model(self.epoch, self.output_dir)
             self._saved_at = time.time()
-            if previous is not None and distributed.is_first():
+            if previous_epoch is not None and distributed.is_first():
                 for name in self._models:
                     with contextlib.suppress(FileNotFoundError):
-                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous_epoch}"))
 
     def after_train(self):
         say("Finish training")
@@ -533,8 +534,8 @@ class SimpleTrainer(TrainerBase):
 
             freq = self.cfg.TRAIN.PRINT_FREQ
             if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):
-                remaining = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-                eta = datetime.timedelta(seconds=int(batch_time.avg * remaining))
+                remaining_batches = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+                eta = datetime.timedelta(seconds=int(batch_time.avg * remaining_batches))
                 say(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "

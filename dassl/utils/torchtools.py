@@ -183,15 +183,15 @@ def load_pretrained_weights(model, weight_path):
     weights = own_weights(_unwrap(model), checkpoint, weight_path)
     weights = {k.removeprefix("module."): v for k, v in weights.items()}
     model_dict = _unwrap(model).state_dict()
-    matched = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
-    if not matched:
+    matched_weights = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
+    if not matched_weights:
         warnings.warn(f'No weight in "{weight_path}" matches the model: nothing is loaded', stacklevel=2)
         return
-    _unwrap(model).load_state_dict(model_dict | matched)
+    _unwrap(model).load_state_dict(model_dict | matched_weights)
     say(f'Successfully loaded pretrained weights from "{weight_path}"')
-    discarded = [k for k in weights if k not in matched]
-    if discarded:
-        say(f"** The following layers are discarded due to unmatched keys or layer size: {discarded}")
+    discarded_names = [k for k in weights if k not in matched_weights]
+    if discarded_names:
+        say(f"** The following layers are discarded due to unmatched keys or layer size: {discarded_names}")
 
 
 def count_num_param(model=None, params=None):

@@ -61,19 +61,19 @@ def merge_adapter(
         ValueError: the adapter has another form, or does not fit the CLIP.
     """
     check_adapter(config)
-    merged, parts = layouts.to_transformers(state), {}
+    weights, parts = layouts.to_transformers(state), {}
     for name, tensor in adapter.items():
         module, part, _ = name.removeprefix(PREFIX).rsplit(".", 2)
         parts.setdefault(module, {})[part] = tensor.float()
     for module, tensors in parts.items():
         name = f"{module}.weight"
-        if name not in merged or ".layers." not in name:
+        if name not in weights or ".layers." not in name:
             raise ValueError(f"its tensors of {module} belong to no linear map in a block of this CLIP")
         try:
-            merged[name] = merged_weight(merged[name].float(), config, tensors)
+            weights[name] = merged_weight(weights[name].float(), config, tensors)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"its tensors of {module} do not fit the weight {list(merged[name].shape)}") from error
-    return layouts.from_transformers(merged)
+            raise ValueError(f"its tensors of {module} do not fit the weight {list(weights[name].shape)}") from error
+    return layouts.from_transformers(weights)
 
 
 def merged_weight(weight: torch.Tensor, config: dict, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -130,8 +130,8 @@ class ClipClassifier(nn.Module):
     @contextlib.contextmanager
     def encoding(self):
         """Encode without autocast and gradients, into tensors that a later training may use."""
-        plain = torch.autocast(self.logit_scale.device.type, enabled=False)
-        with plain, torch.inference_mode(False), torch.no_grad():
+        autocast = torch.autocast(self.logit_scale.device.type, enabled=False)
+        with autocast, torch.inference_mode(False), torch.no_grad():
             yield
 
     @cached_property

@@ -29,8 +29,8 @@ def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Ten
         ValueError: a prompt has more tokens.
     """
     start, end = (clip._tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
-    last = room - 2 if cut else None
-    ids = [[start, *clip._tokenizer.encode(prompt)[:last], end] for prompt in prompts]
+    last_position = room - 2 if cut else None
+    ids = [[start, *clip._tokenizer.encode(prompt)[:last_position], end] for prompt in prompts]
     longest = max(ids, key=len)
     if len(longest) > room:
         raise ValueError(
@@ -112,9 +112,9 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
         unit: see `template_features`.
     """
     device, total = text_encoder.token_embedding.weight.device, 0
-    most = max(map(len, sentences))
-    unit = unit and most > 1
-    for k in range(most):  # one a class at a time
+    max_sentences = max(map(len, sentences))
+    unit = unit and max_sentences > 1
+    for k in range(max_sentences):  # one a class at a time
         classes = [c for c, texts in enumerate(sentences) if k < len(texts)]
         tokens = tokenize([sentences[c][k] for c in classes], text_encoder.context_length, cut=True)
         features = text_encoder(None, tokens.to(device))
@@ -198,17 +198,17 @@ class PromptLearner(nn.Module):
             self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
 
         names = replace_underscores(classnames)
-        before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
-        prompts = fill_template(template or f"{before} {{}}.", classnames)
+        words_before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
+        prompts = fill_template(template or f"{words_before} {{}}.", classnames)
         tokens = tokenize(prompts, text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)
         self.register_buffer("order", order, persistent=False)
         # a learned vector equals only itself, so its position in the context stands for its id
-        learned = (order > 0) & (order <= n_ctx)
-        alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
-        self.n_shared = 1 if csc else common_start(alike)
+        is_learned = (order > 0) & (order <= n_ctx)
+        comparable_ids = torch.where(is_learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
+        self.n_shared = 1 if csc else common_start(comparable_ids)
 
     def places(self, position: str | int, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
         """Return the order of the tokens of "<start> context name . <end>" in each prompt, int64 [n_cls, L, 1].
@@ -221,12 +221,12 @@ class PromptLearner(nn.Module):
         """
         order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
         # number of context tokens in front of the name
-        before = {"end": n_words, "middle": n_ctx // 2, "front": 0}.get(position, position)
-        if before < n_words:
+        n_before = {"end": n_words, "middle": n_ctx // 2, "front": 0}.get(position, position)
+        if n_before < n_words:
             for row, name in zip(order, names, strict=True):
                 length = len(clip._tokenizer.encode(name))
                 context, word = row[1 : 1 + n_words].clone(), row[1 + n_words : 1 + n_words + length].clone()
-                row[1 : 1 + n_words + length] = torch.cat([context[:before], word, context[before:]])
+                row[1 : 1 + n_words + length] = torch.cat([context[:n_before], word, context[n_before:]])
         return order.unsqueeze(-1).to(self.tokens.device)
 
     def forward(self, ctx: torch.Tensor | None = None) -> torch.Tensor:

@@ -46,15 +46,15 @@ class AugMix:
     """
 
     def __call__(self, image) -> torch.Tensor:
-        mixed, weights, m = 0, Dirichlet(torch.ones(3)).sample(), torch.rand(())
+        mixture, weights, m = 0, Dirichlet(torch.ones(3)).sample(), torch.rand(())
         for weight in weights:
             chain = image
             for _ in range(int(torch.randint(1, 4, ()))):
                 operation = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
                 fraction, sign = 0.01 + 0.09 * torch.rand(()).item(), 1 if torch.rand(()) < 0.5 else -1
                 chain = operation(chain, sign * fraction)
-            mixed = mixed + weight * F.to_tensor(chain)
-        return m * F.to_tensor(image) + (1 - m) * mixed
+            mixture = mixture + weight * F.to_tensor(chain)
+        return m * F.to_tensor(image) + (1 - m) * mixture
 
     def __repr__(self):
         return "AugMix()"
