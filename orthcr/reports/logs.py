@@ -56,7 +56,7 @@ def read_log(path: Path) -> Run:
     model_dir = args.get("model_dir", "") if evaluation else None
     if eval_only or zero_shot:
         training = parse_layout(model_dir, trainer)[0] if evaluation else None
-    accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), trains=not eval_only and not zero_shot)
+    accuracy, split = last_result(lines, config.get("TEST.SPLIT", "test"), is_training=not eval_only and not zero_shot)
     if eval_only and accuracy is None and split == "val":
         raise UnusableResult("evaluated on val")
     if accuracy is not None and accuracy > 100:

@@ -10,9 +10,9 @@ GOOD, PARTIAL = 0.7, 0.4  # smallest Spearman correlation of orders that agree w
 
 def import_stats():
     """Import scipy.stats when it is needed, because this takes long."""
-    from scipy import import_stats
+    from scipy import stats
 
-    return import_stats
+    return stats
 
 
 def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> bool:
