@@ -1,4 +1,4 @@
-"""ClipTrainer: the base class of all methods. A method adds its defaults, its classifier and, if it has one, its loss.
+"""ClipTrainer: the base class of all methods. A method adds its defaults, its classifier and, if needed, its loss.
 
 The hooks that a method overrides come first. The set-up, the training step and the rest of a run follow.
 """
@@ -52,18 +52,18 @@ class ClipTrainer(TrainerX):
     - `unread_keys`: keys outside of its node that it does not read, with reasons. Setting one on the command line is
       an error.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
-    - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
+    - `settings_of`: name of a method whose YAML files are used if the method and its parent classes have none.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `plan`: lines of `train.py --print-config`, learning rate, epochs or steps, that OPTIM does not determine.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
-    - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods. The
-      evaluation of such a method can be resumed. If its model keeps something of the images, the method also overrides
-      `get_adaptation_state` and `set_adaptation_state`.
+    - `adaptation`: words for the data that the model adapts to while it predicts; empty for most methods. The
+      evaluation of such a method can be resumed. If its model has a state that the images change, the method also
+      overrides `get_adaptation_state` and `set_adaptation_state`.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     - `draws_by_item`: whether the random transforms of an image depend on the epoch and the image alone, not on the
       images before it. Dassl's trainers draw from one stream.
-    - `test_replaces_val`: whether an evaluation on val takes the test images where there are no val images, as Dassl
-      does. False: it is an error.
+    - `test_replaces_val`: whether an evaluation on val uses the test images if there are no val images, as in Dassl.
+      False: it is an error.
     """
 
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
@@ -83,7 +83,7 @@ class ClipTrainer(TrainerX):
     test_replaces_val: bool = False
     batch_fraction: float = 1.0  # fraction of the batch's images in this process; set by the training loop
     feature_cache = None  # the `FeatureCache` of DATASET.FEATURE_CACHE
-    cached_seconds: float = 0.0  # in which other runs encoded the features that this run took from it
+    cached_seconds: float = 0.0  # time that other runs spent on encoding the features that this run read from the cache
     # int64 [B], rows of the step's images in the cached frozen features; None: nothing is cached. `forward_backward`
     # sets it for `frozen_input`, which `losses` calls: the hook `losses` has fixed arguments and cannot pass it on.
     step_rows: torch.Tensor | None = None
@@ -101,11 +101,11 @@ class ClipTrainer(TrainerX):
         raise NotImplementedError
 
     def test_transform(self):
-        """Return the transform of a test image, from a PIL image to what `model` takes of one image."""
+        """Return the transform of a test image, from a PIL image to the input of `model`."""
         return build_transform(self.cfg, is_train=False)
 
     def check_descriptions(self) -> None:
-        """Read the descriptions of a method that has some. Raise ValueError if they do not fit the classes."""
+        """Read the descriptions, if the method has some. Raise ValueError if they do not fit the classes."""
         if self.node.get("DESCRIPTIONS"):
             self.model.sentences  # noqa: B018
 
@@ -144,7 +144,7 @@ class ClipTrainer(TrainerX):
         return self.cfg.TRAINER[node_of(type(self))]
 
     def key(self, name: str = "") -> str:
-        """Return the full name of a key of that node, or of the node itself, for messages."""
+        """Return the full name of a key of the method's node, or of the node itself, for messages."""
         node = f"TRAINER.{node_of(type(self))}"
         return f"{node}.{name}" if name else node
 
@@ -198,7 +198,7 @@ class ClipTrainer(TrainerX):
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:
             optim.defrost()
-            # predict.py has no training data: any number of batches is right there
+            # predict.py has no training data and does not use the number of batches
             batches = len(self.train_loader_x) if self.train_loader_x else 1
             optim.MAX_EPOCH *= batches
             optim.WARMUP_EPOCH *= batches
@@ -283,8 +283,8 @@ class ClipTrainer(TrainerX):
     def frozen_input(self, image: torch.Tensor) -> torch.Tensor:
         """Return the argument of `model.frozen_image` for the images of the step.
 
-        These are their cached features if each image is the same in each epoch, else the images. `losses` calls this
-        for the images that it was given, and not for others that it makes, for example cut ones.
+        These are the cached features if each image is the same in each epoch, else the images. `losses` calls this only
+        for its argument `image`, and not for images that it makes itself, for example cut ones.
         """
         if self.step_rows is None:
             return image
@@ -417,7 +417,7 @@ class ClipTrainer(TrainerX):
 
     @torch.no_grad()
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same as `features`, for any transform."""
+        """Return the features and labels of a list of `Datum`, as `features` does, for any transform."""
         batch_size = self.cfg.DATALOADER.TEST.BATCH_SIZE
         loader = build_data_loader(
             self.cfg, data_source=items, batch_size=batch_size, tfm=transform, is_train=False, **BY_ITEM
@@ -431,23 +431,23 @@ class ClipTrainer(TrainerX):
 
     @torch.no_grad()
     def encode_batch(self, batch: dict) -> torch.Tensor:
-        """Return the frozen features of a batch of images or of such features, float [B, embed_dim]."""
+        """Return the frozen features of a batch of images or cached features, float [B, embed_dim]."""
         image, _ = self.parse_batch_test(batch)
         with torch.autocast(**self.autocast):
             return self.model.frozen_features(image)
 
     def encoded_batches(self, loader) -> Iterator[tuple]:
-        """Yield (batch, `Part`) of a loader; with a cache for it, frozen features are in place of the images."""
+        """Yield (batch, `Part`) of a loader. With a cache, the batches have frozen features instead of images."""
         return parts(self.cached_batches(loader) if self.uses_cache() else loader)
 
     def uses_cache(self) -> bool:
-        """Return whether there is a cache, and the method does not read or encode images in a way of its own."""
+        """Return whether there is a cache, and the method reads and encodes images as ClipTrainer does."""
         reads_plainly = type(self).parse_batch_test is ClipTrainer.parse_batch_test
         encodes_plainly = type(self.model).frozen_features is ClipClassifier.frozen_features
         return self.feature_cache is not None and reads_plainly and encodes_plainly
 
     def cached_batches(self, loader) -> Iterator[dict]:
-        """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
+        """Yield the batches of a loader with frozen features from the cache, which is filled at the first pass."""
         feature_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
         if feature_pass.encoded:
             count = len(feature_pass.encoded.features)
@@ -460,7 +460,7 @@ class ClipTrainer(TrainerX):
             yield from loader
 
     def clock(self):
-        """Return the time at which this run would be without a cache. A training has the same seconds with it."""
+        """Return the time plus the seconds saved by the cache, so that trainings report times without it."""
         return super().clock() + self.cached_seconds
 
     def get_extra_state(self):
@@ -477,7 +477,7 @@ class ClipTrainer(TrainerX):
         if len(trained_classes) == self.num_classes:
             self.trained_classes = trained_classes.to(self.device)
         else:
-            # a checkpoint of an earlier version or of other classes does not have them: nothing is printed about them
+            # a checkpoint of an earlier version or of other classes does not have them, so nothing is printed
             self.trained_classes.fill_(True)
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
@@ -512,7 +512,7 @@ class ClipTrainer(TrainerX):
         return {**checkpoint, "state_dict": {**weights, **rows}}
 
     def positions_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
-        """Return the position of each class among those of the checkpoint; None: the same classes, or unknown ones."""
+        """Return the position of each class in the checkpoint; None if the classes are equal or unknown."""
         trained_names, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
         if trained_names is None or torch.equal(class_ids(trained_names), class_ids(classnames)):
             return None
@@ -521,8 +521,8 @@ class ClipTrainer(TrainerX):
     def tensors_of_classes(self, weights: dict) -> list[str]:
         """Return the names of the tensors of a checkpoint that have an entry for each class.
 
-        A dimension may have as many entries as there are classes by chance. So the learner is built a second time with
-        one class less. The tensors whose shape differs then are the ones that belong to the classes.
+        A dimension may by chance have as many entries as there are classes. So the learner is built again with one
+        class less. The tensors whose shape then differs belong to the classes.
         """
         names, tensors = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
         candidates = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
@@ -576,8 +576,8 @@ def nodes_of(trainer: type) -> tuple[str, ...]:
 def extend_cfg(cfg: CN, trainer: str = "") -> None:
     """Add the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
 
-    A node that several methods share has the defaults of `trainer` if it is one of them. Otherwise it has those of the
-    method that the node is named after.
+    A node that several methods share has the defaults of `trainer` if this is one of them. Otherwise it has the
+    defaults of the method that the node is named after.
 
     Args:
         cfg: the config, in place.

@@ -1,11 +1,11 @@
-"""Block-diagonal fine-tuning: OrthCR without the orthogonality, its control of equal shape.
+"""Block-diagonal fine-tuning: OrthCR without the orthogonality, a control experiment with blocks of the same shape.
 
     OrthCR    W' = W blockdiag(R_1 ... R_m),   R_i orthogonal, of b (b - 1) / 2 trained numbers
     BlockFT   W' = W (I + M),   M = blockdiag(M_1 ... M_m), the b x b entries of every M_i free, from zero
 
-Everything else is OrthCR's: the places, the blocks, the losses, the views, the rule of the learning rate. With HALF the
-M_i are strictly upper triangular, which gives the number of trained numbers of OrthCR. At strength s an evaluation uses
-W (I + s M).
+Everything else is as in OrthCR: the places, the blocks, the losses, the views and the rule for the learning rate. With
+HALF, the M_i are strictly upper triangular, so that there are as many trained numbers as in OrthCR. At strength s an
+evaluation uses W (I + s M).
 """
 
 import torch

@@ -1,8 +1,8 @@
 """DePT, decoupled prompt tuning (Zhang et al. 2024, "DePT: Decoupled Prompt Tuning", CVPR).
 
 The original code is github.com/Koorye/DePT. A prompt method (BASE) has image features f and class features g, which are
-not normalised here. A second classifier on the base classes sees them through a scale a and a shift b of each channel,
-so that knowledge of the base classes alone has a space of its own:
+not normalised here. A second classifier, for the base classes, uses them with a scale a and a shift b of each channel,
+so that knowledge about the base classes is kept in a separate space:
 
     f^ = a_i * f + b_i,   g^ = a_t * g + b_t
     z  = s cos(f, g),     h(x) = V x + c

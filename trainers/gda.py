@@ -146,7 +146,7 @@ class DiscriminantCLIP(ClipClassifier):
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
     def discriminants(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return W^T float [n_cls, d] and b float [n_cls] of all classes, those without training images as well."""
+        """Return W^T float [n_cls, d] and b float [n_cls] of all classes, including those without training images."""
         gda, weight, bias = self.gda, self.gda.weight, self.gda.bias
         if len(gda.features) and (gda.counts == 0).any():
             new = gda.counts == 0

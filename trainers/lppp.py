@@ -10,8 +10,8 @@ F are the features of one augmented pass over the N training images, of unit len
     W, b     momentum SGD at the rate   4 N / (largest eigenvalue of F^T F)                 1 / a Lipschitz constant
     alpha    every tenth epoch, gradient descent at   N / (4 max_c sum_i (f_i g_c)^2)
 
-Both rates come from the features, so none is tuned; OPTIM.LR, 1, is a factor of the first. The last of the epochs that
-are best on val is the result.
+Both rates are computed from the features and need no tuning. OPTIM.LR, by default 1, is a factor of the first rate. The
+result is the epoch with the best accuracy on val, the last one if several are equal.
 """
 
 import torch
@@ -33,7 +33,7 @@ TRAINED = ("weight", "bias", "alpha")
 
 
 class Blend(nn.Module):
-    """The trained tensors, with the names of the original, and the best of them so far.
+    """The trained tensors, with the names of the original, and the tensors of the best epoch so far.
 
     Args:
         width: d.

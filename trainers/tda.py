@@ -10,8 +10,8 @@ c the predicted class:
 
     z <- z + alpha_+ exp(-beta_+ (1 - f K_+)) V_+ - alpha_- exp(-beta_- (1 - f K_-)) V_-
 
-The image is in the caches before its own scores are made. Of several views of an image, those of least entropy are
-used: f, z and p are their means, which does not normalise f again.
+An image is added to the caches before its own scores are computed. If an image has several views, the ones with the
+least entropy are used: f, z and p are means over them, and f is not normalised again.
 """
 
 import math

@@ -233,7 +233,7 @@ class TipAdapter(ClipTrainer):
     def published_shots(self, directory: str) -> int:
         """Return the shots of the original's cache in a directory; 0: there is none.
 
-        Of several caches it is the one with DATASET.NUM_SHOTS.
+        If there are several caches, DATASET.NUM_SHOTS selects one.
         """
         files = os.listdir(directory) if osp.isdir(directory) else []
         matches = [re.fullmatch(r"values_(\d+)shots\.pt", file) for file in files]
@@ -249,7 +249,7 @@ class TipAdapter(ClipTrainer):
     def search(self) -> None:
         """Set alpha and beta to the best ones on val.
 
-        Without val images they are the best ones on test if SELECT is test, and stay as they are otherwise.
+        Without val images, SELECT test takes the best ones on test; otherwise they stay as they are.
         """
         if not self.node.SEARCH_HP:
             return

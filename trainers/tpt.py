@@ -1,4 +1,4 @@
-"""TPT: test-time prompt tuning. Nothing is trained before; the context is tuned for each test image, then discarded.
+"""TPT: test-time prompt tuning. There is no training: the context is tuned for each test image and then discarded.
 
 Shu et al. 2022, "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS.
 
@@ -10,7 +10,7 @@ An image x has n views: x itself and n - 1 random ones, f_v their features. ctx 
     ctx' = ctx after TTA_STEPS steps of a fresh AdamW on L
     z    = s f_0 g(ctx')^T
 
-The images of a batch are tuned at once, each with a context of its own, which is the same as one after the other.
+The images of a batch are tuned at once, each with its own context. The result is the same as one after the other.
 """
 
 import torch

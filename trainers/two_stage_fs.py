@@ -7,8 +7,8 @@ Farina et al. 2025, "Rethinking Few-Shot Adaptation of Vision-Language Models in
     stage 2   the other steps; the encoders stay as they are
               z = s f (w / |w|)^T,   L = CE(z, y);   w [n_cls, d] is trained, from the g of the end of stage 1
 
-Each stage has its own cosine. An evaluation takes w_c for a class that was trained on, and g_c of the adapted text
-encoder for any other ("selective inference").
+Each stage has its own cosine schedule. An evaluation uses w_c for classes that were trained on, and g_c of the adapted
+text encoder for all other classes ("selective inference").
 """
 
 import torch

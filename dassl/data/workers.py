@@ -57,7 +57,7 @@ class WorkerLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except (ConnectionError, EOFError) as error:  # of the pipe through which the worker hands over
+            except (ConnectionError, EOFError) as error:  # the pipe to the worker is broken
                 raise WorkerFailed(f"a worker process that reads images has ended: {ADVICE}") from error
             except RuntimeError as error:
                 line = describe_failure(error)
@@ -119,7 +119,7 @@ def describe_failure(error: BaseException) -> str:
         reason = f"a worker process that reads images has no shared memory left ({SHARED_MEMORY})"
     elif "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
         name = text.partition("killed by signal: ")[2].split(".")[0]
-        how = f"was killed by a signal ({name})" if name else "has ended, perhaps for want of memory"
+        how = f"was killed by a signal ({name})" if name else "has ended, perhaps for lack of memory"
         reason = f"a worker process that reads images {how}"
     else:
         return ""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: finding them, loading their weights, and the state of the random generators."""
+"""Functions on checkpoints: find them, load their weights, and save the state of the random generators."""
 
 import os
 import os.path as osp
@@ -72,7 +72,7 @@ def load_weights(model, checkpoint, path):
     name = not_finite(model)
     if name:
         advice = "take an earlier epoch, or train again with a lower OPTIM.LR"
-        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{name}", its training diverged: {advice}')
+        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{name}": its training diverged, {advice}')
 
 
 def not_finite(model, optim=None):

@@ -64,8 +64,9 @@ def __getattr__(name):
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
-    # An epoch that ends this many seconds after the last checkpoint writes a temporary one, from which an interrupted
-    # run resumes. The next checkpoint replaces it. So does a batch of an evaluation that adapts to the images.
+    # Seconds between two temporary checkpoints, from which an interrupted run resumes. They are written at the end of
+    # an epoch, and each one replaces the one before. An evaluation that adapts to the images writes its state in the
+    # same interval, at the end of a batch.
     resume_interval = 10.0
     trackers = ()  # objects whose write_scalar(tag, value, step) gets every scalar, beside TensorBoard
 
@@ -150,7 +151,7 @@ class TrainerBase:
         """Restore the result of `get_extra_state`, or `{}` from a checkpoint without it. A hook."""
 
     def adapt_checkpoint(self, checkpoint, path, resume=False):
-        """Return the checkpoint with weights that suit this run. A hook.
+        """Adapt the weights of a checkpoint to this run and return the checkpoint. A hook.
 
         Args:
             checkpoint (dict): checkpoint of one model.
@@ -158,7 +159,7 @@ class TrainerBase:
             resume (bool): whether a training is resumed from it, with its optimizer.
 
         Raises:
-            ValueError: its weights do not suit this run.
+            ValueError: the weights do not fit this run.
         """
         return checkpoint
 
@@ -373,7 +374,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg):
-        """Raise an error if the config does not suit the trainer. A hook."""
+        """Raise an error if the config does not fit the trainer. A hook."""
 
     def build_data_loader(self):
         self.dm = dm = DataManager(self.cfg, draws_by_item=self.draws_by_item)
@@ -409,8 +410,8 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         distributed.check_batch_size(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
         for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard", "wandb")):
-            if osp.islink(folder):  # the author of the directory may be anybody
-                raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
+            if osp.islink(folder):  # the directory may be untrusted
+                raise ValueError(f"{folder} is a link, through which nothing is written: put the folder itself there")
         # checked before RESUME: a run that was started with RESUME may have been interrupted itself
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         names = self._models if distributed.is_first() else ()

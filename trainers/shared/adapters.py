@@ -15,7 +15,7 @@ from . import layouts
 from .rotations import cayley, rotate
 
 PREFIX = "base_model.model."
-# settings with the values at which they have no effect; another value is a form that is not read here
+# {setting: values without effect}; adapters with other values are not supported
 WITHOUT_EFFECT = {
     "bias": ("none",),
     "modules_to_save": (None, []),

@@ -1,6 +1,6 @@
-"""Names of this project's Dassl that the original does not have, with substitutes, so that trainers/ run beside both.
+"""Names that only this project's `dassl` has, with substitutes for the original Dassl, so that trainers/ run with both.
 
-The other modules of trainers/ import these names from here, and all names that both Dassls have from `dassl`.
+The other modules of trainers/ import these names from here, and names that both versions have from `dassl`.
 """
 
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Classes by their names as CLIP reads them: comparing them, and matching those of a training and an evaluation."""
+"""Class names as CLIP reads them: comparison, and matching of the classes of a training and an evaluation."""
 
 import hashlib
 import os.path as osp
@@ -43,7 +43,11 @@ def positions_of(ids: torch.Tensor, trained_ids: torch.Tensor) -> torch.Tensor:
 
 
 def read_classes(path: str) -> list[str]:
-    """Return the class names of a run. Raises ValueError if the file holds something else."""
+    """Return the class names of a run.
+
+    Raises:
+        ValueError: the file has no list of class names.
+    """
     return check_names(read_json(path), path)
 
 
@@ -74,7 +78,7 @@ def check_names(names: object, path: str) -> list[str]:
 
 
 def rows_by_name(rows: torch.Tensor, trained_rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return `rows` with the rows of `trained_rows` for the classes that were trained on.
+    """Replace the rows of classes that were trained on by their rows in `trained_rows`; return the result.
 
     Args:
         rows: initial rows of the classes here, [n, ...].

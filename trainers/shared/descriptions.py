@@ -1,4 +1,4 @@
-"""Descriptions: sentences about each class, most often of a language model, from a file of somebody else.
+"""Descriptions: sentences about each class, in most cases written by a language model, from a JSON file.
 
 {"class name": ["sentence", ...], ...}      JSON, as CuPL, CoPrompt and others ship it
 """

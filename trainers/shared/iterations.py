@@ -1,4 +1,4 @@
-"""Trainings that their originals count in steps for each shot, with a schedule that steps after each batch."""
+"""Training for a number of steps per shot, with a learning rate that changes after each batch, as in some originals."""
 
 from .keys import DecidingKey, Key
 from .loaders import keep_last_batch

@@ -1,4 +1,4 @@
-"""The number of tokens that an encoder takes at once, by the free memory of its device.
+"""The number of tokens that an encoder processes at once, computed from the free memory of its device.
 
 The memory of a forward and a backward pass is estimated as
 
@@ -24,7 +24,7 @@ SHARE = 0.75  # fraction of the free memory for these activations; later layers 
 
 
 def estimate(tokens: int, width: int, layers: int, changed: bool, device: torch.device) -> tuple[float, float]:
-    """Return the GiB of the equation above and the GiB that may be used. Without gradients nothing is saved."""
+    """Return the needed memory by the equation above, and the memory that may be used, both in GiB."""
     saved_values = SAVED[changed] * layers if torch.is_grad_enabled() else 0
     return 4 * tokens * width * (saved_values + TEMPORARY) / 2**30, SHARE * free_memory(device)
 

@@ -23,7 +23,7 @@ def tokenize(prompts: list[str], room: int = 77, cut: bool = False) -> torch.Ten
     Args:
         prompts: the n prompts.
         room: number of positions of the text encoder, `TextEncoder.context_length`.
-        cut: whether a prompt with more tokens ends early, as by clip's `truncate`, instead of being an error.
+        cut: whether a longer prompt is cut, like with clip's `truncate`. False: it is an error.
 
     Raises:
         ValueError: a prompt has more tokens.
@@ -57,12 +57,12 @@ def fill_template(template: str, classnames: list[str]) -> list[str]:
 
 
 def template_for(dataset: str, template: str = "", published: Mapping[str, str] = CUSTOM_TEMPLATES) -> str:
-    """Return `template` if it is not empty, else the hand-crafted one of the data set, else CLIP's default.
+    """Return `template` if it is not empty, else the data set's hand-crafted template, else CLIP's default.
 
     Args:
         dataset: registered name of the data set.
         template: the template of the config.
-        published: templates by data set, for methods whose publication has other templates than CoOp.
+        published: {data set: template}, for methods that were published with other templates than CoOp's.
     """
     return template or published.get(dataset) or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
 
@@ -114,7 +114,7 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
     device, total = text_encoder.token_embedding.weight.device, 0
     max_sentences = max(map(len, sentences))
     unit = unit and max_sentences > 1
-    for k in range(max_sentences):  # one a class at a time
+    for k in range(max_sentences):  # the k-th sentence of every class
         classes = [c for c, texts in enumerate(sentences) if k < len(texts)]
         tokens = tokenize([sentences[c][k] for c in classes], text_encoder.context_length, cut=True)
         features = text_encoder(None, tokens.to(device))

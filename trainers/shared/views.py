@@ -90,7 +90,7 @@ class Views:
 
 
 def confident(entropy: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return the positions int64 [B, k] of the views of least entropy, of float [B, n]; at least one."""
+    """Return the positions int64 [B, k] of the views with the least entropy, float [B, n]; k is at least 1."""
     k = max(1, int(fraction * entropy.shape[1]))
     return entropy.argsort(dim=1, stable=True)[:, :k]
 

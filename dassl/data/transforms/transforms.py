@@ -207,7 +207,7 @@ FIXED = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
 def is_fixed(transform):
     """Return whether a transform makes the same tensor of an image each time.
 
-    That is so for a `Compose` of steps of these very types; what is not known counts as random.
+    This is known for a `Compose` of some types of steps. All other transforms count as random.
     """
     return isinstance(transform, T.Compose) and all(type(step) in FIXED for step in transform.transforms)
 
