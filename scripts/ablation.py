@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> list[str]:
         accuracies[case, seed] = base, new, h
         return f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {h:.1f}"
 
-    failed = execute(list(jobs), args.workers, "ablation", on_job_done)
-    if failed:
-        return failed
+    failures = execute(list(jobs), args.workers, "ablation", on_job_done)
+    if failures:
+        return failures
     rows = []
     for case in CASES:
         figures = [format_mean(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]

@@ -33,7 +33,7 @@ TRANSFERS = ("other data", "other styles")
 PUBLISHED = ("OrthSR", "OrthCR")  # that have tiny_published.yaml
 
 
-def groups() -> dict[str, list[Method]]:
+def method_groups() -> dict[str, list[Method]]:
     """Return the methods of each group of rows, by the name of its folder."""
     return {
         "regularizer": [
@@ -60,9 +60,9 @@ def rows_of(folder: Path, group: str) -> list[list[str]]:
     """
     rows = []
     for word, has_cutout in (("with", "yes"), ("without", "no")):
-        made = {table.protocol: table for table in tables(collect([folder / f"{word}_cutout"])[0])}
+        tables_of_group = {table.protocol: table for table in tables(collect([folder / f"{word}_cutout"])[0])}
         figures = {}
-        for head, column in main_columns(made).items():
+        for head, column in main_columns(tables_of_group).items():
             for label, cell in column.items():
                 is_half = "s=0.5" in label
                 if is_half == (head in TRANSFERS):
@@ -83,18 +83,19 @@ def main(argv: list[str] | None = None) -> list[str]:
     """Make all runs and print the table; return a line for each run that failed."""
     flags: argparse.ArgumentParser = make_parser(__doc__, "controls")
     flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
-    flags.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()), help="default: all")
+    names = list(method_groups())
+    flags.add_argument("--groups", nargs="+", default=names, choices=names, help="default: all")
     args = flags.parse_args(argv)
     discover(trainers)
     folders = {group: args.output_dir / group for group in args.groups}
-    jobs = [job for group in args.groups for job in jobs_of(groups()[group], folders[group], args.root)]
-    failed = execute(jobs, args.workers, "controls")
-    if not failed:
+    jobs = [job for group in args.groups for job in jobs_of(method_groups()[group], folders[group], args.root)]
+    failures = execute(jobs, args.workers, "controls")
+    if not failures:
         rows = [row for group, folder in folders.items() for row in rows_of(folder, group)]
         heads = ["method", "Cutout", "regularizer", *HEADS[1:7]]
         align = ["left"] * 3 + ["right"] * 6
         print(tabulate(sorted(rows), heads, "github", colalign=align, disable_numparse=True))
-    return failed
+    return failures
 
 
 if __name__ == "__main__":

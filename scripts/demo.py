@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> list[str]:
         return f"{name}: {figures}"
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
-    failed = execute(list(plan.values()), args.workers, "demo", on_job_done)
-    if failed:
-        return failed
+    failures = execute(list(plan.values()), args.workers, "demo", on_job_done)
+    if failures:
+        return failures
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
     (table,) = write_report([out / "base2new"], output_dir=out).tables

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> list[str]:
     methods = list(map(Method, registered_trainers([*args.trainers, *args.points])))
     jobs = make_plan(methods, [NAMES[name] for name in args.protocol], parse_arguments(words))
     trainings = [Job(job.runs[:1], job.seconds, job.kind) for job in jobs]
-    failed = execute(trainings, args.workers, "strength")
-    if not failed:
+    failures = execute(trainings, args.workers, "strength")
+    if not failures:
         print(write_curve([job.runs[0].folder for job in trainings], args.output_dir / "strength", str(args.root)))
-    return failed
+    return failures
 
 
 if __name__ == "__main__":

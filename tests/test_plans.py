@@ -138,4 +138,4 @@ def test_how_stable_a_training_is_said_to_be(tmp_path):
     told = stability.table(found, dict.fromkeys(curves, 0.5))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[2:]]
     assert [row[-2:] for row in rows] == [["0.0", "30.0 ± 0.0"], ["10.0", "10.0 ± 0.0"], ["0.0", "50.0 ± 0.0"]]
-    assert save(stability.picture(found), tmp_path / "x.png").stat().st_size > 10_000
+    assert save(stability.draw_picture(found), tmp_path / "x.png").stat().st_size > 10_000
