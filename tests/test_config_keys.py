@@ -124,7 +124,7 @@ NONSENSE = [
     ("DATASET.SUBSAMPLE_CLASSES", "x/../../..", "one of all, base, new"),
     ("DATASET.NAME", "../..", "one of"),
     ("TEST.SPLIT", "../x", "one of test, val"),
-    ("TRAINER.NAME", "CoOp", "the trainer is OrthCR: give --trainer"),
+    ("TRAINER.NAME", "CoOp", "the run is of OrthCR: give --trainer"),
     ("TRAINER.COOP.N_CTX", 4, "is no key of OrthCR"),
     ("USE_CUDA", "maybe", "True or False"),
     ("INPUT.TRANSFORMS", ["cutuot"], 'do you mean "cutout"?'),

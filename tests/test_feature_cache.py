@@ -362,7 +362,7 @@ def test_settings_without_effect(make_cfg, tmp_path, one_line):
         make_cfg("DATASET.FEATURE_CACHE_GIB", 4.0)
     one_line(error)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="no folder") as error:
+    with pytest.raises(ValueError, match="must be a folder") as error:
         make_cfg("DATASET.FEATURE_CACHE", tmp_path / "file")
     one_line(error)
 

@@ -98,7 +98,7 @@ def test_what_the_page_says_is_what_predict_says(trained, folder):
     names = ["a plain blue circle", "a plain red circle"]
     p, (q,) = served.classify(str(image), ", ".join(names), None), Predictor(trained, names)(image)
     assert p.top == [(name, pytest.approx(value, abs=1e-6)) for name, value in q.top]
-    assert served.get_predictor(served.typed("")) is served.first, "that of the training is kept"
+    assert served.get_predictor(served.split_names("")) is served.first, "that of the training is kept"
     (folder / "none.png").write_text("no image")
     for path, words, told in (
         (folder / "none.png", "", "cannot identify"),
