@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from dassl.infrastructure.command import command
-from orthcr.compare.command_line import arguments
+from orthcr.compare.command_line import parse_arguments
 from orthcr.packages import check_installed
 
 
@@ -33,7 +33,7 @@ def sweep(args: argparse.Namespace) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> list[str]:
-        args = arguments(sys.argv[1:] if argv is None else argv, __doc__)
+        args = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
         if args.engine == "ray":
             check_installed(("ray",), "--engine ray", "cluster")
         if args.sweep:

@@ -87,8 +87,8 @@ def check_output(flag: str, path: str, images: list[str]) -> None:
     """Raise ValueError if an output file would replace an image.
 
     Args:
-        flag: of the output file.
-        path: of the output file.
+        flag: flag of the output file.
+        path: path of the output file.
         images: images and folders on the command line.
     """
     from dassl.infrastructure.images import is_image  # not above: it imports PyTorch
@@ -109,12 +109,12 @@ def predict(args: argparse.Namespace) -> list[str]:
         check_installed(("gradio",), "--serve", "serve")
     if osp.exists(osp.join(args.model_dir, "model.onnx")):
         check_installed(("onnxruntime",), args.model_dir, "onnx")
-    from orthcr.deploy.predictor import Predictor, names_in  # not above: it imports PyTorch, which takes seconds
-    from orthcr.reports.predictions import as_json, as_table, contact_sheet, csv_row, titles_of
+    from orthcr.deploy.predictor import Predictor, parse_names  # not above: it imports PyTorch, which takes seconds
+    from orthcr.reports.predictions import csv_row, draw_contact_sheet, format_json, format_table, titles_of
 
     for flag, path in outputs(args).items():
         check_output(flag, path, args.images)
-    classes = None if args.classes is None else names_in(args.classes)
+    classes = None if args.classes is None else parse_names(args.classes)
     options = {"epoch": args.load_epoch, "template": args.template, "strength": args.strength}
     if args.serve:
         from orthcr.deploy.web_page import serve
@@ -132,11 +132,11 @@ def predict(args: argparse.Namespace) -> list[str]:
     seconds = time.perf_counter() - start
     answers = [p for p in predictions if not p.error]
     if args.json:
-        print(as_json(predictions))
+        print(format_json(predictions))
     elif answers and args.csv != "-":
-        print(as_table(answers))
+        print(format_table(answers))
     if args.picture and answers:
-        contact_sheet(titles_of(answers), args.picture)
+        draw_contact_sheet(titles_of(answers), args.picture)
     tell(answers, seconds)
     return [visible(f"{p.image}: {p.error}") for p in predictions if p.error]
 
@@ -148,7 +148,7 @@ def table_file(path: str | None, classnames: list[str]) -> Iterator[Callable[[st
     The file appears when all lines are written.
 
     Args:
-        path: of the file; None: the function is not called.
+        path: path of the file; None: the function is not called.
         classnames: for the head.
     """
     from orthcr.reports.predictions import csv_head, escape_unprintable

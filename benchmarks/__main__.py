@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dassl.infrastructure.command import command
 from dassl.infrastructure.streams import progress
 
-from .cases import BACKBONES, BATCHES, CLASSES, SETTINGS, Case, plan
+from .cases import BACKBONES, BATCHES, CLASSES, SETTINGS, Case, plan_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 START = 12  # s from the start of a case's process until its trainer is built
@@ -64,9 +64,9 @@ class Pace:
 
     def guess(self, case: Case, costs: dict, skip: str) -> float:
         forms = ["ours"] if skip else ["ours", "reference"]
-        once = sum(costs[form].round for form in forms) / self.rate
-        warm_up = 0 if case.kind == "eval" else once  # the step of which the memory is measured
-        return START + warm_up + once * min(self.steps, 1 + max(0, self.share - warm_up) // once)
+        step_seconds = sum(costs[form].round for form in forms) / self.rate
+        warm_up = 0 if case.kind == "eval" else step_seconds  # the step of which the memory is measured
+        return START + warm_up + step_seconds * min(self.steps, 1 + max(0, self.share - warm_up) // step_seconds)
 
     def expected(self, case: Case, costs: dict, skip: str) -> float:
         """Return the expected seconds of a case.
@@ -99,16 +99,16 @@ def main(argv: list[str] | None = None) -> list[str]:
     folder = Path(args.output_dir)
     results = Results(folder, {"device": device, **versions})
     precisions = args.prec or (["fp32", "bf16"] if cuda else ["fp32"])
-    cases = plan(args.trainers, args.classes, args.batch, precisions, args.backbones)
+    cases = plan_cases(args.trainers, args.classes, args.batch, precisions, args.backbones)
     cases = [case for case in cases if case not in results.cases]
     limit = float("inf") if args.full else 60 * args.minutes
     pace = Pace(args.steps, RATE["cuda" if cuda else "cpu"], min(limit, 1200) / 10)
-    failed = work_off(cases, results, pace, limit, cuda)
+    failures = work_off(cases, results, pace, limit, cuda)
     print(f"\n{results.text()}")
     for path in draw(results, folder):
         print(path)
     print(f"Results are in {folder}")
-    return failed
+    return failures
 
 
 def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -> list[str]:
@@ -127,7 +127,7 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
     from .counts import count
     from .measure import random_clip
 
-    end, failed = time.time() + limit, []
+    end, failures = time.time() + limit, []
     with tempfile.TemporaryDirectory() as scratch, progress(total=len(cases), unit="case") as bar:
         for k, case in enumerate(cases):
             start = time.time()
@@ -140,27 +140,27 @@ def work_off(cases: list[Case], results, pace: Pace, limit: float, cuda: bool) -
             task = {"weights": random_clip(case.backbone, Path(scratch)), "steps": pace.steps, "seconds": pace.share}
             measurement, error = run({**case._asdict(), **task, "skip": skip})
             if error:
-                failed.append(f"{case}: {error}")
+                failures.append(f"{case}: {error}")
                 results.left_out[case] = f"failed ({error})"
-                tqdm.write(failed[-1])
+                tqdm.write(failures[-1])
             else:
-                counted = {form: {"gflop": cost.gflop, "gib": cost.gib} for form, cost in costs.items()}
-                results.cases[case] = {**measurement, "counted": counted, "date": date()}
+                costs_of_case = {form: {"gflop": cost.gflop, "gib": cost.gib} for form, cost in costs.items()}
+                results.cases[case] = {**measurement, "counted": costs_of_case, "date": date()}
                 pace.learn(case, costs, skip, time.time() - start)
-                left = "" if limit == float("inf") else f", {max(0, end - time.time()) / 60:.0f} min left"
-                tqdm.write(f"[{k + 1} of {len(cases)}{left}] {results.line(case)}")
+                time_left = "" if limit == float("inf") else f", {max(0, end - time.time()) / 60:.0f} min left"
+                tqdm.write(f"[{k + 1} of {len(cases)}{time_left}] {results.line(case)}")
             results.write()
             sys.stdout.flush()
             bar.update(k + 1 - bar.n)
     results.write()
-    return failed
+    return failures
 
 
 def run(task: dict) -> tuple[dict, str]:
     """Run a case in a process.
 
     Args:
-        task: of `benchmarks.measure`.
+        task: name of a task of `benchmarks.measure`.
 
     Returns:
         The measurement, and the reason if the process failed.
@@ -175,18 +175,18 @@ def run(task: dict) -> tuple[dict, str]:
     return {}, lines[-1][:300]
 
 
-def too_large(case: Case, costs: dict, free: float) -> str:
+def too_large(case: Case, costs: dict, free_gib: float) -> str:
     """Return the reason why the reference's step with gradients cannot be run, or an empty text.
 
     Args:
         case: the case.
         costs: its costs.
-        free: memory in GiB.
+        free_gib: memory in GiB.
     """
     if case.kind == "eval":
         return ""
-    need = costs["reference"].gib
-    return f"needs about {need:.0f} GiB, {free:.0f} GiB were free" if need > 0.9 * free else ""
+    needed_gib = costs["reference"].gib
+    return f"needs about {needed_gib:.0f} GiB, {free_gib:.0f} GiB were free" if needed_gib > 0.9 * free_gib else ""
 
 
 def free_memory(cuda: bool) -> float:

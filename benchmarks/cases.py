@@ -9,7 +9,7 @@ TEST_BATCHES = [32, 100]  # sizes of the batches of an evaluation
 EVAL_BATCHES = 4  # number of batches of an evaluation
 ADAPT_BATCHES = [1, 4]  # sizes of the batches of an adaptation
 FIRST = "ViT-B/16"
-OTHERS = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # (trainer, classes) of other backbones
+OTHER_BACKBONES = [("CoOp", 50), ("OrthCR", 50), ("CoOp", 1000), ("OrthCR", 1000)]  # (trainer, classes)
 
 
 class Backbone(NamedTuple):
@@ -62,7 +62,7 @@ class Case(NamedTuple):
         return f"{self.kind} {self.trainer} {self.backbone} {self.classes} classes, batch {self.batch}, {self.prec}"
 
 
-def telling(prec: str) -> list[Case]:
+def first_cases(prec: str) -> list[Case]:
     """Return the most important cases, which are measured first."""
     both = "CoOp", "OrthCR"
     cases = [Case("train", name, FIRST, n, 4, prec) for n in (50, 500, 1000) for name in both]
@@ -75,7 +75,7 @@ def telling(prec: str) -> list[Case]:
     return cases
 
 
-def plan(
+def plan_cases(
     trainers: list[str], classes: list[int], batches: list[int], precs: list[str], backbones: list[str]
 ) -> list[Case]:
     """Return the cases of these values in their order.
@@ -95,8 +95,8 @@ def plan(
     grid = set()
     for backbone, prec, name, n in product(backbones, precs, trainers, classes):
         for kind, batch in adapt if name in ADAPTING else kinds:
-            if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHERS):
+            if backbone == FIRST or (kind == "train" and batch == 4 and (name, n) in OTHER_BACKBONES):
                 grid.add(Case(kind, name, backbone, n, batch, prec))
-    first = [case for prec in precs for case in telling(prec) if case in grid]
+    first = [case for prec in precs for case in first_cases(prec) if case in grid]
     rest = sorted(grid - set(first), key=lambda case: (case.backbone != FIRST, case.classes * case.batch, case))
     return first + rest

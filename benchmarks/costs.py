@@ -43,7 +43,7 @@ from trainers.shared.rotations import Rotations
 
 from .__main__ import date
 from .cases import FIRST, Case
-from .measure import Watch, build, draw_jpegs, epoch_seconds, in_turn, items_of, random_clip
+from .measure import Watch, build, draw_jpegs, epoch_seconds, items_of, random_clip, run_in_turn
 from .memory import peak_of, trainer_tensors
 from .steps import ROOT, Steps
 
@@ -80,7 +80,7 @@ class Bench(NamedTuple):
 # -------------------------------------------------------------------- OrthCR's rotations: docs/speed.md
 
 
-class Unrotated(torch.autograd.Function):
+class UnrotatedLinear(torch.autograd.Function):
     """The map W x + b in place of `RotatedLinear`, with the same gradient of x, and none of R."""
 
     @staticmethod
@@ -96,20 +96,20 @@ class Unrotated(torch.autograd.Function):
 
 
 @contextmanager
-def unrotated():
+def remove_rotations():
     """Remove the rotations from OrthCR's step in the context: no R, no W R, no gradient of either."""
 
     def compute(self, names, s, exact):
         return {name: self.upper[name][0] for name in names}
 
     def linear(change, x, weight, bias):
-        return Unrotated.apply(x, change.r, weight, bias)
+        return UnrotatedLinear.apply(x, change.r, weight, bias)
 
     with mock.patch.object(Rotations, "compute", compute), mock.patch.object(orthcr, "rotated_linear", linear):
         yield
 
 
-def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=5) -> Rows:
+def measure_rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=5) -> Rows:
     """Measure the costs of rotations in a step: R, rotating, forward and backward."""
     rows = []
     for batch in batches:
@@ -125,8 +125,8 @@ def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=
             return watch.read()
 
         bench.say(f"steps, batch {batch}")
-        works = {"rotated": partial(turn, nullcontext), "unrotated": partial(turn, unrotated)}
-        times = in_turn(works, rounds if batch <= 4 else 1)
+        works = {"rotated": partial(turn, nullcontext), "unrotated": partial(turn, remove_rotations)}
+        times = run_in_turn(works, rounds if batch <= 4 else 1)
         rotated, plain = (times[name]["step"]["seconds"] for name in works)
         share = 100 - 100 * plain / rotated
         rows.append({"batch": batch, "step, s": rotated, "without, s": plain, "share, %": share})
@@ -136,7 +136,9 @@ def rotations(bench: Bench, backbone=FIRST, classes=50, batches=(4, 32), rounds=
 # -------------------------------------------------------------------- the reviewed configuration: docs/speed.md
 
 
-def published(bench: Bench, trainers=("OrthSR", "OrthCR"), backbone=FIRST, classes=50, batch=4, rounds=3) -> Rows:
+def compare_published(
+    bench: Bench, trainers=("OrthSR", "OrthCR"), backbone=FIRST, classes=50, batch=4, rounds=3
+) -> Rows:
     """Compare a step of vit_b16_published.yaml with one of vit_b16.yaml: time, that of R, and memory.
 
     R is measured alone, forward and backward. The memory is the peak of the first step, as in the benchmark.
@@ -152,7 +154,7 @@ def published(bench: Bench, trainers=("OrthSR", "OrthCR"), backbone=FIRST, class
             peaks[name, file] = peak_of(partial(model.forward_backward, images), trainer_tensors(model), model.device)
             works[name, file] = partial(step_and_rotations, model, images, Watch(model.device))
     bench.say("steps in turn")
-    times, rows = in_turn(works, rounds), []
+    times, rows = run_in_turn(works, rounds), []
     for (name, file), model in models.items():
         rotations = model.model.rotations
         rows.append(
@@ -182,7 +184,9 @@ def step_and_rotations(trainer, images: dict, watch: Watch) -> dict[str, tuple[f
 # -------------------------------------------------------------------- TRAIN.COMPILE: docs/speed.md
 
 
-def compiled(bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST, classes=50, batch=4, rounds=3) -> Rows:
+def compare_compiled(
+    bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST, classes=50, batch=4, rounds=3
+) -> Rows:
     """Compare a step with TRAIN.COMPILE with a plain one. The compiler has one process and an empty cache.
 
     The costs of compiling are those of the first two steps: in the second step more is compiled, with the plans that
@@ -199,7 +203,7 @@ def compiled(bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST,
             plain_cpu, plain_wall = first_steps(plain)
             cpu, wall = first_steps(fast)
             bench.say(f"steps of {trainer}")
-            times = in_turn({"plain": plain, "compiled": fast}, rounds)
+            times = run_in_turn({"plain": plain, "compiled": fast}, rounds)
         step = {name: spans["step"] for name, spans in times.items()}
         row = {"trainer": trainer, "plain s": step["plain"]["seconds"], "compiled s": step["compiled"]["seconds"]}
         row["plain / compiled"] = row["plain s"] / row["compiled s"]
@@ -212,35 +216,37 @@ def compiled(bench: Bench, trainers: tuple = ("OrthCR", "CoOp"), backbone=FIRST,
 
 def first_steps(steps: Steps, n: int = 2) -> tuple[float, float]:
     """Return the seconds and the wall seconds of n steps together."""
-    seconds, walls = zip(*(steps()["step"] for _ in range(n)), strict=True)
-    return sum(seconds), sum(walls)
+    seconds, wall_seconds = zip(*(steps()["step"] for _ in range(n)), strict=True)
+    return sum(seconds), sum(wall_seconds)
 
 
-def break_even(extra: float, plain: float, fast: float) -> int | str:
-    """Return the number of steps that save `extra` seconds; "never" if the fast step is not faster.
+def break_even(compile_seconds: float, plain_seconds: float, compiled_seconds: float) -> int | str:
+    """Return the number of steps that save `compile_seconds` seconds; "never" if the fast step is not faster.
 
     Args:
-        extra: seconds of the compiler.
-        plain: seconds of a plain step.
-        fast: seconds of a compiled step.
+        compile_seconds: seconds of the compiler.
+        plain_seconds: seconds of a plain step.
+        compiled_seconds: seconds of a compiled step.
     """
-    return math.ceil(extra / (plain - fast)) if fast < plain else "never"
+    return (
+        math.ceil(compile_seconds / (plain_seconds - compiled_seconds)) if compiled_seconds < plain_seconds else "never"
+    )
 
 
 # -------------------------------------------------------------------- several processes: docs/distributed.md
 
 
-def processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, batch=8, rounds=3) -> Rows:
+def compare_processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, batch=8, rounds=3) -> Rows:
     """Compare a step of one process with one of two processes, on the CPU (gloo)."""
     case = Case("train", trainer, backbone, classes, batch, "fp32")
     numbers, cpu = (1, 2), ["USE_CUDA", "False"]
-    with bench.steps(case, cpu) as one, bench.steps(case, cpu, n=2) as two:
-        works = dict(zip(numbers, (one.ready(), two.ready()), strict=True))
+    with bench.steps(case, cpu) as steps_of_one, bench.steps(case, cpu, n=2) as steps_of_two:
+        works = dict(zip(numbers, (steps_of_one.ready(), steps_of_two.ready()), strict=True))
         for n, steps in works.items():
             bench.say(f"first step, processes: {n}")
             steps()
         bench.say("steps of 1 process and of 2")
-        step = {n: spans["step"] for n, spans in in_turn(works, rounds).items()}
+        step = {n: spans["step"] for n, spans in run_in_turn(works, rounds).items()}
     return [
         {
             "processes": n,
@@ -256,7 +262,7 @@ def processes(bench: Bench, trainer="OrthCR", backbone="ViT-B/32", classes=40, b
 # -------------------------------------------------------------------- loading: docs/data.md
 
 
-def loading(
+def measure_loading(
     bench: Bench, trainer="CoOp", backbone=FIRST, classes=100, batches=(4, 32), test_batch=100, images=96, rounds=3
 ) -> Rows:
     """Measure the milliseconds an image of the loaders, and of a training step or an evaluation.
@@ -309,11 +315,11 @@ def loading(
         for batch in batches:
             train = loader(batch, True)
             bench.say(f"training, batch {batch}")
-            first, *later = [epoch["seconds"] for epoch in epoch_seconds(train, 1 + rounds, clock)]
+            first, *later_seconds = [epoch["seconds"] for epoch in epoch_seconds(train, 1 + rounds, clock)]
             work = {"step": partial(timed, model.forward_backward, next(iter(train)))}
-            seconds = in_turn(work, rounds if batch <= 4 else 1)["step"]["model"]["seconds"]
+            seconds = run_in_turn(work, rounds if batch <= 4 else 1)["step"]["model"]["seconds"]
             rows.append(row("training, first epoch", batch, first, seconds))
-            rows.append(row("training, later epochs", batch, median(later), seconds))
+            rows.append(row("training, later epochs", batch, median(later_seconds), seconds))
         bench.say(f"evaluation, batch {test_batch}")
         test = loader(test_batch, False)
         data = median(epoch["seconds"] for epoch in epoch_seconds(test, rounds, clock))
@@ -328,7 +334,7 @@ def loading(
 # -------------------------------------------------------------------- merged weights: docs/export.md
 
 
-def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviation=0.02) -> Rows:
+def compare_merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviation=0.02) -> Rows:
     """Measure the time from images to logits, with cached class features.
 
     It compares plain CLIP, OrthCR with merged weights, and OrthCR with the maps of its training. The latter compute R
@@ -343,16 +349,16 @@ def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviatio
         deviation: standard deviation of the entries of Q, which are normally distributed.
     """
     plain = bench.build(Case("eval", "ZeroshotCLIP", backbone, classes, batch, "fp32"))
-    tuned, watch = bench.build(Case("eval", "OrthCR", backbone, classes, batch, "fp32")), Watch(plain.device)
+    tuned_model, watch = bench.build(Case("eval", "OrthCR", backbone, classes, batch, "fp32")), Watch(plain.device)
     torch.manual_seed(0)
     with torch.no_grad():
-        for upper in tuned.model.rotations.parameters():
+        for upper in tuned_model.model.rotations.parameters():
             upper.normal_(std=deviation)
     image = torch.randn(batch, 3, *plain.cfg.INPUT.SIZE, device=plain.device)
     models = {
         "plain CLIP": plain.model.eval(),
-        "OrthCR, merged": tuned.model.eval(),
-        "OrthCR, unmerged": copy.deepcopy(tuned.model).train(),
+        "OrthCR, merged": tuned_model.model.eval(),
+        "OrthCR, unmerged": copy.deepcopy(tuned_model.model).train(),
     }
 
     def classify(model, text):
@@ -367,7 +373,7 @@ def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviatio
         first = classify(models["OrthCR, merged"], texts["OrthCR, merged"])["batch"][0]
         logits = {name: model(image) for name, model in models.items()}
         bench.say("batches in turn")
-        times = in_turn({name: partial(classify, models[name], texts[name]) for name in models}, rounds)
+        times = run_in_turn({name: partial(classify, models[name], texts[name]) for name in models}, rounds)
     seconds = {name: spans["batch"]["seconds"] for name, spans in times.items()}
     seconds["OrthCR, merged, first batch"] = first
     logits["OrthCR, merged, first batch"] = logits["OrthCR, merged"]
@@ -387,7 +393,7 @@ def merged(bench: Bench, backbone=FIRST, classes=50, batch=4, rounds=5, deviatio
 # -------------------------------------------------------------------- the start of predict.py: docs/serve.md
 
 
-def start(bench: Bench, rounds=3) -> Rows:
+def measure_start(bench: Bench, rounds=3) -> Rows:
     """Compare `predict.py` on one image, with the tiny CLIP, from start to end, with `import torch`."""
     folder = bench.scratch()
     for k, file in enumerate(draw_jpegs(folder, 12)):
@@ -410,7 +416,7 @@ def start(bench: Bench, rounds=3) -> Rows:
         "predict.py": ["predict.py", "--model-dir", out, str(folder / "image.png")],
     }
     bench.say("starts in turn")
-    results = in_turn({name: partial(timed, words) for name, words in commands.items()}, rounds)
+    results = run_in_turn({name: partial(timed, words) for name, words in commands.items()}, rounds)
     times = {name: spans["command"] for name, spans in results.items()}
     times["beyond it"] = {key: times["predict.py"][key] - times["import torch"][key] for key in ("seconds", "wall")}
     return [{"what": name, "CPU s": t["seconds"], "wall s": t["wall"]} for name, t in times.items()]
@@ -432,13 +438,13 @@ def run(words: list[str]) -> None:
 # -------------------------------------------------------------------- the command
 
 FIGURES = {  # functions by name; a new figure needs an entry here and nothing else
-    "rotations": rotations,
-    "published": published,
-    "compile": compiled,
-    "processes": processes,
-    "loading": loading,
-    "merged": merged,
-    "start": start,
+    "rotations": measure_rotations,
+    "published": compare_published,
+    "compile": compare_compiled,
+    "processes": compare_processes,
+    "loading": measure_loading,
+    "merged": compare_merged,
+    "start": measure_start,
 }
 
 
@@ -447,9 +453,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
     parser.add_argument("--output-dir", default="output/bench")
     args = parser.parse_intermixed_args(argv)
-    unknown = [name for name in args.names if name not in FIGURES]
-    if unknown:
-        parser.error(f"{', '.join(unknown)}: no such figure; there are {', '.join(FIGURES)}")
+    unknown_names = [name for name in args.names if name not in FIGURES]
+    if unknown_names:
+        parser.error(f"{', '.join(unknown_names)}: no such figure; there are {', '.join(FIGURES)}")
     return args
 
 
@@ -458,18 +464,18 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     path = Path(args.output_dir) / NAME
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread"
-    about = {"device": device, "torch": torch.__version__, "commit": git_revision()}
+    caption_words = {"device": device, "torch": torch.__version__, "commit": git_revision()}
     names = args.names or list(FIGURES)
     with tempfile.TemporaryDirectory() as folder, progress(total=len(names), unit="figure") as bar:
         for name in names:
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             bench = Bench(Path(folder), lambda text, name=name: bar.set_postfix_str(f"{name}: {text}"))
             rows = FIGURES[name](bench)
-            seconds, load = time.perf_counter() - begun, os.getloadavg()[0]
-            entry = {"name": name, "date": date(), **about, "took": seconds, "load": load, "rows": rows}
+            seconds, load = time.perf_counter() - start_time, os.getloadavg()[0]
+            entry = {"name": name, "date": date(), **caption_words, "took": seconds, "load": load, "rows": rows}
             entries = read_json(path) if path.exists() else []
             write_json([*entries, entry], path)
-            caption = ", ".join(map(str, [*about.values(), f"load {load:.1f}"]))
+            caption = ", ".join(map(str, [*caption_words.values(), f"load {load:.1f}"]))
             tqdm.write(f"\n**{name}** ({caption})\n\n{table(rows)}")
             sys.stdout.flush()
             bar.update()

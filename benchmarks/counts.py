@@ -41,7 +41,7 @@ class Costs:
     """The counted costs of a formulation.
 
     Attributes:
-        gflop: of a training step, of an adaptation, or of a batch of an evaluation of EVAL_BATCHES batches.
+        gflop: GFLOP of a training step, of an adaptation, or of one of the EVAL_BATCHES batches of an evaluation.
         round: GFLOP of a round of `benchmarks.measure`: a step, or the batches of an evaluation that it measures.
         gib: at the peak of them.
     """
@@ -85,7 +85,7 @@ def count(case: Case) -> dict[str, Costs]:
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = build(case)
     half = torch.autocast("cpu", torch.bfloat16, enabled=case.prec != "fp32")
-    with FakeTensorMode(allow_non_fake_inputs=True), plans_of_real_ids(), half:
+    with FakeTensorMode(allow_non_fake_inputs=True), use_real_ids(), half:
         make_fake(trainer.model)
         image = torch.empty(case.batch, 3, *trainer.cfg.INPUT.SIZE)
         label = torch.zeros(case.batch, dtype=torch.int64)
@@ -136,19 +136,19 @@ def make_fake(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def plans_of_real_ids():
+def use_real_ids():
     """Compute the plans of prompts on real token ids, for memory without a limit, in the context."""
 
     def pack_real(*args):
         with unset_fake_temporarily():
             return pack(*args)
 
-    unlimited = mock.patch("trainers.shared.memory.free_memory", lambda device: math.inf)
-    with mock.patch.object(encoders, "pack", pack_real), unlimited:
+    no_limit = mock.patch("trainers.shared.memory.free_memory", lambda device: math.inf)
+    with mock.patch.object(encoders, "pack", pack_real), no_limit:
         yield
 
 
-def counted(trainer, work: Callable) -> tuple[float, float]:
+def count_operations(trainer, work: Callable) -> tuple[float, float]:
     """Return the GFLOP of work(), and the GiB at its peak."""
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with counter, Tracker(trainer_tensors(trainer)) as tracker:
@@ -164,7 +164,7 @@ def step(trainer, image: torch.Tensor, label: torch.Tensor) -> Costs:
 
     trainer.model.train()
     trainer.model.zero_grad()
-    gflop, gib = counted(trainer, work)
+    gflop, gib = count_operations(trainer, work)
     return Costs(gflop, gflop, gib)
 
 
@@ -172,9 +172,9 @@ def step(trainer, image: torch.Tensor, label: torch.Tensor) -> Costs:
 def evaluation(trainer, image: torch.Tensor, batches: int) -> Costs:
     """Return the costs of an evaluation, of which a round measures this number of batches."""
     trainer.model.eval()
-    first, gib = counted(trainer, lambda: trainer.model(image))
-    later, _ = counted(trainer, lambda: trainer.model(image))
-    return Costs(later + (first - later) / EVAL_BATCHES, first + (batches - 1) * later, gib)
+    first, gib = count_operations(trainer, lambda: trainer.model(image))
+    later_costs, _ = count_operations(trainer, lambda: trainer.model(image))
+    return Costs(later_costs + (first - later_costs) / EVAL_BATCHES, first + (batches - 1) * later_costs, gib)
 
 
 def adaptation(trainer, image: torch.Tensor) -> Costs:
@@ -187,7 +187,7 @@ def adaptation(trainer, image: torch.Tensor) -> Costs:
 
     trainer.model.eval()
     with mock.patch.object(trainer.model, "gradient", gradient):
-        gflop, gib = counted(trainer, lambda: trainer.model(views))
+        gflop, gib = count_operations(trainer, lambda: trainer.model(views))
     return Costs(gflop, gflop, gib)
 
 

@@ -62,7 +62,7 @@ def random_clip(backbone: str, folder: Path) -> str:
 
     Args:
         backbone: name of its architecture.
-        folder: of the file.
+        folder: folder of the file.
     """
     path = folder / f"{backbone.replace('/', '-')}.pt"
     if not path.exists():
@@ -78,7 +78,7 @@ def draw_jpegs(folder: Path, n: int | None = None) -> list[str]:
     """Draw JPEGs of coarse noise with fine noise on it, 50 to 100 KB each, which is about the size of a photograph.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         n: number of files; None: JPEGS.
 
     Returns:
@@ -86,8 +86,8 @@ def draw_jpegs(folder: Path, n: int | None = None) -> list[str]:
     """
     paths = []
     for k in range(n or JPEGS):
-        coarse = Image.effect_noise((25, 19), 120).resize(SIZE, Image.Resampling.BICUBIC)
-        bands = [Image.blend(coarse, Image.effect_noise(SIZE, 60), 0.15 + 0.05 * c) for c in range(3)]
+        coarse_noise = Image.effect_noise((25, 19), 120).resize(SIZE, Image.Resampling.BICUBIC)
+        bands = [Image.blend(coarse_noise, Image.effect_noise(SIZE, 60), 0.15 + 0.05 * c) for c in range(3)]
         paths.append(str(folder / f"{k}.jpg"))
         Image.merge("RGB", bands).save(paths[-1], quality=90)
     return paths
@@ -125,7 +125,7 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: st
     Args:
         case: the case.
         weights: file of CLIP.
-        folder: of the JPEGs, and output directory of the trainer.
+        folder: folder of the JPEGs, and output directory of the trainer.
         opts: KEY VALUE pairs, which have precedence over the case's.
         file: name of a YAML in configs/trainers/<trainer>; "": that of `SETTINGS`.
     """
@@ -143,7 +143,7 @@ def build(case: Case, weights: str, folder: Path, opts: list[str] = (), file: st
 # -------------------------------------------------------------------- time
 
 
-def spent() -> float:
+def cpu_seconds() -> float:
     """Return the CPU seconds of this process and of its finished children, such as a compiler."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
@@ -162,7 +162,7 @@ class Watch:
     def now(self):
         """Return the time that is compared (seconds of the process, or an event on CUDA), and the wall time."""
         if self.device.type != "cuda":
-            return spent(), time.perf_counter()
+            return cpu_seconds(), time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event, time.perf_counter()
@@ -186,8 +186,8 @@ class Watch:
             torch.cuda.synchronize()
         sums = {}
         for name, spans in self.spans.items():
-            seconds, walls = zip(*map(self.between, spans), strict=True)
-            sums[name] = sum(seconds), sum(walls)
+            seconds, wall_seconds = zip(*map(self.between, spans), strict=True)
+            sums[name] = sum(seconds), sum(wall_seconds)
         self.spans = {}
         return sums
 
@@ -198,7 +198,7 @@ class Watch:
 
 
 @contextmanager
-def parts_timed(trainer, watch: Watch):
+def time_parts(trainer, watch: Watch):
     """Measure the spans forward, backward and optimizer of each training step in the context.
 
     Args:
@@ -222,32 +222,32 @@ def medians(rounds: list[dict[str, tuple[float, float]]]) -> dict[str, dict[str,
     }
 
 
-def in_turn(works: dict, rounds: int, end: float = float("inf")) -> dict[str, dict]:
+def run_in_turn(functions: dict, rounds: int, end: float = float("inf")) -> dict[str, dict]:
     """Run functions in turn, and return the medians of their times over the rounds.
 
     Args:
-        works: functions by name, which return the times of `Watch.read`.
+        functions: functions by name, which return the times of `Watch.read`.
         rounds: largest number of rounds.
         end: time of `time.perf_counter` after which no further round begins; at least one is made.
     """
-    times = {name: [] for name in works}
+    times = {name: [] for name in functions}
     for k in range(rounds):
         if k and time.perf_counter() > end:
             break
-        for name, work in works.items():
+        for name, work in functions.items():
             times[name].append(work())
     return {name: {**medians(results), "rounds": len(results)} for name, results in times.items()}
 
 
-def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> dict[str, dict]:
-    """Call `in_turn` with a function for each formulation, which runs in that formulation.
+def run_formulations(model, functions: dict, task: dict, watch: Watch, start_time: float) -> dict[str, dict]:
+    """Call `run_in_turn` with a function for each formulation, which runs in that formulation.
 
     Args:
         model: the model that the formulations change.
-        works: functions by formulation; `watch` gets their spans.
+        functions: functions by formulation; `watch` gets their spans.
         task: `steps` is the largest number of rounds, `seconds` the time for all.
-        watch: of the spans.
-        begun: time of `time.perf_counter` at the start of the case.
+        watch: watch that measures the spans.
+        start_time: time of `time.perf_counter` at the start of the case.
     """
 
     def inside(form, work):
@@ -255,22 +255,22 @@ def formulations(model, works: dict, task: dict, watch: Watch, begun: float) -> 
             work()
         return watch.read()
 
-    works = {form: partial(inside, form, work) for form, work in works.items()}
-    return in_turn(works, task["steps"], begun + task["seconds"])
+    functions = {form: partial(inside, form, work) for form, work in functions.items()}
+    return run_in_turn(functions, task["steps"], start_time + task["seconds"])
 
 
 # -------------------------------------------------------------------- a case
 
 
-def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
+def train(trainer, forms: list[str], task: dict, watch: Watch, start_time: float) -> dict:
     """Measure the memory of a step of each formulation, which is the warm-up, then the time.
 
     Args:
         trainer: the trainer.
         forms: formulations.
         task: see the module.
-        watch: of the spans.
-        begun: time of `time.perf_counter` at the start of the case.
+        watch: watch that measures the spans.
+        start_time: time of `time.perf_counter` at the start of the case.
     """
     data = dict(zip(("first", "later"), epoch_seconds(trainer.train_loader_x, 2, watch), strict=True))
     batch = next(iter(trainer.train_loader_x))
@@ -285,8 +285,8 @@ def train(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
         with watch.span("step"):
             trainer.forward_backward(batch)
 
-    with parts_timed(trainer, watch):
-        results = formulations(trainer.model, dict.fromkeys(forms, step), task, watch, begun)
+    with time_parts(trainer, watch):
+        results = run_formulations(trainer.model, dict.fromkeys(forms, step), task, watch, start_time)
     return {"data": data, **{form: {**results[form], "peak_mib": peaks[form]} for form in forms}}
 
 
@@ -301,7 +301,7 @@ def epoch_seconds(loader, n: int, watch: Watch) -> list[dict[str, float]]:
     return epochs
 
 
-def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
+def evaluate(trainer, forms: list[str], task: dict, watch: Watch, start_time: float) -> dict:
     """Measure a batch of each formulation; of ours the first one, which encodes the text, and a later one.
 
     The arguments are those of `train`.
@@ -317,15 +317,15 @@ def evaluate(trainer, forms: list[str], task: dict, watch: Watch, begun: float) 
         batch("first")
         batch("later")
 
-    works = {"reference": lambda: batch("batch"), "ours": first_and_later}
+    functions = {"reference": lambda: batch("batch"), "ours": first_and_later}
     trainer.set_model_mode("eval")
     with torch.no_grad():
         batch("warm-up")
         watch.read()
-        return formulations(trainer.model, {form: works[form] for form in forms}, task, watch, begun)
+        return run_formulations(trainer.model, {form: functions[form] for form in forms}, task, watch, start_time)
 
 
-def adapt(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> dict:
+def adapt(trainer, forms: list[str], task: dict, watch: Watch, start_time: float) -> dict:
     """Measure the memory of a batch of images with their views, which is the warm-up, then the time.
 
     The arguments are those of `train`.
@@ -342,7 +342,7 @@ def adapt(trainer, forms: list[str], task: dict, watch: Watch, begun: float) -> 
         with watch.span("batch"):
             trainer.model_inference(views)
 
-    results = formulations(trainer.model, dict.fromkeys(forms, batch), task, watch, begun)
+    results = run_formulations(trainer.model, dict.fromkeys(forms, batch), task, watch, start_time)
     return {form: {**results[form], "peak_mib": peaks[form]} for form in forms}
 
 
@@ -350,12 +350,12 @@ def measure(task: dict) -> dict:
     """Measure a case, and return its entry of `results.json`."""
     torch.set_num_threads(1)
     case = Case(*(task[field] for field in Case._fields))
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         trainer = build(case, task["weights"], Path(folder))
         forms = [form for form in FORMS if form == "ours" or not task["skip"]]
         work = {"train": train, "eval": evaluate, "adapt": adapt}[case.kind]
-        results = work(trainer, forms, task, Watch(trainer.device), begun)
+        results = work(trainer, forms, task, Watch(trainer.device), start_time)
     if task["skip"]:
         results["skipped"] = task["skip"]
     cuda = trainer.device.type == "cuda"
@@ -365,7 +365,7 @@ def measure(task: dict) -> dict:
         "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "device": torch.cuda.get_device_name() if cuda else "CPU, one thread",
         "torch": torch.__version__,
-        "took": time.perf_counter() - begun,
+        "took": time.perf_counter() - start_time,
     }
 
 

@@ -13,13 +13,13 @@ class Tracker(TorchDispatchMode):
     It does not count temporary memory within an operation, nor memory that the allocator caches.
 
     Attributes:
-        now: bytes at present.
+        current: bytes at present.
         peak: largest number of bytes so far.
     """
 
     def __init__(self, tensors: Iterable[torch.Tensor] = ()):
         super().__init__()
-        self.now = self.peak = 0
+        self.current = self.peak = 0
         self.storages = set()
         for tensor in tensors:
             self.add(tensor)
@@ -30,12 +30,12 @@ class Tracker(TorchDispatchMode):
         if key not in self.storages:
             self.storages.add(key)
             weakref.finalize(storage, self.remove, key, size)
-            self.now += size
-            self.peak = max(self.peak, self.now)
+            self.current += size
+            self.peak = max(self.peak, self.current)
 
     def remove(self, key: int, size: int) -> None:
         self.storages.discard(key)
-        self.now -= size
+        self.current -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
@@ -49,7 +49,7 @@ def peak_of(work, tensors: Iterable[torch.Tensor], device: torch.device) -> floa
     Args:
         work: function.
         tensors: those that exist before, which count on a CPU.
-        device: of the work.
+        device: device of the work.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

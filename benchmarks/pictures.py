@@ -19,7 +19,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     Args:
         results: the measurements.
-        folder: of the files.
+        folder: folder of the files.
 
     Returns:
         The paths of the files.

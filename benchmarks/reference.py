@@ -37,9 +37,9 @@ def reference(model):
     """Make a `ClipClassifier` compute as the originals do, with the same tensors, in the context."""
     kinds = {model: Classifier, model.text_encoder: Text}
     if isinstance(model, TunedCLIP):
-        kinds[model] = Rotated if isinstance(model, OrthogonalCLIP) else Tuned
+        kinds[model] = RotatedClassifier if isinstance(model, OrthogonalCLIP) else TunedClassifier
     if isinstance(model, PromptTunedCLIP):
-        kinds[model] = Adapting
+        kinds[model] = AdaptingClassifier
     if isinstance(model.image_encoder, ImageEncoder):
         kinds[model.image_encoder] = Image
     classes = {module: module.__class__ for module in kinds}
@@ -64,7 +64,7 @@ def run(
     """Return x after CLIP's own blocks.
 
     Args:
-        blocks: of a transformer.
+        blocks: blocks of a transformer.
         x: float [N, L, width].
         encoder: "image" or "text".
         deep: see `trainers.shared.encoders`, as the following.
@@ -81,8 +81,8 @@ def run(
             n = len(tokens)
             start = len(x) - n if at is None else at
             inserts = insert and i <= min(deep)
-            rest = x[start:] if inserts else x[start + n :]
-            x = torch.cat([x[:start], tokens, rest])
+            remaining_tokens = x[start:] if inserts else x[start + n :]
+            x = torch.cat([x[:start], tokens, remaining_tokens])
         branch = beside(f"{encoder}_{i}", block.ln_1(x)) if beside else None
         x = block(x) if branch is None else block(x) + branch
     return x.permute(1, 0, 2)
@@ -123,8 +123,8 @@ class Text:
         if linear is not frozen_linear or weight != 1:
             seams = {"deep": deep or {}, "insert": insert, "weight": weight, "linear": linear, "beside": beside}
             return super().forward(prompts, tokenized_prompts, shared, **seams)
-        inserted = deep[min(deep)].shape[-2] if deep and insert else 0
-        tokens = F.pad(tokenized_prompts, (0, LENGTH - inserted - tokenized_prompts.shape[1]))
+        n_inserted = deep[min(deep)].shape[-2] if deep and insert else 0
+        tokens = F.pad(tokenized_prompts, (0, LENGTH - n_inserted - tokenized_prompts.shape[1]))
         padding = self.token_embedding(tokens)
         if prompts is None:
             prompts = padding
@@ -133,7 +133,7 @@ class Text:
         x = torch.cat([prompts, padding[:, prompts.shape[1] :]], dim=1)
         x = add_beside(beside, "text_input", x) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(run(self.transformer.resblocks, x, "text", deep, 1, insert, beside))
-        return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1) + inserted] @ self.text_projection
+        return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1) + n_inserted] @ self.text_projection
 
 
 class Classifier:
@@ -143,14 +143,14 @@ class Classifier:
         return compute()
 
 
-class Adapting(Classifier):
+class AdaptingClassifier(Classifier):
     """A mixin of TPT's `PromptTunedCLIP`."""
 
     def forward(self, image):
-        return torch.cat([super(Adapting, self).forward(one) for one in image.split(1)])
+        return torch.cat([super(AdaptingClassifier, self).forward(one) for one in image.split(1)])
 
 
-class Tuned(Classifier):
+class TunedClassifier(Classifier):
     """A mixin of `TunedCLIP`."""
 
     def linear(self, *encoders):
@@ -167,25 +167,25 @@ class Tuned(Classifier):
 
         Args:
             encoder: "image" or "text".
-            *inputs: of the encoder.
+            *inputs: inputs of the encoder.
         """
         module, parts = self.encoders[encoder], defaultdict(dict)
         with torch.autocast(self.logit_scale.device.type, enabled=False):
             for name in self.places_in([encoder]):
                 place = self.places[name]
                 parts[place.parameter][place.rows.start] = self.changed(name)
-        changed = {}
+        parameters = {}
         for parameter, rows in parts.items():
             weight, size = module.get_parameter(parameter), len(next(iter(rows.values())))
-            changed[parameter] = torch.cat([rows.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
-        return normalize(functional_call(module, changed, inputs))
+            parameters[parameter] = torch.cat([rows.get(k, weight[k : k + size]) for k in range(0, len(weight), size)])
+        return normalize(functional_call(module, parameters, inputs))
 
     def changed(self, name: str) -> torch.Tensor:
         """Return the changed weight W' of a place, with its gradient."""
         return self.merge(self.compute_changes([name])[name], self.frozen_weight(name))
 
 
-class Rotated(Tuned):
+class RotatedClassifier(TunedClassifier):
     """A mixin of `OrthogonalCLIP`."""
 
     def changed(self, name):

@@ -21,7 +21,7 @@ class Results:
     """The results of a folder; those of an existing `results.json` are kept.
 
     Args:
-        folder: of results.json and table.md.
+        folder: folder of results.json and table.md.
         identity: device, torch, commit.
 
     Attributes:
@@ -60,7 +60,7 @@ class Results:
         Args:
             case: the case.
             form: formulation.
-            part: of a step: forward, backward or optimizer; "": the whole.
+            part: part of a step: forward, backward or optimizer; "": the whole.
 
         Returns:
             None if it was not measured.
@@ -69,8 +69,8 @@ class Results:
         if times is None:
             return None
         if "later" in times:
-            later = times["later"]["seconds"]
-            return later + (times["first"]["seconds"] - later) / EVAL_BATCHES
+            later_seconds = times["later"]["seconds"]
+            return later_seconds + (times["first"]["seconds"] - later_seconds) / EVAL_BATCHES
         return times[part or ("step" if case.kind == "train" else "batch")]["seconds"]
 
     def reference(self, case: Case) -> tuple[float | None, bool]:
@@ -82,11 +82,11 @@ class Results:
         seconds = self.seconds(case, "reference")
         if seconds is not None:
             return seconds, True
-        measured = [c for c, result in self.cases.items() if "reference" in result]
-        similar = [c for c in measured if c._replace(classes=case.classes) == case]
-        if len(similar) < 2:
+        measured_cases = [c for c, result in self.cases.items() if "reference" in result]
+        similar_cases = [c for c in measured_cases if c._replace(classes=case.classes) == case]
+        if len(similar_cases) < 2:
             return None, False
-        a, b = sorted(similar, key=lambda c: c.classes)[-2:]
+        a, b = sorted(similar_cases, key=lambda c: c.classes)[-2:]
         low, high = self.seconds(a, "reference"), self.seconds(b, "reference")
         return high + (high - low) / (b.classes - a.classes) * (case.classes - b.classes), False
 
@@ -100,8 +100,8 @@ class Results:
         return counted["reference"]["gflop"] / counted["ours"]["gflop"]
 
     def line(self, case: Case) -> str:
-        reference, ours, ratio = self.seconds(case, "reference"), self.seconds(case, "ours"), self.ratio(case)
-        text = f"{case}: {ours:.2f} s"
+        reference, our_seconds, ratio = self.seconds(case, "reference"), self.seconds(case, "ours"), self.ratio(case)
+        text = f"{case}: {our_seconds:.2f} s"
         if reference:
             text += f", the reference's {reference:.2f} s"
         if ratio:
@@ -119,9 +119,9 @@ class Results:
                 if cases:
                     table = tabulate([row(case) for case in cases], "keys", "github", disable_numparse=True)
                     parts.append(f"**{backbone}, {TITLES[kind]}**\n\n{table}")
-        skipped = [f"- {case}: the reference {r['skipped']}" for case, r in self.cases.items() if "skipped" in r]
-        if skipped:
-            parts.append("\n".join(["Reference not run:\n", *skipped]))
+        skipped_lines = [f"- {case}: the reference {r['skipped']}" for case, r in self.cases.items() if "skipped" in r]
+        if skipped_lines:
+            parts.append("\n".join(["Reference not run:\n", *skipped_lines]))
         if self.left_out:
             parts.append("\n".join(["Left out (classes x batch):\n", *self.gaps()]))
         return "\n\n".join(parts) + "\n"
@@ -140,13 +140,13 @@ class Results:
         }
 
     def evaluation(self, case: Case) -> dict[str, str]:
-        reference, ours = self.seconds(case, "reference"), self.seconds(case, "ours")
-        later = self.cases[case]["ours"]["later"]["seconds"]
+        reference, our_seconds = self.seconds(case, "reference"), self.seconds(case, "ours")
+        later_seconds = self.cases[case]["ours"]["later"]["seconds"]
         return {
             **self.head(case),
             "reference images/s": f"{case.batch / reference:.2f}" if reference else "",
-            "ours images/s": f"{case.batch / ours:.2f}",
-            "with the text at hand": f"{case.batch / later:.2f}",
+            "ours images/s": f"{case.batch / our_seconds:.2f}",
+            "with the text at hand": f"{case.batch / later_seconds:.2f}",
         }
 
     def adaptation(self, case: Case) -> dict[str, str]:
@@ -167,8 +167,8 @@ class Results:
         }
 
     def head(self, case: Case) -> dict[str, str]:
-        (reference, measured), ratio = self.reference(case), self.ratio(case)
-        sign = "" if measured else "~"
+        (reference, is_measured), ratio = self.reference(case), self.ratio(case)
+        sign = "" if is_measured else "~"
         return {
             "trainer": case.trainer,
             "classes": f"{case.classes:,}",

@@ -78,8 +78,8 @@ class Steps:
         for process in self.processes:
             with contextlib.suppress(BrokenPipeError):  # `read_lines` raises an error with the reason
                 print(file=process.stdin, flush=True)
-        seconds, walls = zip(*self.read_lines(), strict=True)
-        return {"step": (mean(seconds), max(walls))}
+        seconds, wall_seconds = zip(*self.read_lines(), strict=True)
+        return {"step": (mean(seconds), max(wall_seconds))}
 
     def __enter__(self) -> "Steps":
         return self
@@ -97,11 +97,11 @@ def places(n: int) -> list[dict[str, str]]:
     """Return the variables of each of n processes on this machine, as torchrun sets them; one process has none."""
     if n == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(n)]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    common_variables = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{**common_variables, "RANK": rank, "LOCAL_RANK": rank} for rank in range(n)]
     loopback = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
     return [{key: str(value) for key, value in rank.items()} | {"GLOO_SOCKET_IFNAME": min(loopback)} for rank in ranks]
 

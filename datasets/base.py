@@ -56,7 +56,7 @@ class SplitDataset(DatasetBase):
         check_labels(train, val, test, source=self.source())
         train, val, test = subsample_classes(train, val, test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         if not self.test_only:
-            self.tell_fewer(train, cfg.DATASET.NUM_SHOTS)
+            self.print_small_classes(train, cfg.DATASET.NUM_SHOTS)
         if not self.listed:
             check_images(train + val + test, self.source(), self.advice)
         super().__init__(train_x=train, val=val, test=test)
@@ -132,7 +132,7 @@ class SplitDataset(DatasetBase):
             train: training images.
             val: validation images.
             shots: number of training images of a class.
-            seed: of the selection; below 0: not seeded, and not saved.
+            seed: seed of the selection; below 0: not seeded, and not saved.
         """
         if seed < 0:
             return self.sample(train, val, shots, random.Random())
@@ -172,8 +172,8 @@ class SplitDataset(DatasetBase):
         """Return the training and val images of the file DATASET.FEW_SHOT_SPLIT; without a val file, val is drawn.
 
         Args:
-            splits: of the data set.
-            cfg: of the run.
+            splits: splits of the data set.
+            cfg: config of the run.
 
         Raises:
             ValueError: the file is not of this data set, lacks a class, or has another number of images of a class.
@@ -189,28 +189,32 @@ class SplitDataset(DatasetBase):
         if absent:
             names = f'{len(absent)} classes of {type(self).__name__}, first "{absent[min(absent)]}"'
             raise ValueError(f"{file} has no image of {names}: give a split of all its classes")
-        most = max(count.values())
-        if most != shots:
-            raise ValueError(f"{file} has {most} images of a class, DATASET.NUM_SHOTS is {shots}: set it to {most}")
-        trained = {item.impath for item in train}
+        max_shots = max(count.values())
+        if max_shots != shots:
+            problem = f"{file} has {max_shots} images of a class, DATASET.NUM_SHOTS is {shots}"
+            raise ValueError(f"{problem}: set it to {max_shots}")
+        training_paths = {item.impath for item in train}
         if not val:
             rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)
-            return train, self.sample(splits[0], [i for i in splits[1] if i.impath not in trained], shots, rng)[1]
-        both = [item.impath for item in val[0] if item.impath in trained]
-        if both:
-            raise ValueError(f"{file} and its val file have {len(both)} images in common, first {both[0]}: remove them")
+            candidates = [item for item in splits[1] if item.impath not in training_paths]
+            return train, self.sample(splits[0], candidates, shots, rng)[1]
+        shared_paths = [item.impath for item in val[0] if item.impath in training_paths]
+        if shared_paths:
+            problem = f"{file} and its val file have {len(shared_paths)} images in common, first {shared_paths[0]}"
+            raise ValueError(f"{problem}: remove them")
         return train, val[0]
 
-    def tell_fewer(self, train: list[Datum], shots: int) -> None:
+    def print_small_classes(self, train: list[Datum], shots: int) -> None:
         """Print the classes that have fewer different training images than `shots`."""
         count = Counter(name for _, name in {(item.impath, item.classname) for item in train})
-        fewer = sorted((n, name) for name, n in count.items() if n < shots)
-        if fewer:
-            names = [f"{name} ({n})" for n, name in fewer]
+        small_classes = sorted((n, name) for name, n in count.items() if n < shots)
+        if small_classes:
+            names = [f"{name} ({n})" for n, name in small_classes]
             if len(names) > 20:
                 names = [*names[:20], "..."]
             limit = f"than DATASET.NUM_SHOTS asks for, {shots}"
-            print(f"{len(fewer)} of {len(count)} classes have fewer training images {limit}: {', '.join(names)}")
+            number = f"{len(small_classes)} of {len(count)} classes"
+            print(f"{number} have fewer training images {limit}: {', '.join(names)}")
 
     def to_rows(self, items: list[Datum]) -> list[list]:
         return to_rows(items, self.image_dir)
@@ -314,10 +318,10 @@ def locate(path: str, folder: str) -> str:
         path: relative to `folder`. A backslash separates folders, as on Windows, unless a file has it in its name.
         folder: any folder.
     """
-    joined = osp.join(folder, path)
-    if "\\" in path and not osp.exists(joined):
+    full_path = osp.join(folder, path)
+    if "\\" in path and not osp.exists(full_path):
         return osp.join(folder, path.replace("\\", "/"))
-    return joined
+    return full_path
 
 
 def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list[Datum]]:
@@ -336,9 +340,9 @@ def subsample_classes(*splits: list[Datum], subsample: str = "all") -> list[list
     if subsample == "all":
         return list(splits)
     labels = sorted({item.label for item in splits[0]})
-    half = math.ceil(len(labels) / 2)
-    chosen = labels[:half] if subsample == "base" else labels[half:]
-    relabel = {label: k for k, label in enumerate(chosen)}
+    middle = math.ceil(len(labels) / 2)
+    chosen_labels = labels[:middle] if subsample == "base" else labels[middle:]
+    relabel = {label: k for k, label in enumerate(chosen_labels)}
     return [
         [Datum(impath=i.impath, label=relabel[i.label], classname=i.classname) for i in items if i.label in relabel]
         for items in splits

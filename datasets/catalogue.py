@@ -80,8 +80,8 @@ class Benchmark:
 
 
 def split(name: str, drive: str) -> Item:
-    rebuilt = "a split is then built from the annotations by the same rule, but it is not the published one"
-    return Item((f"split_zhou_{name}.json",), drive=drive, spare=rebuilt)
+    rebuild_note = "a split is then built from the annotations by the same rule, but it is not the published one"
+    return Item((f"split_zhou_{name}.json",), drive=drive, spare=rebuild_note)
 
 
 def classnames() -> Item:
@@ -231,9 +231,9 @@ def find(word: str) -> Benchmark:
 
     rows = {fold(text): b for b in BENCHMARKS for text in (b.name, b.stem, b.folder)}
     if fold(word) not in rows:
-        nearest = rows[get_close_matches(fold(word), rows, 1, 0)[0]].name
+        nearest_name = rows[get_close_matches(fold(word), rows, 1, 0)[0]].name
         names = ", ".join(b.name for b in BENCHMARKS)
-        raise ValueError(f'no data set "{word}", do you mean "{nearest}"? There are: {names}')
+        raise ValueError(f'no data set "{word}", do you mean "{nearest_name}"? There are: {names}')
     return rows[fold(word)]
 
 

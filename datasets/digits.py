@@ -20,11 +20,11 @@ class Digits(DrawnDataset):
 
         digits = load_digits()
         for label, classname in enumerate(drawing.DIGITS):
-            of_class = digits.images[digits.target == label]
-            for k, pixels in enumerate(of_class):
-                if k < 0.5 * len(of_class):
+            class_images = digits.images[digits.target == label]
+            for k, pixels in enumerate(class_images):
+                if k < 0.5 * len(class_images):
                     split = "train"
-                elif k < 0.7 * len(of_class):
+                elif k < 0.7 * len(class_images):
                     split = "val"
                 else:
                     split = "test"

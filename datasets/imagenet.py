@@ -36,15 +36,15 @@ class ImageNet(SplitDataset):
         """
         if self.sampling != "val_first":
             return super().sample(train, val, shots, rng)
-        few, val, n = [], [], shots + min(shots, 4)
+        few_items, val, n = [], [], shots + min(shots, 4)
         for items in self.split_dataset_by_label(train).values():
             if len(items) < n:
                 size = f'{len(items)} training images of "{items[0].classname}"'
                 raise ValueError(f"{self.image_dir} has {size}, but val_first draws {n}: complete the copy")
-            drawn = rng.sample(items, n)
-            few += drawn[:shots]
-            val += drawn[shots:]
-        return few, val
+            drawn_items = rng.sample(items, n)
+            few_items += drawn_items[:shots]
+            val += drawn_items[shots:]
+        return few_items, val
 
 
 class ImageNetVariant(SplitDataset):

@@ -48,19 +48,19 @@ class Images(SplitDataset):
         if not cfg.DATASET.ALL_TEST:
             print(self.class_balance())
 
-    def class_balance(self, most: int = 20) -> str:
+    def class_balance(self, limit: int = 20) -> str:
         """Return a table of the number of images of each class and split, ordered by the training images.
 
         Args:
-            most: largest number of rows; of more classes the smallest and the largest are shown.
+            limit: largest number of rows; of more classes the smallest and the largest are shown.
         """
         splits = {"train": self.train_x, "val": self.val, "test": self.test}
         counts = {split: Counter(item.label for item in items) for split, items in splits.items()}
         labels = sorted(self.lab2cname, key=lambda label: (counts["train"][label], label))
         rows = [[self.lab2cname[label], *(counts[split][label] for split in splits)] for label in labels]
-        if len(rows) > most:
-            half = most // 2
-            rows = [*rows[:half], [f"... {len(rows) - 2 * half:,} more classes", "", "", ""], *rows[-half:]]
+        if len(rows) > limit:
+            n_shown = limit // 2
+            rows = [*rows[:n_shown], [f"... {len(rows) - 2 * n_shown:,} more classes", "", "", ""], *rows[-n_shown:]]
         total = [f"all {len(labels):,} classes", *(len(items) for items in splits.values())]
         return tabulate([*rows, total], ["images a class", *splits], disable_numparse=[0], missingval="")
 
@@ -93,13 +93,13 @@ class Images(SplitDataset):
             if new_images:
                 print(f"{len(new_images):,} images that are not in it play no part: take another --output-dir for them")
             return splits
-        readable = self.drop_unreadable(rows, problems)
-        problems += split_problems(readable, keys.VAL)
+        readable_rows = self.drop_unreadable(rows, problems)
+        problems += split_problems(readable_rows, keys.VAL)
         raise_problems(source, problems)
-        originals = same_content([row.path for row in readable])
+        originals = same_content([row.path for row in readable_rows])
         folder = source if osp.isdir(source) else osp.dirname(source)
-        print_lines(describe_copies(readable, originals, folder))
-        write_json(as_split(divide(readable, self.cfg.SEED, keys.VAL, originals)), self.saved_split)
+        print_lines(describe_copies(readable_rows, originals, folder))
+        write_json(as_split(divide(readable_rows, self.cfg.SEED, keys.VAL, originals)), self.saved_split)
         return read_split(self.saved_split, "")
 
     def read_evaluated(self) -> Splits:
@@ -110,12 +110,14 @@ class Images(SplitDataset):
         source, part = self.cfg.DATASET.IMAGES, self.cfg.TEST.SPLIT
         rows, problems = find_images(source)
         names = sorted({row.classname for row in rows})
-        divided = any(row.split for row in rows)
+        has_splits = any(row.split for row in rows)
         rows = [row for row in rows if (row.split or "test") == part]
         if not rows and not problems:
             advice = "there is nothing to evaluate"
             if part == "val":
-                advice = self.ask_for_val if divided else "they are not divided, all are for test: leave out TEST.SPLIT"
+                advice = "they are not divided, all are for test: leave out TEST.SPLIT"
+                if has_splits:
+                    advice = self.ask_for_val
             problems.append(f"{source} has no {part} images: {advice}")
         rows = self.drop_unreadable(rows, problems)
         model_classes = list(self.cfg.DATASET.CLASSES)
@@ -134,9 +136,9 @@ class Images(SplitDataset):
             return train, val
         return self.sample(train, val, shots, random.Random(seed if seed >= 0 else None))  # nothing is saved
 
-    def tell_fewer(self, train: list[Datum], shots: int) -> None:
+    def print_small_classes(self, train: list[Datum], shots: int) -> None:
         if not self.cfg.DATASET.ALL_TEST:
-            super().tell_fewer(train, shots)
+            super().print_small_classes(train, shots)
 
     def drop_unreadable(self, rows: list[Row], problems: list[str]) -> list[Row]:
         """Return the rows whose images can be read, and print the others.
@@ -145,19 +147,19 @@ class Images(SplitDataset):
             rows: all images.
             problems: gets a line if an image cannot be read and none may be left out, or if a class has none left.
         """
-        unread = find_unreadable([row.path for row in rows], "reading all images")
-        if not unread:
+        unreadable = find_unreadable([row.path for row in rows], "reading all images")
+        if not unreadable:
             return rows
-        print_lines(listing([f"{path}: {reason}" for path, reason in unread.items()]))
-        count = f"{len(unread):,} of {len(rows):,} images cannot be read, see above"
-        readable = [row for row in rows if row.path not in unread]
+        print_lines(listing([f"{path}: {reason}" for path, reason in unreadable.items()]))
+        count = f"{len(unreadable):,} of {len(rows):,} images cannot be read, see above"
+        readable_rows = [row for row in rows if row.path not in unreadable]
         if not self.cfg.DATASET.SKIP_UNREADABLE:
-            install = next((reason for reason in unread.values() if "pip install" in reason), "")
+            install = next((reason for reason in unreadable.values() if "pip install" in reason), "")
             advice = install or "replace or remove them"
             problems.append(f"{count}: {advice}, or leave them out with --skip-unreadable")
             return rows  # all of them, so that the checks that follow report no class as empty
         print(f"{count}; they are left out")
-        lost = sorted({row.classname for row in rows} - {row.classname for row in readable})
-        if lost:
-            problems.append(f"no image of {', '.join(lost)} can be read: replace them, or remove the class")
-        return readable
+        lost_classes = sorted({row.classname for row in rows} - {row.classname for row in readable_rows})
+        if lost_classes:
+            problems.append(f"no image of {', '.join(lost_classes)} can be read: replace them, or remove the class")
+        return readable_rows

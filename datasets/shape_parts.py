@@ -55,5 +55,5 @@ class Compositions(Shapes):
 
     @staticmethod
     def compositions():
-        of_shapes = set(Shapes.compositions())
-        return [c for c in drawing.UNSEEN if c not in of_shapes]
+        shape_compositions = set(Shapes.compositions())
+        return [c for c in drawing.UNSEEN if c not in shape_compositions]

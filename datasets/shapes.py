@@ -25,8 +25,8 @@ class Shapes(DrawnDataset):
     def compositions() -> list[tuple[str, str, str]]:
         """Return the 20 base classes, then the 20 new ones."""
         base = [c for c in drawing.UNSEEN if c[2] in BASE_SHAPES]
-        new = [c for c in drawing.UNSEEN if c[2] not in BASE_SHAPES]
-        return base[:20] + new[:20]
+        new_compositions = [c for c in drawing.UNSEEN if c[2] not in BASE_SHAPES]
+        return base[:20] + new_compositions[:20]
 
     def pictures(self):
         for label, composition in enumerate(self.compositions()):

@@ -151,8 +151,8 @@ def check_name(name: str, root: Path) -> None:
     """Check the name of a new method.
 
     Args:
-        name: of the trainer's class.
-        root: of the clone.
+        name: name of the trainer's class.
+        root: root of the clone.
 
     Raises:
         ValueError: it is no name of a Python class, or another trainer or file has it.
@@ -179,8 +179,8 @@ def create(name: str, root: Path = ROOT) -> list[Path]:
     """Write the files of a new method and return their paths.
 
     Args:
-        name: of the trainer's class.
-        root: of the clone.
+        name: name of the trainer's class.
+        root: root of the clone.
 
     Raises:
         ValueError: see `check_name`.

@@ -13,9 +13,9 @@ from statistics import mean, pstdev
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
-from orthcr.reports.tables import harmonic_mean, spread
+from orthcr.reports.tables import format_mean, harmonic_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ CASES = {  # regularizers have the settings in bold in docs/tuning.md
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the ablation and print its table; return a line for each case and seed that failed."""
-    args = parser(__doc__, "ablation").parse_args(argv)
+    args = make_parser(__doc__, "ablation").parse_args(argv)
     jobs, accuracies = {}, {}  # accuracies: {(case, seed): (base, new, harmonic mean)}
     for case, opts in CASES.items():
         folder = args.output_dir / case.replace(",", "").replace(" ", "_")
@@ -47,19 +47,19 @@ def main(argv: list[str] | None = None) -> list[str]:
         for seed in SEEDS:
             jobs[Job((stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)))] = case, seed
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         base, new = (r["accuracy"] for r in results)
         case, seed = jobs[job]
         h = harmonic_mean(base, new)
         accuracies[case, seed] = base, new, h
         return f"{case}, seed {seed}: base {base:.1f}  new {new:.1f}  H {h:.1f}"
 
-    failed = execute(list(jobs), args.workers, "ablation", done)
-    if failed:
-        return failed
+    failures = execute(list(jobs), args.workers, "ablation", on_job_done)
+    if failures:
+        return failures
     rows = []
     for case in CASES:
-        figures = [spread(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]
+        figures = [format_mean(values) for values in zip(*(accuracies[case, seed] for seed in SEEDS), strict=True)]
         gain = ""
         if case != "OrthCR":
             gains = [accuracies[case, seed][2] - accuracies["OrthCR", seed][2] for seed in SEEDS]

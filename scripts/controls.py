@@ -16,11 +16,11 @@ from tabulate import tabulate
 
 import trainers
 from dassl.infrastructure.command import command
-from orthcr.compare.command_line import NAMES, arguments
-from orthcr.compare.plans import Job, execute, parser
-from orthcr.compare.schedule import plan
+from orthcr.compare.command_line import NAMES, parse_arguments
+from orthcr.compare.plans import Job, execute, make_parser
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
-from orthcr.reports.tables import Cell, spread, tables
+from orthcr.reports.tables import Cell, format_mean, tables
 from orthcr.reports.tree import collect
 from orthcr.run.declarations import discover
 from scripts.results import HEADS, main_columns
@@ -33,7 +33,7 @@ TRANSFERS = ("other data", "other styles")
 PUBLISHED = ("OrthSR", "OrthCR")  # that have tiny_published.yaml
 
 
-def groups() -> dict[str, list[Method]]:
+def method_groups() -> dict[str, list[Method]]:
     """Return the methods of each group of rows, by the name of its folder."""
     return {
         "regularizer": [
@@ -50,7 +50,7 @@ def jobs_of(methods: list[Method], folder: Path, root: Path) -> list[Job]:
     """Return the jobs of a group: all four protocols, with and without Cutout."""
     words = ["--root", str(root), "--output-dir", str(folder), "--shots", "16", "--cutout", "with", "without"]
     words += ["--strength", "0.5"]  # that of the files for transfer, which the reviewed configurations do not have
-    return plan(methods, list(NAMES.values()), arguments(words))
+    return make_plan(methods, list(NAMES.values()), parse_arguments(words))
 
 
 def rows_of(folder: Path, group: str) -> list[list[str]]:
@@ -60,9 +60,9 @@ def rows_of(folder: Path, group: str) -> list[list[str]]:
     """
     rows = []
     for word, has_cutout in (("with", "yes"), ("without", "no")):
-        made = {table.protocol: table for table in tables(collect([folder / f"{word}_cutout"])[0])}
+        tables_of_group = {table.protocol: table for table in tables(collect([folder / f"{word}_cutout"])[0])}
         figures = {}
-        for head, column in main_columns(made).items():
+        for head, column in main_columns(tables_of_group).items():
             for label, cell in column.items():
                 is_half = "s=0.5" in label
                 if is_half == (head in TRANSFERS):
@@ -76,25 +76,26 @@ def rows_of(folder: Path, group: str) -> list[list[str]]:
 
 def format_figure(cell: Cell | None) -> str:
     """Return mean ± deviation over the seeds, or "" for a missing figure."""
-    return spread(list(cell.values.values())) if cell and cell.values else ""
+    return format_mean(list(cell.values.values())) if cell and cell.values else ""
 
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Make all runs and print the table; return a line for each run that failed."""
-    flags: argparse.ArgumentParser = parser(__doc__, "controls")
+    flags: argparse.ArgumentParser = make_parser(__doc__, "controls")
     flags.add_argument("--root", type=Path, default=ROOT / "data", help="folder of the data sets")
-    flags.add_argument("--groups", nargs="+", default=list(groups()), choices=list(groups()), help="default: all")
+    names = list(method_groups())
+    flags.add_argument("--groups", nargs="+", default=names, choices=names, help="default: all")
     args = flags.parse_args(argv)
     discover(trainers)
     folders = {group: args.output_dir / group for group in args.groups}
-    jobs = [job for group in args.groups for job in jobs_of(groups()[group], folders[group], args.root)]
-    failed = execute(jobs, args.workers, "controls")
-    if not failed:
+    jobs = [job for group in args.groups for job in jobs_of(method_groups()[group], folders[group], args.root)]
+    failures = execute(jobs, args.workers, "controls")
+    if not failures:
         rows = [row for group, folder in folders.items() for row in rows_of(folder, group)]
         heads = ["method", "Cutout", "regularizer", *HEADS[1:7]]
         align = ["left"] * 3 + ["right"] * 6
         print(tabulate(sorted(rows), heads, "github", colalign=align, disable_numparse=True))
-    return failed
+    return failures
 
 
 if __name__ == "__main__":

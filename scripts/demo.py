@@ -11,14 +11,14 @@ from pathlib import Path
 
 from dassl.infrastructure.command import command
 from dassl.utils import write_json
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import SEEDS, Method, Stages
 from orthcr.reports.comparison import costs_of, grids
-from orthcr.reports.page import examples, figure, page, section
+from orthcr.reports.page import draw_examples, figure, page, section
 from orthcr.reports.pictures import save
 from orthcr.reports.report import write_report
-from orthcr.reports.tables import costs, harmonic_mean
-from orthcr.reports.training import loss_and_accuracy, orthogonality
+from orthcr.reports.tables import cost_table, harmonic_mean
+from orthcr.reports.training import draw_loss_and_accuracy, draw_orthogonality
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ on 20 classes that it never saw. Mean ± standard deviation over seeds {seeds}; 
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the demo and write its report; return a line for each method and seed that failed."""
-    args = parser(__doc__, "demo").parse_args(argv)
+    args = make_parser(__doc__, "demo").parse_args(argv)
     plan, summary, device = {}, {}, {}
     for trainer, seconds in SECONDS.items():
         stages = Stages(Method(trainer), ROOT / "data", args.output_dir)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> list[str]:
             runs = stages.base2new_train("shapes", seed), stages.base2new_test("shapes", seed)
             plan[trainer, seed] = Job(runs, seconds)
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         base, new = results
         row = {
             "trainer": base["trainer"],
@@ -57,24 +57,24 @@ def main(argv: list[str] | None = None) -> list[str]:
         return f"{name}: {figures}"
 
     print("Base-to-new on Shapes, 16 shots, tiny CLIP: 3 methods x 3 seeds, a few minutes on 2 CPU cores", flush=True)
-    failed = execute(list(plan.values()), args.workers, "demo", done)
-    if failed:
-        return failed
+    failures = execute(list(plan.values()), args.workers, "demo", on_job_done)
+    if failures:
+        return failures
     out = args.output_dir
     write_json([summary[key] for key in plan], str(out / "summary.json"))
     (table,) = write_report([out / "base2new"], output_dir=out).tables
     seeds = ", ".join(map(str, SEEDS))
-    print(f"\n{costs(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
+    print(f"\n{cost_table(table.runs)}\n\nmean ± standard deviation over seeds {seeds}; accuracy in percent")
 
     trainings = {trainer: [plan[trainer, seed].runs[0].folder for seed in SEEDS] for trainer in SECONDS}
     pictures = {out / f"{table.slug}.png": "Accuracy of each method on base and new classes, and the harmonic mean."}
-    pictures[save(loss_and_accuracy(trainings), out / "training.png")] = (
+    pictures[save(draw_loss_and_accuracy(trainings), out / "training.png")] = (
         "Loss and training accuracy of each epoch, mean over seeds with the range between them."
     )
-    pictures[save(orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
+    pictures[save(draw_orthogonality(trainings["OrthCR"]), out / "orthogonality.png")] = (
         "Distance of R from an orthogonal matrix, and relative change of the hyperspherical energy of the weights."
     )
-    pictures[save(examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
+    pictures[save(draw_examples(ROOT / "data" / "shapes"), out / "shapes.png")] = (
         "Some images of the base and of the new classes, as the methods get them."
     )
     text = TEXT.format(seeds=seeds, **device)

@@ -27,8 +27,8 @@ def problems(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
             words = (ast.get_docstring(node) or "").split()
             if words and (words[0] in FIRST_WORDS or words[0][0].isdigit()):
                 yield getattr(node, "lineno", 1), "docstring", f'begins with "{words[0]}"'
-        stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        name = node.id if stored else node.arg if isinstance(node, ast.arg) else ""
+        is_stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        name = node.id if is_stored else node.arg if isinstance(node, ast.arg) else ""
         if name in VAGUE:
             yield node.lineno, "name", f'"{name}" says nothing of what it holds'
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
@@ -39,9 +39,11 @@ def problems(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 def is_boolean(node: ast.expr) -> bool:
     """Return whether an expression is a truth value by its form."""
-    is_not = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
-    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("bool", "isinstance")
-    return isinstance(node, BOOLEAN) or is_not or called
+    is_negation = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    calls_predicate = (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("bool", "isinstance")
+    )
+    return isinstance(node, BOOLEAN) or is_negation or calls_predicate
 
 
 def is_repeated(node: ast.expr) -> bool:
@@ -51,8 +53,8 @@ def is_repeated(node: ast.expr) -> bool:
 
 def files(words: list[str]) -> Iterator[Path]:
     """Yield the Python files that git has below these paths, but the tests."""
-    listed = subprocess.check_output(["git", "ls-files", "-z", "--", *words], cwd=ROOT, text=True).split("\0")
-    for name in listed:
+    names = subprocess.check_output(["git", "ls-files", "-z", "--", *words], cwd=ROOT, text=True).split("\0")
+    for name in names:
         if name.endswith(".py") and not name.startswith("tests/"):
             yield ROOT / name
 

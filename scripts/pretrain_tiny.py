@@ -60,7 +60,7 @@ def zero_shot(model: CLIP, style: str, compositions: list, count: int = 10) -> f
 
     Args:
         model: in eval mode.
-        style: of `drawing.STYLES`.
+        style: one of `drawing.STYLES`.
         compositions: the classes.
         count: pictures of each class.
     """
@@ -87,8 +87,8 @@ def main() -> None:
     start, names = time.time(), subjects()
     with ProcessPoolExecutor() as pool:
         jobs = pool.map(draw_subject, range(len(names)), [args.pictures] * len(names), chunksize=4)
-        drawn = np.stack(list(tqdm(jobs, "drawing", total=len(names))))
-    pictures = torch.from_numpy(drawn).permute(0, 1, 4, 2, 3)  # [subjects, pictures, 3, 32, 32]
+        drawn_pictures = np.stack(list(tqdm(jobs, "drawing", total=len(names))))
+    pictures = torch.from_numpy(drawn_pictures).permute(0, 1, 4, 2, 3)  # [subjects, pictures, 3, 32, 32]
     tokens = torch.stack([clip.tokenize([c.format(n) for c in CAPTIONS]) for n in names])  # [subjects, captions, 77]
     tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # nothing lies behind the last end-of-text token
 

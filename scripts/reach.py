@@ -14,7 +14,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.tables import harmonic_mean
 
@@ -31,13 +31,13 @@ CASES = {  # (data set, shots, batch, epochs)
 }
 
 
-def job(case: str, reach: float, seed: int, out: Path) -> Job:
+def make_job(case: str, reach: float, seed: int, out: Path) -> Job:
     """Return a training and its evaluations on val, for Shapes of the base and the new classes.
 
     Args:
-        case: of `CASES`.
+        case: one of `CASES`.
         reach: value of REACH.
-        seed: of the training.
+        seed: seed of the training.
         out: output directory.
     """
     dataset, shots, batch, epochs = CASES[case]
@@ -46,37 +46,37 @@ def job(case: str, reach: float, seed: int, out: Path) -> Job:
     folder = out / case.replace(",", "").replace(" ", "_") / f"{reach:g}" / f"seed{seed}"
     trained_on, tested_on = ("base", ("base", "new")) if dataset == "shapes" else ("all", ("all",))
     words = ("DATASET.NUM_SHOTS", f"{shots}", "TEST.NO_TEST", "True")
-    runs = [stages.planned("train", folder, dataset, seed, trained_on, opts=words)]
-    on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
+    runs = [stages.plan_run("train", folder, dataset, seed, trained_on, opts=words)]
+    val_options = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in tested_on:
         test_dir = folder / "eval" / classes
-        runs.append(stages.planned(f"{classes}_val", test_dir, dataset, seed, classes, model=folder, opts=on_val))
+        runs.append(stages.plan_run(f"{classes}_val", test_dir, dataset, seed, classes, model=folder, opts=val_options))
     return Job(tuple(runs))
 
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the study and print its table; return a line for each training that failed."""
-    args = parser(__doc__, "reach").parse_args(argv)
-    jobs = {job(c, r, s, args.output_dir): (c, r, s) for s in SEEDS for c in CASES for r in REACHES}
-    measured = {}  # {(case, reach, seed): (accuracy, degrees)}
+    args = make_parser(__doc__, "reach").parse_args(argv)
+    jobs = {make_job(c, r, s, args.output_dir): (c, r, s) for s in SEEDS for c in CASES for r in REACHES}
+    measurements = {}  # {(case, reach, seed): (accuracy, degrees)}
 
-    def done(job: Job, results: list[dict]) -> str:
+    def on_job_done(job: Job, results: list[dict]) -> str:
         training, *tests = results
         accuracies = [r["accuracy"] for r in tests]
         accuracy = harmonic_mean(*accuracies) if len(accuracies) > 1 else accuracies[0]
         degrees = training["rotation_degrees"]["mean"]
         case, reach, seed = jobs[job]
-        measured[case, reach, seed] = accuracy, degrees
+        measurements[case, reach, seed] = accuracy, degrees
         return f"{case}, reach {reach:g}, seed {seed}: {accuracy:.1f}, rotated by {degrees:.1f} degrees"
 
-    failed = execute(list(jobs), args.workers, "reach", done)
-    if failed:
-        return failed
+    failures = execute(list(jobs), args.workers, "reach", on_job_done)
+    if failures:
+        return failures
     rows = []
     for case in CASES:
         means = []
         for reach in REACHES:
-            accuracies, angles = zip(*(measured[case, reach, seed] for seed in SEEDS), strict=True)
+            accuracies, angles = zip(*(measurements[case, reach, seed] for seed in SEEDS), strict=True)
             means.append((fmean(accuracies), fmean(angles)))
         cells = []
         for accuracy, degrees in means:

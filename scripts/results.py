@@ -16,7 +16,7 @@ from tabulate import tabulate
 from dassl.infrastructure.command import command
 from orthcr.reports.comparison import costs_of, headline
 from orthcr.reports.ranking import is_tie
-from orthcr.reports.tables import TIE, Cell, Table, spread, tables
+from orthcr.reports.tables import TIE, Cell, Table, format_mean, tables
 from orthcr.reports.tree import collect
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -33,31 +33,35 @@ PICTURES = {  # name in docs/ -> file of the report
 def format_cell(cell: Cell | None, best: float) -> str:
     if not cell or not cell.values:
         return ""
-    text = spread(list(cell.values.values()))
+    text = format_mean(list(cell.values.values()))
     return f"**{text}**" if round(cell.mean, 2) == round(best, 2) else text
 
 
-def main_columns(made: dict[str, Table]) -> dict[str, dict[str, Cell]]:
+def main_columns(tables_by_protocol: dict[str, Table]) -> dict[str, dict[str, Cell]]:
     """Return the main figures: cells by method, by the head of the column.
 
     Args:
-        made: the tables by protocol.
+        tables_by_protocol: the tables by protocol.
     """
-    base2new = [cell for cell in made["base2new"].cells if cell.target == made["base2new"].cells[0].target]
+    base2new = [
+        cell
+        for cell in tables_by_protocol["base2new"].cells
+        if cell.target == tables_by_protocol["base2new"].cells[0].target
+    ]
     columns = [{c.method: c for c in base2new if c.classes == name} for name in ("base", "new")]
-    columns += [headline(made[protocol])[1] for protocol in ("base2new", "fewshot", "xd", "dg")]
+    columns += [headline(tables_by_protocol[protocol])[1] for protocol in ("base2new", "fewshot", "xd", "dg")]
     return dict(zip(HEADS[1:7], columns, strict=True))
 
 
-def summary(made: dict[str, Table]) -> str:
+def format_summary(tables_by_protocol: dict[str, Table]) -> str:
     """Return the main figures of each method as Markdown, methods with the highest H first.
 
     Args:
-        made: the tables by protocol.
+        tables_by_protocol: the tables by protocol.
     """
-    columns = list(main_columns(made).values())
+    columns = list(main_columns(tables_by_protocol).values())
     best = [max((cell.mean for cell in column.values() if cell.values), default=0.0) for column in columns]
-    costs = costs_of(made["base2new"])
+    costs = costs_of(tables_by_protocol["base2new"])
     methods = list(dict.fromkeys(method for column in columns for method in column))
     methods.sort(key=lambda method: -columns[2][method].mean if method in columns[2] else 0.0)
     rows = []
@@ -69,7 +73,7 @@ def summary(made: dict[str, Table]) -> str:
     return tabulate(rows, HEADS, "github", colalign=align, disable_numparse=True)
 
 
-def standing(columns: dict[str, dict[str, Cell]], method: str) -> str:
+def format_ranks(columns: dict[str, dict[str, Cell]], method: str) -> str:
     """Return the place of a method in each column as Markdown: its rank, the best method, the difference, the ties.
 
     Args:
@@ -89,10 +93,10 @@ def standing(columns: dict[str, dict[str, Cell]], method: str) -> str:
         else:
             seeds = [seed for seed in cell_of_method.values if seed is not None]
             values = cells[best].values
-            paired = [
+            paired_differences = [
                 cell_of_method.values[seed] - values.get(seed, values.get(None, cells[best].mean)) for seed in seeds
             ]
-            difference = spread(paired, sign="+")
+            difference = format_mean(paired_differences, sign="+")
             if is_tie(values, cell_of_method.values):
                 difference += f" {TIE}"
         ties = [name for name, cell in cells.items() if name != best and is_tie(cells[best].values, cell.values)]
@@ -113,8 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(prog="python -m scripts.results", description=__doc__.split("\n")[0])
     flags.add_argument("folder", nargs="?", type=Path, default=Path("output/compare"), help="default: output/compare")
     folder = flags.parse_args(argv).folder
-    made = {table.protocol: table for table in tables(collect([folder])[0])}
-    missing = {"base2new", "fewshot", "xd", "dg"} - set(made)
+    tables_by_protocol = {table.protocol: table for table in tables(collect([folder])[0])}
+    missing = {"base2new", "fewshot", "xd", "dg"} - set(tables_by_protocol)
     if missing:
         raise ValueError(f"{folder} has no results of {', '.join(sorted(missing))}: finish `make compare` first")
     intro = (
@@ -122,30 +126,30 @@ def main(argv: list[str] | None = None) -> None:
         "population standard deviation over the seeds, in percent; the best of a column in bold. The summary: "
         "[results.md](results.md)."
     )
-    parts = [intro, *(table.text(markdown=True) for table in made.values())]
+    parts = [intro, *(table.text(markdown=True) for table in tables_by_protocol.values())]
     (DOCS / "results_tables.md").write_text("\n\n".join(parts) + "\n")
     page = (DOCS / "results.md").read_text()
-    page = with_block(page, "summary", summary(made))
+    page = replace_block(page, "summary", format_summary(tables_by_protocol))
     for name, method in (("standing", "OrthCR"), ("standing at half", "OrthCR (s=0.5)")):
-        page = with_block(page, name, standing(main_columns(made), method))
+        page = replace_block(page, name, format_ranks(main_columns(tables_by_protocol), method))
     (DOCS / "results.md").write_text(page)
     for name, file in PICTURES.items():
         shutil.copy(folder / file, DOCS / f"compare_{name}.png")
 
 
-def with_block(page: str, name: str, content: str) -> str:
+def replace_block(page: str, name: str, content: str) -> str:
     """Return a page of Markdown with new content between the comments `<!-- name -->` and `<!-- end -->`.
 
     Raises:
         ValueError: the page has no such comments.
     """
-    before, start, rest = page.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
+    prefix, start, content_and_suffix = page.partition(f"<!-- {name} -->\n")
+    _, end, suffix = content_and_suffix.partition("<!-- end -->\n")
     if not start or not end:
         raise ValueError(
             f'docs/results.md has no block "{name}": put <!-- {name} --> and <!-- end --> on lines of their own'
         )
-    return f"{before}{start}\n{content}\n\n{end}{after}"
+    return f"{prefix}{start}\n{content}\n\n{end}{suffix}"
 
 
 if __name__ == "__main__":

@@ -74,24 +74,24 @@ def main(argv: list[str] | None = None) -> list[str]:
     for package in (trainers, datasets):
         discover(package)
     check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
-    trained = bool(getattr(TRAINER_REGISTRY.get(args.trainer), "learner", True))
+    has_training = bool(getattr(TRAINER_REGISTRY.get(args.trainer), "learner", True))
     method = Method(args.trainer, os.environ.get("CFG", ""), opts)
     stages = Stages(method, os.environ.get("DATA", "data"), Path(os.environ.get("OUTPUT", "output")))
     stage = getattr(stages, args.stage)
-    plan = [Job((stage(*stage_args),)) for stage_args in arguments_of_runs(args.stage, *words, trained)]
+    plan = [Job((stage(*stage_args),)) for stage_args in arguments_of_runs(args.stage, *words, has_training)]
     lines = []
 
-    def done(job: Job, results: list[dict]) -> None:
+    def on_job_done(job: Job, results: list[dict]) -> None:
         lines.append(f"{job.runs[0].name}: {format_accuracy(results[0])}")
 
     try:
-        failed = execute(plan, done=done)
+        failures = execute(plan, on_job_done=on_job_done)
     except KeyboardInterrupt:
-        failed = ["interrupted: give the same command again to resume"]
+        failures = ["interrupted: give the same command again to resume"]
     print("\n".join(["", *lines]))
-    if any("--root" in line or "--output-dir" in line for line in failed):
-        failed[-1] += "\n(here DATA in the environment stands for --root, OUTPUT for --output-dir)"
-    return failed
+    if any("--root" in line or "--output-dir" in line for line in failures):
+        failures[-1] += "\n(here DATA in the environment stands for --root, OUTPUT for --output-dir)"
+    return failures
 
 
 if __name__ == "__main__":

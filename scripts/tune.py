@@ -16,7 +16,7 @@ from statistics import fmean
 from tabulate import tabulate
 
 from dassl.infrastructure.command import command
-from orthcr.compare.plans import Job, execute, parser
+from orthcr.compare.plans import Job, execute, make_parser
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.tables import harmonic_mean
 
@@ -74,7 +74,7 @@ GRIDS = {
 }
 FILES = {"OrthSR as reviewed": "tiny_published", "OrthCR as reviewed": "tiny_published"}  # the others have tiny.yaml
 SEEDS = (1, 2)
-KEPT = ROOT / "docs" / "tuning.json"  # also has a third seed of OrthCR and CoOp, from a tuning with three seeds
+RESULTS_FILE = ROOT / "docs" / "tuning.json"  # also has a third seed of OrthCR and CoOp, from a tuning with three seeds
 
 
 def settings(heading: str) -> list[dict]:
@@ -83,58 +83,60 @@ def settings(heading: str) -> list[dict]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def job(heading: str, setting: dict, seed: int, out: Path) -> Job:
+def make_job(heading: str, setting: dict, seed: int, out: Path) -> Job:
     """Return a training on the base classes, and its evaluations on the val images of the base and the new classes.
 
     Args:
-        heading: of `GRIDS`.
+        heading: one of `GRIDS`.
         setting: a point of its grid.
-        seed: of the training.
+        seed: seed of the training.
         out: output directory.
     """
-    trainer, fixed = re.match(r"\w+", heading)[0], GRIDS[heading][0]
+    trainer, fixed_settings = re.match(r"\w+", heading)[0], GRIDS[heading][0]
     words = [str(word) for item in setting.items() for word in item]
     if trainer == "CoOp":
         words += ["TRAINER.COOP.CTX_INIT", "a photo of a" if setting[N_CTX] == 0 else ""]
     name = "_".join(words[1::2]).replace(" ", "-")
     folder = out / heading.replace(" ", "_") / name / f"seed{seed}"
-    stages = Stages(Method(trainer, FILES.get(heading, ""), (*fixed, *words)), ROOT / "data", out)
-    runs = [stages.planned("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
-    on_val = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
+    stages = Stages(Method(trainer, FILES.get(heading, ""), (*fixed_settings, *words)), ROOT / "data", out)
+    runs = [stages.plan_run("base_train", folder, "shapes", seed, "base", opts=("TEST.NO_TEST", "True"))]
+    val_options = ("DATASET.NUM_SHOTS", "-1", "TEST.SPLIT", "val", "TEST.NO_TEST", "False")
     for classes in ("base", "new"):
         test_dir = folder / "eval" / f"Shapes-{classes}-val"
-        runs.append(stages.planned(f"{classes}_val", test_dir, "shapes", seed, classes, model=folder, opts=on_val))
+        runs.append(
+            stages.plan_run(f"{classes}_val", test_dir, "shapes", seed, classes, model=folder, opts=val_options)
+        )
     return Job(tuple(runs))
 
 
 def main(argv: list[str] | None = None) -> list[str]:
     """Run the tuning and write its tables; return a line for each setting and seed that failed."""
-    flags = parser(__doc__, "tune")
+    flags = make_parser(__doc__, "tune")
     flags.add_argument("methods", nargs="*", help=f"of {list(GRIDS)}; default: all")
     args = flags.parse_intermixed_args(argv)
-    unknown = [heading for heading in args.methods if heading not in GRIDS]
-    if unknown:
-        flags.error(f"there is no {unknown[0]}, only {', '.join(GRIDS)}")
+    unknown_headings = [heading for heading in args.methods if heading not in GRIDS]
+    if unknown_headings:
+        flags.error(f"there is no {unknown_headings[0]}, only {', '.join(GRIDS)}")
 
-    tuned = json.loads(KEPT.read_text()) if KEPT.exists() else []
-    finished = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuned}
+    tuning = json.loads(RESULTS_FILE.read_text()) if RESULTS_FILE.exists() else []
+    finished = {(t["method"], json.dumps(t["setting"]), t["seed"]) for t in tuning}
     jobs = {}
     for seed, heading in itertools.product(SEEDS, args.methods or GRIDS):  # seeds outside: an early stop ends a seed
         for setting in settings(heading):
             if (heading, json.dumps(setting), seed) not in finished:
                 row = {"method": heading, "setting": setting, "seed": seed}
-                jobs[job(heading, setting, seed, args.output_dir)] = row
+                jobs[make_job(heading, setting, seed, args.output_dir)] = row
 
-    def done(job: Job, results: list[dict]) -> None:
-        tuned.append(jobs[job] | {"base": results[1]["accuracy"], "new": results[2]["accuracy"]})
-        KEPT.write_text(json.dumps(tuned, indent=0))
+    def on_job_done(job: Job, results: list[dict]) -> None:
+        tuning.append(jobs[job] | {"base": results[1]["accuracy"], "new": results[2]["accuracy"]})
+        RESULTS_FILE.write_text(json.dumps(tuning, indent=0))
 
-    failed = execute(list(jobs), args.workers, "tuning", done)
-    KEPT.with_suffix(".md").write_text(page(tuned))
-    return failed
+    failures = execute(list(jobs), args.workers, "tuning", on_job_done)
+    RESULTS_FILE.with_suffix(".md").write_text(page(tuning))
+    return failures
 
 
-def page(tuned: list[dict]) -> str:
+def page(results: list[dict]) -> str:
     """Return docs/tuning.md: a table for each method, mean of the seeds in percent, the best setting in bold."""
     intro = __doc__.split("\n\n")[-1].strip()
     text = [
@@ -146,14 +148,14 @@ def page(tuned: list[dict]) -> str:
     for heading, (_, grid) in GRIDS.items():
         rows = []
         for setting in settings(heading):
-            runs = [t for t in tuned if (t["method"], t["setting"]) == (heading, setting) and t["seed"] in SEEDS]
+            runs = [t for t in results if (t["method"], t["setting"]) == (heading, setting) and t["seed"] in SEEDS]
             if runs:
                 h = fmean(harmonic_mean(t["base"], t["new"]) for t in runs)
                 rows.append([*setting.values(), fmean(t["base"] for t in runs), fmean(t["new"] for t in runs), h])
         if not rows:
             continue
         best = max(row[-1] for row in rows)
-        seeds = {t["seed"] for t in tuned if t["method"] == heading} & set(SEEDS)
+        seeds = {t["seed"] for t in results if t["method"] == heading} & set(SEEDS)
         for row in rows:
             row[-3:] = [f"**{x:.1f}**" if row[-1] == best else f"{x:.1f}" for x in row[-3:]]
         note = "" if seeds == set(SEEDS) else f"Seeds so far: {', '.join(map(str, sorted(seeds)))}.\n\n"

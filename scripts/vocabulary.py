@@ -75,7 +75,7 @@ class VocabularyCLIP(OrthogonalCLIP):
     def frozen_phrases(self) -> torch.Tensor:
         """Return V0 of the whole vocabulary, float32 [phrases, d]."""
         with self.encoding():
-            return F.normalize(self.text_encoder(None, self.phrases, self.shared).float(), dim=-1)
+            return F.normalize(self.text_encoder(None, self.phrases, self.n_shared).float(), dim=-1)
 
     def all_logits(self, image, frozen_input=None):
         if not self.drawn:
@@ -84,7 +84,7 @@ class VocabularyCLIP(OrthogonalCLIP):
         linear = self.linear("image", "text")
         tokens = torch.cat([self.tokens, self.phrases[drawn]])
         f = self.encode_image(image, linear)
-        g, v = self._encode("text", (None, tokens, self.shared), linear).split([len(self.tokens), len(drawn)])
+        g, v = self._encode("text", (None, tokens, self.n_shared), linear).split([len(self.tokens), len(drawn)])
         f_0 = self.frozen_image(image if frozen_input is None else frozen_input)
         v_0 = self.compute_frozen_once("phrases", self.frozen_phrases)[drawn]
         self.phrase_logits = self.logits(f, v), self.logits(f_0, v_0)

@@ -101,7 +101,7 @@ def make_cfg(tmp_path, data_root):
 
     def make(*opts, trainer="OrthCR", dataset="Shapes", out="out"):
         discover(trainers)
-        unread = getattr(TRAINER_REGISTRY._obj_map.get(trainer), "unread", ())
+        unread = getattr(TRAINER_REGISTRY._obj_map.get(trainer), "unread_keys", ())
         opts = [word for pair in zip(opts[::2], opts[1::2], strict=True) if pair[0] not in unread for word in pair]
         words = [
             "--root",

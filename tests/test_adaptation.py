@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orthcr.compare.command_line import arguments, protocols_of
+from orthcr.compare.command_line import parse_arguments, protocols_of
 from orthcr.compare.methods import methods_of
-from orthcr.compare.schedule import plan
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
 from orthcr.deploy.exporter import export
 from orthcr.deploy.predictor import Predictor
@@ -58,7 +58,7 @@ def test_the_caches_of_tda_live_in_the_predictor(model, pictures, capsys):
 @pytest.mark.parametrize("trainer", ["TPT", "TDA"])
 @pytest.mark.parametrize("to", ["openai", "onnx"])
 def test_no_file_adapts(trainer, to, model, tmp_path):
-    with pytest.raises(ValueError, match=f"{trainer} adapts to .*, which no exported file does: use predict.py"):
+    with pytest.raises(ValueError, match=f"{trainer} adapts to .*, but an exported file cannot adapt: use predict.py"):
         export(str(model(trainer)), to, str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 
@@ -68,17 +68,17 @@ def test_no_file_adapts(trainer, to, model, tmp_path):
 
 def test_the_plan_of_tta():
     """Both transfers, every seed of what adapts, one of zero-shot CLIP, nothing trained."""
-    args = arguments(["--protocol", "tta", "--seeds", "1", "2"])
+    args = parse_arguments(["--protocol", "tta", "--seeds", "1", "2"])
     names = methods_of(args.protocol, args.trainers)
     assert {"TPT", "TDA", "ZeroshotCLIP"} <= set(names) and not {"OrthCR", "GDA", "TipAdapter"} & set(names)
-    jobs = plan([Method(name) for name in ("ZeroshotCLIP", "TDA")], protocols_of(args.protocol), args)
+    jobs = make_plan([Method(name) for name in ("ZeroshotCLIP", "TDA")], protocols_of(args.protocol), args)
     assert [(job.kind, job.runs[0].spec.seed) for job in jobs] == [("ZeroshotCLIP", 1), ("TDA", 1), ("TDA", 2)]
     tested = {Path(each.spec.dataset_config_file).stem for each in jobs[-1].runs}
     assert {"shapes", "digits", "shapes_fog"} <= tested and len(tested) == 10
-    with pytest.raises(ValueError, match="tta trains nothing, and CoOp is trained"):
+    with pytest.raises(ValueError, match="tta trains nothing, but CoOp is trained"):
         methods_of(["tta"], ["TPT", "CoOp"])
     with pytest.raises(SystemExit):
-        arguments(["--protocol", "tta", "base2new"])
+        parse_arguments(["--protocol", "tta", "base2new"])
 
 
 def test_results_of_two_seeds_are_a_mean(pictures, tmp_path):

@@ -11,8 +11,8 @@ from clip.model import CLIP
 
 from benchmarks import __main__ as program
 from benchmarks import measure
-from benchmarks.cases import BACKBONES, FIRST, SETTINGS, Backbone, Case, plan
-from benchmarks.counts import Costs, adaptation, count, counted
+from benchmarks.cases import BACKBONES, FIRST, SETTINGS, Backbone, Case, plan_cases
+from benchmarks.counts import Costs, adaptation, count, count_operations
 from benchmarks.memory import Tracker, peak_of
 from benchmarks.pictures import draw
 from benchmarks.results import Results, case_of
@@ -126,7 +126,7 @@ def test_the_counts_are_those_of_a_real_step(trainer, form, task, tmp_path):
     built.set_model_mode("train")
     _ = built.model.frozen_text if built.model.templates else None  # once a run
     with measure.FORMS[form](built.model):
-        gflop, gib = counted(built, lambda: built.backward(built.losses(image, label)[0]))
+        gflop, gib = count_operations(built, lambda: built.backward(built.losses(image, label)[0]))
     costs = count(case)[form]
     assert costs.gflop == costs.round == gflop and costs.gib == pytest.approx(gib, rel=0.01)
 
@@ -208,7 +208,8 @@ def test_an_adaptation_is_measured_in_images_a_second(task, tmp_path):
 
 
 def everything():
-    return plan(list(SETTINGS), [10, 50, 100, 500, 1000], [1, 4, 32], ["fp32"], ["ViT-B/16", "ViT-B/32", "ViT-L/14"])
+    backbones = ["ViT-B/16", "ViT-B/32", "ViT-L/14"]
+    return plan_cases(list(SETTINGS), [10, 50, 100, 500, 1000], [1, 4, 32], ["fp32"], backbones)
 
 
 def test_the_most_telling_cases_come_first():
@@ -221,7 +222,7 @@ def test_the_most_telling_cases_come_first():
         ("eval", "CoOp", 1000, 32),
     ]
     assert {c.backbone for c in cases[-8:]} == {"ViT-B/32", "ViT-L/14"}
-    few = plan(["VPT"], [10, 50], [4], ["fp32"], [FIRST])
+    few = plan_cases(["VPT"], [10, 50], [4], ["fp32"], [FIRST])
     assert [(c.kind, c.classes, c.batch) for c in few if c.kind == "train"] == [("train", 10, 4), ("train", 50, 4)]
 
 

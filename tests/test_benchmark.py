@@ -13,11 +13,11 @@ import benchmark
 from datasets import catalogue
 from orthcr.compare import plans
 from orthcr.compare.benchmark_datasets import datasets_of
-from orthcr.compare.command_line import PROTOCOLS, arguments
+from orthcr.compare.command_line import PROTOCOLS, parse_arguments
 from orthcr.compare.display import Display, stage
-from orthcr.compare.methods import is_trained, options_of_each, registered_trainers
+from orthcr.compare.methods import is_trained, options_by_trainer, registered_trainers
 from orthcr.compare.plans import Job, PlannedRun
-from orthcr.compare.schedule import plan
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method, published_file
 from orthcr.run.config import setup_cfg
 from orthcr.run.spec import RunSpec
@@ -26,8 +26,10 @@ from trainers.base import ClipTrainer
 
 
 def planned(words, protocols=PROTOCOLS, trainers=("CoOp",)):
-    args = arguments(words)
-    return plan([Method(name, args.cfg, args.opts) for name in registered_trainers(trainers)], list(protocols), args)
+    args = parse_arguments(words)
+    return make_plan(
+        [Method(name, args.cfg, args.opts) for name in registered_trainers(trainers)], list(protocols), args
+    )
 
 
 def inline(work, jobs, slots):
@@ -41,10 +43,12 @@ def folders(jobs):
 
 
 def test_the_command_line():
-    args = arguments(["--trainers", "VPT", "CoOp", "--seeds", "1", "2", "OPTIM.LR", "0.1", "VERBOSE", "False"])
+    args = parse_arguments(["--trainers", "VPT", "CoOp", "--seeds", "1", "2", "OPTIM.LR", "0.1", "VERBOSE", "False"])
     assert args.trainers == ["VPT", "CoOp"] and args.seeds == [1, 2]
     assert args.opts == ("OPTIM.LR", "0.1", "VERBOSE", "False")
-    assert arguments(["--protocol", "few_shot"]).protocol == ["few_shot"] and arguments([]).trainers == ["all"]
+    assert parse_arguments(["--protocol", "few_shot"]).protocol == ["few_shot"] and parse_arguments([]).trainers == [
+        "all"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,12 +59,12 @@ def test_the_command_line():
         (["optim.lr", "0.1"], "no config key"),
         (["--workers", "0"], "1 or more"),
         (["--cutout", "with", "INPUT.TRANSFORMS", "['normalize']"], "INPUT.TRANSFORMS is set by --cutout"),
-        (["--cutout", "with", "--sweep", "OPTIM.LR", "1", "2"], "--cutout is no part of a sweep"),
+        (["--cutout", "with", "--sweep", "OPTIM.LR", "1", "2"], "--cutout has no effect with --sweep"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words, said, capsys):
     with pytest.raises(SystemExit):
-        arguments(words)
+        parse_arguments(words)
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -79,7 +83,10 @@ def test_all_trainers():
 def test_cupl_without_sentences_is_left_out_or_refused(capsys):
     words = ["--protocol", "base2new", "--datasets", "dtd", "shapes", "--seeds", "1"]
     assert [run.spec.classes for run in planned(words, ["base2new"], ("CuPL",))[0].runs] == ["base", "new"]
-    assert "CuPL needs sentences about the classes in 1 of 2 jobs, which are left out" in capsys.readouterr().out
+    assert (
+        "CuPL needs descriptions of the classes, which 1 of 2 jobs lack. These jobs are left out"
+        in capsys.readouterr().out
+    )
     with pytest.raises(ValueError, match="give TRAINER.CUPL.DESCRIPTIONS FILE, or leave CuPL out"):
         planned([*words, "--trainers", "CuPL"], ["base2new"], ("CuPL",))
     file = ["TRAINER.CUPL.DESCRIPTIONS", "configs/descriptions/embedded.json"]
@@ -181,7 +188,7 @@ def test_which_data_sets_a_protocol_takes():
     assert datasets_of("xd", ["dtd", "shapes_fog", "colours"]) == ["dtd", "colours"]
     assert len(datasets_of("xd", ["imagenet"])) == 10
     assert datasets_of("dg", ["shapes_fog", "dtd"]) == ["shapes_fog"] and len(datasets_of("dg", ["shapes"])) == 4
-    with pytest.raises(ValueError, match="imagenet_a has no part in base2new"):
+    with pytest.raises(ValueError, match="imagenet_a has no part in --protocol base2new"):
         planned(["--protocol", "base2new", "--datasets", "dtd", "imagenet_a"], ["base2new"])
     with pytest.raises(ValueError, match="dtd"):
         planned(["--datasets", "dtdd"])
@@ -208,7 +215,7 @@ def test_what_fails_is_told_and_the_rest_is_compared(tmp_path, monkeypatch, caps
     words = ["--protocol", "few_shot", "--datasets", "patterns", "dtd", "--shots", "1", "--seeds", "1"]
     words += ["--trainers", "ZeroshotCLIP", "CoOp", "--root", str(data_root), "--output-dir", str(tmp_path)]
 
-    monkeypatch.setattr("orthcr.compare.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.engines.run_locally", inline)
     monkeypatch.setattr("orthcr.compare.benchmark_run.fetch", str)  # as if the weights were there
     assert benchmark.main([*words, "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]) == 1
     done = capsys.readouterr()
@@ -236,7 +243,7 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
     monkeypatch.setattr("datasets.catalogue.stems", lambda: stems)
     for module in ("run.config_files", "run.pairs", "compare.stages"):
         monkeypatch.setattr(f"orthcr.{module}.CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr("orthcr.compare.engines.local", lambda *args, **kwargs: pytest.fail("a run began"))
+    monkeypatch.setattr("orthcr.compare.engines.run_locally", lambda *args, **kwargs: pytest.fail("a run began"))
     monkeypatch.setattr("trainers.shared.backbones.CACHE", str(tmp_path / "cache"))
     asked = []
 
@@ -255,7 +262,7 @@ def test_missing_weights_are_told_once_before_any_run(tmp_path, monkeypatch, cap
 
 
 def test_results_of_other_settings_are_in_no_table(tmp_path, monkeypatch, capsys, data_root):
-    monkeypatch.setattr("orthcr.compare.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.engines.run_locally", inline)
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--root", str(data_root)]
     words += ["--output-dir", str(tmp_path), "--trainers", "CoOp", "ZeroshotCLIP"]
     quick = ["OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False", "TRAINER.COOP.CTX_INIT", "a"]
@@ -274,7 +281,7 @@ def test_results_of_other_settings_are_in_no_table(tmp_path, monkeypatch, capsys
         table, left_out = text.split("Left out")
         assert "CoOp" not in table and "ZeroshotCLIP" in table
         assert str(tmp_path / "base2new/shapes/shots16/CoOp/tiny/seed1") in left_out and told in html.unescape(left_out)
-        assert "of a model with other settings" in left_out, "its test on new classes"
+        assert "its model was trained with other settings" in left_out, "its test on new classes"
 
     words.remove("ZeroshotCLIP")  # nothing is left, and the report of before does not stay
     (tmp_path / "base2new/shapes/shots16/ZeroshotCLIP").rename(tmp_path.parent / "elsewhere")
@@ -314,7 +321,7 @@ def test_the_display_on_a_terminal(tmp_path, capsys):
         for name in ("one", "two", "three")
     ]
     display = Display(jobs, "bench", Terminal())
-    display.began -= 100
+    display.start_time -= 100
     (tmp_path / "one").mkdir()
     log = tmp_path / "one" / "log.txt"
     log.write_text("epoch [3/20] batch [1/9] loss 1\nepoch [4/20] batch [2/9] loss 1\n")
@@ -322,9 +329,9 @@ def test_the_display_on_a_terminal(tmp_path, capsys):
     assert display.out.text == "bench 0 of 3 runs\n  one   epoch 4/20\n"
     log.write_text(log.read_text() + "Evaluate on the *test* set\n")
     assert stage(log) == "is tested"
-    display.seen[jobs[0]] -= 50  # as long ago as it was begun
-    display.ended(jobs[0], failed=True)
-    display.line("failed: one")
+    display.job_start_times[jobs[0]] -= 50  # as long ago as it was begun
+    display.end_job(jobs[0], is_failure=True)
+    display.print_line("failed: one")
     assert display.out.text.endswith("\x1b[2A\x1b[J") and capsys.readouterr().out == "failed: one\n"
     display.refresh()
     assert display.out.text.endswith("\x1b[Jbench 1 of 3 runs, 1 failed, about 2 min left\n")
@@ -333,12 +340,12 @@ def test_the_display_on_a_terminal(tmp_path, capsys):
 def test_what_was_finished_before_does_not_shorten_what_is_left(tmp_path):
     jobs = [Job((PlannedRun(str(k), RunSpec(output_dir=str(tmp_path / str(k)))),), 10.0) for k in range(4)]
     display = Display(jobs)
-    display.ended(jobs[0], failed=False)
-    assert display.counts() == "1 of 4 runs"
-    display.began -= 30
-    display.seen[jobs[1]] = display.began
-    display.ended(jobs[1], failed=False)
-    assert display.counts() == "2 of 4 runs, about 60 s left"
+    display.end_job(jobs[0], is_failure=False)
+    assert display.format_counts() == "1 of 4 runs"
+    display.start_time -= 30
+    display.job_start_times[jobs[1]] = display.start_time
+    display.end_job(jobs[1], is_failure=False)
+    assert display.format_counts() == "2 of 4 runs, about 60 s left"
 
 
 # ------------------------------------------------------------------ killed
@@ -350,7 +357,7 @@ def test_killed_and_started_again(tmp_path, pictures, monkeypatch, clips_with_ra
     words = ["--protocol", "base2new", "--datasets", "shapes", "--seeds", "1", "--trainers", "ZeroshotCLIP", "CoOp"]
     words += ["--root", str(pictures), "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr("orthcr.compare.engines.local", inline)
+        patch.setattr("orthcr.compare.engines.run_locally", inline)
         assert benchmark.main([*words, "--output-dir", str(tmp_path / "runs"), *kill_benchmark.QUICK]) == 0
     rng, signals = random.Random(), [signal.SIGKILL, random.choice([signal.SIGTERM, signal.SIGINT])]
     kill_benchmark.prove(words, tmp_path, signals, rng, expected=(kill_benchmark.tables(tmp_path), 10.0))
@@ -361,6 +368,6 @@ def test_killed_and_started_again(tmp_path, pictures, monkeypatch, clips_with_ra
 def test_pairs_of_one_method_are_for_it_alone():
     pairs = ("OPTIM.LR", "0.1", "TRAINER.ORTHCR.TAU", "2.0")
     registered_trainers(["OrthCR"])
-    assert options_of_each(pairs, ["CoOp", "OrthCR"]) == {"CoOp": pairs[:2], "OrthCR": pairs}
+    assert options_by_trainer(pairs, ["CoOp", "OrthCR"]) == {"CoOp": pairs[:2], "OrthCR": pairs}
     with pytest.raises(ValueError, match="TRAINER.ORTHCR.TAU is no key of CoOp: leave it out"):
-        options_of_each(pairs, ["CoOp"])
+        options_by_trainer(pairs, ["CoOp"])

@@ -31,7 +31,7 @@ def matrices(model, name):
     """The M_i of a place in NumPy, entry by entry."""
     m, b = model.sizes[name]
     entries = as64(model.blocks[name])
-    if not model.half:
+    if not model.is_triangular:
         return entries
     out = np.zeros((m, b, b))
     for k in range(m):
@@ -43,7 +43,7 @@ def matrices(model, name):
 @pytest.mark.parametrize("changes", [{}, {"N_BLOCKS": 2}, {"BLOCK_SIZE": 0, "WEIGHTS": ["v", "c_proj"]}], ids=str)
 def test_every_weight_is_w_times_one_plus_m(random_clip, noise, half, changes):
     model = moved(free(random_clip().double(), half, **changes).double())
-    merged = model.merged()
+    merged = model.merge_weights()
     for name, (encoder, parameter, rows) in model.places.items():
         factor = block_diagonal(np.eye(model.sizes[name][1]) + matrices(model, name))
         before = as64(model.frozen_weight(name))
@@ -87,14 +87,14 @@ def test_with_m_of_a_rotation_it_is_orthcr(random_clip, noise):
 def test_it_is_not_orthogonal(random_clip, half):
     model = moved(free(random_clip(), half))
     for name, (encoder, parameter, rows) in model.places.items():
-        before, after = as64(model.frozen_weight(name)), as64(model.merged(encoder)[encoder][parameter][rows])
+        before, after = as64(model.frozen_weight(name)), as64(model.merge_weights(encoder)[encoder][parameter][rows])
         assert np.abs(np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1) - 1).max() > 1e-3
 
 
 def test_all_else_is_orthcrs():
     assert BlockFT.defaults.keys() == (OrthCR.defaults.keys() - {"MONITOR"}) | {"HALF"}
     assert all(BlockFT.defaults[key] == OrthCR.defaults[key] for key in BlockFT.defaults.keys() - {"HALF"})
-    assert BlockFT.decides == OrthCR.decides and BlockFT.losses is OrthCR.losses
+    assert BlockFT.deciding_keys == OrthCR.deciding_keys and BlockFT.losses is OrthCR.losses
     files = {}
     for name in ("OrthCR", "BlockFT"):
         cfg = setup_cfg(parse(["--trainer", name]))

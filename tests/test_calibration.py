@@ -184,7 +184,7 @@ def test_a_finished_training_is_calibrated_without_training(calibrated, pictures
     capsys.readouterr()
     assert calibrate.main(["--model-dir", str(out), "--root", str(pictures)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Temperature ") and "by 80 val images" in said and said.count("\n") == 1
+    assert said.startswith("Temperature ") and "fitted on 80 val images" in said and said.count("\n") == 1
     both = [read_json(folder / "temperature.json")["temperature"] for folder in (out, calibrated)]
     assert both[0] == pytest.approx(both[1], rel=1e-6)
     assert read_json(out / "results.json") == results
@@ -211,7 +211,7 @@ def test_a_temperature_is_of_its_checkpoint(calibrated, pictures, tmp_path, caps
         kept = read_json(path)
         write_json({**kept, "of": {**kept["of"], "checkpoints": {"prompt_learner": "0" * 64}}}, path, seal=True)
         assert Predictor(calibrated).temperature is None
-        assert "is of another checkpoint or strength" in capsys.readouterr().err
+        assert "is for another checkpoint or strength" in capsys.readouterr().err
         for bad in (whole[:-9], whole.replace(b'"val"', b'"vax"'), b"[]", b'{"temperature": -1, "of": {}}'):
             path.write_bytes(bad)
             with pytest.raises(ValueError, match="temperature.json"):
@@ -221,7 +221,7 @@ def test_a_temperature_is_of_its_checkpoint(calibrated, pictures, tmp_path, caps
 
 
 def test_val_that_tells_nothing_ends_no_training(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(temperature, "scores", lambda *args: (torch.eye(3), torch.arange(3)))
+    monkeypatch.setattr(temperature, "compute_logits", lambda *args: (torch.eye(3), torch.arange(3)))
     assert main(words(pictures, tmp_path / "OUT", "TEST.CALIBRATE", "True")) == 0
     assert "TEST.CALIBRATE: no temperature can be found: every image is right" in capsys.readouterr().out
     assert not (tmp_path / "OUT" / "temperature.json").exists()

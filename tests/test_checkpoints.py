@@ -184,6 +184,30 @@ def test_load_pretrained_weights(wrapped, tmp_path, capsys):
         load_pretrained_weights(net, path)
 
 
+def test_a_bug_in_rename_weights_is_not_hidden(tmp_path):
+    class Net(nn.Linear):
+        def rename_weights(self, weights):
+            return self.renamed(weights)  # there is no such method
+
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict()}, path)
+    with pytest.raises(AttributeError, match="renamed"):
+        load_pretrained_weights(Net(2, 2), path)
+
+
+@pytest.mark.parametrize("weights", [{1: 2.0}, {"weight": 2.0}, [2.0]], ids=["numbers", "no tensors", "a list"])
+def test_weights_must_be_tensors_with_names(weights, tmp_path, one_line):
+    class Net(nn.Linear):
+        def rename_weights(self, weights):
+            return {name.removeprefix("theirs."): tensor for name, tensor in weights.items()}
+
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": weights}, path)
+    with pytest.raises(ValueError, match="holds no state_dict of tensors") as error:
+        load_pretrained_weights(Net(2, 2), path)
+    one_line(error)
+
+
 def test_layers_and_counting():
     net = Net()
     assert count_num_param(net) == 1 + 16 + 10

@@ -432,7 +432,7 @@ def test_two_runs_in_one_directory(pictures, fails, tmp_path):
     """The second is refused before it writes anything; it may go on when the first has ended."""
     argv = command(pictures, tmp_path, "ZeroshotCLIP")
     with locked(tmp_path, ""):
-        fails(argv, "another run is at work there", tmp_path, "--output-dir")
+        fails(argv, "another run is using it", tmp_path, "--output-dir")
     assert not list(tmp_path.iterdir()) and main(argv) == 0
 
 

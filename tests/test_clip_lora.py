@@ -126,7 +126,11 @@ def test_the_originals_checkpoint_loads(make_trainer, noise, one_line):
     for wrong, words in (
         ({"alpha": 2}, "alpha 2"),
         ({"weights": {"layer_0": state["layer_0"]}}, "ENCODERS"),
-        ({"weights": dict.fromkeys(state, 3)}, "no state_dict of tensors"),
+        ({"weights": dict.fromkeys(state, 3)}, "take the original's file"),
+        ({"weights": {key: {"q_proj": 3} for key in state}}, "take the original's file"),
+        ({"weights": 3}, "take the original's file"),
+        ({"params": 3}, "take the original's file"),
+        ({"params": [["q"]]}, "take the original's file"),
     ):
         torch.save({"weights": state, "metadata": metadata | wrong, **wrong}, file)
         with pytest.raises(ValueError, match=words) as error:

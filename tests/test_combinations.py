@@ -14,7 +14,7 @@ import predict
 from dassl.infrastructure.files import read_json, write_json
 from orthcr.deploy.exporter import export
 from orthcr.deploy.predictor import Predictor
-from orthcr.deploy.web_page import Served
+from orthcr.deploy.web_page import PageModels
 
 trained = own_photos.trained  # the fixture
 FOLDERS = ["run", "openai", "open_clip", "transformers", "onnx"]
@@ -75,7 +75,7 @@ def test_every_flag(say, folders, images, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_the_page(folders, images, kind):
-    served = Served(str(folders[kind]), None, 0.5)
+    served = PageModels(str(folders[kind]), None, 0.5)
     for path in sorted(images.iterdir())[:2]:
         answer, (p,) = served.classify(str(path), "", None), Predictor(folders["run"])(path)
         assert answer.classname == p.classname and answer.probability == pytest.approx(p.probability, abs=1e-4)
@@ -86,9 +86,9 @@ def test_the_page(folders, images, kind):
         with pytest.raises(ValueError, match="export again"):
             served.classify(str(path), CLASSES, None)
     if find_spec("gradio"):
-        from orthcr.deploy.web_page import Received, page
+        from orthcr.deploy.web_page import UploadFolder, page
 
-        assert page(served, Received(str(images)))
+        assert page(served, UploadFolder(str(images)))
 
 
 @pytest.mark.parametrize("kind", FOLDERS[1:])

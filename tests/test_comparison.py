@@ -14,7 +14,7 @@ from datasets.catalogue import BENCHMARKS
 from orthcr.reports.comparison import compare, costs_of, headline
 from orthcr.reports.page import Entry, figure, grid, page, section
 from orthcr.reports.pictures import styles_of
-from orthcr.reports.published import BASE_TO_NEW, eleven
+from orthcr.reports.published import BASE_TO_NEW, main_data_sets
 
 HOSTILE = '<script>document.title = "hacked"</script><b title="x">&amp; $x_{$'
 NAMES = "chromium-headless-shell chromium chromium-browser google-chrome chrome headless_shell".split()
@@ -49,7 +49,7 @@ def test_an_average_over_fewer_data_sets_is_not_the_best(tmp_path):
 
 
 def whole_benchmark(root, methods=("CoOp", "Mine"), **more):
-    for row in eleven():
+    for row in main_data_sets():
         for seed in SEEDS:
             for method in methods:
                 train_and_new(root, method, row.name, seed, accuracy(), accuracy(), **more)
@@ -165,7 +165,8 @@ def test_the_page_is_self_contained_and_escaped(tree):
 def test_what_a_page_is_made_of(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     rows = [[Entry("x<y"), Entry("50.00 ± 1.00", 50.0, True), Entry("")]]
-    body = section("a & b", [grid(["m", "<p>", "q"], rows, "c", folded=True), figure(tmp_path / "a.png", '"')], ["<i>"])
+    parts = [grid(["m", "<p>", "q"], rows, "c", is_folded=True), figure(tmp_path / "a.png", '"')]
+    body = section("a & b", parts, ["<i>"])
     text = page("T<", "t", [body])
     for piece in ("<title>T&lt;</title>", "a &amp; b", "x&lt;y", "<details><summary>c</summary>", "<li>&lt;i&gt;</li>"):
         assert piece in text

@@ -8,7 +8,7 @@ import trainers
 from dassl.engine import TRAINER_REGISTRY
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import discover
-from scripts.controls import REGULARIZED, groups, jobs_of
+from scripts.controls import REGULARIZED, jobs_of, method_groups
 from trainers.base import node_of
 
 METHODS = {"regularizer": 5, "no_regularizer": 4, "published": 2}
@@ -17,7 +17,7 @@ METHODS = {"regularizer": 5, "no_regularizer": 4, "published": 2}
 @pytest.mark.parametrize("group", METHODS)
 def test_a_group_differs_in_what_it_is_named_after(group, tmp_path):
     discover(trainers)
-    trainings = [job.runs[0].spec for job in jobs_of(groups()[group], tmp_path, tmp_path)]
+    trainings = [job.runs[0].spec for job in jobs_of(method_groups()[group], tmp_path, tmp_path)]
     # with and without Cutout, three seeds, and the models of base-to-new, of 16 shots and of both transfers
     assert set(Counter(spec.trainer for spec in trainings).values()) == {2 * 3 * 3}
     assert len(trainings) == 18 * METHODS[group]

@@ -23,7 +23,7 @@ def bench(tmp_path, monkeypatch):
 
 
 def test_the_share_of_rotations_is_that_of_a_step_without(bench):
-    (row,) = costs.rotations(bench, "small", classes=3, batches=(2,), rounds=1)
+    (row,) = costs.measure_rotations(bench, "small", classes=3, batches=(2,), rounds=1)
     assert 0 < row["without, s"] and row["share, %"] == pytest.approx(100 - 100 * row["without, s"] / row["step, s"])
 
 
@@ -34,7 +34,7 @@ def test_without_rotations_a_step_is_that_of_the_frozen_clip(bench):
         for upper in model.rotations.parameters():
             upper.normal_(std=0.1)
         frozen = model.logits(model.frozen_image(image), model.frozen_text)
-    with costs.unrotated():
+    with costs.remove_rotations():
         z, *_ = model.all_logits(image)
     z.sum().backward()
     torch.testing.assert_close(z, frozen, rtol=1e-4, atol=1e-4)
@@ -43,7 +43,7 @@ def test_without_rotations_a_step_is_that_of_the_frozen_clip(bench):
 
 
 def test_the_reviewed_configuration_beside_the_default(bench):
-    default, published = costs.published(bench, ("OrthSR",), "small", classes=3, batch=2, rounds=1)
+    default, published = costs.compare_published(bench, ("OrthSR",), "small", classes=3, batch=2, rounds=1)
     assert (default["block sizes"], published["block sizes"]) == ("64", "32, 128")  # width 128
     pairs = 2 * 12 * (4 * 32 * 31 // 2 + 4 * 128 * 127 // 2)
     assert published["trained numbers"] == pairs and default["trained numbers"] == 2 * 12 * 18 * 64 * 63 // 2
@@ -53,7 +53,7 @@ def test_the_reviewed_configuration_beside_the_default(bench):
 
 
 def test_what_is_merged_is_what_was_trained(bench):
-    plain, merged, unmerged, first = costs.merged(bench, "small", classes=3, batch=2, rounds=1, deviation=0.1)
+    plain, merged, unmerged, first = costs.compare_merged(bench, "small", classes=3, batch=2, rounds=1, deviation=0.1)
     off = "logits off merged's, at most"
     assert merged[off] == first[off] == 0 and unmerged[off] < 1e-4 < 1e-3 < plain[off]
     assert merged["same class"] == unmerged["same class"] == "2 of 2"
@@ -62,7 +62,7 @@ def test_what_is_merged_is_what_was_trained(bench):
 
 
 def test_loading_has_a_row_for_each_epoch_and_batch(bench):
-    rows = costs.loading(bench, "CoOp", "small", 3, batches=(1, 2), test_batch=3, images=4, rounds=2)
+    rows = costs.measure_loading(bench, "CoOp", "small", 3, batches=(1, 2), test_batch=3, images=4, rounds=2)
     heads = [(row["what"], row["batch"]) for row in rows]
     train = [(f"training, {which}", batch) for batch in (1, 2) for which in ("first epoch", "later epochs")]
     assert heads == [*train, ("evaluation", 3)]
@@ -77,7 +77,7 @@ def test_loading_has_a_row_for_each_epoch_and_batch(bench):
 
 
 def test_one_process_and_two(bench):
-    one, two = costs.processes(bench, "CoOp", "small", classes=3, batch=2, rounds=1)
+    one, two = costs.compare_processes(bench, "CoOp", "small", classes=3, batch=2, rounds=1)
     assert (one["processes"], two["processes"], one["ratio"], one["ratio of walls"]) == (1, 2, 1, 1)
     assert two["ratio"] == pytest.approx(two["CPU s of each"] / one["CPU s of each"])
 
@@ -105,13 +105,13 @@ def test_a_compiled_step_beside_a_plain_one(bench, monkeypatch):
             pass
 
     monkeypatch.setattr(costs.Bench, "steps", lambda self, case, opts=(), n=1, env=None: Told(opts, env))
-    (row,) = costs.compiled(bench, ("CoOp",), "small", rounds=1)
+    (row,) = costs.compare_compiled(bench, ("CoOp",), "small", rounds=1)
     assert (row["plain s"], row["compiled s"], row["plain / compiled"]) == (2.0, 1.5, pytest.approx(4 / 3))
     assert (row["to compile, CPU s"], row["wall s"]) == (40, 59)
     assert (row["break-even, steps"], row["by the wall's"]) == (80, 118)
     assert seen[1][0] == ["TRAIN.COMPILE", "True"] and seen[1][1]["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
     told[True][-1] = (2.0, 2.6)
-    (row,) = costs.compiled(bench, ("CoOp",), "small", rounds=1)
+    (row,) = costs.compare_compiled(bench, ("CoOp",), "small", rounds=1)
     assert row["break-even, steps"] == row["by the wall's"] == "never"
 
 
@@ -135,10 +135,10 @@ def test_a_child_that_ended_says_why(bench, monkeypatch):
 
 
 def test_children_that_were_waited_for_are_counted():
-    before = measure.spent()
+    before = measure.cpu_seconds()
     code = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-S", "-c", code], check=True)
-    assert measure.spent() - before >= 0.3
+    assert measure.cpu_seconds() - before >= 0.3
 
 
 def test_processes_find_each_other():

@@ -128,7 +128,7 @@ def test_a_checkpoint_that_does_not_say_its_classes(seen, names, two):
 )
 def test_the_originals_rule(random_clip, dataset, classes, seen):
     opts = ["DATASET.NAME", dataset, "DATASET.SUBSAMPLE_CLASSES", classes]
-    assert bare("DePT", random_clip(), *WORDS, *opts).model.learner.seen is seen
+    assert bare("DePT", random_clip(), *WORDS, *opts).model.learner.is_seen is seen
 
 
 @pytest.mark.parametrize("classes, two", [("base", True), ("new", False), ("all", False)])

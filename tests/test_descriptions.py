@@ -209,9 +209,9 @@ def test_flags_that_have_no_effect_are_refused(tmp_path, one_line):
         "CoOp takes no --descriptions": ["--trainer", "CoOp", "--descriptions", file],
         "TCP takes no --descriptions": ["--trainer", "TCP", "--descriptions", file],
         "--descriptions is empty": ["--trainer", "KgCoOp", "--descriptions", ""],
-        "for the training of KgCoOp": ["--trainer", "KgCoOp", "--eval-only", "--descriptions", file],
+        "in an evaluation of KgCoOp": ["--trainer", "KgCoOp", "--eval-only", "--descriptions", file],
         "there are no descriptions": ["--trainer", "OrthCR", "--descriptions", str(tmp_path / "gone.json")],
-        "is not the file of": ["--trainer", "CuPL", key("CuPL"), file, f"{key('CuPL')}_SHA256", "abc"],
+        "does not have the checksum": ["--trainer", "CuPL", key("CuPL"), file, f"{key('CuPL')}_SHA256", "abc"],
         "has no effect without descriptions": ["--trainer", "OrthCR", f"{key('OrthCR')}_SHA256", "abc"],
     }
     for message, words in cases.items():
@@ -251,7 +251,7 @@ def test_a_run_of_cupl_keeps_its_sentences(pictures, tmp_path, one_line, capsys)
     (answer,) = predictor(image)
     assert answer.classname in names[:20] and predictor.classnames == names[:20]
     with pytest.raises(
-        ValueError, match="CuPL leaves CLIP's weights as they are, its class features come from sentences"
+        ValueError, match="CuPL does not change CLIP's weights, but has its own class features from sentences"
     ):
         plain_clip(predictor.trainer)
     assert predictor.trainer.model.prompts()[3] == [f"a photo of a {names[3]}."]

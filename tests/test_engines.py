@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orthcr.compare import engines
-from orthcr.compare.engines import local, on_ray, slots
+from orthcr.compare.engines import find_slots, run_locally, run_on_ray
 from orthcr.compare.plans import Job, PlannedRun, describe_crash, execute
 from orthcr.run.spec import RunSpec
 
@@ -49,7 +49,7 @@ def gone(pid, seconds=10.0):
 def test_one_more_try_and_the_others_go_on(tmp_path):
     names = ["fine", "killed", "raises once", "killed once", "raises", "fine too"]
     jobs = [(name, str(tmp_path / name)) for name in names]
-    with closing(local(work, jobs, ["7", "7"])) as outcomes:
+    with closing(run_locally(work, jobs, ["7", "7"])) as outcomes:
         found = {job[0]: outcome for job, outcome in filter(None, outcomes)}
     assert sorted(found) == sorted(names)
     assert found["fine"] == found["fine too"] == (1, "7")
@@ -67,13 +67,13 @@ def test_an_interrupt_while_jobs_are_handed_over_ends_what_is_under_way(tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        next(local(work, jobs(), [""]))
+        next(run_locally(work, jobs(), [""]))
     assert gone(int((tmp_path / "slow").read_text().split()[0]))
 
 
 def test_closing_ends_what_is_under_way(tmp_path):
     jobs = [("slow", str(tmp_path / str(k))) for k in range(3)]
-    with closing(local(work, jobs, [""])) as outcomes:
+    with closing(run_locally(work, jobs, [""])) as outcomes:
         while not (tmp_path / "0").exists():
             assert next(outcomes) is None
         began = time.time()
@@ -84,9 +84,9 @@ def test_closing_ends_what_is_under_way(tmp_path):
 def test_nobody_outlives_a_killed_parent(tmp_path):
     code = f"""
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
-from test_engines import work, local
+from test_engines import work, run_locally
 if __name__ == "__main__":
-    list(local(work, [("slow", {str(tmp_path / "job")!r})], [""]))
+    list(run_locally(work, [("slow", {str(tmp_path / "job")!r})], [""]))
 """
     (tmp_path / "plan.py").write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path / "plan.py"])
@@ -104,14 +104,17 @@ def test_slots(monkeypatch):
     monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(engines, "free_memory", lambda: 20.0)
     assert (
-        slots(8.0) == ["", ""] and slots(1.0) == [""] * 6 and slots(50.0) == [""] and slots(8.0, workers=5) == [""] * 5
+        find_slots(8.0) == ["", ""]
+        and find_slots(1.0) == [""] * 6
+        and find_slots(50.0) == [""]
+        and find_slots(8.0, workers=5) == [""] * 5
     )
     monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(engines.torch.cuda, "mem_get_info", lambda k: ((30 - 20 * k) * 2**30, 0))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert slots(9.0) == ["0", "1", "0", "0"] and slots(9.0, per_gpu=1) == ["0", "1"]
+    assert find_slots(9.0) == ["0", "1", "0", "0"] and find_slots(9.0, per_gpu=1) == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc")
-    assert slots(9.0, workers=2) == ["4", "GPU-abc"] and len(slots(0.1)) == 6
+    assert find_slots(9.0, workers=2) == ["4", "GPU-abc"] and len(find_slots(0.1)) == 6
 
 
 def test_a_crash_is_told_with_the_end_of_its_log(tmp_path):
@@ -127,7 +130,7 @@ def test_a_crash_is_told_with_the_end_of_its_log(tmp_path):
         yield jobs[2], RuntimeError("first line\nlast line")
 
     told = []
-    failed = execute(jobs, done=lambda job, results: told.append(results), engine=engine)
+    failed = execute(jobs, on_job_done=lambda job, results: told.append(results), engine=engine)
     assert told == [[{"accuracy": 50.0}]]
     head, *log = failed[0].splitlines()
     assert head == f"bad failed 2 times: its process was killed. The end of {tmp_path / 'bad' / 'log.txt'}:"
@@ -157,7 +160,7 @@ def test_ray_does_the_runs_of_a_lost_node_elsewhere(tmp_path):
     jobs = [("works", str(tmp_path / str(k))) for k in range(5)] + [("raises", str(tmp_path / "raises"))]
     found, out = {}, lost.node_id
     try:
-        with closing(on_ray(task, jobs, cluster.address)) as outcomes:
+        with closing(run_on_ray(task, jobs, cluster.address)) as outcomes:
             for outcome in outcomes:
                 if outcome:
                     found[outcome[0][1]] = outcome[1]
@@ -177,5 +180,5 @@ def test_ray_does_the_runs_of_a_lost_node_elsewhere(tmp_path):
 def test_without_ray_it_says_how_to_get_it(monkeypatch, one_line):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError) as caught:
-        next(on_ray(work, []))
+        next(run_on_ray(work, []))
     assert "pip install '.[cluster]'" in one_line(caught)

@@ -273,7 +273,7 @@ def test_merged_weights_are_those_of_the_library(name, folder, make_trainer, tak
 def names_in_transformers(model):
     """The merged tensors by their names in transformers' SigLIP, written by hand."""
     named = {}
-    for encoder, tensors in model.merged().items():
+    for encoder, tensors in model.merge_weights().items():
         tower = "vision_model" if encoder == "image" else "text_model"
         for name, tensor in tensors.items():
             if name.startswith("attn_pool."):

@@ -19,8 +19,8 @@ from dassl.data.datasets import Datum
 from dassl.data.feature_cache import FeatureCache
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.compare.command_line import arguments
-from orthcr.compare.methods import options_of_each
+from orthcr.compare.command_line import parse_arguments
+from orthcr.compare.methods import options_by_trainer
 from orthcr.compare.output_folders import feature_cache_option
 from orthcr.run.checks import check_same_run
 from orthcr.run.config import discover, setup_cfg
@@ -362,7 +362,7 @@ def test_settings_without_effect(make_cfg, tmp_path, one_line):
         make_cfg("DATASET.FEATURE_CACHE_GIB", 4.0)
     one_line(error)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="no folder") as error:
+    with pytest.raises(ValueError, match="must be a folder") as error:
         make_cfg("DATASET.FEATURE_CACHE", tmp_path / "file")
     one_line(error)
 
@@ -386,12 +386,12 @@ def test_the_folder_is_no_setting_of_a_model(make_cfg, tmp_path):
 
 
 def test_a_benchmark_has_a_folder(tmp_path, monkeypatch):
-    args = arguments(["--output-dir", str(tmp_path)])
+    args = parse_arguments(["--output-dir", str(tmp_path)])
     pair = ("DATASET.FEATURE_CACHE", str(tmp_path / "features"))
     assert feature_cache_option(args) == pair
-    assert feature_cache_option(arguments(["DATASET.FEATURE_CACHE", ""])) == ()
+    assert feature_cache_option(parse_arguments(["DATASET.FEATURE_CACHE", ""])) == ()
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Foreign", type("Foreign", (), {}))
-    assert options_of_each(pair, ["GDA", "Foreign"]) == {"GDA": pair, "Foreign": ()}
+    assert options_by_trainer(pair, ["GDA", "Foreign"]) == {"GDA": pair, "Foreign": ()}
     (tmp_path / "features").symlink_to(tmp_path.parent)
     with pytest.raises(ValueError, match="behind a link"):
         feature_cache_option(args)

@@ -10,7 +10,7 @@ from dassl.data.datasets import Datum, build_dataset
 from dassl.infrastructure.files import file_hash
 from dassl.utils import read_json
 from datasets.imagenet import ImageNet
-from orthcr.compare.command_line import arguments
+from orthcr.compare.command_line import parse_arguments
 from orthcr.run.checks import check_same_run
 from orthcr.run.config import setup_cfg
 from orthcr.run.flags import parse
@@ -123,9 +123,9 @@ def test_flags_that_do_not_go_together(pets, one_line, capsys):
         "there is no few-shot split": ["--few-shot-split", root / "gone.jsonl"],
         "ImageNetV2 takes no": ["--few-shot-split", file, "DATASET.NAME", "ImageNetV2"],
         "val_first has no effect with --few": ["--few-shot-split", file, "DATASET.SAMPLING", "val_first"],
-        "val_first has no effect on all": ["DATASET.SAMPLING", "val_first", "DATASET.NUM_SHOTS", "-1"],
+        "val_first has no effect without few shots": ["DATASET.SAMPLING", "val_first", "DATASET.NUM_SHOTS", "-1"],
         "SPLIT_SHA256 has no effect": ["DATASET.SPLIT_SHA256", "['a']"],
-        "is not the file of": ["DATASET.FEW_SHOT_SPLIT", file, "DATASET.SPLIT_SHA256", "['a']"],
+        "does not have the checksum": ["DATASET.FEW_SHOT_SPLIT", file, "DATASET.SPLIT_SHA256", "['a']"],
     }
     for message, words in cases.items():
         argv = ["--root", str(root), "--trainer", "CoOp", *map(str, words), "USE_CUDA", "False"]
@@ -133,7 +133,7 @@ def test_flags_that_do_not_go_together(pets, one_line, capsys):
             setup_cfg(parse(argv))
         one_line(caught)
     with pytest.raises(SystemExit):
-        arguments(["--trainers", "CoOp", "DATASET.FEW_SHOT_SPLIT", str(file)])
+        parse_arguments(["--trainers", "CoOp", "DATASET.FEW_SHOT_SPLIT", str(file)])
     assert "give --few-shot-split to train.py" in capsys.readouterr().err
 
 

@@ -664,7 +664,7 @@ def test_unreadable_images_of_a_trained_split_can_be_skipped(photos, tmp_path, c
     assert main([*flags, "--skip-unreadable"]) == 0
     assert "* total: 19\n" in capsys.readouterr().out
     told = said(capsys, "--eval-only", "--model-dir", tmp_path, "--skip-unreadable")
-    assert "--skip-unreadable is for own images" in told
+    assert "--skip-unreadable has no effect on the data set Shapes" in told
 
     for path in (photos / "猫").iterdir():
         path.write_bytes(b"torn")
@@ -674,8 +674,8 @@ def test_unreadable_images_of_a_trained_split_can_be_skipped(photos, tmp_path, c
 
 def test_flags_that_say_nothing_are_refused(photos, capsys):
     assert "--images is empty" in said(capsys, "--images", "")
-    assert "--skip-unreadable goes with --images" in said(capsys, "--skip-unreadable")
-    assert "--images stands behind a KEY VALUE pair" in said(capsys, "VERBOSE", "False", "--images", photos)
+    assert "--skip-unreadable needs --images" in said(capsys, "--skip-unreadable")
+    assert "--images comes after a KEY VALUE pair" in said(capsys, "VERBOSE", "False", "--images", photos)
 
 
 def test_classes_that_read_the_same_are_said(tmp_path, capsys):
@@ -702,7 +702,7 @@ def test_the_tiny_clip_is_told_before_training(tmp_path, capsys):
         assert main(["--images", str(tmp_path / "photos"), "--output-dir", str(out), "--no-train", *words]) == 0
         log = (out / "log.txt").read_text()
         trainer = "CoOp" if "CoOp" in words else "OrthCR"
-        assert log.index("** Config **") < log.index("The tiny CLIP is used, which knows drawn shapes only.")
+        assert log.index("** Config **") < log.index("The tiny CLIP is used. It was trained on drawn shapes only.")
         assert f"For photographs give --config-file configs/trainers/{trainer}/vit_b16" in log
     capsys.readouterr()
     setup_cfg(parse(["--images", str(tmp_path / "photos"), "MODEL.BACKBONE.NAME", "ViT-B/16"]))

@@ -127,8 +127,8 @@ def test_commands_of_the_package_run_from_any_folder(anywhere):
     [
         ("train.py --sed", 2, "unrecognized arguments: --sed"),
         ("train.py --seed one", 2, "invalid int value: 'one'"),
-        ("train.py --model-dir OUT", 1, "--model-dir goes with --eval-only"),
-        ("train.py OPTIM.LR 1 --seed 1", 1, "--seed stands behind a KEY VALUE pair"),
+        ("train.py --model-dir OUT", 1, "--model-dir needs --eval-only"),
+        ("train.py OPTIM.LR 1 --seed 1", 1, "--seed comes after a KEY VALUE pair"),
         ("predict.py image.jpg", 2, "--model-dir"),
         ("predict.py --model-dir OUT image.jpg --top 0", 1, "--top is 0"),
         ("benchmark.py --protocol zero_shot", 2, "zero_shot"),

@@ -7,7 +7,7 @@ import torch
 from prompt_tools import bare
 from torch.nn import functional as F
 
-from orthcr.compare.methods import options_of_each
+from orthcr.compare.methods import options_by_trainer
 from orthcr.run.config import setup_cfg
 from orthcr.run.flags import parse
 from trainers.lppp import BLEND, Blend
@@ -162,6 +162,6 @@ def test_trained_numbers_at_vit_b16():
 
 def test_a_batch_size_is_refused():
     pair = ("DATALOADER.TRAIN_X.BATCH_SIZE", "8")
-    with pytest.raises(ValueError, match="has no effect with LPpp, as all training images are one batch: leave it out"):
+    with pytest.raises(ValueError, match="LPpp, because all training images are one batch: leave it out"):
         setup_cfg(parse(["--trainer", "LPpp", *pair]))
-    assert options_of_each(pair, ["LPpp", "CoOp"]) == {"LPpp": (), "CoOp": pair}
+    assert options_by_trainer(pair, ["LPpp", "CoOp"]) == {"LPpp": (), "CoOp": pair}

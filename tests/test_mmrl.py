@@ -36,13 +36,13 @@ def custom(model, fused=True, names=NAMES, dataset="Shapes", **changes):
 
 def inserted(layers, tokens):
     """As `prompted.run` takes it: put between position 0 and the rest before the first block, then replaced."""
-    by_block = {layer - 1: t for layer, t in zip(layers, tokens, strict=True)}
+    prompts_by_block = {layer - 1: t for layer, t in zip(layers, tokens, strict=True)}
 
     def put(i, x):
-        if i not in by_block:
+        if i not in prompts_by_block:
             return x
-        n = 0 if i == layers[0] - 1 else len(by_block[i])
-        return torch.cat([x[:, :1], repeat(by_block[i], x), x[:, 1 + n :]], dim=1)
+        n = 0 if i == layers[0] - 1 else len(prompts_by_block[i])
+        return torch.cat([x[:, :1], repeat(prompts_by_block[i], x), x[:, 1 + n :]], dim=1)
 
     return put
 

@@ -41,12 +41,12 @@ def custom(model, beta=0.6, fused=True, **changes):
 
 def mixed(layers, tokens, beta):
     """As `prompted.run` takes it: inserted before the first block, then mixed with what stands there."""
-    by_block = {layer - 1: t for layer, t in zip(layers, tokens, strict=True)}
+    prompts_by_block = {layer - 1: t for layer, t in zip(layers, tokens, strict=True)}
 
     def put(i, x):
-        if i not in by_block:
+        if i not in prompts_by_block:
             return x
-        t = repeat(by_block[i], x)
+        t = repeat(prompts_by_block[i], x)
         if i == layers[0] - 1:
             return torch.cat([x[:, :1], t, x[:, 1:]], dim=1)
         n = t.shape[1]

@@ -24,8 +24,8 @@ from datasets.shared.image_files import find_images, from_csv
 from datasets.tools import prepare
 from orthcr.compare import plans
 from orthcr.compare.display import newest_log
-from orthcr.compare.sweep import check_tested
-from orthcr.reports.runs import LeftOut, read_config
+from orthcr.compare.sweep import check_accuracies
+from orthcr.reports.runs import UnusableResult, read_config
 from orthcr.run.own_images import write_wrong
 from orthcr.run.runner import main
 from orthcr.run.spec import RunSpec
@@ -214,9 +214,9 @@ def test_logs_that_are_no_files(tmp_path):
 
 def test_a_sweep_of_runs_without_a_test(tmp_path, one_line):
     job = plans.Job((plans.PlannedRun("a run", RunSpec(output_dir=str(tmp_path))),))
-    check_tested(job, [{"accuracy": 1.0, "classes": "all"}])
+    check_accuracies(job, [{"accuracy": 1.0, "classes": "all"}])
     with pytest.raises(ValueError, match="has no accuracy") as error:
-        check_tested(job, [{"classes": "all"}])
+        check_accuracies(job, [{"classes": "all"}])
     one_line(error)
 
 
@@ -289,7 +289,7 @@ def test_an_output_path_that_is_too_long(capsys, pictures, tmp_path, monkeypatch
     words = ["--trainer", "ZeroshotCLIP", "--root", str(pictures), "--output-dir", path, "VERBOSE", "False"]
     assert main(words) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: OUTPUT_DIR has") and err.count("\n") == 1 and not os.listdir(tmp_path)
+    assert err.startswith("error: OUTPUT_DIR must have at most") and err.count("\n") == 1 and not os.listdir(tmp_path)
 
 
 def test_list_downloads_nothing(monkeypatch, capsys):
@@ -360,7 +360,7 @@ def test_pairs_of_a_yaml_file_that_name_each_other(tmp_path):
         f"a{k}: &a{k} !!pairs [{{x: *a{k - 1}}}, {{y: *a{k - 1}}}]" for k in range(1, 30)
     ]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    with pytest.raises(LeftOut, match="no config of a run"):
+    with pytest.raises(UnusableResult, match="no config of a run"):
         read_config(tmp_path / "config.yaml")
 
 

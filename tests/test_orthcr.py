@@ -112,7 +112,7 @@ def test_rotate_is_the_product_with_the_block_diagonal(m, b, noise):
 def test_at_the_start_every_weight_is_bitwise_clips(random_clip, noise, encoders, b):
     plain = random_clip()
     model = orthogonal(plain, ENCODERS=encoders, BLOCK_SIZE=b)
-    state, merged = plain.state_dict(), model.merged()
+    state, merged = plain.state_dict(), model.merge_weights()
     for which in BOTH:
         prefix, _, blocks = SHAPES_OF[which]
         assert len(merged[which]) == (4 * blocks if which in encoders else 0)
@@ -149,7 +149,7 @@ def test_at_the_start_the_tiny_clip_answers_as_without_rotations(tiny, noise, b)
 def test_every_rotated_weight_is_w_times_the_block_diagonal(random_clip, b):
     plain = random_clip()
     model = turn(orthogonal(plain, BLOCK_SIZE=b))
-    rotated, state, seen = model.merged(), plain.state_dict(), 0
+    rotated, state, seen = model.merge_weights(), plain.state_dict(), 0
     for which in BOTH:
         prefix, width, blocks = SHAPES_OF[which]
         for i in range(blocks):
@@ -176,7 +176,7 @@ def test_q_k_and_v_turn_independently(random_clip, chosen):
     plain = random_clip()
     for model in (orthogonal(plain, WEIGHTS=[chosen]), orthogonal(plain)):
         turn(model, only=lambda name: name.endswith("_" + chosen))
-        for which, weights in model.merged().items():
+        for which, weights in model.merge_weights().items():
             prefix, width, _ = SHAPES_OF[which]
             for name, weight in weights.items():
                 before = plain.state_dict()[prefix + name]
@@ -212,7 +212,7 @@ def test_called_with_rotated_weights_is_a_clip_that_has_them(random_clip, noise,
     plain, image = random_clip(), noise(4, 3, 32, 32)
     before = copy.deepcopy(plain.state_dict())
     model = turn(orthogonal(plain, **changes))
-    wanted = plain_features(overwritten(plain, model.merged()), image, prompts_of(NAMES))
+    wanted = plain_features(overwritten(plain, model.merge_weights()), image, prompts_of(NAMES))
     for training in (True, False):
         model.train(training)
         with torch.no_grad():
@@ -224,7 +224,7 @@ def test_called_with_rotated_weights_is_a_clip_that_has_them(random_clip, noise,
 
 
 def test_merged_weights_carry_no_gradient(random_clip):
-    merged = turn(orthogonal(random_clip())).merged()
+    merged = turn(orthogonal(random_clip())).merge_weights()
     assert not any(w.requires_grad for weights in merged.values() for w in weights.values())
 
 
@@ -244,7 +244,7 @@ def test_chosen_encoders_and_layers(random_clip, encoders, layers, image, text):
     blocks = {"image": image, "text": text}
     wanted = {f"{which}_{i}_{kind}" for which in encoders for i in blocks[which] for kind in ("q", "c_proj")}
     assert set(model.rotations.upper) == wanted
-    rotated = model.merged()
+    rotated = model.merge_weights()
     for which in BOTH:
         of_blocks = {int(name.split(".")[2]) for name in rotated[which]}
         assert of_blocks == set(blocks[which] if which in encoders else [])
@@ -319,7 +319,7 @@ def test_training_keeps_norms_angles_and_singular_values(make_trainer, take_step
     steps = take_steps(trainer, 3)
     assert all(np.isfinite(step["loss"]) for step in steps)
     model, state, compared = trainer.model, tiny.state_dict(), 0
-    for which, weights in model.merged().items():
+    for which, weights in model.merge_weights().items():
         for name, after in weights.items():
             before = as64(state[SHAPES_OF[which][0] + name])
             parts = 3 if "in_proj" in name else 1

@@ -65,7 +65,7 @@ def test_loss_of_a_training_step_by_hand(make_trainer, tiny, reg, lam, tau):
     batch = next(iter(trainer.train_loader_x))
     image, label = batch["img"], batch["label"].tolist()
     text = prompts_of(trainer.dm.dataset.classnames)
-    f, g = plain_features(overwritten(tiny, trainer.model.merged()), image, text)
+    f, g = plain_features(overwritten(tiny, trainer.model.merge_weights()), image, text)
     f_0, g_0 = plain_features(tiny, image, text)
     s = np.exp(float(tiny.logit_scale))
     z, z_v, z_t, z_0 = s * f @ g.T, s * f @ g_0.T, s * f_0 @ g.T, s * f_0 @ g_0.T
@@ -123,7 +123,7 @@ def test_gradient_is_that_of_the_loss_with_constant_frozen_features(random_clip,
     monkeypatch.setattr(LayerNorm, "forward", torch.nn.LayerNorm.forward)  # OpenAI's computes in fp32
 
     def value():
-        f, g = plain_features(overwritten(plain, model.merged()).double(), image.double(), prompts_of(NAMES))
+        f, g = plain_features(overwritten(plain, model.merge_weights()).double(), image.double(), prompts_of(NAMES))
         return by_hand(reg, s * f @ g.T, s * f @ g_0.T, s * f_0 @ g.T, s * f_0 @ g_0.T, label.tolist(), tau)
 
     model.rotations.double()
@@ -215,11 +215,11 @@ def test_count_of_trained_parameters(random_clip):
 
 def test_equation_one_is_fp32_under_autocast(random_clip, noise):
     model = turn(orthogonal(random_clip()), 1.0)
-    wanted, image = model.merged(), noise(2, 3, 32, 32)
+    wanted, image = model.merge_weights(), noise(2, 3, 32, 32)
     with torch.no_grad():
         exact = model.eval()(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        given = model.merged()
+        given = model.merge_weights()
         with torch.no_grad():
             logits = model.eval()(image)
     assert logits.dtype == torch.float32
@@ -308,7 +308,7 @@ def test_evaluation_uses_the_weights_of_the_last_step(make_trainer, take_steps, 
         trainer.test()
         with torch.no_grad():
             seen.append(trainer.model_inference(image))
-        f, g = plain_features(overwritten(tiny, trainer.model.merged()), image, text)
+        f, g = plain_features(overwritten(tiny, trainer.model.merge_weights()), image, text)
         np.testing.assert_allclose(as64(seen[-1]), np.exp(float(tiny.logit_scale)) * f @ g.T, atol=1e-3)
         take_steps(trainer)
     assert (seen[1] - seen[0]).abs().max() > 0.1 and (seen[2] - seen[1]).abs().max() > 0.1

@@ -116,7 +116,7 @@ def test_gradient_of_cayley_of_a_large_block(noise):
 
 def test_every_weight_of_the_published_places_is_turned(random_clip):
     model = turn(orthogonal(random_clip(), WEIGHTS=["c_fc", "c_proj"], N_BLOCKS=4))
-    merged = model.merged()
+    merged = model.merge_weights()
     for name, (encoder, parameter, _) in model.places.items():
         before, b = as64(model.frozen_weight(name)), model.frozen_weight(name).shape[1] // 4
         wanted = before @ block_diagonal(textbook(model.rotations.upper[name].detach(), b))

@@ -7,8 +7,8 @@ import pytest
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from orthcr.compare.command_line import arguments
-from orthcr.compare.schedule import plan
+from orthcr.compare.command_line import parse_arguments
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method, Stages
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import discover
@@ -56,8 +56,8 @@ def test_the_folder_says_which_file_was_taken(configs):
 
 @pytest.mark.parametrize("trainer", ["Mine", "MyOrthCR"])
 def test_each_data_set_can_be_planned(configs, trainer):
-    args = arguments(["--datasets", "embedded", "dtd", "--seeds", "1"])
-    for job in plan([Method(trainer)], ["base2new", "fewshot", "xd", "dg"], args):
+    args = parse_arguments(["--datasets", "embedded", "dtd", "--seeds", "1"])
+    for job in make_plan([Method(trainer)], ["base2new", "fewshot", "xd", "dg"], args):
         run = job.runs[0]
         (name,) = {setup_cfg(run.spec).MODEL.BACKBONE.NAME}
         assert name == ("ViT-B/16" if {"dtd", "imagenet"} & set(run.folder.parts) else "tiny")
@@ -71,7 +71,9 @@ def test_a_copied_file(configs, one_line):
         setup_cfg(parse(["--trainer", "Mine"]))
     assert "base.yaml" in one_line(caught)
     shutil.copy(configs / "trainers" / "CoOp" / "base.yaml", folder)
-    with pytest.raises(ValueError, match="TRAINER.COOP.CTX_INIT.*has no effect, as Mine has TRAINER.MINE") as caught:
+    with pytest.raises(
+        ValueError, match="TRAINER.COOP.CTX_INIT.*has no effect: the keys of Mine are in TRAINER.MINE"
+    ) as caught:
         setup_cfg(parse(["--trainer", "Mine"]))
     one_line(caught)
     text = (folder / "tiny.yaml").read_text()

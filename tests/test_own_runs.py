@@ -19,7 +19,7 @@ from dassl.utils import read_json
 from datasets.shared.image_files import Row
 from datasets.shared.image_split import divide
 from orthcr.reports.pictures import plt
-from orthcr.reports.predictions import confusion_picture
+from orthcr.reports.predictions import draw_confusion_matrix
 from orthcr.run.own_images import next_command, write_wrong
 from orthcr.run.runner import main
 from predict import Predictor
@@ -150,7 +150,7 @@ def test_the_wrong_ones(photos, tmp_path, capsys):
         rows = list(csv.DictReader(f))
     assert {r["path"]: (r["label"], r["predicted"], float(r["probability"])) for r in rows} == wanted and wanted
     assert [r["probability"] for r in rows] == sorted((r["probability"] for r in rows), reverse=True)
-    assert f"{len(wanted)} of {len(split)} images are wrong: {out}/wrong.csv" in capsys.readouterr().out
+    assert f"{len(wanted)} of {len(split)} images are misclassified: {out}/wrong.csv" in capsys.readouterr().out
     with Image.open(out / "wrong.png") as picture:
         assert picture.width > 150 * min(6, len(wanted))
     assert len(build(out / "wrong.csv", tmp_path / "L").classnames) == len({label for label, *_ in wanted.values()})
@@ -162,7 +162,7 @@ def test_nothing_wrong(tmp_path, capsys):
     write_wrong([], 7, str(tmp_path))
     assert (tmp_path / "wrong.csv").read_text().splitlines() == ["path,label,predicted,probability"]
     assert not (tmp_path / "wrong.png").exists()
-    assert capsys.readouterr().out == f"0 of 7 images are wrong: {tmp_path}/wrong.csv\n"
+    assert capsys.readouterr().out == f"0 of 7 images are misclassified: {tmp_path}/wrong.csv\n"
 
 
 def test_the_next_command_is_said(photos, root, tmp_path, capsys, monkeypatch):
@@ -291,7 +291,7 @@ def test_the_confusion_picture(n, tmp_path, monkeypatch):
     matrix[1] = 0
     matrix[1, 0] = 1
     names = [f"a rather long class name, $ and 猫 {k}" for k in range(n)]
-    confusion_picture(matrix, names, str(tmp_path / "c.png"))
+    draw_confusion_matrix(matrix, names, str(tmp_path / "c.png"))
     monkeypatch.undo()
     (fig,) = figures
     ticks = [text.get_text() for text in fig.axes[0].get_yticklabels()]

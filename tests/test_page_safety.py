@@ -24,7 +24,7 @@ from torchvision import transforms as T
 from orthcr.deploy import web_page
 from orthcr.deploy.picture_reader import PictureReader
 from orthcr.deploy.predictor import Predictor
-from orthcr.deploy.web_page import HOST, Gate, Received, Served, Upload, check_port, launch
+from orthcr.deploy.web_page import HOST, Gate, PageModels, Upload, UploadFolder, check_port, launch
 
 trained = own_photos.trained  # the fixture
 pytestmark = [
@@ -87,7 +87,7 @@ def url(trained, tmp_path_factory):
         port = probe.getsockname()[1]
         probe.close()
         formats = list(Image.ID)
-        app = launch(Served(str(trained), None, 0.0), port)
+        app = launch(PageModels(str(trained), None, 0.0), port)
         address = Address(f"http://{HOST}:{port}")
         address.folder, address.port = folder, port
         yield address
@@ -223,7 +223,7 @@ def test_a_reader_gives_the_pixels_of_the_predictor(picture):
 
 @pytest.mark.parametrize(
     "step, seconds, words",
-    [(Slow(), 1.0, "more than 1 seconds"), (Greedy(), 60, "memory"), (Crash(), 60, "decoder failed")],
+    [(Slow(), 1.0, "more than 1 seconds"), (Greedy(), 60, "memory"), (Crash(), 60, "decoder crashed")],
 )
 def test_what_a_picture_must_not_take(picture, step, seconds, words, one_line):
     with pytest.raises(OSError, match=words) as error:
@@ -246,10 +246,10 @@ def test_pictures_that_are_none(tmp_path, content):
 
 
 def test_the_folder_has_a_bound_and_an_age(tmp_path, monkeypatch):
-    monkeypatch.setattr(web_page, "MOST_FILES", 1000)
-    monkeypatch.setattr(web_page, "MOST_NUMBER", 5)
-    received, now = Received(str(tmp_path)), time.time()
-    for k, age in enumerate((web_page.KEPT + 5, 50, 40, 30)):
+    monkeypatch.setattr(web_page, "MAX_FOLDER_BYTES", 1000)
+    monkeypatch.setattr(web_page, "MAX_PICTURES", 5)
+    received, now = UploadFolder(str(tmp_path)), time.time()
+    for k, age in enumerate((web_page.KEEP_SECONDS + 5, 50, 40, 30)):
         (tmp_path / str(k)).mkdir()
         (tmp_path / str(k) / "a.png").write_bytes(bytes(300))
         os.utime(tmp_path / str(k) / "a.png", (now - age, now - age))
@@ -276,7 +276,7 @@ JOINED = {"method": "POST", "path": "/gradio_api/queue/join"}
 
 
 def test_a_request_that_is_too_large(tmp_path):
-    gate = Gate(None, 7860, Received(str(tmp_path)))
+    gate = Gate(None, 7860, UploadFolder(str(tmp_path)))
     headers = {"host": f"{HOST}:7860", "content-length": str(200 * 2**20)}
     assert gate.refusal(UPLOADED, headers)[0] == 413
     assert gate.refusal(UPLOADED, headers | {"content-length": "5000000"}) is None
@@ -290,7 +290,7 @@ def test_a_request_that_is_too_large(tmp_path):
 
 def test_pictures_of_other_pages(tmp_path):
     """A browser sends no Origin with `<img src=...>` of another page, but Sec-Fetch-Site."""
-    gate, headers = Gate(None, 7860, Received(str(tmp_path))), {"host": f"{HOST}:7860"}
+    gate, headers = Gate(None, 7860, UploadFolder(str(tmp_path))), {"host": f"{HOST}:7860"}
     page, rest = {"method": "GET", "path": "/"}, {"method": "GET", "path": "/gradio_api/heartbeat/abc"}
     for site in ("cross-site", "same-site"):
         foreign = headers | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
@@ -352,10 +352,10 @@ def test_malformed_calls_get_a_line_and_no_trace(url, client, capfd):
             answer = client.post(f"{url}/gradio_api/{path}", json=call | more)
             assert answer.status_code == 400 and "must" in answer.text, (path, call)
     deep = b'{"data": ' + b"[" * 100_000
-    assert client.post(f"{url}/gradio_api/call/classify", content=deep).text == "this request is no JSON"
+    assert client.post(f"{url}/gradio_api/call/classify", content=deep).text == "the body of this request must be JSON"
     elsewhere = [{"path": "/x.png", "meta": {"_type": "gradio.FileData"}}, "a", 1]
     event, answer = classify(client, url, elsewhere)
-    assert event == "error" and "drop it again" in answer["error"]
+    assert event == "error" and "upload it again" in answer["error"]
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -385,16 +385,16 @@ def test_slow_and_many_uploads(tmp_path, monkeypatch):
         slow.next = never
         with pytest.raises(HTTPException) as error:
             await slow.receive()
-        assert error.value.status_code == 408 and gate.sent == slow.sent == 400
+        assert error.value.status_code == 408 and gate.n_bytes == slow.n_bytes == 400
         other = Upload(gate, piece, 1000)
         await other.receive()
         with pytest.raises(HTTPException) as error:
             await other.receive()
         assert error.value.status_code == 503
 
-    gate = Gate(None, 7860, Received(str(tmp_path)))
-    monkeypatch.setattr(web_page, "STALLED", 0.2)
-    monkeypatch.setattr(web_page, "MOST_SENT", 1000)
+    gate = Gate(None, 7860, UploadFolder(str(tmp_path)))
+    monkeypatch.setattr(web_page, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(web_page, "MAX_BYTES_IN_TRANSIT", 1000)
     asyncio.run(try_out())
 
 
@@ -402,10 +402,10 @@ def test_slow_and_many_uploads(tmp_path, monkeypatch):
 
 
 def test_other_classes_do_not_hold_up_the_page(trained, picture):
-    served = Served(str(trained), None, 0.0)
+    served = PageModels(str(trained), None, 0.0)
     with served.other_lock:  # as while a model is loaded for other classes
         assert served.classify(picture, "", None).classname
-    with pytest.raises(ValueError, match="there are 1,001 class names: give at most 1,000"):
+    with pytest.raises(ValueError, match="at most 1,000 class names .got 1,001"):
         served.classify(picture, ",".join(map(str, range(1001))), None)
 
 
@@ -424,7 +424,7 @@ def test_a_page_that_ends_leaves_no_picture(trained, tmp_path, root, client):
             upload(client, f"http://{HOST}:{port}", photo())
             (folder,) = tmp_path.glob(".orthcr-page-*")
             assert folder.stat().st_mode & 0o077 == 0 and list(folder.rglob("picture.png"))
-            with pytest.raises(OSError, match="taken"):
+            with pytest.raises(OSError, match="in use"):
                 check_port(port)
             with socket.create_connection((HOST, port)) as half:
                 head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Length: 90000\r\n"

@@ -21,7 +21,7 @@ from dassl.data.transforms import build_transform
 from dassl.infrastructure import images
 from dassl.utils import as_photo, read_image, read_photo
 from datasets.shared.image_files import image_problem
-from orthcr.reports.predictions import contact_sheet
+from orthcr.reports.predictions import draw_contact_sheet
 from predict import Predictor
 
 trained = own_photos.trained  # the fixture
@@ -139,7 +139,7 @@ def test_two_drawings_on_transparent_ground_are_told_apart(trained, tmp_path):
     (in_memory,) = Predictor(trained)(Image.open(tmp_path / "circle.png"))
     assert in_memory.probability == pytest.approx(circle.probability, abs=1e-5)
 
-    contact_sheet([(str(tmp_path / "cross.png"), "a cross")], str(tmp_path / "sheet.png"))
+    draw_contact_sheet([(str(tmp_path / "cross.png"), "a cross")], str(tmp_path / "sheet.png"))
     with Image.open(tmp_path / "sheet.png") as sheet:
         light = (np.asarray(sheet.convert("L")) > 250).mean()
     assert light > 0.6, "the ground of the picture is white"

@@ -12,7 +12,7 @@ from benchmarks.pictures import STYLES
 from dassl.engine import TRAINER_REGISTRY
 from datasets import catalogue
 from orthcr.reports import comparison, palette, pictures, strength_tables, training
-from orthcr.reports.comparison import Cost, against_costs
+from orthcr.reports.comparison import Cost, draw_costs
 from orthcr.reports.palette import METHODS, colour_of, styles_of
 from orthcr.reports.tables import Cell, Table
 from orthcr.run.declarations import discover
@@ -71,7 +71,7 @@ def test_the_pictures_of_all_modules_take_their_colours_there(tmp_path):
     fig, ax = plt.subplots()
     points = [point for point in made_points(random.Random()) if point.section[0] == "transfer"]
     rows = strength_tables.rows_of(points, [0.0, 0.5, 1.0])
-    strength_tables.curves(ax, rows, "Shapes", "variants", styles_of([*TUNED, "ZeroshotCLIP"], ["ZeroshotCLIP"]))
+    strength_tables.draw_curves(ax, rows, "Shapes", "variants", styles_of([*TUNED, "ZeroshotCLIP"], ["ZeroshotCLIP"]))
     lines = {line.get_label(): to_hex(line.get_color()) for line in ax.lines}
     plt.close(fig)
     for name in TUNED:
@@ -137,7 +137,7 @@ def test_ticks_of_costs_do_not_overlap(params, seconds):
     costs = {name: Cost(n, s) for name, n, s in zip(names, params, seconds, strict=True)}
     lines = {(cell.method,): [cell] for cell in cells}
     table = Table("fewshot", "few", "T", [], lines, [], [])
-    fig = against_costs(table, costs, pictures.styles_of(cells))
+    fig = draw_costs(table, costs, pictures.styles_of(cells))
     fig.tight_layout()
     fig.canvas.draw()
     for ax in fig.axes:

@@ -28,7 +28,7 @@ def test_in_processes(tmp_path, data_root, capsys):
     good = Job((m.base2new_train("patterns", 1), m.base2new_test("patterns", 1)))
     bad = Job((m.fewshot("dtd", 1, 16), m.fewshot("patterns", 1, 16)), seconds=5)
     found = []
-    failed = execute([good, bad], workers=2, done=lambda job, results: found.append((job, results)))
+    failed = execute([good, bad], workers=2, on_job_done=lambda job, results: found.append((job, results)))
     (line,) = failed
     assert line.startswith("ZeroshotCLIP fewshot dtd 1 16: ") and "--root" in line
     assert not (tmp_path / "out" / "fewshot" / "patterns").exists(), "what follows in the job that failed"
@@ -82,7 +82,7 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
         }
         return results | {"trainable_params": 0, "device": "CPU", "versions": {"torch": "2"}}
 
-    monkeypatch.setattr(plans, "local", inline)
+    monkeypatch.setattr(plans, "run_locally", inline)
     monkeypatch.setattr(plans, "make_run", make)
     monkeypatch.setattr(SCRIPTS["tune"], "KEPT", tmp_path / "tuning.json")
     words = ["OrthCR", "CoOp"] if name == "tune" else []
@@ -138,4 +138,4 @@ def test_how_stable_a_training_is_said_to_be(tmp_path):
     told = stability.table(found, dict.fromkeys(curves, 0.5))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[2:]]
     assert [row[-2:] for row in rows] == [["0.0", "30.0 ± 0.0"], ["10.0", "10.0 ± 0.0"], ["0.0", "50.0 ± 0.0"]]
-    assert save(stability.picture(found), tmp_path / "x.png").stat().st_size > 10_000
+    assert save(stability.draw_picture(found), tmp_path / "x.png").stat().st_size > 10_000

@@ -18,7 +18,7 @@ from PIL import Image
 
 import predict
 from orthcr.deploy.predictor import Prediction, Predictor
-from orthcr.reports.predictions import as_json, as_table, csv_head, csv_row, titles_of
+from orthcr.reports.predictions import csv_head, csv_row, format_json, format_table, titles_of
 
 trained = own_photos.trained  # the fixture
 HEADS = ["image", "class", "probability", "unsure", "seen", "error"]
@@ -125,8 +125,8 @@ def test_below_the_threshold_it_is_unsure(say, trained, folder, tmp_path):
 
 def test_how_doubt_is_shown():
     p = Prediction("a.png", "cat", 0.4, [("cat", 0.4)], unsure=True)
-    assert "unsure: cat" in as_table([p]) and titles_of([p])[0][1].startswith("unsure: cat\n40 %")
-    assert json.loads(as_json([p]))[0]["unsure"] is True
+    assert "unsure: cat" in format_table([p]) and titles_of([p])[0][1].startswith("unsure: cat\n40 %")
+    assert json.loads(format_json([p]))[0]["unsure"] is True
 
 
 # ------------------------------------------------------------------ what is wrong, and what is not needed

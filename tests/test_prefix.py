@@ -109,7 +109,7 @@ def test_learned_contexts(model, names, context, dtype):
     encoder = TextEncoder(clip_model)
     learner = PromptLearner(encoder, names, **context).to(dtype)
     learner.ctx.data.copy_(noise(*learner.ctx.shape))
-    check(encoder(learner(), learner.tokens, learner.shared), alone(model, *all_77(learner)), [learner.ctx], dtype)
+    check(encoder(learner(), learner.tokens, learner.n_shared), alone(model, *all_77(learner)), [learner.ctx], dtype)
 
 
 @class_sets
@@ -118,7 +118,7 @@ def test_a_learner_says_how_far_its_prompts_are_equal(model, names, context):
     """At all of these positions, and where it matters not at the next."""
     learner = PromptLearner(TextEncoder(model.double()), names, **context).double()
     learner.ctx.data.copy_(noise(*learner.ctx.shape))
-    prompts, p = learner(), learner.shared
+    prompts, p = learner(), learner.n_shared
     assert torch.equal(prompts[:, :p], prompts[:1, :p].expand(len(names), -1, -1))
     end = int(learner.tokens.argmax(dim=-1).min())
     if not context.get("csc") and p < end:
@@ -148,7 +148,7 @@ def test_deep_prompts(model, insert, at_once, dtype):
     learner = PromptLearner(encoder, NAMES[0], n_ctx=3).to(dtype)
     learner.ctx.data.copy_(noise(*learner.ctx.shape))
     deep = {i: noise(3, 64, seed=i).to(dtype).requires_grad_() for i in (1, 2)}
-    given = encoder(learner(), learner.tokens, learner.shared, deep=deep, insert=insert)
+    given = encoder(learner(), learner.tokens, learner.n_shared, deep=deep, insert=insert)
     trained = [learner.ctx, *list(deep.values())[0 if insert else 1 :]]
     check(given, alone(model, *all_77(learner), deep, insert), [*trained, deep[1]], dtype)
 
@@ -177,7 +177,7 @@ def test_a_prefix_for_each_image(model, at_once, dtype):
     encoder.at_once = at_once
     learner = PromptLearner(encoder, NAMES[1], n_ctx=4).to(dtype)
     ctx = noise(3, 4, 64).to(dtype).requires_grad_()
-    given = encoder(learner(ctx), learner.tokens, learner.shared)
+    given = encoder(learner(ctx), learner.tokens, learner.n_shared)
     wanted = [alone(model, learner(one[None])[0], learner.tokens) for one in ctx]
     check(given, torch.stack(wanted), [ctx], dtype)
 
@@ -221,7 +221,7 @@ def test_two_backward_passes_through_chunks(model):
         encoder.at_once = at_once
         learner = PromptLearner(encoder, NAMES[0], n_ctx=3).double()
         learner.ctx.data.copy_(noise(*learner.ctx.shape))
-        g = encoder(learner(), learner.tokens, learner.shared)
+        g = encoder(learner(), learner.tokens, learner.n_shared)
         first = torch.autograd.grad(g.square().sum(), [learner.ctx], retain_graph=True)[0]
         g.sum().backward()
         grads.append(torch.stack([first, learner.ctx.grad]))
@@ -271,7 +271,7 @@ def test_every_shared_token_is_encoded_once_and_no_padding(model, monkeypatch):
     learner = PromptLearner(encoder, names, n_ctx=8).double()
     own = [2 + len(clip._tokenizer.encode(name)) for name in names]  # with "." and the end of text
     prompts = learner()
-    assert learner.shared == 9
+    assert learner.n_shared == 9
     assert rows_of(encoder, prompts, learner.tokens, 9) == [(1, 9 + sum(own))]
     assert rows_of(encoder, prompts.expand(3, -1, -1, -1), learner.tokens, 9) == [(3, 9 + sum(own))]
     encoder.at_once = 3

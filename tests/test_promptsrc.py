@@ -161,7 +161,7 @@ def test_a_resumed_run_ends_with_the_average(make_trainer, few_templates, done):
 @pytest.mark.parametrize("change", [[NODE + "GPA_MEAN", 3.0], ["OPTIM.MAX_EPOCH", 5], None])
 def test_going_on_without_its_average_is_refused(make_trainer, few_templates, one_line, change):
     trainer = make_trainer(*SHORT, trainer="PromptSRC")
-    trainer.averaged = [] if change is None else [4, 2.0, 1.5]
+    trainer.average_settings = [] if change is None else [4, 2.0, 1.5]
     trainer.save_model(0, trainer.output_dir)
     with pytest.raises(ValueError, match=f"epoch 1 has no running average.*{NODE}GPA_MEAN") as caught:
         make_trainer(*SHORT, *change or [], trainer="PromptSRC").train()

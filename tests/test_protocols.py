@@ -236,7 +236,7 @@ def test_what_all_means():
         (["OrthCR", "fewshot", "dtd", "1", "2", "3"], "takes DATASET [SEED [SHOTS]]"),
         (["OrthCR", "xd_test", "dtd", "1"], "there is no finished training in"),
         (["OrthCR", "dg_test", "1"], "OrthCR dg_test imagenet_sketch 1: there is no finished"),
-        (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes, as shapes_fog"),
+        (["OrthCR", "dg_test", "digits", "1"], "digits is no variant of shapes (these are: shapes_fog"),
         (["OrthCR", "fewshot", "dtd", "1", "0"], "SHOTS is 0: give 1 or more"),
         (["OrthCR", "base2new_train", "dtd", "1"], "(here DATA in the environment stands for --root"),
         (["OrthCR", "fewshot", "dtd", "1", "DATASET.NUM_SHOTS", "4"], "DATASET.NUM_SHOTS is set by the words"),

@@ -18,10 +18,10 @@ from orthcr.compare import plans
 from orthcr.compare.stages import Method, Stages
 from orthcr.reports.palette import colour_of
 from orthcr.reports.report import write_report
-from orthcr.reports.tables import costs, tables
+from orthcr.reports.tables import cost_table, tables
 from orthcr.reports.tree import collect
 from orthcr.run.flags import parse
-from orthcr.run.results import learns
+from orthcr.run.results import has_learner
 from orthcr.run.runner import run
 from report import main
 
@@ -225,12 +225,12 @@ def test_without_parameters_is_not_zero_shot(tmp_path):
     ],
 )
 def test_what_learns(trainer, does):
-    assert learns(trainer) is does
+    assert has_learner(trainer) is does
 
 
 def test_costs(real):
     (table,) = tables(collect([real])[0])
-    lines = [[word.strip() for word in line.split("|")[1:-1]] for line in costs(table.runs, "github").splitlines()]
+    lines = [[word.strip() for word in line.split("|")[1:-1]] for line in cost_table(table.runs, "github").splitlines()]
     assert lines[0] == ["method", "trained parameters", "seconds of training"]
     assert [line[:2] for line in lines[2:]] == [
         ["ZeroshotCLIP", "0"],

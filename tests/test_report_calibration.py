@@ -9,7 +9,7 @@ import pytest
 from trees import SEEDS, accuracy, made, only, ours, train_and_new
 
 from orthcr.reports.comparison import compare
-from orthcr.reports.report import as_csv
+from orthcr.reports.report import format_csv
 
 NEW = np.random.default_rng()
 
@@ -37,7 +37,7 @@ def test_base_to_new(tmp_path):
         assert cell.text == f"{np.mean(averages):.2f} ± {np.std(averages):.2f}"
         assert [cell.text in row for row in table.text().splitlines()].count(True) == 1
         assert all(cell.metric != "ECE" for cell in table.cells), "no accuracy, and nothing that the highest is best of"
-    rows = [row for row in csv.DictReader(io.StringIO(as_csv([table]))) if row["metric"] == "ECE"]
+    rows = [row for row in csv.DictReader(io.StringIO(format_csv([table]))) if row["metric"] == "ECE"]
     assert len(rows) == 6 and {row["shots"] for row in rows} == {"16"}
     (row,) = [row for row in rows if (row["target"], row["method"]) == ("EuroSAT", "CoOp")]
     assert float(row["mean"]) == pytest.approx(table.ece["EuroSAT", "CoOp"].mean, abs=1e-4)
@@ -76,7 +76,7 @@ def test_without_it_all_is_as_before(tmp_path):
     for seed in SEEDS:
         train_and_new(tmp_path / "old", "CoOp", "EuroSAT", seed, accuracy(), accuracy())
     table = only(tmp_path / "old")
-    assert not table.ece and "ECE" not in table.text() and "ECE" not in as_csv([table])
+    assert not table.ece and "ECE" not in table.text() and "ECE" not in format_csv([table])
     on = ("EuroSAT", "base", 16, 4)
     home = ours(tmp_path / "old" / "4", "CoOp", on, "EuroSAT", "base", 50.0, ece=7.0)
     ours(home / "new", "CoOp", on, "EuroSAT", "new", 50.0, eval_only=True)

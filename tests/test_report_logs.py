@@ -21,7 +21,7 @@ from trees import (
     write_transfer,
 )
 
-from orthcr.reports.runs import Trained
+from orthcr.reports.runs import TrainingData
 from orthcr.reports.tree import collect
 
 # ------------------------------------------------------------------ logs
@@ -71,7 +71,7 @@ def test_the_end_of_a_path_alone_identifies_nothing(tmp_path):
     log(tmp_path / "dtd" / where, "CoOp", "DescribableTextures", "all", 1, (500, 1000))
     log(tmp_path / "dtd" / "e", "CoOp", "EuroSAT", "all", 1, (300, 1000), f"output/imagenet/{where}")
     runs, _ = collect([tmp_path / "dtd"])
-    assert next(r for r in runs if r.dataset == "EuroSAT").trained == Trained("ImageNet", "all", 16, 1)
+    assert next(r for r in runs if r.dataset == "EuroSAT").trained == TrainingData("ImageNet", "all", 16, 1)
 
     log(tmp_path / "x" / "seed1", "CoOp", "OxfordPets", "base", 1, (500, 1000))
     log(tmp_path / "x" / "e", "CoOp", "OxfordPets", "new", 1, (300, 1000), "results/best/seed1")

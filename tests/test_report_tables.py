@@ -21,8 +21,8 @@ from trees import (
     write_transfer,
 )
 
-from orthcr.reports.report import without_table
-from orthcr.reports.tables import harmonic_mean, spread, tables
+from orthcr.reports.report import describe_unused
+from orthcr.reports.tables import format_mean, harmonic_mean, tables
 from orthcr.reports.tree import collect
 from report import main
 
@@ -32,8 +32,8 @@ from report import main
 def test_harmonic_mean_and_spread():
     assert harmonic_mean(80.0, 60.0) == pytest.approx(68.5714285714) and harmonic_mean(0.0, 0.0) == 0.0
     values = [accuracy() for _ in SEEDS]
-    assert spread(values) == f"{np.mean(values):.1f} ± {np.std(values):.1f}"
-    assert spread(values[:1], 2) == f"{values[0]:.2f}"
+    assert format_mean(values) == f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+    assert format_mean(values[:1], 2) == f"{values[0]:.2f}"
 
 
 @pytest.mark.parametrize("kind", ["results", "logs"])
@@ -98,7 +98,7 @@ def test_zero_shot_is_the_first_row_and_has_no_spread(tmp_path):
     table = only(tmp_path)
     assert table.rows[0] == ["EuroSAT", "ZeroshotCLIP", "51.25", "62.50", "56.32"]
     assert len(table.rows) == 2 and not table.notes
-    (line,) = without_table(collect([tmp_path])[0], [table])
+    (line,) = describe_unused(collect([tmp_path])[0], [table])
     assert "ZeroshotCLIP, zero-shot" in line and "Caltech101" in line
 
     zero = tmp_path / "alone"
@@ -233,7 +233,7 @@ def test_what_no_table_takes_is_named(tmp_path):
         on = ("EuroSAT", "base", 16, seed)
         ours(tmp_path / f"o{seed}", "CoOp", on, "EuroSAT", "all", 30.0, eval_only=True)
     runs, _ = collect([tmp_path])
-    (line,) = without_table(runs, tables(runs))
+    (line,) = describe_unused(runs, tables(runs))
     assert "CoOp, trained on base classes of EuroSAT, evaluated on all classes of EuroSAT (3 results)" in line
 
 
@@ -366,7 +366,7 @@ def test_copies_count_once_and_contradictions_not_at_all(tmp_path):
     ours(tmp_path / "again", "CoOp", on, "EuroSAT", "base", 85.5)
     table = only(tmp_path)
     assert figure(table, classes="base").values == {1: 80.0}
-    (note,) = [note for note in table.notes if "several results" in note]
+    (note,) = [note for note in table.notes if "different results" in note]
     assert "CoOp on EuroSAT, base, seed 2" in note and "82.00 in" in note and f"85.50 in {tmp_path / 'again'}" in note
 
 

@@ -17,7 +17,7 @@ from dassl.infrastructure.command import command
 from dassl.utils import setup_logger
 from orthcr.deploy.predictor import Prediction, Predictor
 from orthcr.reports.page import Entry, grid, page, section
-from orthcr.reports.predictions import as_json, as_table
+from orthcr.reports.predictions import format_json, format_table
 from orthcr.run.runner import main
 from report import main as report
 
@@ -82,11 +82,12 @@ def test_predict_never_says_nan(run, tmp_path, pictures, monkeypatch, capsys):
     for form in ([], ["--json"]):
         assert predict.main(["--model-dir", str(tmp_path / "out"), str(image), *form]) == 1
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: the model gives infinite or NaN scores") and err.count("\n") == 1
+        assert out == "" and err.startswith("error: the scores of the model are infinite or NaN")
+        assert err.count("\n") == 1
     with pytest.raises(FloatingPointError):
         next(Predictor(tmp_path / "out")(image))
     with pytest.raises(ValueError):
-        as_json([Prediction("a", "b", math.nan, [])])
+        format_json([Prediction("a", "b", math.nan, [])])
 
 
 # ------------------------------------------------------------------ names from elsewhere
@@ -94,10 +95,10 @@ def test_predict_never_says_nan(run, tmp_path, pictures, monkeypatch, capsys):
 
 def test_names_of_files_and_classes_cannot_steer_the_terminal():
     prediction = Prediction("dir/\x1b[2J\n.jpg", NASTY, 0.5, [(NASTY, 0.5), ("\x9b\u202e", 0.2)])
-    table = as_table([prediction])
+    table = format_table([prediction])
     assert "\x1b" not in table and "\x07" not in table and "\u202e" not in table and len(table.splitlines()) == 3
     assert r"dir/\x1b[2J\n.jpg" in table
-    text = as_json([prediction])
+    text = format_json([prediction])
     assert "\x1b" not in text and "\u202e" not in text and json.loads(text)[0]["image"] == prediction.image
 
 

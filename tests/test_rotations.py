@@ -162,7 +162,7 @@ def test_merged_weights_are_exact_whatever_the_check_said(random_clip):
     plain = random_clip()
     model = turn(orthogonal(plain, BLOCK_SIZE=64, ENCODERS=["image"]), 100.0)
     assert not model.rotations.exact
-    for name, after in model.merged("image")["image"].items():
+    for name, after in model.merge_weights("image")["image"].items():
         before = plain.visual.get_parameter(name).double()
         torch.testing.assert_close(after.double().norm(dim=1), before.norm(dim=1), atol=0, rtol=5e-6)
 

@@ -10,8 +10,8 @@ from chromium import CHROMIUM, Tab
 
 import predict
 from dassl.utils import write_json
-from orthcr.deploy.predictor import Predictor, names_in
-from orthcr.deploy.web_page import HOST, Served, launch, serve
+from orthcr.deploy.predictor import Predictor, parse_names
+from orthcr.deploy.web_page import HOST, PageModels, launch, serve
 from orthcr.run.temperature import identity
 from trainers.shared.weights import TunedCLIP
 
@@ -66,15 +66,16 @@ def strong(monkeypatch):
 
 def test_class_names():
     assert (
-        names_in(' a cat,"a dog, wet" , ,x') == ["a cat", "a dog, wet", "x"] and names_in("") == names_in(" , ") == []
+        parse_names(' a cat,"a dog, wet" , ,x') == ["a cat", "a dog, wet", "x"]
+        and parse_names("") == parse_names(" , ") == []
     )
 
 
 @needs_gradio
 def test_it_says_what_is_wrong(trained, monkeypatch, capsys):
     for words, told in (
-        (["--port", "0"], "--port is 0: give a number from 1 to 65535"),
-        (["--port", "65536"], "--port is 65536"),
+        (["--port", "0"], "--port must be from 1 to 65535 (got 0)"),
+        (["--port", "65536"], "--port must be from 1 to 65535 (got 65536)"),
         (["a.png"], "--serve gets its images from the page"),
         (["--csv", "-"], "--serve gets its images from the page"),
         (["--threshold", "2"], "--threshold is 2"),
@@ -88,7 +89,7 @@ def test_it_says_what_is_wrong(trained, monkeypatch, capsys):
 
 
 def test_what_the_page_says_is_what_predict_says(trained, folder):
-    served = Served(str(trained), None, 0.5)
+    served = PageModels(str(trained), None, 0.5)
     for image in sorted(folder.rglob("img*"))[:6]:
         p = served.classify(str(image), "", None)
         (q,) = Predictor(trained)(image, threshold=0.5)
@@ -97,7 +98,7 @@ def test_what_the_page_says_is_what_predict_says(trained, folder):
     names = ["a plain blue circle", "a plain red circle"]
     p, (q,) = served.classify(str(image), ", ".join(names), None), Predictor(trained, names)(image)
     assert p.top == [(name, pytest.approx(value, abs=1e-6)) for name, value in q.top]
-    assert served.predictor(served.split_names("")) is served.first, "that of the training is kept"
+    assert served.get_predictor(served.split_names("")) is served.first, "that of the training is kept"
     (folder / "none.png").write_text("no image")
     for path, words, told in (
         (folder / "none.png", "", "cannot identify"),
@@ -115,12 +116,12 @@ def test_the_strength_is_moved_and_the_temperature_is_of_one(trained, folder, st
     file = trained / "temperature.json"
     write_json({"temperature": 3.0, "of": of}, file, seal=True)
     try:
-        served = Served(str(trained), None, 0.0)
+        served = PageModels(str(trained), None, 0.0)
         assert served.strength == 1.0 and served.first.temperature is None
         served.classify(image, "", 0.5)
         assert served.first.trainer.model.strength == 0.5 and served.first.temperature == 3.0
         served.classify(image, "a,b", 0.5)
-        assert served.last is not served.first and served.last.trainer.model.strength == 0.5
+        assert served.latest is not served.first and served.latest.trainer.model.strength == 0.5
         served.classify(image, "", 1.0)
         assert served.first.trainer.model.strength == 1.0 and served.first.temperature is None
     finally:
@@ -136,8 +137,10 @@ def test_a_port_that_is_taken(trained, open_page):
         busy.bind((HOST, 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken or not yours: give another with --port"):
-            launch(Served(str(trained), None, 0.0), port)
+        with pytest.raises(
+            OSError, match=f"port {port} of 127.0.0.1 is in use or not allowed: give another with --port"
+        ):
+            launch(PageModels(str(trained), None, 0.0), port)
 
 
 @needs_gradio
@@ -146,7 +149,7 @@ def test_the_page_by_its_own_client(trained, folder, open_page, tmp_path):
     import httpx
     from gradio_client import Client, handle_file
 
-    url = open_page(Served(str(trained), None, 0.0))
+    url = open_page(PageModels(str(trained), None, 0.0))
     policy = httpx.get(url).headers["content-security-policy"]
     assert policy.startswith("default-src 'self' ") and "http" not in policy
     client = Client(url, verbose=False, download_files=str(tmp_path))
@@ -168,7 +171,7 @@ BARS = """[...document.querySelectorAll('#label [data-testid$="-confidence-set"]
 def test_in_a_browser(trained, folder, open_page, tmp_path, strong):
     """A picture gives bars; other classes give others; the slider moves; a silent console, no other host."""
     image = folder / "red bus" / "img 01.png"
-    served = Served(str(trained), None, 1.0)
+    served = PageModels(str(trained), None, 1.0)
     url = open_page(served)
     with Tab(url, tmp_path / "profile") as tab:
         tab.wait("document.querySelector('input[type=file]') !== null")
@@ -192,18 +195,18 @@ def test_in_a_browser(trained, folder, open_page, tmp_path, strong):
         wrong += [each for each in tab.of("Runtime.consoleAPICalled") if each["type"] == "error"]
         assert not wrong and not tab.of("Runtime.exceptionThrown"), wrong
         assert tab.run("document.documentElement.scrollWidth <= innerWidth")
-    assert served.last.trainer.model.strength == 0.25
+    assert served.latest.trainer.model.strength == 0.25
 
 
 @needs_gradio
 def test_no_slider_without_a_strength(trained, tmp_path):
     import gradio as gr
 
-    from orthcr.deploy.web_page import Received, page
+    from orthcr.deploy.web_page import UploadFolder, page
 
-    served = Served(str(trained), None, 0.0)
+    served = PageModels(str(trained), None, 0.0)
     served.strength = None
     (slider,) = [
-        block for block in page(served, Received(str(tmp_path))).blocks.values() if isinstance(block, gr.Slider)
+        block for block in page(served, UploadFolder(str(tmp_path))).blocks.values() if isinstance(block, gr.Slider)
     ]
     assert not slider.visible

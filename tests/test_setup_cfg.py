@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import config_values, default_cfg
 from orthcr.run.flags import parse
-from orthcr.run.own_images import tell_before_training
+from orthcr.run.own_images import warn_before_training
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -157,9 +157,7 @@ def test_a_finished_training_is_not_resumed(tmp_path, one_line):
     (folder / "model.pth.tar-3").touch()
     argv = ["--trainer", "CoOp", "--output-dir", str(tmp_path / "OUT"), "--resume", str(tmp_path / "DONE")]
     for epochs in ("3", "2"):
-        with pytest.raises(
-            ValueError, match=f"DONE was trained for 3 epochs, and OPTIM.MAX_EPOCH is {epochs}"
-        ) as error:
+        with pytest.raises(ValueError, match=f"OPTIM.MAX_EPOCH is {epochs}, and .*DONE has 3 epochs") as error:
             setup_cfg(parse([*argv, "OPTIM.MAX_EPOCH", epochs]))
         one_line(error)
     assert not (tmp_path / "OUT").exists()
@@ -198,7 +196,7 @@ def test_models_of_older_settings_are_still_evaluated(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     cfg = setup_cfg(parse(["--eval-only", "--model-dir", str(tmp_path)]))
     assert cfg.OPTIM.LR == 0 and cfg.INPUT.TRANSFORMS == ("random_flip", "normalize")
-    with pytest.raises(ValueError, match="OPTIM.LR is 0, but must be above 0 in training"):
+    with pytest.raises(ValueError, match="OPTIM.LR must be above 0 in a training"):
         setup_cfg(parse(["OPTIM.LR", "0"]))
 
 
@@ -251,6 +249,6 @@ def test_pairs_come_after_flags_for_the_output_directory_too(tmp_path):
 
 @pytest.mark.parametrize("trainer", ["OrthCR", "CoCoOp", "MaPLe", "PromptSRC"])
 def test_the_file_that_is_named_for_photographs_is_there(trainer, root, tmp_path, capsys):
-    tell_before_training(setup_cfg(parse(["--images", str(tmp_path), "--trainer", trainer])), ["cat", "dog"])
+    warn_before_training(setup_cfg(parse(["--images", str(tmp_path), "--trainer", trainer])), ["cat", "dog"])
     told = capsys.readouterr().out.partition("For photographs give --config-file ")[2].split(" and ")[0]
     assert f"/{trainer}/vit_b16" in told and (root / told).is_file()

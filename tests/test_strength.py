@@ -18,12 +18,12 @@ from dassl.data.data_manager import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import read_json
 from orthcr.compare import strength_curve
-from orthcr.compare.command_line import arguments
-from orthcr.compare.schedule import plan
+from orthcr.compare.command_line import parse_arguments
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
-from orthcr.compare.strength_curve import curve, straighten
+from orthcr.compare.strength_curve import straighten, write_curve
 from orthcr.deploy.predictor import Predictor
-from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gains, rows_of, values
+from orthcr.reports.strength_tables import GEODESIC, LINE, Point, gain_table, rows_of, values
 from orthcr.reports.tables import tables
 from orthcr.reports.tree import collect
 from orthcr.run.config import setup_cfg
@@ -81,7 +81,7 @@ def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip
         assert torch.equal(model.encode_image(image), model.frozen_image(image))
         assert torch.equal(model.encode_text(), model.frozen_text)
         assert torch.equal(model(image), plain(image)) and not torch.equal(model(image), tuned)
-        for weights in (model.merged()[encoder] for encoder in ("image", "text")):
+        for weights in (model.merge_weights()[encoder] for encoder in ("image", "text")):
             assert weights
         model.strength = 1.0
         assert torch.equal(model(image), tuned)
@@ -91,7 +91,7 @@ def test_the_ends_are_zero_shot_clip_and_what_was_trained_to_the_bit(random_clip
 def test_orthcr_turns_by_cayley_of_s_q(random_clip, s):
     model = turn(orthogonal(random_clip().double()).double(), 1.0)
     model.strength = s
-    merged = model.merged()
+    merged = model.merge_weights()
     for name, (encoder, parameter, rows) in model.places.items():
         r = block_diagonal(textbook(s * as64(model.rotations.upper[name]), 16))
         w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
@@ -105,7 +105,7 @@ def test_the_others_go_straight(random_clip, s):
     for make in (lora, full, block, svd):
         model = moved(make(random_clip().double()).double())
         model.strength = s
-        merged = model.merged()
+        merged = model.merge_weights()
         for name, (encoder, parameter, rows) in model.places.items():
             w, changed = as64(model.frozen_weight(name)), as64(merged[encoder][parameter][rows])
             if make is lora:
@@ -147,10 +147,10 @@ def test_what_was_kept_of_another_strength_is_forgotten(random_clip, noise):
 
 def test_the_straight_line_between_rotated_weights(random_clip):
     model, s = turn(orthogonal(random_clip()), 1.0).eval(), 0.3
-    ends = model.merged()
+    ends = model.merge_weights()
     straighten(model)
     model.strength = s
-    for encoder, weights in model.merged().items():
+    for encoder, weights in model.merge_weights().items():
         for name, changed in weights.items():
             w = model.encoders[encoder].get_parameter(name)
             torch.testing.assert_close(changed, (1 - s) * w + s * ends[encoder][name], atol=1e-6, rtol=0)
@@ -441,10 +441,10 @@ def test_a_strength_below_1_is_named_also_where_it_is_the_only_one(tmp_path):
 
 def test_a_plan_has_a_folder_for_each_strength(tmp_path):
     words = ["--protocol", "base2new", "cross_dataset", "--trainers", "OrthCR", "CoOp", "--seeds", "1"]
-    args = arguments([*words, "--output-dir", str(tmp_path), "--strength", "0.5", "auto"])
-    plain = arguments([*words, "--output-dir", str(tmp_path)])
+    args = parse_arguments([*words, "--output-dir", str(tmp_path), "--strength", "0.5", "auto"])
+    plain = parse_arguments([*words, "--output-dir", str(tmp_path)])
     plans = [
-        [run for job in plan([Method("OrthCR"), Method("CoOp")], ["base2new", "xd"], a) for run in job.runs]
+        [run for job in make_plan([Method("OrthCR"), Method("CoOp")], ["base2new", "xd"], a) for run in job.runs]
         for a in (args, plain)
     ]
     assert {run for run in plans[1]} < {run for run in plans[0]}
@@ -458,14 +458,14 @@ def test_a_plan_has_a_folder_for_each_strength(tmp_path):
         assert given.eval_only and given.strength in ("0.5", "auto") and given.output_dir == str(run_.folder)
         assert str(run_.model) == given.model_dir and f"s{given.strength}" in run_.folder.parts
     with pytest.raises(SystemExit):
-        arguments([*words, "--strength", "1.5"])
+        parse_arguments([*words, "--strength", "1.5"])
 
 
 # ------------------------------------------------------------------ the curve
 
 
 def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path, monkeypatch):
-    text = curve([trained], tmp_path / "C", str(pictures), [0.5])
+    text = write_curve([trained], tmp_path / "C", str(pictures), [0.5])
     rows = read_json(tmp_path / "C" / "curve.json")
     found = {(row["path"], row["strength"], row["classes"]): row["accuracy"] for row in rows}
     assert {s for path, s, _ in found if path == "geodesic"} >= {0.0, 0.5, 1.0}
@@ -481,10 +481,10 @@ def test_the_curve_has_the_figures_of_evaluations(trained, pictures, tmp_path, m
     assert {path.name for path in (tmp_path / "C").iterdir()} == {"curve.json", "curve.md", "base_to_new_Shapes.png"}
     assert not (trained / "strength.json").exists()  # nothing is written beside the model
     with pytest.raises(ValueError, match="from 0 to 1"):
-        curve([trained], tmp_path / "C", None, [2.0])
+        write_curve([trained], tmp_path / "C", None, [2.0])
     monkeypatch.setattr(strength_curve, "images_of", lambda *_: None)
-    with pytest.raises(ValueError, match="Shapes, the data of .*, has no val images: leave out --split"):
-        curve([trained], tmp_path / "C", str(pictures), [0.5], "val")
+    with pytest.raises(ValueError, match="Shapes, the data of .*, has no val images: give another --split"):
+        write_curve([trained], tmp_path / "C", str(pictures), [0.5], "val")
 
 
 def test_averages_and_what_the_geodesic_brings_by_hand():
@@ -502,6 +502,6 @@ def test_averages_and_what_the_geodesic_brings_by_hand():
             wanted = [np.mean([at[seed, path, 0.5][each] for each in names]) for seed in (1, 2)]
             assert values(rows[f"OrthCR, {name}"], head) == pytest.approx(wanted)
     curve, line = ([np.mean([at[seed, path, 0.5][each] for each in others]) for seed in (1, 2)] for path in PATHS)
-    last = gains(points, [0.0, 0.5]).splitlines()[-1].split("|")[-2].split("±")
+    last = gain_table(points, [0.0, 0.5]).splitlines()[-1].split("|")[-2].split("±")
     less = np.subtract(curve, line)
     assert [float(x) for x in last] == pytest.approx([less.mean(), less.std()], abs=0.0051)

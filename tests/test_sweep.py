@@ -8,8 +8,8 @@ import pytest
 
 import benchmark
 from orthcr.compare import plans
-from orthcr.compare.command_line import arguments
-from orthcr.compare.sweep import Measured, Point, select_points
+from orthcr.compare.command_line import parse_arguments
+from orthcr.compare.sweep import Point, PointAccuracies, select_points
 from orthcr.run.flags import parse
 from orthcr.run.runner import prepare
 
@@ -25,7 +25,7 @@ def inline(work, jobs, slots):
 @pytest.fixture
 def words(data_root, tmp_path, monkeypatch):
     """words(KEY, VALUE, ...): a command line on Patterns, two seeds, in this process."""
-    monkeypatch.setattr("orthcr.compare.engines.local", inline)
+    monkeypatch.setattr("orthcr.compare.engines.run_locally", inline)
 
     def make(*sweep, trainers=("CoOp",), protocol="few_shot", seeds=("1", "2")):
         flags = ["--sweep", *sweep, "--protocol", protocol, "--datasets", "patterns", "--trainers", *trainers]
@@ -87,7 +87,7 @@ def test_a_key_of_one_method_is_for_it_alone(words, tmp_path, capsys):
 def test_what_lacks_a_seed_is_not_chosen():
     points = [Point("CoOp", "digits", value) for value in "abc"]
     values = [{1: 90.0}, {1: 50.0, 2: 60.0}, {1: 60.0, 2: 50.0}]
-    measured = [Measured(point, val, {}) for point, val in zip(points, values, strict=True)]
+    measured = [PointAccuracies(point, val, {}) for point, val in zip(points, values, strict=True)]
     assert select_points(measured, [1, 2]) == [points[1]] and select_points(measured[:1], [1, 2]) == []
 
 
@@ -96,26 +96,26 @@ def test_what_lacks_a_seed_is_not_chosen():
     [
         (["--sweep", "OPTIM.LR", "1"], "two or more different values"),
         (["--sweep", "OPTIM.LR", "1", "1"], "two or more different values"),
-        (["--sweep", "lr", "1", "2"], "no key to sweep"),
-        (["--sweep", "SEED", "1", "2"], "no key to sweep"),
-        (["--sweep", "TEST.SPLIT", "val", "test"], "no key to sweep"),
+        (["--sweep", "lr", "1", "2"], "cannot vary"),
+        (["--sweep", "SEED", "1", "2"], "cannot vary"),
+        (["--sweep", "TEST.SPLIT", "val", "test"], "cannot vary"),
         (["--sweep", "OPTIM.LR", "1", "2", "OPTIM.LR", "3"], "OPTIM.LR is set by --sweep"),
         (["--sweep", "OPTIM.LR", "1", "2", "TEST.SPLIT", "test"], "TEST.SPLIT is set by --sweep"),
-        (["--protocol", "cross_dataset", "--sweep", "OPTIM.LR", "1", "2"], "--protocol few_shot"),
+        (["--protocol", "cross_dataset", "--sweep", "OPTIM.LR", "1", "2"], "few_shot, its default, and base2new"),
         (["--shots", "1", "2", "--sweep", "OPTIM.LR", "1", "2"], "one number of shots"),
         (["--strength", "0.5", "--sweep", "OPTIM.LR", "1", "2"], "--strength"),
     ],
 )
 def test_a_sweep_that_makes_no_sense(argv, said, capsys):
     with pytest.raises(SystemExit):
-        arguments(argv)
+        parse_arguments(argv)
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_words_behind_a_sweep():
-    args = arguments(["--seeds", "1", "--sweep", "OPTIM.LR", "1e-3", "2e-3", "OPTIM.MAX_EPOCH", "3"])
+    args = parse_arguments(["--seeds", "1", "--sweep", "OPTIM.LR", "1e-3", "2e-3", "OPTIM.MAX_EPOCH", "3"])
     assert args.sweep == ["OPTIM.LR", "1e-3", "2e-3"] and args.opts == ("OPTIM.MAX_EPOCH", "3")
-    args = arguments(["--sweep", "OPTIM.LR", "1e-3", "2e-3", "--seeds", "1"])
+    args = parse_arguments(["--sweep", "OPTIM.LR", "1e-3", "2e-3", "--seeds", "1"])
     assert args.sweep == ["OPTIM.LR", "1e-3", "2e-3"] and args.seeds == [1] and args.opts == ()
 
 
@@ -125,8 +125,8 @@ def test_the_words_behind_a_sweep():
         (("OPTIM.LR", "1e-3", "fast"), ["CoOp"], "OPTIM.LR"),
         (("OPTIM.LRR", "1", "2"), ["CoOp"], "OPTIM.LR"),
         (("TRAINER.ORTHCR.BLOCK_SIZE", "16", "32"), ["CoOp"], "is no key of CoOp"),
-        (("OPTIM.LR", "1e-3", "2e-3"), ["ZeroshotCLIP"], "needs a method that is trained"),
-        (("TRAINER.COOP.CTX_INIT", "a b", "a  b"), ["CoOp"], "same name for a folder"),
+        (("OPTIM.LR", "1e-3", "2e-3"), ["ZeroshotCLIP"], "none of the methods has a training with this key"),
+        (("TRAINER.COOP.CTX_INIT", "a b", "a  b"), ["CoOp"], "have one folder name"),
         (("TRAINER.COOP.N_CTX", "4", "8"), ["CoOp"], "CTX_INIT"),
     ],
 )

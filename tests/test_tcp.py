@@ -77,7 +77,7 @@ def test_with_equal_class_tokens_they_are_deep_prompts(random_clip, noise):
     with torch.no_grad():
         learner.meta_net.linear2.weight.zero_()
         tokens = learner.meta_net.linear2.bias.reshape(4, -1)
-        deep = encoder(learner(), learner.tokens, learner.shared, deep={1: tokens})
+        deep = encoder(learner(), learner.tokens, learner.n_shared, deep={1: tokens})
         close(model.encode_text(), unit(deep))
 
 

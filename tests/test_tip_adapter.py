@@ -214,7 +214,7 @@ def test_other_classes_have_no_cache_term(random_clip, noise, capsys, trained):
     model = cached(random_clip(), noise, trained=trained)
     others = cached(random_clip(), noise, ["zebra", "Dark blue heart", "red circle"], trained)
     others.cache.load_state_dict(model.cache.state_dict())
-    assert "has 2 of these 3 classes" in capsys.readouterr().out
+    assert "has images of 2 of these 3 classes" in capsys.readouterr().out
     f = unit(noise(5, 24, seed=7).double())
     with torch.no_grad():
         term = others.cache(f)

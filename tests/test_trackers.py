@@ -9,7 +9,7 @@ import yaml
 
 from dassl.engine import TrainerBase
 from dassl.infrastructure.files import read_json
-from orthcr.reports.training import curves
+from orthcr.reports.training import read_curves
 from orthcr.run.config import setup_cfg
 from orthcr.run.declarations import config_values
 from orthcr.run.flags import parse
@@ -47,7 +47,7 @@ def interrupted_run(pictures, tmp_path, monkeypatch):
 
 def check_scalars(mine, out):
     """The last value of every tag and step is TensorBoard's."""
-    wanted = curves(out)
+    wanted = read_curves(out)
     assert wanted["train/loss"][1].size == 6 and mine.keys() == wanted.keys()
     for tag, (steps, values) in wanted.items():
         assert sorted(mine[tag]) == steps.tolist()
@@ -149,6 +149,6 @@ def test_a_model_chooses_no_tracker(tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"wandb": 1}', '{"wandb": "../x"}', '{"else": "a"}'])
 def test_damaged_identifiers(tmp_path, content, one_line):
     (tmp_path / "trackers.json").write_text(content)
-    with pytest.raises(ValueError, match="holds no identifiers") as error:
+    with pytest.raises(ValueError, match="is damaged") as error:
         read_identifiers(str(tmp_path))
     one_line(error)

@@ -92,7 +92,7 @@ def registered(monkeypatch):
 def settings_of(cfg, parent, name):
     """The node of `parent` as KEY VALUE pairs for that of `name`, without keys in place of which another decides."""
     old, new = (node_of(TRAINER_REGISTRY.get(trainer)) for trainer in (parent, name))
-    node, decides = cfg.TRAINER[old], TRAINER_REGISTRY.get(parent).decides
+    node, decides = cfg.TRAINER[old], TRAINER_REGISTRY.get(parent).deciding_keys
     decided = {key for name, of in decides.items() if node[name] for key in of.keys}
     return [word for key, value in node.items() if key not in decided for word in (f"TRAINER.{new}.{key}", value)]
 

@@ -56,7 +56,7 @@ def test_stage_2_trains_the_classifier_alone_from_the_adapted_text(model, noise)
     trainer, plain, _ = moved(model, noise)
     image, label = noise(5, 3, 32, 32).double(), torch.tensor([0, 1, 3, 2, 1])
     trainer.model.begin_second()
-    trainer.model.second = True
+    trainer.model.is_second_stage = True
     g = plain_text(plain, spoken(FORM)).detach()
     close(trainer.model.stages.classifier.data, g)
     w = (g + 0.3 * noise(4, 24, seed=2).double()).requires_grad_()
@@ -108,7 +108,7 @@ def test_the_second_stage_begins_at_its_step_with_a_schedule_of_its_own(make_tra
     def noted(batch):
         rate = trainer.get_current_lr()
         out = step(batch)
-        seen.append((trainer.model.second, rate))
+        seen.append((trainer.model.is_second_stage, rate))
         return out
 
     monkeypatch.setattr(trainer, "forward_backward", noted)

@@ -1,4 +1,4 @@
-"""ClipTrainer: the base class of all methods. A method adds its defaults, its classifier and, if it has one, its loss.
+"""ClipTrainer: the base class of all methods. A method adds its defaults, its classifier and, if needed, its loss.
 
 The hooks that a method overrides come first. The set-up, the training step and the rest of a run follow.
 """
@@ -25,7 +25,7 @@ from .shared.backbones import load_clip
 from .shared.beside_dassl import BY_ITEM, FeatureCache, add_up, gather, is_fixed, own_draws, parts, say, size, values
 from .shared.classes import class_ids, classes_of_training, positions_of, rows_by_name
 from .shared.classifier import ClipClassifier
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 
 # fp32: no autocast
 # amp: fp16 autocast with scaled gradients
@@ -48,29 +48,29 @@ class ClipTrainer(TrainerX):
       A submodule without parameters (a cache in buffers) is filled by `fit` and is not trained.
     - `per_class`: names of the learner's tensors with one row per class. The rows of a checkpoint are matched by class
       name. A class that was not trained on keeps the row that `build_classifier` made.
-    - `decides`: keys of its node that override other keys, each with its `Decides`.
-    - `unread`: keys outside of its node that it does not read, each with the reason. Setting one on the command line is
+    - `deciding_keys`: keys of its node that override other keys, each with a `DecidingKey`.
+    - `unread_keys`: keys outside of its node that it does not read, with reasons. Setting one on the command line is
       an error.
     - `registered`: name of the checkpoint folder, if the original does not use the name in `learner`.
-    - `settings_of`: name of a method whose YAML files count where neither it nor a parent class has one.
+    - `settings_of`: name of a method whose YAML files are used if the method and its parent classes have none.
     - `node_name`, `root`: name of another node, and keys outside of it, for originals that have their settings there.
     - `plan`: lines of `train.py --print-config`, learning rate, epochs or steps, that OPTIM does not determine.
     - `views`: the largest DATALOADER.K_TRANSFORMS, augmented copies of each training image in a batch.
-    - `adaptation`: what the model adapts to while it predicts, in words for the user; empty for most methods. The
-      evaluation of such a method can be resumed. If its model keeps something of the images, the method also overrides
-      `get_adaptation_state` and `set_adaptation_state`.
+    - `adaptation`: words for the data that the model adapts to while it predicts; empty for most methods. The
+      evaluation of such a method can be resumed. If its model has a state that the images change, the method also
+      overrides `get_adaptation_state` and `set_adaptation_state`.
     - `lr_per_batch`: whether the learning-rate schedule steps after each batch instead of after each epoch.
     - `draws_by_item`: whether the random transforms of an image depend on the epoch and the image alone, not on the
       images before it. Dassl's trainers draw from one stream.
-    - `test_replaces_val`: whether an evaluation on val takes the test images where there are no val images, as Dassl
-      does. False: it is an error.
+    - `test_replaces_val`: whether an evaluation on val uses the test images if there are no val images, as in Dassl.
+      False: it is an error.
     """
 
     defaults: dict = {"PREC": Key("amp", choices=PRECISIONS)}
     learner: str = ""
     per_class: tuple[str, ...] = ()
-    decides: dict[str, Decides] = {}
-    unread: dict[str, str] = {}
+    deciding_keys: dict[str, DecidingKey] = {}
+    unread_keys: dict[str, str] = {}
     registered: str = ""
     settings_of: str = ""
     node_name: str = ""
@@ -83,7 +83,7 @@ class ClipTrainer(TrainerX):
     test_replaces_val: bool = False
     batch_fraction: float = 1.0  # fraction of the batch's images in this process; set by the training loop
     feature_cache = None  # the `FeatureCache` of DATASET.FEATURE_CACHE
-    cached_seconds: float = 0.0  # in which other runs encoded the features that this run took from it
+    cached_seconds: float = 0.0  # time that other runs spent on encoding the features that this run read from the cache
     # int64 [B], rows of the step's images in the cached frozen features; None: nothing is cached. `forward_backward`
     # sets it for `frozen_input`, which `losses` calls: the hook `losses` has fixed arguments and cannot pass it on.
     step_rows: torch.Tensor | None = None
@@ -101,11 +101,11 @@ class ClipTrainer(TrainerX):
         raise NotImplementedError
 
     def test_transform(self):
-        """Return the transform of a test image, from a PIL image to what `model` takes of one image."""
+        """Return the transform of a test image, from a PIL image to the input of `model`."""
         return build_transform(self.cfg, is_train=False)
 
     def check_descriptions(self) -> None:
-        """Read the descriptions of a method that has some. Raise ValueError if they do not fit the classes."""
+        """Read the descriptions, if the method has some. Raise ValueError if they do not fit the classes."""
         if self.node.get("DESCRIPTIONS"):
             self.model.sentences  # noqa: B018
 
@@ -144,7 +144,7 @@ class ClipTrainer(TrainerX):
         return self.cfg.TRAINER[node_of(type(self))]
 
     def key(self, name: str = "") -> str:
-        """Return the full name of a key of that node, or of the node itself, for messages."""
+        """Return the full name of a key of the method's node, or of the node itself, for messages."""
         node = f"TRAINER.{node_of(type(self))}"
         return f"{node}.{name}" if name else node
 
@@ -179,10 +179,11 @@ class ClipTrainer(TrainerX):
         if not self.learner:
             return
         learner = self.model.get_submodule(self.learner)
-        unknown = [name for name in self.per_class if name not in learner.state_dict()]
-        if unknown:
+        unknown_names = [name for name in self.per_class if name not in learner.state_dict()]
+        if unknown_names:
             tensors = ", ".join(learner.state_dict())
-            raise ValueError(f'{type(self).__name__}.per_class names "{unknown[0]}", but the learner has {tensors}')
+            problem = f'{type(self).__name__}.per_class names "{unknown_names[0]}"'
+            raise ValueError(f"{problem}, but the learner has {tensors}: name one of these")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_init_weights(learner, cfg.MODEL.INIT_WEIGHTS)
         if count_num_param(learner):
@@ -197,7 +198,7 @@ class ClipTrainer(TrainerX):
         optim = self.cfg.OPTIM.clone()
         if self.lr_per_batch:
             optim.defrost()
-            # predict.py has no training data: any number of batches is right there
+            # predict.py has no training data and does not use the number of batches
             batches = len(self.train_loader_x) if self.train_loader_x else 1
             optim.MAX_EPOCH *= batches
             optim.WARMUP_EPOCH *= batches
@@ -207,8 +208,8 @@ class ClipTrainer(TrainerX):
 
     def set_precision(self, precision: str) -> None:
         if precision == "auto":
-            on_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
-            precision = "fp32" if self.device.type == "cpu" else on_gpu
+            uses_gpu = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "amp"
+            precision = "fp32" if self.device.type == "cpu" else uses_gpu
             say(f"PREC auto: {precision} is used on this device")
         if precision == "fp16":
             say("PREC fp16: amp is used, because trained tensors stay in fp32 in this project")
@@ -254,14 +255,14 @@ class ClipTrainer(TrainerX):
         accuracy = self.batch_fraction * compute_accuracy(logits, label)[0]
         numbers = torch.stack([*terms.values(), accuracy.reshape(())]).detach()
         *numbers, accuracy = add_up([numbers])[0].tolist()  # the only synchronisation with the GPU in a step
-        by_term = dict(zip(terms, numbers, strict=True))
-        self.check_finite(by_term)
+        value_of_term = dict(zip(terms, numbers, strict=True))
+        self.check_finite(value_of_term)
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.lr_per_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
 
-        return {"loss": sum(numbers), **(by_term if len(terms) > 1 else {}), "acc": accuracy}
+        return {"loss": sum(numbers), **(value_of_term if len(terms) > 1 else {}), "acc": accuracy}
 
     def check_finite(self, terms: dict[str, float]) -> None:
         """Raise FloatingPointError with the name of a term that is infinite or NaN."""
@@ -282,8 +283,8 @@ class ClipTrainer(TrainerX):
     def frozen_input(self, image: torch.Tensor) -> torch.Tensor:
         """Return the argument of `model.frozen_image` for the images of the step.
 
-        These are their cached features if each image is the same in each epoch, else the images. `losses` calls this
-        for the images that it was given, and not for others that it makes, for example cut ones.
+        These are the cached features if each image is the same in each epoch, else the images. `losses` calls this only
+        for its argument `image`, and not for images that it makes itself, for example cut ones.
         """
         if self.step_rows is None:
             return image
@@ -359,16 +360,16 @@ class ClipTrainer(TrainerX):
     def print_val_accuracy(self) -> None:
         """Print the accuracy on val. The state of the random generator stays as it is."""
         self.set_model_mode("eval")
-        right = total = 0
+        n_correct = total = 0
         with torch.random.fork_rng(devices=[]):
             for batch, part in self.test_batches(self.val_loader):
                 image, label = self.parse_batch_test(batch)
                 logits, label = gather(part, self.model_inference(image), label)
-                right += int((logits.argmax(1) == label).sum())
+                n_correct += int((logits.argmax(1) == label).sum())
                 total += len(label)
-        accuracy = f"accuracy on val: {100 * right / total:.1f}% ({right:,} of {total:,})"
+        accuracy = f"accuracy on val: {100 * n_correct / total:.1f}% ({n_correct:,} of {total:,})"
         print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {accuracy}")
-        self.write_scalar("val/accuracy", 100 * right / total, self.epoch)
+        self.write_scalar("val/accuracy", 100 * n_correct / total, self.epoch)
 
     def after_train(self):
         if self.optim is not None:
@@ -377,7 +378,8 @@ class ClipTrainer(TrainerX):
 
     def print_untrained_classes(self) -> None:
         """Print the classes that were in no training batch. An epoch leaves out its last batch if it is incomplete."""
-        names = [self.lab2cname[label] for label, seen in enumerate(self.trained_classes.tolist()) if not seen]
+        was_trained = self.trained_classes.tolist()
+        names = [self.lab2cname[label] for label, trained in enumerate(was_trained) if not trained]
         if names:
             size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
             say(f"{len(names)} of {self.num_classes} classes were in no training batch: {', '.join(names)}")
@@ -397,9 +399,9 @@ class ClipTrainer(TrainerX):
 
     def features_of_passes(self, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return `features` of the training images n times, each time through the training transform; for `fit`."""
-        different = 1 if self.images_repeat() else n
-        passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(different)]
-        return passes * (n // different)
+        is_random = 1 if self.images_repeat() else n
+        passes = [self.features(self.dm.dataset.train_x, train=True) for _ in range(is_random)]
+        return passes * (n // is_random)
 
     def features(self, items, train: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the frozen CLIP's features of a list of `Datum`, in the order of the list; for `fit`.
@@ -415,49 +417,50 @@ class ClipTrainer(TrainerX):
 
     @torch.no_grad()
     def encode(self, items, transform: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same as `features`, for any transform."""
+        """Return the features and labels of a list of `Datum`, as `features` does, for any transform."""
         batch_size = self.cfg.DATALOADER.TEST.BATCH_SIZE
         loader = build_data_loader(
             self.cfg, data_source=items, batch_size=batch_size, tfm=transform, is_train=False, **BY_ITEM
         )
         features, labels = [], []
         for batch, part in self.encoded_batches(loader):
-            encoded, label = gather(part, self.encode_batch(batch).float(), self.parse_batch_test(batch)[1])
-            features.append(encoded)
+            batch_features, label = gather(part, self.encode_batch(batch).float(), self.parse_batch_test(batch)[1])
+            features.append(batch_features)
             labels.append(label)
         return torch.cat(features), torch.cat(labels)
 
     @torch.no_grad()
     def encode_batch(self, batch: dict) -> torch.Tensor:
-        """Return the frozen features of a batch of images or of such features, float [B, embed_dim]."""
+        """Return the frozen features of a batch of images or cached features, float [B, embed_dim]."""
         image, _ = self.parse_batch_test(batch)
         with torch.autocast(**self.autocast):
             return self.model.frozen_features(image)
 
     def encoded_batches(self, loader) -> Iterator[tuple]:
-        """Yield (batch, `Part`) of a loader; with a cache for it, frozen features are in place of the images."""
+        """Yield (batch, `Part`) of a loader. With a cache, the batches have frozen features instead of images."""
         return parts(self.cached_batches(loader) if self.uses_cache() else loader)
 
     def uses_cache(self) -> bool:
-        """Return whether there is a cache, and the method does not read or encode images in a way of its own."""
+        """Return whether there is a cache, and the method reads and encodes images as ClipTrainer does."""
         reads_plainly = type(self).parse_batch_test is ClipTrainer.parse_batch_test
         encodes_plainly = type(self.model).frozen_features is ClipClassifier.frozen_features
         return self.feature_cache is not None and reads_plainly and encodes_plainly
 
     def cached_batches(self, loader) -> Iterator[dict]:
-        """Yield the batches of a loader with frozen features, from the cache or into it, or with images without it."""
-        one_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
-        if one_pass.encoded:
-            say(f"The features of {len(one_pass.encoded.features):,} images are those in {self.feature_cache.folder}")
-            self.cached_seconds += one_pass.encoded.seconds
-            yield from one_pass.batches()
-        elif one_pass.name:
-            yield from self.feature_cache.record(one_pass, self.encode_batch)
+        """Yield the batches of a loader with frozen features from the cache, which is filled at the first pass."""
+        feature_pass = self.feature_cache.look_up(loader, self.model.image_encoder, self.autocast)
+        if feature_pass.encoded:
+            count = len(feature_pass.encoded.features)
+            say(f"The features of {count:,} images are read from {self.feature_cache.folder}")
+            self.cached_seconds += feature_pass.encoded.seconds
+            yield from feature_pass.batches()
+        elif feature_pass.name:
+            yield from self.feature_cache.record(feature_pass, self.encode_batch)
         else:
             yield from loader
 
     def clock(self):
-        """Return the time at which this run would be without a cache. A training has the same seconds with it."""
+        """Return the time plus the seconds saved by the cache, so that trainings report times without it."""
         return super().clock() + self.cached_seconds
 
     def get_extra_state(self):
@@ -470,11 +473,11 @@ class ClipTrainer(TrainerX):
     def set_extra_state(self, state):
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        trained = state.get("trained_classes", torch.empty(0))
-        if len(trained) == self.num_classes:
-            self.trained_classes = trained.to(self.device)
+        trained_classes = state.get("trained_classes", torch.empty(0))
+        if len(trained_classes) == self.num_classes:
+            self.trained_classes = trained_classes.to(self.device)
         else:
-            # a checkpoint of an earlier version or of other classes does not have them: nothing is printed about them
+            # a checkpoint of an earlier version or of other classes does not have them, so nothing is printed
             self.trained_classes.fill_(True)
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
@@ -490,10 +493,10 @@ class ClipTrainer(TrainerX):
             return checkpoint
         # a learner with the buffer `classes` matches the rows in its own load_state_dict
         has_classes = "classes" in dict(learner.named_buffers()) and not resume
-        mismatched = [] if has_classes else self.tensors_of_classes(weights)
-        mismatched = [name for name in mismatched if resume or name not in self.per_class]
-        if mismatched:
-            tensor, per_class = f'"{mismatched[0]}"', f"{type(self).__name__}.per_class"
+        mismatched_names = [] if has_classes else self.tensors_of_classes(weights)
+        mismatched_names = [name for name in mismatched_names if resume or name not in self.per_class]
+        if mismatched_names:
+            tensor, per_class = f'"{mismatched_names[0]}"', f"{type(self).__name__}.per_class"
             problem = f'"{path}" was trained on other classes, and its tensor {tensor} has a row for each class'
             advice = f"evaluate on the classes of the training, or list {tensor} in {per_class} (docs/design.md)"
             if resume:
@@ -503,33 +506,33 @@ class ClipTrainer(TrainerX):
         names = [name for name in self.per_class if name in weights]
         rows = {name: rows_by_name(initial[name], weights[name], positions) for name in names}
         if rows:
-            trained = int((positions >= 0).sum())
-            trained_classes = f"{trained} of these {len(positions)} classes were trained"
+            n_trained = int((positions >= 0).sum())
+            trained_classes = f"{n_trained} of these {len(positions)} classes were trained"
             say(f"{', '.join(rows)}: {trained_classes}, others are as at the start")
         return {**checkpoint, "state_dict": {**weights, **rows}}
 
     def positions_in(self, checkpoint: dict, path: str) -> torch.Tensor | None:
-        """Return the position of each class among those of the checkpoint; None: the same classes, or unknown ones."""
-        trained, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
-        if trained is None or torch.equal(class_ids(trained), class_ids(classnames)):
+        """Return the position of each class in the checkpoint; None if the classes are equal or unknown."""
+        trained_names, classnames = classes_of_training(checkpoint, path), self.dm.dataset.classnames
+        if trained_names is None or torch.equal(class_ids(trained_names), class_ids(classnames)):
             return None
-        return positions_of(class_ids(classnames), class_ids(trained))
+        return positions_of(class_ids(classnames), class_ids(trained_names))
 
     def tensors_of_classes(self, weights: dict) -> list[str]:
         """Return the names of the tensors of a checkpoint that have an entry for each class.
 
-        A dimension may have as many entries as there are classes by chance. So the learner is built a second time with
-        one class less. The tensors whose shape differs then are the ones that belong to the classes.
+        A dimension may by chance have as many entries as there are classes. So the learner is built again with one
+        class less. The tensors whose shape then differs belong to the classes.
         """
         names, tensors = self.dm.dataset.classnames, self.model.get_submodule(self.learner).state_dict()
-        suspects = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
-        if not suspects:
+        candidates = [name for name, tensor in tensors.items() if name in weights and len(names) in tensor.shape]
+        if not candidates:
             return []
         trainer = copy.copy(self)  # `build_classifier` may set attributes
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             clip_model = load_clip(self.cfg.MODEL.BACKBONE.NAME, self.device)
             smaller = trainer.build_classifier(clip_model, names[:-1]).get_submodule(self.learner).state_dict()
-        return [name for name in suspects if name not in smaller or smaller[name].shape != tensors[name].shape]
+        return [name for name in candidates if name not in smaller or smaller[name].shape != tensors[name].shape]
 
     def load_init_weights(self, learner: torch.nn.Module, path: str) -> None:
         """Load the tensors of MODEL.INIT_WEIGHTS that fit. Rows of `per_class` are matched by class name."""
@@ -573,8 +576,8 @@ def nodes_of(trainer: type) -> tuple[str, ...]:
 def extend_cfg(cfg: CN, trainer: str = "") -> None:
     """Add the defaults of every registered method to `cfg.TRAINER`, as CoOp's train.py does by hand.
 
-    A node that several methods share has the defaults of `trainer` if it is one of them. Otherwise it has those of the
-    method that the node is named after.
+    A node that several methods share has the defaults of `trainer` if this is one of them. Otherwise it has the
+    defaults of the method that the node is named after.
 
     Args:
         cfg: the config, in place.

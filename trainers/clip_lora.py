@@ -53,11 +53,12 @@ class LoRA(nn.Module):
         the text encoder followed by those of the image encoder. A state dict of this class is returned unchanged.
 
         Raises:
-            ValueError: alpha, the maps or the number of blocks differ from those of this object.
+            ValueError: the file is malformed, or alpha, the maps or the number of blocks differ from this object's.
         """
         if "weights" not in state_dict:
             return state_dict
         layers, metadata = state_dict["weights"], state_dict.get("metadata", {})
+        check_file(layers, metadata)
         if metadata.get("alpha", self.alpha) != self.alpha:  # the shapes fit, but the scale of the products is wrong
             raise ValueError(f"this LoRA was trained with alpha {metadata['alpha']}, not {self.alpha}: set ALPHA")
         maps = [ALIASES.get(name, name) for name in metadata.get("params", [])]
@@ -76,6 +77,22 @@ class LoRA(nn.Module):
         return tensors
 
 
+def check_file(layers: object, metadata: object) -> None:
+    """Raise ValueError if the content of a lora_weights.pt does not have the original's form.
+
+    Args:
+        layers: {layer: {map: {matrix: tensor}}}.
+        metadata: {"alpha": number, "params": [map, ...], ...}.
+    """
+    names = metadata.get("params", []) if isinstance(metadata, dict) else None
+    is_valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    for maps in layers.values() if isinstance(layers, dict) else [None]:
+        has_maps = isinstance(maps, dict) and all(isinstance(name, str) for name in maps)
+        is_valid = is_valid and has_maps and all(isinstance(matrices, dict) for matrices in maps.values())
+    if not is_valid:
+        raise ValueError("this LoRA's weights are not {layer: {map: {matrix: tensor}}}: take the original's file")
+
+
 class LowRankCLIP(TunedCLIP):
     """CLIP with W + (alpha / sqrt(r)) B A in place of every chosen W."""
 
@@ -87,7 +104,7 @@ class LowRankCLIP(TunedCLIP):
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
     @property
-    def shared(self):
+    def n_shared(self):
         return 0 if self.training and self.dropout else None  # dropout differs between the classes
 
     def compute_changes(self, names, s=1.0):

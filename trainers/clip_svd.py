@@ -67,8 +67,8 @@ class SingularValues(nn.Module):
         if ((u * start) @ vt - weight).norm() > 0.01 * weight.norm():
             raise ValueError(f"the U and V of {name} are of another weight: give the backbone of this file")
         self.vector_S[name].copy_(s[0])
-        for tensor, new in zip(self.factors(name), (u, start, vt), strict=True):
-            tensor.copy_(new)
+        for tensor, new_values in zip(self.factors(name), (u, start, vt), strict=True):
+            tensor.copy_(new_values)
 
 
 class SingularCLIP(TunedCLIP):

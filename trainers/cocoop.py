@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 from .shared.prompts import PromptLearner, agrees_with_words
 
 
@@ -50,9 +50,9 @@ class CustomCLIP(ClipClassifier):
         learner, encoder = self.prompt_learner, self.text_encoder
         images = len(f)
         if not torch.is_grad_enabled():  # the embeddings take memory too, so only some images have theirs at once
-            images = encoder.plan(learner.tokens, learner.shared, images).images
+            images = encoder.plan(learner.tokens, learner.n_shared, images).images
         return normalize(
-            torch.cat([encoder(learner(part), learner.tokens, learner.shared) for part in f.split(images)])
+            torch.cat([encoder(learner(part), learner.tokens, learner.n_shared) for part in f.split(images)])
         )
 
     def forward(self, image):
@@ -68,7 +68,7 @@ class CoCoOp(ClipTrainer):
         "N_CTX": Key(16, low=1),  # M, number of context vectors; CTX_INIT sets it to its number of words
         "CTX_INIT": "",  # initial words of the context, for example "a photo of a"; "" = random vectors
     }
-    decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
+    deciding_keys = {"CTX_INIT": DecidingKey(("N_CTX",), agrees_with_words, refused=True)}
     learner = "prompt_learner"
 
     def build_classifier(self, clip_model, classnames):

@@ -16,7 +16,7 @@ from .base import ClipTrainer
 from .shared.beside_dassl import say
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 from .shared.prompts import POSITIONS, PromptLearner, agrees_with_words
 
 
@@ -40,7 +40,7 @@ class CustomCLIP(ClipClassifier):
     def text_features(self) -> torch.Tensor:
         """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return self.text_encoder(learner(), learner.tokens, learner.shared)
+        return self.text_encoder(learner(), learner.tokens, learner.n_shared)
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_features())
@@ -56,7 +56,7 @@ class CoOp(ClipTrainer):
         "CTX_INIT": "",  # initial words of the context, for example "a photo of a"; "" = random vectors
         "CLASS_TOKEN_POSITION": Key("end", choices=POSITIONS),
     }
-    decides = {"CTX_INIT": Decides(("N_CTX", "CSC"), agrees_with_words, refused=True)}
+    deciding_keys = {"CTX_INIT": DecidingKey(("N_CTX", "CSC"), agrees_with_words, refused=True)}
     learner = "prompt_learner"
     classifier = CustomCLIP
 

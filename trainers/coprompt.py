@@ -74,7 +74,7 @@ class CustomCLIP(maple.CustomCLIP):
 
     @cached_property
     def descriptions(self) -> list[list[str]]:
-        """The descriptions [j][class], as many as the class with the fewest has."""
+        """The descriptions [j][class]; the class with the fewest descriptions limits their number."""
         if self.description_file:
             return [list(column) for column in zip(*self.sentences, strict=False)]
         return [fill_template(template, self.classnames) for template in IMAGENET_TEMPLATES]
@@ -121,7 +121,7 @@ class CoPrompt(MaPLe):
     epoch = batch_idx = 0  # until the training counts them
 
     def setting(self, place: int, value: float | None) -> float:
-        """Return a setting, or if it is None the authors' for the data set; `place`: that in `PUBLISHED`."""
+        """Return `value`, or the authors' value for the data set if it is None; `place`: its index in `PUBLISHED`."""
         return PUBLISHED.get(self.cfg.DATASET.NAME, OTHERS)[place] if value is None else value
 
     def classifier(self, node, clip_model, classnames):

@@ -6,7 +6,7 @@ ICCV; github.com/sarahpratt/CuPL. Sentences t_1 ... t_K about each class c come 
     g_c = u / |u|,   u = 1/K sum_k g(t_k) / |g(t_k)|
     z   = s f(x) g^T
 
-With TEMPLATES the prompts of templates are further sentences of each class. All have the same weight.
+With TEMPLATES, the prompts of templates are additional sentences of each class. All sentences have the same weight.
 """
 
 from functools import cached_property
@@ -26,8 +26,8 @@ class DescribedCLIP(ClipClassifier):
 
     @cached_property
     def sentences(self):
-        described = read_descriptions(self.description_file, self.classnames)
-        return [prompts + texts for prompts, texts in zip(super().prompts(), described, strict=True)]
+        sentences = read_descriptions(self.description_file, self.classnames)
+        return [prompts + texts for prompts, texts in zip(super().prompts(), sentences, strict=True)]
 
     def prompts(self):
         return self.sentences

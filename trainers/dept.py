@@ -1,8 +1,8 @@
 """DePT, decoupled prompt tuning (Zhang et al. 2024, "DePT: Decoupled Prompt Tuning", CVPR).
 
 The original code is github.com/Koorye/DePT. A prompt method (BASE) has image features f and class features g, which are
-not normalised here. A second classifier on the base classes sees them through a scale a and a shift b of each channel,
-so that knowledge of the base classes alone has a space of its own:
+not normalised here. A second classifier, for the base classes, uses them with a scale a and a shift b of each channel,
+so that knowledge about the base classes is kept in a separate space:
 
     f^ = a_i * f + b_i,   g^ = a_t * g + b_t
     z  = s cos(f, g),     h(x) = V x + c
@@ -53,15 +53,15 @@ class DecoupledLearner(nn.Module):
         classnames: names of the classes; the checkpoint stores a hash of each.
         film: whether there are a and b.
         linear: whether there are V and c.
-        seen: whether a checkpoint without class names counts as trained on these classes.
+        is_seen: whether a checkpoint without class names counts as trained on these classes.
 
     Attributes:
         two_heads: whether these classes are all among those of the training, so that h is used.
     """
 
-    def __init__(self, prompt_learner, d: int, classnames: list[str], film: bool, linear: bool, seen: bool):
+    def __init__(self, prompt_learner, d: int, classnames: list[str], film: bool, linear: bool, is_seen: bool):
         super().__init__()
-        self.prompt_learner, self.seen, self.two_heads = prompt_learner, seen, True
+        self.prompt_learner, self.is_seen, self.two_heads = prompt_learner, is_seen, True
         if film:
             self.film_lp_img, self.film_lp_text = FiLM(d), FiLM(d)
         if linear:
@@ -78,7 +78,7 @@ class DecoupledLearner(nn.Module):
             self.two_heads = bool((positions >= 0).all())
         else:  # the original does not save them
             positions = torch.arange(len(self.classes))
-            self.two_heads = self.seen and all(len(state[name]) == len(positions) for name in probe)
+            self.two_heads = self.is_seen and all(len(state[name]) == len(positions) for name in probe)
         for name in probe:
             state[name] = state[name][positions.to(state[name].device)] if self.two_heads else self.get_parameter(name)
         if not self.two_heads:
@@ -161,7 +161,7 @@ class DePT(EpochAverage, ClipTrainer):
         "W": Key(2.0, low=0),  # of KgCoOp
         "TEMPLATE": KgCoOp.defaults["TEMPLATE"],  # of KgCoOp
     }
-    decides = CoOp.decides
+    deciding_keys = CoOp.deciding_keys
     root = {
         "TRAINER": {
             "LINEAR_PROBE": {
@@ -203,10 +203,10 @@ class DePT(EpochAverage, ClipTrainer):
     def build_classifier(self, clip_model, classnames):
         head, data, self.base = self.cfg.TRAINER.LINEAR_PROBE, self.cfg.DATASET, self.prompt_method()
         classes, d = data.get("SUBSAMPLE_CLASSES", "all"), clip_model.text_projection.shape[1]
-        seen = classes == "base" or (classes == "all" and "ImageNet" in data.NAME)  # the original's rule
+        is_seen = classes == "base" or (classes == "all" and "ImageNet" in data.NAME)  # the original's rule
         model = self.base.build_classifier(clip_model, classnames)
         film, linear = self.cfg.TRAINER.FILM.LINEAR_PROBE, head.TYPE == "linear"
-        model.learner = DecoupledLearner(model.prompt_learner, d, classnames, film, linear, seen)
+        model.learner = DecoupledLearner(model.prompt_learner, d, classnames, film, linear, is_seen)
         for name, p in model.learner.named_parameters():
             p.requires_grad_(any(word in name for word in self.cfg.TRAINER.NAMES_TO_UPDATE))
         model.weight = head.WEIGHT if head.TEST_TIME_FUSION else 1.0
@@ -230,7 +230,7 @@ class DePT(EpochAverage, ClipTrainer):
         if self.cfg.TRAINER.LINEAR_PROBE.TYPE == "linear":
             images, texts = model.spaces(f, g)
             h = model.probe(torch.cat([texts[label], images]))
-            second = F.cross_entropy(h, torch.cat([label, label]))
+            second_loss = F.cross_entropy(h, torch.cat([label, label]))
         else:
-            second = F.cross_entropy(model.second_logits(f, g), label)
-        return terms | {"ce": (1 - w) * terms["ce"], "ce_probe": w * second}, z
+            second_loss = F.cross_entropy(model.second_logits(f, g), label)
+        return terms | {"ce": (1 - w) * terms["ce"], "ce_probe": w * second_loss}, z

@@ -33,11 +33,11 @@ class FreeCLIP(TunedCLIP):
             return {name: self.weights[name] for name in names}
         return {name: torch.lerp(wide(self.frozen_weight(name)), self.weights[name], s) for name in names}
 
-    def apply_change(self, trained, x, weight, bias):
-        return F.linear(x, trained, bias)
+    def apply_change(self, trained_weight, x, weight, bias):
+        return F.linear(x, trained_weight, bias)
 
-    def merge(self, trained, weight) -> torch.Tensor:
-        return trained
+    def merge(self, trained_weight, weight) -> torch.Tensor:
+        return trained_weight
 
 
 @TRAINER_REGISTRY.register()

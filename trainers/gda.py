@@ -66,14 +66,14 @@ def gaussians(x: torch.Tensor, labels: torch.Tensor, n_cls: int, covariance: str
     """
     counts = labels.bincount(minlength=n_cls)
     means = x.new_zeros(n_cls, x.shape[1]).index_add(0, labels, x) / counts.clamp(min=1).unsqueeze(1)
-    centred = x - means[labels]
-    few = counts.max() if covariance == "shrunk" else counts[counts > 0].min()
-    if few < 2:
+    deviations = x - means[labels]
+    has_one_feature = counts.max() if covariance == "shrunk" else counts[counts > 0].min()
+    if has_one_feature < 2:
         raise ValueError("a class has one feature, which has no covariance: give more shots or a larger AUGMENT_EPOCH")
     if covariance == "shrunk":
-        return means, shrunk_inverse(centred.T @ centred, len(x))
+        return means, shrunk_inverse(deviations.T @ deviations, len(x))
     freedoms = (counts[labels] - 1).to(x).unsqueeze(1)
-    return means, inverse(centred.T @ (centred / freedoms) / (counts > 0).sum())
+    return means, inverse(deviations.T @ (deviations / freedoms) / (counts > 0).sum())
 
 
 def new_gaussians(x: torch.Tensor, g: torch.Tensor, neighbours: int, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,9 +87,9 @@ def new_gaussians(x: torch.Tensor, g: torch.Tensor, neighbours: int, copies: int
     """
     k, means, total = min(neighbours, len(x)), [], 0
     for g_c in g:
-        nearest = x[(x @ g_c).topk(k).indices]
-        means.append((nearest.sum(dim=0) + copies * g_c) / (k + copies))
-        total = total + shrunk_inverse((nearest - g_c).T @ (nearest - g_c), max(k, 2))
+        nearest_features = x[(x @ g_c).topk(k).indices]
+        means.append((nearest_features.sum(dim=0) + copies * g_c) / (k + copies))
+        total = total + shrunk_inverse((nearest_features - g_c).T @ (nearest_features - g_c), max(k, 2))
     return torch.stack(means), total / len(g)
 
 
@@ -126,10 +126,10 @@ class Discriminant(nn.Module):
             positions = positions_of(self.classes, state["classes"])
             for name in ("weight", "bias", "counts"):
                 state[name] = rows_by_name(torch.zeros_like(getattr(self, name)), state[name], positions)
-            unknown = int((state["counts"] == 0).sum())
-            if unknown:
+            n_unknown = int((state["counts"] == 0).sum())
+            if n_unknown:
                 text = "are described by features of other classes" if len(state["features"]) else "are zero-shot"
-                say(f"GDA has no training images of {unknown} of these {len(positions)} classes, which {text}")
+                say(f"GDA has no training images of {n_unknown} of these {len(positions)} classes, which {text}")
             state["classes"] = self.classes
             self.features = self.features.new_empty(state["features"].shape)  # the number of images may differ
         return super().load_state_dict(state, *args, **kwargs)
@@ -146,7 +146,7 @@ class DiscriminantCLIP(ClipClassifier):
             self.logit_scale.fill_(node.LOGIT_SCALE)
 
     def discriminants(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return W^T float [n_cls, d] and b float [n_cls] of all classes, those without training images as well."""
+        """Return W^T float [n_cls, d] and b float [n_cls] of all classes, including those without training images."""
         gda, weight, bias = self.gda, self.gda.weight, self.gda.bias
         if len(gda.features) and (gda.counts == 0).any():
             new = gda.counts == 0
@@ -173,8 +173,8 @@ class DiscriminantCLIP(ClipClassifier):
         """
         best = 0.0, 0.1
         for alpha in ALPHAS:
-            right = self.score(f, self.gda.weight, self.gda.bias, alpha).argmax(dim=1) == label
-            best = max(best, (100 * right.double().mean().item(), alpha), key=lambda pair: pair[0])
+            accuracies = self.score(f, self.gda.weight, self.gda.bias, alpha).argmax(dim=1) == label
+            best = max(best, (100 * accuracies.double().mean().item(), alpha), key=lambda pair: pair[0])
         return best
 
 

@@ -10,7 +10,14 @@ J and K are the depths. shared/deep.py has the positions of the prompts.
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer
-from .shared.deep import PromptedCLIP, TextPromptLearner, VisionPromptLearner, by_block, check_depth, prompts_of_blocks
+from .shared.deep import (
+    PromptedCLIP,
+    TextPromptLearner,
+    VisionPromptLearner,
+    check_depth,
+    prompts_by_block,
+    prompts_of_blocks,
+)
 from .shared.keys import Key
 
 
@@ -38,10 +45,10 @@ class VLPromptLearner(TextPromptLearner):
         self.vision_prompts = prompts_of_blocks(n, vision_width, range(depth))
 
     def text(self):
-        return by_block(self.text_prompts)
+        return prompts_by_block(self.text_prompts)
 
     def vision(self):
-        return by_block(self.vision_prompts)
+        return prompts_by_block(self.vision_prompts)
 
 
 class CustomCLIP(PromptedCLIP):

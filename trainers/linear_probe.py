@@ -27,7 +27,7 @@ from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
 from .shared.keys import TEMPLATE, Key
-from .shared.prompts import spoken, template_for
+from .shared.prompts import replace_underscores, template_for
 from .shared.templates import IMAGENET_TEMPLATES_SELECT
 
 
@@ -67,12 +67,12 @@ class Prototypes(nn.Module):
         state = {"classes": self.classes} | {name: t for name, t in state_dict.items() if name != "logit_scale"}
         if not torch.equal(state["classes"].cpu(), self.classes.cpu()):
             positions = positions_of(self.classes, state["classes"])
-            trained, text = (positions >= 0).unsqueeze(1), self.base_text_features
+            is_trained, text = (positions >= 0).unsqueeze(1), self.base_text_features
             zero_shot = {"prototypes": torch.zeros_like(text) if self.residual else text, "base_text_features": text}
             for name, rows in zero_shot.items():
-                state[name] = torch.where(trained, state[name].to(rows)[positions], rows)
+                state[name] = torch.where(is_trained, state[name].to(rows)[positions], rows)
             state["classes"] = self.classes
-            trained_classes = f"{int(trained.sum())} of these {len(positions)} classes"
+            trained_classes = f"{int(is_trained.sum())} of these {len(positions)} classes"
             say(f"The probe was trained on {trained_classes}, others are zero-shot")
         return super().load_state_dict(state, *args, **kwargs)
 
@@ -80,7 +80,7 @@ class Prototypes(nn.Module):
 class ProbedCLIP(ClipClassifier):
     def __init__(self, node, clip_model, classnames: list[str], templates: list[str]):
         super().__init__(clip_model, classnames, templates)
-        names = classnames if node.KEEP_UNDERSCORES else spoken(classnames)
+        names = classnames if node.KEEP_UNDERSCORES else replace_underscores(classnames)
         text = torch.stack([self.text_features([t.replace("{}", n) for n in names]) for t in templates]).mean(dim=0)
         self.adapter = Prototypes(text, class_ids(classnames).to(text.device), node.INIT)
 

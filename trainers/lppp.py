@@ -10,8 +10,8 @@ F are the features of one augmented pass over the N training images, of unit len
     W, b     momentum SGD at the rate   4 N / (largest eigenvalue of F^T F)                 1 / a Lipschitz constant
     alpha    every tenth epoch, gradient descent at   N / (4 max_c sum_i (f_i g_c)^2)
 
-Both rates come from the features, so none is tuned; OPTIM.LR, 1, is a factor of the first. The last of the epochs that
-are best on val is the result.
+Both rates are computed from the features and need no tuning. OPTIM.LR, by default 1, is a factor of the first rate. The
+result is the epoch with the best accuracy on val, the last one if several are equal.
 """
 
 import torch
@@ -33,7 +33,7 @@ TRAINED = ("weight", "bias", "alpha")
 
 
 class Blend(nn.Module):
-    """The trained tensors, with the names of the original, and the best of them so far.
+    """The trained tensors, with the names of the original, and the tensors of the best epoch so far.
 
     Args:
         width: d.
@@ -86,9 +86,10 @@ class Blend(nn.Module):
             positions = positions_of(self.classes, state["classes"])
             for name in (*TRAINED, *(f"best_{name}" for name in TRAINED), "alpha_gradient"):
                 rows = state[name].T if name.endswith(("alpha", "gradient")) else state[name]
-                new = rows.mean() if name.endswith("alpha") else 0.0  # a new class has the mean multiplier
-                merged = rows_by_name(rows.new_full((len(positions), *rows.shape[1:]), new), rows, positions)
-                state[name] = merged.T if name.endswith(("alpha", "gradient")) else merged
+                initial_value = rows.mean() if name.endswith("alpha") else 0.0  # a new class has the mean multiplier
+                initial_rows = rows.new_full((len(positions), *rows.shape[1:]), initial_value)
+                matched_rows = rows_by_name(initial_rows, rows, positions)
+                state[name] = matched_rows.T if name.endswith(("alpha", "gradient")) else matched_rows
             say(f"LP++ was trained on {int((positions >= 0).sum())} of these {len(positions)} classes")
             state["classes"] = self.classes
         return super().load_state_dict(state, *args, **kwargs)
@@ -119,7 +120,7 @@ class LPpp(ClipTrainer):
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
     learner = "lppp"
-    unread = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
+    unread_keys = {"DATALOADER.TRAIN_X.BATCH_SIZE": "all training images are one batch"}
     plan = {"learning rate": "OPTIM.LR times a factor that the training features determine", "steps": "one an epoch"}
 
     def build_classifier(self, clip_model, classnames):

@@ -65,7 +65,7 @@ class AdapterLearner(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def beside(self, place: str, h: torch.Tensor) -> torch.Tensor | None:
+    def compute_branch(self, place: str, h: torch.Tensor) -> torch.Tensor | None:
         """Return scale A_i(h) at a place of the encoders; None: there is no adapter. See shared/encoders.py."""
         encoder, place = place.split("_")
         block = "0" if place == "input" else str(int(place) + 1)
@@ -73,8 +73,8 @@ class AdapterLearner(nn.Module):
             return None
         adapter = (self.text_adapter if encoder == "text" else self.visual_adapter)[block]
         factor = 1 if block == "0" else self.scale
-        down = adapter["down"](ScaledGradient.apply(h, factor)).relu()
-        branch = adapter["up"](self.shared_adapter[block](down).relu())
+        down_projection = adapter["down"](ScaledGradient.apply(h, factor)).relu()
+        branch = adapter["up"](self.shared_adapter[block](down_projection).relu())
         return self.scale * ScaledGradient.apply(branch, 1 / factor)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
@@ -100,10 +100,10 @@ class AdaptedCLIP(ClipClassifier):
         self.adapter_learner = AdapterLearner(blocks, widths, node.ADAPTER_DIM, node.ADAPTER_SCALE)
 
     def encode_text(self) -> torch.Tensor:
-        return normalize(self.text_encoder(None, self.tokens, beside=self.adapter_learner.beside))
+        return normalize(self.text_encoder(None, self.tokens, beside=self.adapter_learner.compute_branch))
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        return normalize(self.image_encoder(image, beside=self.adapter_learner.beside))
+        return normalize(self.image_encoder(image, beside=self.adapter_learner.compute_branch))
 
 
 @TRAINER_REGISTRY.register()

@@ -66,8 +66,10 @@ class OrthogonalCLIP(TunedCLIP):
         rotations, energies = self.rotations(list(self.places)), []
         for name, r in rotations.items():
             weight = self.frozen_weight(name)
-            before = self.compute_frozen_once(f"energy of {name}", lambda weight=weight: hyperspherical_energy(weight))
-            energies.append((hyperspherical_energy(rotate(weight, r)) / before - 1).abs())
+            energy_0 = self.compute_frozen_once(
+                f"energy of {name}", lambda weight=weight: hyperspherical_energy(weight)
+            )
+            energies.append((hyperspherical_energy(rotate(weight, r)) / energy_0 - 1).abs())
         return max_error(rotations.values()), torch.stack(energies).max().item()
 
 
@@ -91,7 +93,7 @@ class OrthCR(RegularizedTrainer):
         # whether to write the orthogonality error and the energy drift to TensorBoard each epoch
         "MONITOR": True,
     }
-    decides = RegularizedTrainer.decides | blocks.DECIDES
+    deciding_keys = RegularizedTrainer.deciding_keys | blocks.DECIDING_KEYS
     learner = "rotations"
     classifier = OrthogonalCLIP
     angle: dict[str, float] | None = None  # `OrthogonalCLIP.degrees` at the end of training
@@ -117,8 +119,8 @@ class OrthCR(RegularizedTrainer):
     def after_train(self):
         super().after_train()
         self.angle = self.model.degrees()
-        mean, largest = self.angle["mean"], self.angle["max"]
-        say(f"Weights were rotated by {mean:.1f} degrees on average, {largest:.1f} at most")
+        mean, largest_angle = self.angle["mean"], self.angle["max"]
+        say(f"Weights were rotated by {mean:.1f} degrees on average, {largest_angle:.1f} at most")
 
     def facts(self):
         return super().facts() | {"rotation_degrees": self.angle or self.model.degrees()}

@@ -21,7 +21,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .coop import CoOp, CustomCLIP
 from .shared.beside_dassl import add_up
-from .shared.keys import TEMPLATE, Decides, Key
+from .shared.keys import TEMPLATE, DecidingKey, Key
 from .shared.prompts import template_for
 from .shared.templates import PROGRAD_TEMPLATES
 
@@ -41,7 +41,7 @@ class ProGrad(CoOp):
         "CTX_INIT": False,  # whether the last vectors start from the words of TEMPLATE, and the others from 0
         "TEMPLATE": TEMPLATE,  # template of g0; "" = the data set's, see trainers/shared/templates.py
     }
-    decides = {"CTX_INIT": Decides(("CSC",), lambda key, value, words: not value, refused=True)}
+    deciding_keys = {"CTX_INIT": DecidingKey(("CSC",), lambda key, value, words: not value, refused=True)}
     node_name = "COOP"
     root = {
         "LOSS": {

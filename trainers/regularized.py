@@ -34,7 +34,7 @@ from .base import PRECISIONS, node_of
 from .shared.backbones import is_vit
 from .shared.beside_dassl import say
 from .shared.cutout import class_attention, cut_out, patch_features
-from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, Decides, Key
+from .shared.keys import DESCRIPTIONS, SOME, TEMPLATE, DecidingKey, Key
 from .shared.prompts import template_for
 from .shared.siglip import check_class_token, family_of
 from .shared.weights import ALIASES, ENCODERS, WEIGHTS, TunedCLIP
@@ -96,14 +96,14 @@ class RegularizedTrainer(TunedTrainer):
         # precision of the encoders; the changes of the weights and all of (2) are fp32
         "PREC": Key("amp", choices=PRECISIONS),
     }
-    decides = {"REACH": Decides(("OPTIM.LR",))}
+    deciding_keys = {"REACH": DecidingKey(("OPTIM.LR",))}
     classifier: type[TunedCLIP]
 
     def check_node(self, node):
         super().check_node(node)
-        attentive = self.key("ATTENTIVE")
+        attentive_key = self.key("ATTENTIVE")
         if node.VIEWS == "both" and not node.ATTENTIVE:
-            reason = f"needs {attentive} True: a transform leaves no clean image"
+            reason = f"needs {attentive_key} True: a transform leaves no clean image"
             raise ValueError(f"{self.key('VIEWS')} both {reason}")
         if node.LAMBDA_CUT is not None and node.VIEWS == "cut":
             key, views = self.key("LAMBDA_CUT"), self.key("VIEWS")
@@ -112,7 +112,8 @@ class RegularizedTrainer(TunedTrainer):
             reason = f"has no effect with {self.key('REG')} none, which has no frozen side"
             raise ValueError(f"{self.key('DESCRIPTIONS')} (--descriptions) {reason}: leave it out, or set REG")
         if node.CUTOUT_BY != "attention" and not node.ATTENTIVE:
-            raise ValueError(f"{self.key('CUTOUT_BY')} {node.CUTOUT_BY} has no effect without {attentive} True: set it")
+            problem = f"{self.key('CUTOUT_BY')} {node.CUTOUT_BY} has no effect without {attentive_key} True"
+            raise ValueError(f"{problem}: set it, or leave CUTOUT_BY out")
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
@@ -157,8 +158,8 @@ class RegularizedTrainer(TunedTrainer):
         node, n = self.node, len(label)
         if node.ATTENTIVE:
             holes = self.cfg.INPUT.CUTOUT_N, self.cfg.INPUT.CUTOUT_LEN
-            cut = cut_out(image, self.hole_probability(image, label), *holes)
-            image = cut if node.VIEWS == "cut" else torch.cat([image, cut])
+            cut_image = cut_out(image, self.hole_probability(image, label), *holes)
+            image = cut_image if node.VIEWS == "cut" else torch.cat([image, cut_image])
         weights = {"": node.LAMBDA}  # of the regularizer, by the ending of a view's terms
         if node.VIEWS == "both":
             weights = {"_clean": node.LAMBDA, "_cut": node.LAMBDA if node.LAMBDA_CUT is None else node.LAMBDA_CUT}
@@ -168,10 +169,10 @@ class RegularizedTrainer(TunedTrainer):
             logits = self.model.all_logits(image, image if node.ATTENTIVE else self.frozen_input(image))
         terms = {}
         for k, (view, weight) in enumerate(weights.items()):
-            z, *others = (of_views[k * n : (k + 1) * n] for of_views in logits)
+            z, *other_terms = (view_terms[k * n : (k + 1) * n] for view_terms in logits)
             terms[f"ce{view}"] = F.cross_entropy(z, label)
             if node.REG != "none":
-                terms[node.REG + view] = weight * regularizer(node.REG, z, *others, label, node.TAU)
+                terms[node.REG + view] = weight * regularizer(node.REG, z, *other_terms, label, node.TAU)
         return terms, logits[0][:n]
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ class CustomCLIP(ClipClassifier):
     def encode_text(self) -> torch.Tensor:
         learner = self.prompt_learner
         deep = {self.block: learner.class_tokens(self.frozen_text)}
-        return normalize(self.text_encoder(learner(), learner.tokens, learner.shared, deep=deep))
+        return normalize(self.text_encoder(learner(), learner.tokens, learner.n_shared, deep=deep))
 
 
 @TRAINER_REGISTRY.register()

@@ -10,8 +10,8 @@ c the predicted class:
 
     z <- z + alpha_+ exp(-beta_+ (1 - f K_+)) V_+ - alpha_- exp(-beta_- (1 - f K_-)) V_-
 
-The image is in the caches before its own scores are made. Of several views of an image, those of least entropy are
-used: f, z and p are their means, which does not normalise f again.
+An image is added to the caches before its own scores are computed. If an image has several views, the ones with the
+least entropy are used: f, z and p are means over them, and f is not normalised again.
 """
 
 import math
@@ -79,9 +79,9 @@ class Cache(nn.Module):
         entropies = torch.cat([self.entropy.index_select(0, c), entropy.reshape(1, 1)], dim=1)
         order = entropies.argsort(dim=1, stable=True)[0, :-1]
         self.entropy.index_copy_(0, c, entropies.index_select(1, order))
-        for stored, new in ((self.keys, f), (self.values, value)):
-            rows = torch.cat([stored.index_select(0, c), new[None, None]], dim=1)
-            stored.index_copy_(0, c, rows.index_select(1, order))
+        for stored_row, new_row in ((self.keys, f), (self.values, value)):
+            rows = torch.cat([stored_row.index_select(0, c), new_row[None, None]], dim=1)
+            stored_row.index_copy_(0, c, rows.index_select(1, order))
 
     def forward(self, f: torch.Tensor, beta: float) -> torch.Tensor:
         """Return exp(-beta (1 - f K)) V, float [n_cls], for one feature float [d]."""
@@ -121,8 +121,8 @@ class DynamicCLIP(ClipClassifier):
         f = self.frozen_image(views.flatten(0, 1))
         z = self.logits(f, self.frozen_text).unflatten(0, views.shape[:2])
         f = f.unflatten(0, views.shape[:2])
-        selected = confident(entropy_of(z.log_softmax(dim=-1)), self.node.SELECTION_P).unsqueeze(-1)
-        f, z = (t.gather(1, selected.expand(-1, -1, t.shape[-1])) for t in (f, z))
+        confident_views = confident(entropy_of(z.log_softmax(dim=-1)), self.node.SELECTION_P).unsqueeze(-1)
+        f, z = (t.gather(1, confident_views.expand(-1, -1, t.shape[-1])) for t in (f, z))
         return f.mean(dim=1), z.mean(dim=1), mean_log_probability(z)
 
     def adapt(self, f: torch.Tensor, z: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
@@ -130,9 +130,9 @@ class DynamicCLIP(ClipClassifier):
         node, p, entropy, c = self.node, log_p.exp(), entropy_of(log_p), z.argmax(dim=0, keepdim=True)
         self.positive.add(c, f, entropy, torch.zeros_like(z).index_fill(0, c, 1.0))
         low, high = node.NEG_ENTROPY
-        uncertain = (entropy / self.largest > low) & (entropy / self.largest < high)
+        is_uncertain = (entropy / self.largest > low) & (entropy / self.largest < high)
         low, high = node.NEG_MASK
-        self.negative.add(c, f, entropy.where(uncertain, torch.inf), ((p > low) & (p < high)).to(z))
+        self.negative.add(c, f, entropy.where(is_uncertain, torch.inf), ((p > low) & (p < high)).to(z))
         (alpha, beta), (negative_alpha, negative_beta) = self.weights
         return z + alpha * self.positive(f, beta) - negative_alpha * self.negative(f, negative_beta)
 
@@ -141,7 +141,7 @@ class DynamicCLIP(ClipClassifier):
         """Return the scores float [B, n_cls] of views float [B, n, 3, H, W] or images float [B, 3, H, W], in order."""
         images = zip(*self.summary(image if image.dim() == 5 else image.unsqueeze(1)), strict=True)
         with torch.autocast(image.device.type, enabled=False):
-            return torch.stack([self.adapt(*each) for each in images])
+            return torch.stack([self.adapt(*rows) for rows in images])
 
 
 @TRAINER_REGISTRY.register()

@@ -28,7 +28,7 @@ from .shared.beside_dassl import read_archive, say
 from .shared.classes import class_ids, positions_of
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize
-from .shared.keys import TEMPLATE, Decides, Key
+from .shared.keys import TEMPLATE, DecidingKey, Key
 from .shared.loaders import keep_last_batch
 from .shared.prompts import templates_for
 
@@ -103,17 +103,18 @@ class Cache(nn.Module):
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         # the two files of the original have keys and values only
-        optional = {name: getattr(self, name) for name in ("alpha", "beta", "classes")}
+        optional_names = {name: getattr(self, name) for name in ("alpha", "beta", "classes")}
         if "best_keys" in self.state_dict():
-            optional |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
-        state = optional | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
+            optional_names |= {"best_keys": state_dict.get("keys"), "best_accuracy": self.best_accuracy}
+        state = optional_names | {name: tensor for name, tensor in state_dict.items() if name in self.state_dict()}
         if state.keys() >= {"keys", "values"} and state["values"].shape[1] == len(state["classes"]):
             positions = positions_of(self.classes, state["classes"])
-            cached, values = positions >= 0, state["values"].to(self.values)
-            if not cached.all():
-                say(f"The cache has {int(cached.sum())} of these {len(cached)} classes: no cache term for the others")
-            state["values"] = values.new_zeros(len(values), len(cached))
-            state["values"][:, cached] = values[:, positions[cached]]
+            has_images, values = positions >= 0, state["values"].to(self.values)
+            if not has_images.all():
+                count = f"{int(has_images.sum())} of these {len(has_images)} classes"
+                say(f"The cache has images of {count}. The other classes have no cache term")
+            state["values"] = values.new_zeros(len(values), len(has_images))
+            state["values"][:, has_images] = values[:, positions[has_images]]
             state["classes"] = self.classes
             for name in {"keys", "best_keys", "values"} & state.keys():  # the number of images may differ
                 getattr(self, name).data = self.values.new_empty(state[name].shape)
@@ -155,15 +156,15 @@ class CachedCLIP(ClipClassifier):
         Returns:
             The accuracy in percent, beta and alpha.
         """
-        best, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
+        best_point, zero_shot, cosines = (-1.0, 0.0, 0.0), self.logits(f, self.frozen_text), f @ self.cache.keys
         betas, alphas = ([0.1 + i * (s - 0.1) / n for i in range(n)] for s, n in zip(scale, step, strict=True))
         for beta in betas:
             affinity = self.cache.affinity(cosines, beta)
             for alpha in alphas:
                 accuracy = percent(zero_shot + alpha * affinity, label)
-                if accuracy > best[0]:
-                    best = accuracy, beta, alpha
-        return best
+                if accuracy > best_point[0]:
+                    best_point = accuracy, beta, alpha
+        return best_point
 
 
 def percent(logits: torch.Tensor, label: torch.Tensor) -> float:
@@ -187,7 +188,7 @@ class TipAdapter(ClipTrainer):
         "LOGIT_SCALE": Key(100.0, low=0),  # the constant of the original; 0 = CLIP's scale
         "TEMPLATE": TEMPLATE,  # "" = the data set's template, for ImageNet 7 of them
     }
-    decides = {"SEARCH_HP": Decides(("INIT_ALPHA", "INIT_BETA"))}
+    deciding_keys = {"SEARCH_HP": DecidingKey(("INIT_ALPHA", "INIT_BETA"))}
     learner = "cache"
     trained = False
     plan = {"learning rate": "none", "epochs": "none: the cache is filled with features", "steps": "none"}
@@ -232,7 +233,7 @@ class TipAdapter(ClipTrainer):
     def published_shots(self, directory: str) -> int:
         """Return the shots of the original's cache in a directory; 0: there is none.
 
-        Of several caches it is the one with DATASET.NUM_SHOTS.
+        If there are several caches, DATASET.NUM_SHOTS selects one.
         """
         files = os.listdir(directory) if osp.isdir(directory) else []
         matches = [re.fullmatch(r"values_(\d+)shots\.pt", file) for file in files]
@@ -248,7 +249,7 @@ class TipAdapter(ClipTrainer):
     def search(self) -> None:
         """Set alpha and beta to the best ones on val.
 
-        Without val images they are the best ones on test if SELECT is test, and stay as they are otherwise.
+        Without val images, SELECT test takes the best ones on test; otherwise they stay as they are.
         """
         if not self.node.SEARCH_HP:
             return
@@ -285,7 +286,7 @@ class TipAdapterF(TipAdapter):
         "SELECT": Key("val", choices=["val", "last", "test"]),
         "EPS": Key(1e-4, above=0),  # eps of AdamW
     }
-    decides = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
+    deciding_keys = {}  # K is trained at INIT_ALPHA and INIT_BETA, with and without a search afterwards
     trained = True
     plan = {}
     lr_per_batch = True

@@ -1,4 +1,4 @@
-"""TPT: test-time prompt tuning. Nothing is trained before; the context is tuned for each test image, then discarded.
+"""TPT: test-time prompt tuning. There is no training: the context is tuned for each test image and then discarded.
 
 Shu et al. 2022, "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS.
 
@@ -10,7 +10,7 @@ An image x has n views: x itself and n - 1 random ones, f_v their features. ctx 
     ctx' = ctx after TTA_STEPS steps of a fresh AdamW on L
     z    = s f_0 g(ctx')^T
 
-The images of a batch are tuned at once, each with a context of its own, which is the same as one after the other.
+The images of a batch are tuned at once, each with its own context. The result is the same as one after the other.
 """
 
 import torch
@@ -22,7 +22,7 @@ from dassl.utils import load_pretrained_weights
 from .base import ClipTrainer
 from .shared.classifier import ClipClassifier
 from .shared.encoders import normalize, wide
-from .shared.keys import Decides, Key
+from .shared.keys import DecidingKey, Key
 from .shared.prompts import PromptLearner, agrees_with_words
 from .shared.views import Views, confident, entropy_of, mean_log_probability
 
@@ -41,9 +41,9 @@ class PromptTunedCLIP(ClipClassifier):
     def __init__(self, node, optim, clip_model, classnames: list[str]):
         super().__init__(clip_model, classnames)
         words = node.CTX_INIT.replace("_", " ").strip()
-        before, place, after = words.partition(CLASS)
-        position = len(before.split()) if place else "end"
-        n_ctx, words = 0 if words else node.N_CTX, f"{before} {after}".strip()
+        words_before, place, words_after = words.partition(CLASS)
+        position = len(words_before.split()) if place else "end"
+        n_ctx, words = 0 if words else node.N_CTX, f"{words_before} {words_after}".strip()
         self.prompt_learner = PromptLearner(self.text_encoder, classnames, n_ctx, words, position=position)
         self.prompt_learner.requires_grad_(False)
         self.optim, self.steps, self.fraction = optim, node.TTA_STEPS, node.SELECTION_P
@@ -51,7 +51,7 @@ class PromptTunedCLIP(ClipClassifier):
     def text_of(self, ctx: torch.Tensor) -> torch.Tensor:
         """Return g float [B, n_cls, d] for contexts float [B, n, width]."""
         learner = self.prompt_learner
-        return normalize(self.text_encoder(learner(ctx), learner.tokens, learner.shared))
+        return normalize(self.text_encoder(learner(ctx), learner.tokens, learner.n_shared))
 
     def encode_text(self) -> torch.Tensor:
         """Return g float [n_cls, d] of the context before any image."""
@@ -69,12 +69,12 @@ class PromptTunedCLIP(ClipClassifier):
     def tune(self, f: torch.Tensor) -> torch.Tensor:
         """Return ctx' float [B, n_ctx, width] for the features float [B, n, d] of the views of B images."""
         ctx = self.prompt_learner.ctx.detach().repeat(len(f), 1, 1).requires_grad_()
-        optimizer, selected = build_optimizer([ctx], self.optim), None
+        optimizer, selection = build_optimizer([ctx], self.optim), None
         for _ in range(self.steps):
             z = self.view_logits(f, ctx)
-            if selected is None:  # the same views in all steps
-                selected = confident(entropy_of(z.detach().log_softmax(dim=-1)), self.fraction).unsqueeze(-1)
-            z = z.gather(1, selected.expand(-1, -1, z.shape[-1]))
+            if selection is None:  # the same views in all steps
+                selection = confident(entropy_of(z.detach().log_softmax(dim=-1)), self.fraction).unsqueeze(-1)
+            z = z.gather(1, selection.expand(-1, -1, z.shape[-1]))
             ctx.grad = self.gradient(entropy_of(mean_log_probability(z)).sum(), ctx)
             optimizer.step()
         return ctx.detach()
@@ -104,7 +104,7 @@ class TPT(ClipTrainer):
         "AUGMIX": Key("auto", choices=["auto", "on", "off"]),
     }
     adaptation = "each image by itself, from random views of it"
-    decides = {"CTX_INIT": Decides(("N_CTX",), agrees_with_words, refused=True)}
+    deciding_keys = {"CTX_INIT": DecidingKey(("N_CTX",), agrees_with_words, refused=True)}
 
     def check_node(self, node):
         super().check_node(node)
@@ -121,8 +121,8 @@ class TPT(ClipTrainer):
 
     def views_of(self, seed: int | None = None) -> Views:
         """Return the transform of a test image, see `Views`."""
-        of_imagenet = self.cfg.DATASET.NAME.startswith("ImageNet")
-        augmix = self.node.AUGMIX == "on" or (self.node.AUGMIX == "auto" and not of_imagenet)
+        is_imagenet = self.cfg.DATASET.NAME.startswith("ImageNet")
+        augmix = self.node.AUGMIX == "on" or (self.node.AUGMIX == "auto" and not is_imagenet)
         return Views(self.cfg, self.node.VIEWS, augmix, seed)
 
     def test_transform(self):

@@ -27,10 +27,10 @@ class TunedTrainer(ClipTrainer):
 
     def after_train(self):
         if self.node.STRENGTH == strength.AUTO:  # selected before the test, for the model that will be tested
-            best = self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
-            if best:
+            best_epoch = self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
+            if best_epoch:
                 super().load_model(self.output_dir)
-            self.selection = self.select_strength(None if best else self.max_epoch)
+            self.selection = self.select_strength(None if best_epoch else self.max_epoch)
             if is_first():
                 strength.write_selection(self.selection, self.output_dir)
         self.model.strength = self.strength_of(self.output_dir)
@@ -70,24 +70,24 @@ class TunedTrainer(ClipTrainer):
         if self.val_loader is None:
             selection = strength.without_val(epoch)
         else:
-            selection = strength.select(*self.right_at(strength.TRIED, self.val_loader), epoch)
+            selection = strength.select(*self.count_correct(strength.TRIED, self.val_loader), epoch)
         say(strength.format_selection(selection))
         return selection
 
     @torch.no_grad()
-    def right_at(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:
+    def count_correct(self, strengths: Iterable[float], loader: Iterable[dict]) -> tuple[dict[float, int], int]:
         """Return {strength: number of correctly classified images} and the number of images, which are read once."""
         self.set_model_mode("eval")
-        initial_strength, right, n = self.model.strength, dict.fromkeys(strengths, 0), 0
+        initial_strength, n_correct, n = self.model.strength, dict.fromkeys(strengths, 0), 0
         batches = map(self.parse_batch_test, tqdm(loader, "reading", leave=False, disable=None))
         for images, labels in chunks(batches):
-            for s in tqdm(right, "strengths", leave=False, disable=None):
+            for s in tqdm(n_correct, "strengths", leave=False, disable=None):
                 self.model.strength = s
                 for image, label in zip(images, labels, strict=True):
-                    right[s] += int((self.model_inference(image).argmax(1) == label).sum())
+                    n_correct[s] += int((self.model_inference(image).argmax(1) == label).sum())
             n += sum(map(len, labels))
         self.model.strength = initial_strength
-        return right, n
+        return n_correct, n
 
 
 def chunks(batches: Iterable[tuple]) -> Iterator[tuple[list, list]]:

@@ -7,8 +7,8 @@ Farina et al. 2025, "Rethinking Few-Shot Adaptation of Vision-Language Models in
     stage 2   the other steps; the encoders stay as they are
               z = s f (w / |w|)^T,   L = CE(z, y);   w [n_cls, d] is trained, from the g of the end of stage 1
 
-Each stage has its own cosine. An evaluation takes w_c for a class that was trained on, and g_c of the adapted text
-encoder for any other ("selective inference").
+Each stage has its own cosine schedule. An evaluation uses w_c for classes that were trained on, and g_c of the adapted
+text encoder for all other classes ("selective inference").
 """
 
 import torch
@@ -30,22 +30,22 @@ from .shared.weights import ENCODERS, copy_with
 BLOCKS = "transformer.resblocks."
 
 
-def trained_names(module: nn.Module, peft: str, first_block: int, outer: bool) -> list[str]:
+def trained_names(module: nn.Module, peft: str, first_block: int, outer_norms: bool) -> list[str]:
     """Return the names of the encoder's parameters that stage 1 trains.
 
     Args:
         module: the encoder.
         peft: ln, the LayerNorms; bitfit, each bias of a layer, which the packed bias of q, k and v is not.
         first_block: number of the first block whose LayerNorms are trained.
-        outer: whether the LayerNorms outside of the blocks are trained as well.
+        outer_norms: whether the LayerNorms outside of the blocks are trained as well.
     """
     if peft == "bitfit":
         return [name for name, _ in module.named_parameters() if name.endswith(".bias")]
     names = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.LayerNorm):
-            inside = name.startswith(BLOCKS)
-            if int(name.split(".")[2]) >= first_block if inside else outer:
+            is_in_block = name.startswith(BLOCKS)
+            if int(name.split(".")[2]) >= first_block if is_in_block else outer_norms:
                 names += [f"{name}.weight", f"{name}.bias"]
     return names
 
@@ -87,14 +87,14 @@ class StagedCLIP(ClipClassifier):
         tokens = self.text_encoder.tokenize(fill_template(template, classnames))
         self.register_buffer("tokens", tokens.to(self.logit_scale.device), persistent=False)
         self.stages = Stages(start, self.frozen_text)
-        self.second = False  # whether stage 2 is being trained
+        self.is_second_stage = False  # whether stage 2 is being trained
 
     def adapted_encoder(self, encoder: str) -> nn.Module:
         """Return the encoder with the trained tensors in place of CLIP's."""
         return copy_with(self.encoders[encoder], self.stages.parameters_of(encoder))
 
     def encode_image(self, image):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.second):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_second_stage):
             return normalize(self.adapted_encoder("image")(image))
 
     def adapted_text(self) -> torch.Tensor:
@@ -105,7 +105,7 @@ class StagedCLIP(ClipClassifier):
 
     def encode_text(self):
         if self.training:
-            return normalize(self.stages.classifier) if self.second else self.adapted_text()
+            return normalize(self.stages.classifier) if self.is_second_stage else self.adapted_text()
         rows = normalize(self.stages.classifier)
         return torch.where(self.stages.trained.unsqueeze(1), rows, self.adapted_text())
 
@@ -136,9 +136,9 @@ class TwoStageFS(Iterations, ClipTrainer):
     def check_node(self, node):
         super().check_node(node)
         if node.PEFT == "bitfit" and (node.LN_VISION_START or node.LN_TEXT_START or node.OUTER_NORMS):
-            chosen = ", ".join(map(self.key, ("LN_VISION_START", "LN_TEXT_START", "OUTER_NORMS")))
+            layer_keys = ", ".join(map(self.key, ("LN_VISION_START", "LN_TEXT_START", "OUTER_NORMS")))
             raise ValueError(
-                f"{chosen} choose LayerNorms, but {self.key('PEFT')} is bitfit: leave them out, or take ln"
+                f"{layer_keys} choose LayerNorms, but {self.key('PEFT')} is bitfit: leave them out, or take ln"
             )
 
     def check_cfg(self, cfg):
@@ -170,13 +170,13 @@ class TwoStageFS(Iterations, ClipTrainer):
             optim.MAX_EPOCH = length
             schedules.append(build_lr_scheduler(self.optim, optim))
             getattr(schedules[-1], "successor", schedules[-1]).eta_min = self.node.LR_MIN
-        both = SequentialLR(self.optim, schedules, milestones=lengths[:-1])
-        both.base_lrs = schedules[0].base_lrs  # for results.json
-        return both
+        schedule = SequentialLR(self.optim, schedules, milestones=lengths[:-1])
+        schedule.base_lrs = schedules[0].base_lrs  # for results.json
+        return schedule
 
     def forward_backward(self, batch):
         step = self.epoch * self.num_batches + self.batch_idx
         if step == self.first_steps:
             self.model.begin_second()
-        self.model.second = step >= self.first_steps
+        self.model.is_second_stage = step >= self.first_steps
         return super().forward_backward(batch)

@@ -37,7 +37,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     }
 
     def templates(self) -> list[str]:
-        templates, further = ENSEMBLES[self.node.TEMPLATES], super().templates()
+        templates, ensemble = ENSEMBLES[self.node.TEMPLATES], super().templates()
         if self.cfg.DATASET.NAME == "ImageNet" and not self.node.TEMPLATE:  # CLIP's templates were made for ImageNet
             return templates
-        return templates + [template for template in further if template not in templates]
+        return templates + [template for template in ensemble if template not in templates]

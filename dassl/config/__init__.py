@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 BASE = "_BASE_"  # detectron2's key
-AUTO = "auto"  # a word that may replace a number, and that a number may replace
+AUTO = "auto"  # word that may stand in place of a number
 
 
 def get_cfg_default():
@@ -80,9 +80,9 @@ def check_config(cfg, declared):
         if name in values and not key.allows(values[name]):
             value = values[name]
             entries = value if isinstance(value, (list, tuple)) else [value]
-            wrong = [entry for entry in entries if entry not in key.choices]
-            near = get_most_similar_str_to_a_from_b(wrong[0], key.choices) if wrong and key.choices else ""
-            hint = f', do you mean "{near}"?' if near and isinstance(wrong[0], str) else ""
+            problem = [entry for entry in entries if entry not in key.choices]
+            near = get_most_similar_str_to_a_from_b(problem[0], key.choices) if problem and key.choices else ""
+            hint = f', do you mean "{near}"?' if near and isinstance(problem[0], str) else ""
             raise ValueError(f"{name} is {format_value(value)}, but must be {key}{hint}")
     for name, allowed, holds in TOGETHER:
         if not holds(cfg.INPUT):
@@ -93,13 +93,17 @@ def merge_config(cfg, source, allow_new=()):
     """Merge a YAML file or a list of options into `cfg`, in place. After an error `cfg` is unchanged.
 
     Values are read like yacs: text is a Python literal if possible, for example "(10,)" or "1e-5", else a string. A
-    value must have the type of the one it replaces. An int is converted to a float, and a list to a tuple or the other
-    way round. One name stands for a list of one where the default lists names. None may replace any value, and any
-    value may replace None. The same holds for "auto" and numbers. A key of `defaults.UNREAD` that `cfg` does not have
-    is left out; if it is not at its default, a line is printed.
+    value must have the type of the value that it replaces, with these exceptions:
 
-    A YAML file may name one or several others that are merged before it: `_BASE_: ../vit_b16.yaml`, relative to its
-    folder.
+    - An int is converted to a float, and lists and tuples are converted to each other.
+    - If the default is a list of names, a single name becomes a list.
+    - None may replace any value, and any value may replace None.
+    - "auto" may replace a number, and a number may replace "auto".
+
+    A key of `defaults.UNREAD` that `cfg` does not have is ignored. If it is not at its default, a line is printed.
+
+    A YAML file may name one or more base files, which are merged before it: `_BASE_: ../vit_b16.yaml`, relative to its
+    own folder.
 
     Args:
         cfg (CfgNode): config, with the defaults of the trainer declared.
@@ -108,7 +112,7 @@ def merge_config(cfg, source, allow_new=()):
             unknown keys are created.
 
     Raises:
-        FileNotFoundError: there is no such file, or base.
+        FileNotFoundError: the file or one of its bases does not exist.
         ValueError: bad YAML, bases in a circle, an unknown key (the nearest one is named), a wrong type, or a KEY
             without VALUE.
         AttributeError: `cfg` is frozen.
@@ -137,8 +141,8 @@ def merge_config(cfg, source, allow_new=()):
         elif key.startswith(tuple(new)):
             value = _decode(value)
         else:
-            nearest = get_most_similar_str_to_a_from_b(key, current)
-            raise ValueError(f'Unknown config key "{key}" {origin}, do you mean "{nearest}"?')
+            nearest_key = get_most_similar_str_to_a_from_b(key, current)
+            raise ValueError(f'Unknown config key "{key}" {origin}, do you mean "{nearest_key}"?')
         converted.append((key, value))
 
     for key, value in converted:
@@ -163,7 +167,7 @@ def read_layers(path):
 def _pair_up(opts):
     if len(opts) % 2:
         words = " ".join(map(str, opts))
-        raise ValueError(f"Options come as KEY VALUE pairs, but these are {len(opts)} words: {words}")
+        raise ValueError(f"Options must be KEY VALUE pairs (got {len(opts)} words: {words}): give each key one value")
     return list(zip(opts[0::2], opts[1::2], strict=True))
 
 
@@ -172,7 +176,7 @@ def _read_with_bases(path, users=()):
 
     Args:
         path: the YAML file.
-        users: the chain of files that lead to it; each is a base of the one before.
+        users: files that lead to it, each one a base of the file before it.
     """
     if osp.realpath(path) in map(osp.realpath, users):
         raise ValueError(f'"{BASE}" goes in a circle: {" -> ".join(map(str, [*users, path]))}')
@@ -182,7 +186,7 @@ def _read_with_bases(path, users=()):
         if not users:
             raise
         missing = f'The "{BASE}" of "{users[-1]}" is missing: {e}'
-        advice = "of a copied file copy its bases, too, or give their paths from its new folder"
+        advice = "copy the bases of a copied file too, or give their paths from its new folder"
         raise FileNotFoundError(f"{missing}: {advice}") from None
     bases = content.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -219,7 +223,7 @@ def _read_yaml(path):
 
 @lru_cache(maxsize=64)
 def _parse_yaml(text):
-    """Return the content of a YAML text. A plan reads the same files for each of its runs."""
+    """Return the content of a YAML text. Cached, because a plan reads the same files for each of its runs."""
     content = yaml.load(text, Loader=_Loader)
     flatten(content if isinstance(content, dict) else {})
     return content
@@ -246,7 +250,7 @@ class _Loader(yaml.SafeLoader):
                 pairs = (child if isinstance(child, tuple) else (child,) for child in children)
                 sizes[id(node)] = 1 + sum(size(part) for pair in pairs for part in pair)
             if sizes[id(node)] is None:
-                raise ValueError("an alias is inside what it names")
+                raise ValueError("an alias contains itself")
             return sizes[id(node)]
 
         if node is not None and size(node) > 100_000:
@@ -255,14 +259,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def flatten(tree, prefix=""):
-    """Return the leaves of nested dicts by dotted key: {"A": {"B": 1}} -> {"A.B": 1}."""
-    flat = {}
+    """Return {dotted key: value} of nested dicts: {"A": {"B": 1}} -> {"A.B": 1}."""
+    values = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
+            values |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def read_config(path):
@@ -283,7 +287,7 @@ def _decode(value):
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # of "{[]: 1}", of "((((("
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # for "{[]: 1}" or "((((("
         return value
 
 

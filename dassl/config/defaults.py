@@ -1,4 +1,4 @@
-"""Every generic config key with its default and what it may be, by Dassl's names and values.
+"""The generic config keys, with Dassl's names and defaults, and their allowed values.
 
 Trainers add theirs to TRAINER.
 """
@@ -15,7 +15,7 @@ TRANSFORMS = (
 )
 RISING = ("the second no smaller than the first", lambda pair: pair[0] <= pair[1])
 
-# A plain value: whatever is of its type
+# A plain value instead of a Key allows all values of its type
 KEYS = {
     "OUTPUT_DIR": "./output",  # log, checkpoints, results
     "RESUME": "",  # OUTPUT_DIR of the run to resume
@@ -132,7 +132,7 @@ KEYS = {
 
 
 def _fits(transform, name):
-    """Return a row of TOGETHER: a length in pixels of a transform that must not exceed the image."""
+    """Return a row of TOGETHER: the condition that a transform's length in pixels does not exceed the image."""
     allowed = f'at most the shorter side of INPUT.SIZE, with "{transform}" among INPUT.TRANSFORMS'
     return f"INPUT.{name}", allowed, lambda inp: transform not in inp.TRANSFORMS or inp[name] <= min(inp.SIZE)
 

@@ -18,7 +18,7 @@ from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, is_fixed
 from .workers import WorkerLoader, workers_that_fit
 
-COPIES = 2**30  # bytes of images that a DatasetWrapper keeps decoded, at most
+COPIES = 2**30  # largest size of the decoded images that a DatasetWrapper keeps in memory, in bytes
 
 
 def build_data_loader(
@@ -40,9 +40,10 @@ def build_data_loader(
     By default everything random is drawn as in Dassl: from the global generators, which DataLoader seeds in its workers
     from torch's. The workers end with the epoch.
 
-    With `draws_by_item`, an item's draws depend only on a seed drawn once an epoch from torch's global generator and on
-    the item's place in the epoch: see `Seeded`. They are the same for any number of workers. The workers stay for all
-    epochs, as they have no state to resume. A `dataset_wrapper` that is no `DatasetWrapper` draws as in Dassl.
+    With `draws_by_item`, the random numbers of an item depend only on the seed of the epoch, which torch's global
+    generator draws, and on the item's number in the epoch: see `Seeded`. They are equal for any number of workers. The
+    workers live for all epochs, because they have no state to resume. A `dataset_wrapper` that is no `DatasetWrapper`
+    draws as in Dassl.
 
     Raises ValueError if there are no items, or the sampler cannot fill a single batch from them.
     """
@@ -65,8 +66,8 @@ def build_data_loader(
         generator=torch.Generator() if seeded else None,  # else workers that start would move the global one
     )
     if len(loader) == 0:
-        short = f"one batch of {batch_size} from {len(data_source)} items"
-        raise ValueError(f"{sampler_type} cannot form {short}: lower the batch size")
+        batch = f"one batch of {batch_size} from {len(data_source)} items"
+        raise ValueError(f"{sampler_type} cannot form {batch}: lower the batch size")
     return loader
 
 
@@ -88,7 +89,7 @@ class DataManager:
     """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, draws_by_item=False):
-        # of several processes the first one reads, divides and draws, and the others get what came of it
+        # only the first process reads the annotations and draws the images; the others receive the result
         self.dataset = dataset = distributed.from_first(lambda: build_dataset(cfg))
         tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
         if tfm_train is None:
@@ -171,19 +172,19 @@ class DatasetWrapper(Dataset):
         self.to_tensor = T.Compose(steps)
 
     def __getstate__(self):
-        return self.__dict__ | {"copies": {}}  # workers that are forked share them; spawned ones would hold all each
+        return self.__dict__ | {"copies": {}}  # forked workers share the copies; each spawned worker would have its own
 
     def __len__(self):
         return len(self.data_source)
 
     @property
     def item_bytes(self):
-        """About how many bytes the tensors of an item take."""
+        """The approximate size of an item's tensors in bytes."""
         images = len(self.transform) if isinstance(self.transform, (list, tuple)) else 1
         return 4 * 3 * math.prod(self.cfg.INPUT.SIZE) * (images * self.k_tfm + int(self.return_img0))
 
     def keep_copies(self):
-        """Decode the images that are kept in memory once, at their first use, which an evaluation may never reach."""
+        """Decode the images that are kept in memory. Called at the first use, because an evaluation may need none."""
         if not self.kept:
             paths = list(dict.fromkeys(item.impath for item in self.data_source))
             self.copies, self.kept = decoded_copies(paths, self.decode, COPIES // distributed.size()), True
@@ -215,7 +216,7 @@ class DatasetWrapper(Dataset):
             return read_image(path)
         photo = read_photo(path, self.side)
         resize = None if self.return_img0 else first_resize(self.transform)
-        return resize(photo) if resize else photo  # smaller to keep; the transform leaves it as it is then
+        return resize(photo) if resize else photo  # takes less memory; the transform does not resize it again
 
     def _transform_image(self, tfm, img0):
         imgs = [tfm(img0) for _ in range(self.k_tfm)]
@@ -224,7 +225,7 @@ class DatasetWrapper(Dataset):
 
 @contextlib.contextmanager
 def own_generators():
-    """Whatever is drawn within: torch's (of the CPU), Python's and NumPy's generators go on as if it were not."""
+    """Restore the state of torch's CPU generator, Python's and NumPy's generator after the context."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -235,23 +236,23 @@ def own_generators():
 
 
 def needed_side(cfg):
-    """Return the pixels of a photograph's shorter side that the training transforms need; 0: all pixels count.
+    """Return the length in pixels to which a photograph's shorter side may be reduced for training; 0: do not reduce.
 
-    It is twice INPUT.SIZE, and enough for the smallest random crop not to be enlarged.
+    It is at least twice INPUT.SIZE, so that the smallest random crop is not enlarged.
     """
     inp = cfg.INPUT
     if inp.NO_TRANSFORM or "random_crop" in inp.TRANSFORMS:  # which crops without resizing
         return 0
-    smallest = 1.0  # crop, of the area
+    smallest_crop = 1.0  # fraction of the area in the smallest random crop
     if "random_resized_crop" in inp.TRANSFORMS:
-        smallest = inp.RRCROP_SCALE[0]
-    return math.ceil(max(inp.SIZE) * max(2.0, smallest**-0.5)) if smallest > 0 else 0
+        smallest_crop = inp.RRCROP_SCALE[0]
+    return math.ceil(max(inp.SIZE) * max(2.0, smallest_crop**-0.5)) if smallest_crop > 0 else 0
 
 
 def first_resize(transform):
-    """Return the `Resize` that a fixed transform begins with, None if there is none.
+    """Return the `Resize` at the beginning of a fixed transform; None if there is none.
 
-    Such a step leaves an image alone that it has resized already.
+    Applied a second time, such a step does not change an image.
     """
     if not is_fixed(transform) or type(transform.transforms[0]) is not T.Resize:
         return None

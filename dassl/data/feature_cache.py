@@ -1,6 +1,6 @@
-"""A cache of frozen image features on disk, which the runs of a benchmark share.
+"""A cache of frozen image features on disk. The runs of a benchmark share it.
 
-A file holds the features of one pass over the images of a loader. Its name is a checksum of everything that decides
+A file has the features of one pass over the images of a loader. Its name is a checksum of everything that determines
 these features:
 
 - the weights and settings of the encoder, and the precision;
@@ -8,8 +8,9 @@ these features:
 - the steps of the transform with their settings and, where a step is random, the seed of each image;
 - the device, the versions of the libraries, and the code that reads, transforms and encodes.
 
-So a changed image or weight has another file, and none is ever out of date. Features are those of the same batches,
-and so the same to the bit. Image files must not change while a run reads them.
+So the features of a changed image or weight are in another file, and no file is ever out of date. Features from the
+cache are bit-identical, because they were computed in the same batches. Image files must not change while a run reads
+them.
 """
 
 import contextlib
@@ -78,10 +79,10 @@ class Pass:
     """A pass over the images of a loader, as `FeatureCache.look_up` returns it.
 
     Attributes:
-        name: of its file, without the ending; "": it is not cached.
+        name: name of its file, without the ending; "": it is not cached.
         loader: the loader.
-        places: in the data set, of the images in each batch.
-        encoded: its features; None: they are not in the folder.
+        places: indices of the images in each batch.
+        encoded: features of the pass; None: they are not in the folder.
     """
 
     name: str
@@ -110,8 +111,8 @@ class FeatureCache:
     Several processes may use it at the same time. It may be removed at any time.
 
     Attributes:
-        folder: the folder, which is made when it is needed.
-        gib: largest size of all files together. The files that were not used for the longest time make room.
+        folder: path of the folder. It is created at its first use.
+        gib: largest size of all files together. If it is exceeded, the least recently used files are removed.
     """
 
     folder: str
@@ -120,35 +121,35 @@ class FeatureCache:
     def look_up(self, loader, encoder: torch.nn.Module, precision: dict) -> Pass:
         """Return a pass over a loader, with its features if they are in the folder.
 
-        PyTorch's generator is afterwards where reading the images would leave it, or where it was without features.
+        If the features are found, PyTorch's generator is left in the state that reading the images would leave.
 
         Args:
-            loader: of `build_data_loader`.
+            loader: result of `build_data_loader`.
             encoder: the frozen encoder.
             precision: settings of the autocast in which it encodes.
         """
         state = torch.get_rng_state()
         places = list(loader.batch_sampler)  # draws the seed of the pass
         name = pass_name(loader, places, encoder, precision)
-        encoded = self.read(name) if name else None
-        if not encoded:
+        features = self.read(name) if name else None
+        if not features:
             torch.set_rng_state(state)
-        return Pass(name, loader, places, encoded)
+        return Pass(name, loader, places, features)
 
-    def record(self, one_pass: Pass, encode: Callable) -> Iterator[dict]:
+    def record(self, feature_pass: Pass, encode: Callable) -> Iterator[dict]:
         """Yield the batches of a pass with their features in place of the images, and write these at the end.
 
         Args:
-            one_pass: with a name and without features.
+            feature_pass: pass with a name and without features.
             encode: encode(batch) returns the features float32 [B, width] of a batch of the loader.
         """
         features, seconds, start = [], 0.0, time.time()
-        for batch in one_pass.loader:
+        for batch in feature_pass.loader:
             features.append(encode(batch))
             seconds += time.time() - start
             yield {**batch, "img": features[-1]}
             start = time.time()
-        self.write(one_pass.name, Encoded(torch.cat(features).cpu(), seconds))
+        self.write(feature_pass.name, Encoded(torch.cat(features).cpu(), seconds))
 
     def path(self, name: str) -> str:
         return osp.join(self.folder, name + SUFFIX)
@@ -194,30 +195,30 @@ class FeatureCache:
             with contextlib.suppress(FileNotFoundError):  # another process shrinks it, too
                 if FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-        excess = sum(size for _, size, _ in files) - self.gib * 2**30
+        excess_bytes = sum(size for _, size, _ in files) - self.gib * 2**30
         for _, size, path in sorted(files):
-            if excess <= 0:
+            if excess_bytes <= 0:
                 return
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
-            excess -= size
+            excess_bytes -= size
 
 
 # ------------------------------------------------------------------ the name of a pass
 
 
 def pass_name(loader: DataLoader, batches: list[list[int]], encoder: torch.nn.Module, precision: dict) -> str:
-    """Return the checksum of everything that decides the features of a pass.
+    """Return the checksum of everything that determines the features of a pass.
 
     Args:
-        loader: of `build_data_loader`.
+        loader: result of `build_data_loader`.
         batches: the places of the images in each batch.
         encoder: the encoder.
         precision: settings of the autocast.
 
     Returns:
-        "" if something is not known: a data set or a transform of another type, an encoder that is trained, or an
-        image that cannot be read.
+        The checksum; "" if the pass cannot be cached, because a data set or transform is of another type, the encoder
+        is trained, or an image cannot be read.
     """
     dataset = loader.dataset
     steps = describe_transform(dataset.transform)
@@ -292,7 +293,7 @@ def describe_encoder(encoder: torch.nn.Module) -> str:
 
 
 def describe_machine(device: torch.device) -> list:
-    """Return what else may change the last bits of features: the hardware, the libraries, and the code here."""
+    """Return the hardware, the versions of the libraries and the code, which may change the last bits of features."""
     versions = [library.__version__ for library in (torch, torchvision, PIL)]
     if device.type == "cuda":
         name, threads = torch.cuda.get_device_name(device), 0
@@ -303,7 +304,7 @@ def describe_machine(device: torch.device) -> list:
 
 
 def processor_name() -> str:
-    """Return the model of the CPU: libraries choose their kernels by it."""
+    """Return the model of the CPU, because libraries choose their kernels by it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
         for line in f:
             if line.startswith("model name"):

@@ -95,8 +95,8 @@ class FullSeqDomainSampler(Sampler):
     def __init__(self, data_source, batch_size):
         self.indices = dict(sorted(indices_by(data_source, "domain").items()))
         self.n_img_per_domain = per_group(batch_size, len(self.indices), "the number of domains")
-        fewest = min(len(indices) for indices in self.indices.values())
-        self.length = fewest // self.n_img_per_domain * batch_size
+        min_items = min(len(indices) for indices in self.indices.values())
+        self.length = min_items // self.n_img_per_domain * batch_size
 
     def __iter__(self):
         groups = [_random_groups(indices, self.n_img_per_domain) for indices in self.indices.values()]

@@ -33,14 +33,14 @@ class _DomainSampler(_EpochSampler):
     """A sampler of groups of images of one domain each, until a domain has too few images left for another group."""
 
     def draw_epoch(self):
-        left = {domain: list(indices) for domain, indices in self.indices.items()}
+        unused_indices = {domain: list(indices) for domain, indices in self.indices.items()}
         epoch = []
-        while all(len(indices) >= self.n_img_per_domain for indices in left.values()):
+        while all(len(indices) >= self.n_img_per_domain for indices in unused_indices.values()):
             for domain in self.draw_domains():
-                group = random.sample(left[domain], self.n_img_per_domain)
+                group = random.sample(unused_indices[domain], self.n_img_per_domain)
                 epoch.extend(group)
-                drawn = set(group)
-                left[domain] = [index for index in left[domain] if index not in drawn]
+                group_indices = set(group)
+                unused_indices[domain] = [index for index in unused_indices[domain] if index not in group_indices]
         return epoch
 
     def draw_domains(self):
@@ -95,8 +95,8 @@ class RandomClassSampler(_EpochSampler):
         self.n_ins = n_ins
         self.ncls_per_batch = per_group(batch_size, n_ins, "n_ins")
         if self.ncls_per_batch > len(self.indices):
-            needed = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
-            raise ValueError(f"{needed}, but the data has only {len(self.indices)}")
+            requirement = f"batch_size={batch_size} with n_ins={n_ins} needs {self.ncls_per_batch} classes"
+            raise ValueError(f"{requirement}, but the data has only {len(self.indices)}")
         self.length = len(self.draw_epoch())
 
     def draw_epoch(self):

@@ -57,7 +57,7 @@ class WorkerLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except (ConnectionError, EOFError) as error:  # of the pipe through which the worker hands over
+            except (ConnectionError, EOFError) as error:  # the pipe to the worker is broken
                 raise WorkerFailed(f"a worker process that reads images has ended: {ADVICE}") from error
             except RuntimeError as error:
                 line = describe_failure(error)
@@ -119,7 +119,7 @@ def describe_failure(error: BaseException) -> str:
         reason = f"a worker process that reads images has no shared memory left ({SHARED_MEMORY})"
     elif "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
         name = text.partition("killed by signal: ")[2].split(".")[0]
-        how = f"was killed by a signal ({name})" if name else "has ended, perhaps for want of memory"
+        how = f"was killed by a signal ({name})" if name else "has ended, perhaps for lack of memory"
         reason = f"a worker process that reads images {how}"
     else:
         return ""
@@ -136,18 +136,18 @@ def workers_that_fit(workers: int, batch_bytes: int, batches: int) -> int:
     """
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return workers
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free
 
     def needed(number):
         return min(PREFETCH * number + 1, batches) * batch_bytes + number * QUEUE  # one batch is in use
 
-    fitting = next((number for number in range(workers, 0, -1) if needed(number) <= free), 0)
-    if fitting < workers:
-        need = needed(workers) / 1e6
-        problem = f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and {workers} workers need {need:.1f} MB"
-        consequence = f"{fitting} workers are used" if fitting else "images are read without workers"
+    n_fitting = next((number for number in range(workers, 0, -1) if needed(number) <= free_bytes), 0)
+    if n_fitting < workers:
+        needed_mb = needed(workers) / 1e6
+        problem = f"{workers} workers need {needed_mb:.1f} MB, but {SHARED_MEMORY} has {free_bytes / 1e6:.1f} MB free"
+        consequence = f"{n_fitting} workers are used" if n_fitting else "images are read without workers"
         _print_once(f"{problem}: {consequence}. Give a container more with docker run --shm-size 1g")
-    return fitting
+    return n_fitting
 
 
 def _print_once(line):
@@ -166,12 +166,12 @@ def read_in_order(dataset: Dataset, batch_size: int, workers: int, collate_fn=No
     if workers:
         item_bytes = sum(tensor.nbytes for tensor in tensors_in(dataset[0]))
         workers = workers_that_fit(workers, item_bytes * batch_size, count)
-    done = 0
+    batches_read = 0
     try:
         for batch in WorkerLoader(dataset, batch_size, collate_fn, num_workers=workers):
             yield batch
-            done += 1
+            batches_read += 1
     except WorkerFailed as error:
         _print_once(f"{str(error).partition(':')[0]}: the rest is read without workers")
-        rest = Subset(dataset, range(done * batch_size, len(dataset)))
+        rest = Subset(dataset, range(batches_read * batch_size, len(dataset)))
         yield from WorkerLoader(rest, batch_size, collate_fn)

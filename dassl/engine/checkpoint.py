@@ -1,4 +1,4 @@
-"""Checkpoints of a run: finding them, loading their weights, and the state of the random generators."""
+"""Functions on checkpoints: find them, load their weights, and save the state of the random generators."""
 
 import os
 import os.path as osp
@@ -38,16 +38,17 @@ def find_checkpoint(directory, name, epoch):
         others = [d for d in sorted(os.listdir(directory)) if epochs(osp.join(directory, d))]
         content = f"it holds checkpoints of another trainer: {others}" if others else "it holds no checkpoints"
         raise FileNotFoundError(f'no folder "{name}" in "{directory}": {content}')
-    saved = epochs(folder)
-    best = osp.join(folder, BEST)
-    if epoch is None and osp.exists(best):
-        return best
-    if not saved:
+    saved_epochs = epochs(folder)
+    best_path = osp.join(folder, BEST)
+    if epoch is None and osp.exists(best_path):
+        return best_path
+    if not saved_epochs:
         raise FileNotFoundError(f'no checkpoints in "{folder}"')
     if epoch is None:
-        epoch = saved[-1]
-    if epoch not in saved:
-        raise FileNotFoundError(f'no checkpoint of epoch {epoch} in "{folder}": there are {saved}, set --load-epoch')
+        epoch = saved_epochs[-1]
+    if epoch not in saved_epochs:
+        problem = f'no checkpoint of epoch {epoch} in "{folder}"'
+        raise FileNotFoundError(f"{problem}: there are {saved_epochs}, set --load-epoch")
     return osp.join(folder, f"model.pth.tar-{epoch}")
 
 
@@ -71,7 +72,7 @@ def load_weights(model, checkpoint, path):
     name = not_finite(model)
     if name:
         advice = "take an earlier epoch, or train again with a lower OPTIM.LR"
-        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{name}", its training diverged: {advice}')
+        raise ValueError(f'the checkpoint "{path}" has infinity or NaN in "{name}": its training diverged, {advice}')
 
 
 def not_finite(model, optim=None):
@@ -101,8 +102,8 @@ def remove_temporary(folder, keep):
 
 def rng_state():
     """Return the state of all random generators as tensors and plain types, which load with weights_only=True."""
-    kind, keys, *rest = np.random.get_state()
-    numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
+    kind, keys, *position = np.random.get_state()
+    numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *position)
     state = {"python": random.getstate(), "torch": torch.get_rng_state(), "numpy": numpy}
     if torch.cuda.is_initialized():  # a run on the CPU does not initialise CUDA
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -112,7 +113,7 @@ def rng_state():
 def set_rng_state(state):
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    kind, keys, *position = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *position))
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

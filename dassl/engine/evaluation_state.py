@@ -1,7 +1,7 @@
-"""The state of an unfinished evaluation. The same command resumes from it and ends with the same bits.
+"""The state of an unfinished evaluation. The same command resumes from it, and the result is bit-identical.
 
-It is for methods that adapt to the test images, whose evaluation may take hours. The state is written to the output
-directory from time to time, and removed at the end of the evaluation.
+It is used for methods that adapt to the test images, because their evaluation may take hours. The state is written to
+the output directory at intervals, and removed at the end of the evaluation.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class EvaluationState:
 
     @cached_property
     def identity(self):
-        """A checksum that differs for other settings, weights, images, or another order of the images."""
+        """The checksum of the settings, the weights, the images and their order."""
         trainer, cfg = self.trainer, self.trainer.cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR, cfg.VERBOSE, cfg.DATALOADER.NUM_WORKERS = "", False, 0  # they change no score
@@ -52,7 +52,7 @@ class EvaluationState:
         return sha256(json.dumps(content).encode())
 
     def restore(self):
-        """Restore the state of the same evaluation, and return its number of scored images; 0 if there is none.
+        """Restore the state of this evaluation and return the number of scored images; 0 if there is no state.
 
         Raises:
             ValueError: the content of the file does not fit.

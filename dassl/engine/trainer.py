@@ -64,8 +64,9 @@ def __getattr__(name):
 class TrainerBase:
     """Models by name with their optimizers and schedulers, their checkpoints, and the loop over epochs."""
 
-    # An epoch that ends this many seconds after the last checkpoint writes a temporary one, from which an interrupted
-    # run resumes. The next checkpoint replaces it. So does a batch of an evaluation that adapts to the images.
+    # Seconds between two temporary checkpoints, from which an interrupted run resumes. They are written at the end of
+    # an epoch, and each one replaces the one before. An evaluation that adapts to the images writes its state in the
+    # same interval, at the end of a batch.
     resume_interval = 10.0
     trackers = ()  # objects whose write_scalar(tag, value, step) gets every scalar, beside TensorBoard
 
@@ -97,9 +98,9 @@ class TrainerBase:
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
-        unknown = [name for name in names if name not in self._models]
-        if unknown:
-            raise ValueError(f"no model is registered as {unknown}; there are {list(self._models)}")
+        unknown_names = [name for name in names if name not in self._models]
+        if unknown_names:
+            raise ValueError(f"no model is registered as {unknown_names}; there are {list(self._models)}")
         return names
 
     def set_model_mode(self, mode="train", names=None):
@@ -150,7 +151,7 @@ class TrainerBase:
         """Restore the result of `get_extra_state`, or `{}` from a checkpoint without it. A hook."""
 
     def adapt_checkpoint(self, checkpoint, path, resume=False):
-        """Return the checkpoint with weights that suit this run. A hook.
+        """Adapt the weights of a checkpoint to this run and return the checkpoint. A hook.
 
         Args:
             checkpoint (dict): checkpoint of one model.
@@ -158,7 +159,7 @@ class TrainerBase:
             resume (bool): whether a training is resumed from it, with its optimizer.
 
         Raises:
-            ValueError: its weights do not suit this run.
+            ValueError: the weights do not fit this run.
         """
         return checkpoint
 
@@ -172,11 +173,12 @@ class TrainerBase:
             int: number of finished epochs; 0 if there is no checkpoint.
         """
         names = self.get_model_names()
-        common = set.intersection(*(set(epochs(osp.join(directory, name))) for name in names)) if names else set()
-        if not common:
+        saved_epochs = [set(epochs(osp.join(directory, name))) for name in names]
+        common_epochs = set.intersection(*saved_epochs) if saved_epochs else set()
+        if not common_epochs:
             say("No checkpoint found, train from scratch")
             return 0
-        epoch = max(common)
+        epoch = max(common_epochs)
         say(f'Found checkpoint in "{directory}". Will resume training after epoch {epoch}')
         for name in names:
             path = osp.join(directory, name, f"model.pth.tar-{epoch}")
@@ -372,7 +374,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg):
-        """Raise an error if the config does not suit the trainer. A hook."""
+        """Raise an error if the config does not fit the trainer. A hook."""
 
     def build_data_loader(self):
         self.dm = dm = DataManager(self.cfg, draws_by_item=self.draws_by_item)
@@ -408,8 +410,8 @@ class SimpleTrainer(TrainerBase):
             raise ValueError(f"OPTIM.MAX_EPOCH is {self.max_epoch}: nothing to train; --eval-only evaluates")
         distributed.check_batch_size(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
         for folder in (osp.join(self.output_dir, name) for name in (*self._models, "tensorboard", "wandb")):
-            if osp.islink(folder):  # the author of the directory may be anybody
-                raise ValueError(f"{folder} is a link, behind which nothing is written: put the folder itself there")
+            if osp.islink(folder):  # the directory may be untrusted
+                raise ValueError(f"{folder} is a link, through which nothing is written: put the folder itself there")
         # checked before RESUME: a run that was started with RESUME may have been interrupted itself
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         names = self._models if distributed.is_first() else ()
@@ -437,15 +439,15 @@ class SimpleTrainer(TrainerBase):
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
 
-        permanent = epoch == self.max_epoch or (freq > 0 and epoch % freq == 0)
-        if permanent or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
-            previous, self._temporary = self._temporary, None if permanent else epoch
+        is_permanent = epoch == self.max_epoch or (freq > 0 and epoch % freq == 0)
+        if is_permanent or distributed.from_first(lambda: time.time() - self._saved_at >= self.resume_interval):
+            previous_epoch, self._temporary = self._temporary, None if is_permanent else epoch
             self.save_model(self.epoch, self.output_dir)
             self._saved_at = time.time()
-            if previous is not None and distributed.is_first():
+            if previous_epoch is not None and distributed.is_first():
                 for name in self._models:
                     with contextlib.suppress(FileNotFoundError):
-                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous}"))
+                        os.remove(osp.join(self.output_dir, name, f"model.pth.tar-{previous_epoch}"))
 
     def after_train(self):
         say("Finish training")
@@ -533,8 +535,8 @@ class SimpleTrainer(TrainerBase):
 
             freq = self.cfg.TRAIN.PRINT_FREQ
             if freq > 0 and ((self.batch_idx + 1) % freq == 0 or self.num_batches < freq):
-                remaining = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
-                eta = datetime.timedelta(seconds=int(batch_time.avg * remaining))
+                remaining_batches = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+                eta = datetime.timedelta(seconds=int(batch_time.avg * remaining_batches))
                 say(
                     f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                     f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "

@@ -117,10 +117,10 @@ class Classification(EvaluatorBase):
         if not self._y_true:
             raise ValueError("Nothing to evaluate: no batch was processed")
         self.y_true = y_true = torch.cat(self._y_true).cpu()
-        wrong = int((~torch.cat(self._finite)).sum())
-        if wrong:
+        n_not_finite = int((~torch.cat(self._finite)).sum())
+        if n_not_finite:
             advice = "the training diverged (lower OPTIM.LR), or the precision is too small (fp32)"
-            raise FloatingPointError(f"{wrong:,} of {len(y_true):,} images get infinite or NaN scores: {advice}")
+            raise FloatingPointError(f"{n_not_finite:,} of {len(y_true):,} images get infinite or NaN scores: {advice}")
         self.y_pred = y_pred = torch.cat(self._y_pred).cpu()
         if self.keep_scores:
             self.scores = torch.cat(self._scores).cpu()

@@ -38,7 +38,7 @@ class Stub:
     """A placeholder for an object of another class, or for that class or function itself.
 
     Attributes:
-        name: of the class or function, with its module.
+        name: name of the class or function, with its module.
         attributes: those of the object that were saved.
     """
 
@@ -169,10 +169,10 @@ def put(container, items: list):
         raise ValueError("keys are put into what is no dict")
 
 
-def restore(thing, state):
+def restore(item, state):
     """Set the attributes of a Stub. Attributes of plain containers do not matter."""
-    if isinstance(thing, Stub) and isinstance(state, dict):
-        thing.attributes.update({key: value for key, value in state.items() if type(key) is str})
+    if isinstance(item, Stub) and isinstance(state, dict):
+        item.attributes.update({key: value for key, value in state.items() if type(key) is str})
 
 
 class Budget:
@@ -192,14 +192,14 @@ class Budget:
         if self.items < 0 or self.numbers < 0:
             raise ValueError("it holds far more than a file of its size: it was made to fill the memory")
 
-    def take_for(self, thing) -> None:
+    def take_for(self, item) -> None:
         """Subtract the memory of a new object."""
-        if isinstance(thing, torch.Tensor):
-            self.take(numbers=thing.nbytes)
-        elif isinstance(thing, Stub):
-            self.take(len(thing.attributes))
-        elif isinstance(thing, Sized):
-            self.take(len(thing))
+        if isinstance(item, torch.Tensor):
+            self.take(numbers=item.nbytes)
+        elif isinstance(item, Stub):
+            self.take(len(item.attributes))
+        elif isinstance(item, Sized):
+            self.take(len(item))
 
 
 def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None = None) -> object:
@@ -227,9 +227,9 @@ def build(pickled: io.BufferedIOBase, budget: Budget, storage: Callable | None =
     def push(function, args) -> None:
         for argument in args:
             budget.take_for(argument)
-        thing = made(function, args)
-        budget.take_for(thing)
-        stack.append(thing)
+        item = made(function, args)
+        budget.take_for(item)
+        stack.append(item)
 
     for instruction, argument, _ in pickletools.genops(pickled):  # which reads and runs nothing
         budget.take()
@@ -337,13 +337,13 @@ def load(path: str) -> object:
 
 def read_zip(file: io.BufferedReader, size: int) -> object:
     storages: dict[str, torch.Tensor] = {}
-    left, budget = size, Budget(size)
+    remaining_bytes, budget = size, Budget(size)
 
     def read(member: str) -> bytearray:
-        nonlocal left
+        nonlocal remaining_bytes
         info = archive.getinfo(member)
-        left -= info.file_size
-        if info.compress_type != zipfile.ZIP_STORED or left < 0:  # a small file that would fill the memory
+        remaining_bytes -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or remaining_bytes < 0:  # a small file that would fill the memory
             raise ValueError(f"{member} is compressed or read twice, which PyTorch never does")
         return bytearray(archive.read(info))  # zipfile checks its checksum
 
@@ -362,13 +362,13 @@ def read_zip(file: io.BufferedReader, size: int) -> object:
 def read_legacy(file: io.BufferedReader, size: int) -> object:
     """Pickles: a number, the version, the machine, the content, the tensors' keys; then, by key, their numbers."""
     storages: dict[str, torch.Tensor] = {}
-    left, budget = size, Budget(size)
+    remaining_bytes, budget = size, Budget(size)
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
-        nonlocal left
+        nonlocal remaining_bytes
         if key not in storages:
-            left -= numel * dtype.itemsize
-            if left < 0:
+            remaining_bytes -= numel * dtype.itemsize
+            if remaining_bytes < 0:
                 raise ValueError(f"its tensors need more bytes than the {size:,} of the file")
             storages[key] = torch.zeros(numel, dtype=dtype)
         return storages[key]
@@ -380,12 +380,12 @@ def read_legacy(file: io.BufferedReader, size: int) -> object:
     if not all(type(key) is str for key in keys) or {*keys} != {*storages}:
         raise ValueError("its tensors are not all there")
     for key in keys:
-        flat = storages[key]
-        numel, data = int.from_bytes(file.read(8), "little"), bytearray(file.read(flat.nbytes))
-        if numel != flat.numel() or len(data) != flat.nbytes:
+        values = storages[key]
+        numel, data = int.from_bytes(file.read(8), "little"), bytearray(file.read(values.nbytes))
+        if numel != values.numel() or len(data) != values.nbytes:
             raise ValueError("its tensors are cut off")
         if data:
-            flat.copy_(torch.frombuffer(data, dtype=flat.dtype))
+            values.copy_(torch.frombuffer(data, dtype=values.dtype))
     return content
 
 
@@ -396,11 +396,11 @@ def state_dict(content: object) -> object:
     """{dotted name: tensor} of a module that `torch.jit.save` wrote; anything else is given back as it is."""
     if not isinstance(content, Stub):
         return content
-    state, seen, todo = {}, set(), [("", content)]
+    state, visited, todo = {}, set(), [("", content)]
     while todo:
         prefix, stub = todo.pop()
-        if id(stub) not in seen:  # they may hold each other
-            seen.add(id(stub))
+        if id(stub) not in visited:  # they may hold each other
+            visited.add(id(stub))
             for name, value in stub.attributes.items():
                 if isinstance(value, torch.Tensor):
                     state[prefix + name] = value
@@ -411,16 +411,16 @@ def state_dict(content: object) -> object:
 
 def stubs(content: object) -> list[str]:
     """Names of the classes of what could not be built in nested dicts, lists and tuples; in order."""
-    names, seen, todo = set(), set(), [content]
+    names, visited, todo = set(), set(), [content]
     while todo:
-        thing = todo.pop()
-        if id(thing) in seen:
+        item = todo.pop()
+        if id(item) in visited:
             continue
-        seen.add(id(thing))
-        if isinstance(thing, Stub):
-            names.add(thing.name)
-        elif isinstance(thing, dict):
-            todo += [*thing, *thing.values()]
-        elif isinstance(thing, list | tuple | set | frozenset):
-            todo += thing
+        visited.add(id(item))
+        if isinstance(item, Stub):
+            names.add(item.name)
+        elif isinstance(item, dict):
+            todo += [*item, *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            todo += item
     return sorted(names)

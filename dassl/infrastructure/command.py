@@ -23,7 +23,7 @@ class Terminated(KeyboardInterrupt):
     """The exception of SIGTERM and SIGHUP, which end a command as Ctrl-C does: scratch folders are removed.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int = signal.SIGTERM):
@@ -43,24 +43,24 @@ def command(work: Callable[[], Iterable[str] | None], interrupted: str = "", sta
     try:
         raise_interrupts()
         with terminated():
-            failed = list(work() or ())
+            failures = list(work() or ())
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output, e.g. `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has no SIGPIPE
     except USER_ERRORS as error:
-        failed = [one_line(error)]
+        failures = [one_line(error)]
     except (RuntimeError, MemoryError) as error:
-        failed = [lack_of_memory(error) or failure_of_worker(error)]
-        if not failed[0]:
+        failures = [lack_of_memory(error) or failure_of_worker(error)]
+        if not failures[0]:
             raise
     except KeyboardInterrupt as error:
         if interrupted:
             print(interrupted, file=sys.stderr)
         return 128 + error.number if isinstance(error, Terminated) else status
-    for line in map(without_numbers, failed):
+    for line in map(without_numbers, failures):
         print(f"error: {visible(line, keep=LINE_END)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 @contextlib.contextmanager
@@ -74,15 +74,15 @@ def terminated():
     def end(number, _):
         raise Terminated(number)
 
-    caught = [number for number in TERMINATION_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    signals = [number for number in TERMINATION_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
-        caught = []
-    for number in caught:
+        signals = []
+    for number in signals:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in caught:
+        for number in signals:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -79,9 +79,9 @@ def _join():
 @contextlib.contextmanager
 def _silence():
     with (
-        open(os.devnull, "w", errors="replace") as null,
-        contextlib.redirect_stdout(null),
-        contextlib.redirect_stderr(null),
+        open(os.devnull, "w", errors="replace") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
     ):
         yield
 
@@ -162,11 +162,12 @@ def from_first(compute):
 
 def add_up(tensors):
     """Sum tensors over all processes in place, in one message, and return them. None among them is skipped."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    if size() > 1 and present:
-        flat = torch.cat([tensor.detach().flatten() for tensor in present])
-        _together(dist.all_reduce, flat)
-        for tensor, total in zip(present, flat.split([tensor.numel() for tensor in present]), strict=True):
+    tensors_present = [tensor for tensor in tensors if tensor is not None]
+    if size() > 1 and tensors_present:
+        flat_values = torch.cat([tensor.detach().flatten() for tensor in tensors_present])
+        _together(dist.all_reduce, flat_values)
+        totals = flat_values.split([tensor.numel() for tensor in tensors_present])
+        for tensor, total in zip(tensors_present, totals, strict=True):
             tensor.copy_(total.view_as(tensor))
     return tensors
 
@@ -284,11 +285,11 @@ class _PartsOfBatches:
 
     def rest(self):
         """Yield the batches behind the skipped images."""
-        seen = 0
+        n_seen = 0
         for batch in self.batches:
-            if seen >= self.skip:
+            if n_seen >= self.skip:
                 yield batch
-            seen += len(batch)
+            n_seen += len(batch)
 
 
 def _twin(loader, skip=0, whole_batches=False):
@@ -331,8 +332,8 @@ class _Gather(torch.autograd.Function):
 
 def _gather(rows, counts):
     """Return the rows [n, ...] of all processes; `counts` has the number of rows of each."""
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    received = [torch.empty_like(padded) for _ in counts]
-    _together(dist.all_gather, received, padded)
-    return torch.cat([tensor[:count] for tensor, count in zip(received, counts, strict=True)])
+    padded_tensor = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded_tensor[: len(rows)] = rows
+    received_tensors = [torch.empty_like(padded_tensor) for _ in counts]
+    _together(dist.all_gather, received_tensors, padded_tensor)
+    return torch.cat([tensor[:count] for tensor, count in zip(received_tensors, counts, strict=True)])

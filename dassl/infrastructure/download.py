@@ -50,14 +50,14 @@ def download_url(url, dst, checksum=None, retries=3, timeout=60):
     os.makedirs(osp.dirname(dst) or ".", exist_ok=True)
     part = dst + ".part"
     try:
-        for again in (True, False):
+        for may_retry in (True, False):
             _transfer_all(url, part, retries, timeout)
             try:
                 check_file(part, checksum)
                 break
             except OSError as error:
                 discard(part)
-                if not again:
+                if not may_retry:
                     raise
                 print(f"{error}; it is fetched again")
         os.replace(part, dst)
@@ -174,16 +174,17 @@ def check_file(path, checksum):
     ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    actual = digest.hexdigest()
-    if actual != checksum.lower():
-        raise OSError(f"{path} has the {name.upper()} {actual}, expected {checksum}: damaged or a different file")
+    file_digest = digest.hexdigest()
+    if file_digest != checksum.lower():
+        raise OSError(f"{path} has the {name.upper()} {file_digest}, expected {checksum}: damaged or a different file")
 
 
-def check_disk(folder, needed):
-    """Raise OSError if fewer than `needed` bytes are free where `folder` is."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{needed / 1e9:.2f} GB are needed in {folder}, but only {free / 1e9:.2f} are free: make room")
+def check_disk(folder, n_bytes):
+    """Raise OSError if fewer than `n_bytes` bytes are free where `folder` is."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < n_bytes:
+        problem = f"{n_bytes / 1e9:.2f} GB are needed in {folder}, but only {free_bytes / 1e9:.2f} are free"
+        raise OSError(f"{problem}: make room")
 
 
 def discard(part):

@@ -97,11 +97,11 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 
 @contextlib.contextmanager
-def locked(path, busy):
+def locked(path, message):
     """Lock an existing file or folder against other processes. Yield False if the file system has no locks.
 
     Raises:
-        BlockingIOError: another process has the lock; `busy` is the message.
+        BlockingIOError: another process has the lock; `message` is the message.
     """
     if fcntl is None:
         yield False
@@ -112,7 +112,7 @@ def locked(path, busy):
         try:
             is_locked = _lock(descriptor)
         except BlockingIOError:
-            raise BlockingIOError(busy) from None
+            raise BlockingIOError(message) from None
         yield is_locked
     finally:
         if descriptor in _locks:  # a forked process has released it already
@@ -243,7 +243,7 @@ class NotAsWritten(ValueError):
     """A file that was damaged or changed since it was written."""
 
 
-def misfit(error):
+def explain_read_error(error):
     """Return why a file's content does not fit, in plain words, from the exception that reading its values raised."""
     if isinstance(error, KeyError):
         return f"it lacks {error}"
@@ -269,11 +269,11 @@ def check_hashes(folder, hashes):
     """
     if not isinstance(hashes, dict):
         raise NotAsWritten(f"the checksums of the files in {folder} are no object of names: put the original back")
-    for name, expected in hashes.items():
+    for name, digest in hashes.items():
         path = osp.join(folder, name)
         if osp.basename(name) != name or not osp.isfile(path):
             raise NotAsWritten(f"{path} is missing: put the original back")
-        if file_hash(path) != expected:
+        if file_hash(path) != digest:
             raise NotAsWritten(f"{path} is not as it was written, its checksum does not hold: put the original back")
 
 
@@ -364,9 +364,9 @@ def check_regular(path):
 def read_bytes(path):
     """Return the content of a text file. Raises ValueError for what is no file, or larger than any that is written."""
     with open_regular(path) as f:
-        most = LARGEST.get(osp.splitext(path)[1].lower(), LARGEST[""])
-        if os.fstat(f.fileno()).st_size > most:
-            raise ValueError(f"{path} has more than {most / 1e6:.1f} MB: put the original file there")
+        limit = LARGEST.get(osp.splitext(path)[1].lower(), LARGEST[""])
+        if os.fstat(f.fileno()).st_size > limit:
+            raise ValueError(f"{path} has more than {limit / 1e6:.1f} MB: put the original file there")
         return f.read()
 
 

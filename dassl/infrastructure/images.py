@@ -97,11 +97,11 @@ def in_bands(img, turn):
     """Return `turn_photo(on_white(img), turn)`, made of some rows at a time, so that the memory holds no third copy."""
     width, height = img.size
     swaps = turn in ("TRANSPOSE", "TRANSVERSE", "ROTATE_90", "ROTATE_270")
-    from_end = turn in ("ROTATE_180", "FLIP_TOP_BOTTOM", "ROTATE_270", "TRANSVERSE")
+    counts_from_end = turn in ("ROTATE_180", "FLIP_TOP_BOTTOM", "ROTATE_270", "TRANSVERSE")
     photo, rows = Image.new("RGB", (height, width) if swaps else (width, height)), max(1, LARGE // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        start = height - bottom if from_end else top
+        start = height - bottom if counts_from_end else top
         band = turn_photo(on_white(img.crop((0, top, width, bottom))), turn)
         photo.paste(band, (start, 0) if swaps else (0, start))
     return photo
@@ -120,9 +120,9 @@ def pixel_problem(img):
 def size_problem(img):
     """Return why an opened `PIL.Image` takes too much memory, "" if it does not."""
     is_small = img.mode in ("1", "L", "P") or img.mode == "RGB" and img.format in ("JPEG", "MPO")
-    most = MANY_PIXELS if is_small and not img.has_transparency_data else PIXELS
-    if img.width * img.height > most:
-        return f"it is {img.width} x {img.height} pixels, more than {most / 1e6:.0f} million: make it smaller"
+    max_pixels = MANY_PIXELS if is_small and not img.has_transparency_data else PIXELS
+    if img.width * img.height > max_pixels:
+        return f"it is {img.width} x {img.height} pixels, more than {max_pixels / 1e6:.0f} million: make it smaller"
     return ""
 
 
@@ -139,10 +139,10 @@ def reduce_side(img, side):
 
     The longer side is rounded down, as torchvision's `Resize` does.
     """
-    shorter = min(img.size)
-    if not 0 < side < shorter:
+    shorter_side = min(img.size)
+    if not 0 < side < shorter_side:
         return img
-    size = [side * length // shorter for length in img.size]
+    size = [side * length // shorter_side for length in img.size]
     return img.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
@@ -198,8 +198,8 @@ def known_formats():
 def first_bytes(file, n):
     """Return the first `n` bytes of the file at a path, or of an open one, which is at its start afterwards."""
     if not hasattr(file, "read"):
-        with open(file, "rb") as opened:
-            return opened.read(n)
+        with open(file, "rb") as stream:
+            return stream.read(n)
     file.seek(0)
     head = file.read(n)
     file.seek(0)
@@ -240,8 +240,8 @@ def in_threads(function, items):
         yield pool.imap(function, items)
 
 
-def decoded_copies(paths, decode, most):
-    """Return {path: decode(path), a `PIL.Image`} of the first images that fit into `most` bytes together.
+def decoded_copies(paths, decode, limit):
+    """Return {path: decode(path), a `PIL.Image`} of the first images that fit into `limit` bytes together.
 
     Not of those that cannot be decoded: they raise when they are asked for, if they are.
     """
@@ -256,8 +256,8 @@ def decoded_copies(paths, decode, most):
         for path, image in zip(paths, bar, strict=False):
             if image is None:
                 continue
-            most -= 3 * image.width * image.height
-            if most < 0:
+            limit -= 3 * image.width * image.height
+            if limit < 0:
                 break
             copies[path] = image
     return copies
@@ -306,16 +306,16 @@ def images_in(folder):
 
     A file without a suffix is an image if Pillow takes its beginning for one. Hidden files and folders are passed over.
     """
-    images, others, system, seen = [], [], [], set()
-    for at, inner, files in os.walk(folder, onerror=_stop, followlinks=True):
-        if osp.realpath(at) in seen:  # a link in a circle
-            inner.clear()
+    images, others, system, visited = [], [], [], set()
+    for parent, subfolders, files in os.walk(folder, onerror=_stop, followlinks=True):
+        if osp.realpath(parent) in visited:  # a link in a circle
+            subfolders.clear()
             continue
-        seen.add(osp.realpath(at))
-        system += [osp.join(at, name) for name in inner if is_system_folder(name)]
-        inner[:] = [name for name in inner if not name.startswith(".") and not is_system_folder(name)]
+        visited.add(osp.realpath(parent))
+        system += [osp.join(parent, name) for name in subfolders if is_system_folder(name)]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not is_system_folder(name)]
         for name in files:
-            path = osp.join(at, name)
+            path = osp.join(parent, name)
             if not name.startswith("."):
                 (images if is_image(name) or _is_unnamed_image(path) else others).append(path)
     return Listing(sorted(images), sorted(others), sorted(system))

@@ -17,13 +17,13 @@ def open_streams():
     A character outside of a stream's encoding is printed as an escape. A closed stream becomes os.devnull. Otherwise
     the next opened file would get its descriptor, and the output of libraries would go into that file.
     """
-    closed = [_is_closed(getattr(sys, name)) for name, _ in STREAMS]
+    closed_streams = [_is_closed(getattr(sys, name)) for name, _ in STREAMS]
     for descriptor in range(len(STREAMS)):  # before the loop below, which could open the descriptor of another stream
-        if closed[descriptor]:
+        if closed_streams[descriptor]:
             _open_descriptor(descriptor)
     for descriptor, (name, mode) in enumerate(STREAMS):
         stream = getattr(sys, name)
-        if closed[descriptor]:
+        if closed_streams[descriptor]:
             stream = open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")
             setattr(sys, name, stream)
             if getattr(sys, f"__{name}__") is None:
@@ -41,12 +41,12 @@ def _open_descriptor(descriptor):
     try:
         os.fstat(descriptor)
     except OSError:
-        null = os.open(os.devnull, os.O_RDWR)
-        if null == descriptor:
+        devnull = os.open(os.devnull, os.O_RDWR)
+        if devnull == descriptor:
             os.set_inheritable(descriptor, True)
         else:
-            os.dup2(null, descriptor)
-            os.close(null)
+            os.dup2(devnull, descriptor)
+            os.close(devnull)
 
 
 def write_text(stream, text):

@@ -15,5 +15,5 @@ def compute_accuracy(output, target, topk=(1,)):
     if isinstance(output, (tuple, list)):
         output = output[0]
     ranked = output.topk(max(topk), dim=1).indices
-    hits = ranked.eq(target.view(-1, 1)).float()
-    return [hits[:, :k].sum().reshape(1) * (100.0 / target.size(0)) for k in topk]
+    is_correct = ranked.eq(target.view(-1, 1)).float()
+    return [is_correct[:, :k].sum().reshape(1) * (100.0 / target.size(0)) for k in topk]

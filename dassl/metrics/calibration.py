@@ -11,8 +11,8 @@ STEPS = 200  # maximum number of steps of the search, which needs far fewer
 
 def confidence(scores, temperature=1.0):
     """Return max_k softmax(scores / T)_k of each row: float32 [batch], float64 of float64 scores."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return (wide / temperature).softmax(1).amax(1)
+    wide_scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return (wide_scores / temperature).softmax(1).amax(1)
 
 
 def expected_calibration_error(confidence, correct, bins=BINS):
@@ -69,10 +69,10 @@ def fit_temperature(scores, labels):
             low = b
         else:
             high = b
-        new = b - slope / curvature if curvature > 0 else high
-        if not low < new < high:
-            new = 2 * b if high == float("inf") else (low + high) / 2
-        if abs(new - b) <= 1e-14 * b:
+        new_temperature = b - slope / curvature if curvature > 0 else high
+        if not low < new_temperature < high:
+            new_temperature = 2 * b if high == float("inf") else (low + high) / 2
+        if abs(new_temperature - b) <= 1e-14 * b:
             break
-        b = new
+        b = new_temperature
     return 1 / b

@@ -82,10 +82,10 @@ def _staged_groups(model, optim_cfg):
         model = model.module
     new_layers = optim_cfg.NEW_LAYERS
     new_layers = [new_layers] if isinstance(new_layers, str) else new_layers
-    base, new = [], []
+    base, new_parameters = [], []
     for name, param in model.named_parameters():
-        (new if name.split(".")[0] in new_layers else base).append(param)
-    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
+        (new_parameters if name.split(".")[0] in new_layers else base).append(param)
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new_parameters}]
 
 
 def _trainable(params):

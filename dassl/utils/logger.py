@@ -49,10 +49,10 @@ class Logger:
                 return len(msg)
             # print() writes a line and its end separately: bars are redrawn only after the end
             text = self._pending + msg
-            cut = text.rfind("\n") + 1 if tqdm._instances else len(text)
-            self._pending = text[cut:]
-            if cut:
-                self._emit(text[:cut])
+            cut_position = text.rfind("\n") + 1 if tqdm._instances else len(text)
+            self._pending = text[cut_position:]
+            if cut_position:
+                self._emit(text[:cut_position])
         return len(msg)
 
     def _emit(self, text):

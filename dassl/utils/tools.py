@@ -83,8 +83,8 @@ def free_memory(device=None):
     Linux kernel to ask, as much as anyone may want.
     """
     if device is not None and device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (torch.cuda.mem_get_info(device)[0] + held) / 2**30
+        cached_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached_bytes) / 2**30
     try:
         with open("/proc/meminfo") as file:
             free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")) / 2**20

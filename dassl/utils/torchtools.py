@@ -119,7 +119,8 @@ def check_resumable(checkpoint, path):
 def own_weights(model, checkpoint, path):
     """Return the weights in a checkpoint with the names of the model.
 
-    A model that supports the names of another code base has a method `rename_weights(weights)`.
+    A model that supports the names of another code base has a method `rename_weights(weights)`. It returns weights with
+    its own names unchanged, and raises ValueError for a malformed checkpoint of the other code base.
 
     Args:
         model: the module.
@@ -127,13 +128,12 @@ def own_weights(model, checkpoint, path):
         path: its file, for the message.
 
     Raises:
-        ValueError: the weights are not tensors by name.
+        ValueError: the weights are not a dict of tensors with their names.
     """
     weights = checkpoint.get("state_dict", checkpoint)
-    if isinstance(weights, dict) and hasattr(model, "rename_weights"):
-        with contextlib.suppress(AttributeError, KeyError, TypeError):  # the content only looked like such a file
-            weights = model.rename_weights(weights)
     has_names = isinstance(weights, dict) and all(type(name) is str for name in weights)
+    if has_names and hasattr(model, "rename_weights"):
+        weights = model.rename_weights(weights)
     if not has_names or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f'the checkpoint "{path}" holds no state_dict of tensors: take one of a training')
     return weights
@@ -183,15 +183,15 @@ def load_pretrained_weights(model, weight_path):
     weights = own_weights(_unwrap(model), checkpoint, weight_path)
     weights = {k.removeprefix("module."): v for k, v in weights.items()}
     model_dict = _unwrap(model).state_dict()
-    matched = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
-    if not matched:
+    matched_weights = {k: v for k, v in weights.items() if k in model_dict and model_dict[k].shape == v.shape}
+    if not matched_weights:
         warnings.warn(f'No weight in "{weight_path}" matches the model: nothing is loaded', stacklevel=2)
         return
-    _unwrap(model).load_state_dict(model_dict | matched)
+    _unwrap(model).load_state_dict(model_dict | matched_weights)
     say(f'Successfully loaded pretrained weights from "{weight_path}"')
-    discarded = [k for k in weights if k not in matched]
-    if discarded:
-        say(f"** The following layers are discarded due to unmatched keys or layer size: {discarded}")
+    discarded_names = [k for k in weights if k not in matched_weights]
+    if discarded_names:
+        say(f"** The following layers are discarded due to unmatched keys or layer size: {discarded_names}")
 
 
 def count_num_param(model=None, params=None):

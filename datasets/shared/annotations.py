@@ -24,7 +24,7 @@ SEED = 1  # CoOp's split depends on the seed of the first run; its scripts begin
 # ------------------------------------------------------------------ folders
 
 
-def list_classes(image_dir: str, ignored: Collection[str] = ()) -> dict[str, list[str]]:
+def list_classes(image_dir: str, ignored_folders: Collection[str] = ()) -> dict[str, list[str]]:
     """Return the paths of the images of each class folder, relative to `image_dir`.
 
     Links are followed; other files and system folders are left out. Folders and images are sorted. CoOp shuffles and
@@ -32,11 +32,11 @@ def list_classes(image_dir: str, ignored: Collection[str] = ()) -> dict[str, lis
 
     Args:
         image_dir: holds the class folders.
-        ignored: names of folders that are no classes.
+        ignored_folders: names of folders that are no classes.
     """
     with os.scandir(image_dir) as entries:
         names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
-    folders = sorted(name for name in names if name not in ignored and not is_system_folder(name))
+    folders = sorted(name for name in names if name not in ignored_folders and not is_system_folder(name))
     bar = progress(folders, desc=f"listing {image_dir}", unit="folder", delay=2)
     return {folder: list_images(image_dir, folder) for folder in bar}
 
@@ -58,9 +58,10 @@ def read_class_folders(image_dir: str, names: dict[str, str], n_classes: int) ->
         ValueError: another number of folders hold images, or a folder is not in `names`.
     """
     images = list_classes(image_dir)
-    unknown = sorted(images.keys() - names.keys())
-    if unknown:
-        raise ValueError(f"{image_dir} has {format_names(unknown)}, which is no class of classnames.txt: remove it")
+    unknown_folders = sorted(images.keys() - names.keys())
+    if unknown_folders:
+        problem = f"{image_dir} has {format_names(unknown_folders)}, which is no class of classnames.txt"
+        raise ValueError(f"{problem}: remove it")
     folders = [folder for folder in names if images.get(folder)]
     if len(folders) != n_classes:
         hint = ""
@@ -78,10 +79,10 @@ def read_class_folders(image_dir: str, names: dict[str, str], n_classes: int) ->
     ]
 
 
-def format_names(names: list[str], most: int = 20) -> str:
-    text = ", ".join(names[:most])
-    if len(names) > most:
-        text += f" and {len(names) - most:,} more"
+def format_names(names: list[str], limit: int = 20) -> str:
+    text = ", ".join(names[:limit])
+    if len(names) > limit:
+        text += f" and {len(names) - limit:,} more"
     return text
 
 
@@ -196,7 +197,7 @@ def look_up(name: str | int, classes: dict, location: str, source: str):
     """Return `classes[name]`.
 
     Args:
-        name: of a class.
+        name: name of a class.
         classes: the content of `source`.
         location: file and line of the name, for the message.
         source: file with the classes, for the message.
@@ -212,17 +213,19 @@ def look_up(name: str | int, classes: dict, location: str, source: str):
 # ------------------------------------------------------------------ CoOp's rules
 
 
-def split_folders(image_dir: str, ignored: Collection[str] = (), new_cnames: dict[str, str] | None = None) -> Splits:
+def split_folders(
+    image_dir: str, ignored_folders: Collection[str] = (), new_cnames: dict[str, str] | None = None
+) -> Splits:
     """Split every class folder 50/20/30; the labels are in the order of the folders.
 
     Args:
         image_dir: holds the class folders.
-        ignored: names of folders that are no classes.
+        ignored_folders: names of folders that are no classes.
         new_cnames: {folder: class name} of classes that are not called as their folder.
     """
     new_cnames = new_cnames or {}
     groups = {}
-    for label, (folder, paths) in enumerate(list_classes(image_dir, ignored).items()):
+    for label, (folder, paths) in enumerate(list_classes(image_dir, ignored_folders).items()):
         groups[label, new_cnames.get(folder, folder)] = paths
     return split_groups(groups, image_dir)
 
@@ -258,10 +261,10 @@ def split_trainval(trainval: list[Datum]) -> tuple[list[Datum], list[Datum]]:
     Raises:
         ValueError: a class has fewer than 3 images.
     """
-    rng, train, val, by_label = random.Random(SEED), [], [], {}
+    rng, train, val, items_by_label = random.Random(SEED), [], [], {}
     for item in trainval:
-        by_label.setdefault(item.label, []).append(item)
-    for items in by_label.values():
+        items_by_label.setdefault(item.label, []).append(item)
+    for items in items_by_label.values():
         n_val = round(len(items) * 0.2)
         if not n_val:
             raise ValueError(

@@ -22,7 +22,7 @@ def _regular(corners: int, turn: float = 0.0, inner: float = 1.0) -> list[tuple[
     """Return the corners of a regular polygon or a star.
 
     Args:
-        corners: of the polygon, or tips of the star.
+        corners: corners of the polygon, or tips of the star.
         turn: angle in radians.
         inner: 1: a polygon; less: a star whose inner corners have this radius.
     """

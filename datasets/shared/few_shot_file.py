@@ -70,17 +70,17 @@ def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tupl
     """Return the data set's own item for each line.
 
     Args:
-        lines: of the split.
+        lines: lines of the split.
         splits: train, val and test of the data set, with the labels of all classes.
-        folders: of all data sets, of the data set, of its images.
+        folders: folders of all data sets, of the data set, of its images.
 
     Raises:
         ValueError: an image is not in the data set or is a test image, or its label or class name differs.
     """
     places = [possible_paths(line.impath, folders) for line in lines]
-    wanted = {path for paths in places for path in paths}
-    own_items = {item.impath: item for split in splits for item in split if item.impath in wanted}
-    tested = {item.impath for item in splits[-1] if item.impath in wanted}
+    wanted_paths = {path for paths in places for path in paths}
+    own_items = {item.impath: item for split in splits for item in split if item.impath in wanted_paths}
+    test_paths = {item.impath for item in splits[-1] if item.impath in wanted_paths}
     items = [next((own_items[path] for path in paths if path in own_items), None) for paths in places]
     missing = [line for line, item in zip(lines, items, strict=True) if item is None]
     if missing:
@@ -89,7 +89,7 @@ def find_items(lines: list[Line], splits: tuple[list[Datum], ...], folders: tupl
         raise ValueError(f"{missing[0].location}: {count}, {first}: give a split of this data set")
     for line, item in zip(lines, items, strict=True):
         check_same(line, item)
-        if item.impath in tested:
+        if item.impath in test_paths:
             raise ValueError(f"{line.location}: {line.impath} is a test image of this data set: give another split")
     return items
 
@@ -98,22 +98,22 @@ def possible_paths(path: str, folders: tuple[str, str, str]) -> list[str]:
     """Return the paths that a path of a split may mean here, the likeliest first."""
     root, dataset_dir, image_dir = folders
     path = path.replace("\\", "/")
-    inside = path.partition("/")[2]  # without the name that other code gives to the data set's folder
+    inner_path = path.partition("/")[2]  # without the name that other code gives to the data set's folder
     paths = [osp.join(root, path), osp.join(image_dir, path)]
-    if inside and not osp.isabs(path):
-        paths += [osp.join(dataset_dir, inside), osp.join(image_dir, inside)]
+    if inner_path and not osp.isabs(path):
+        paths += [osp.join(dataset_dir, inner_path), osp.join(image_dir, inner_path)]
     return list(map(osp.normpath, paths))
 
 
 def check_same(line: Line, item: Datum) -> None:
     """Raise ValueError if a line has another label or class than the data set's own item."""
     if line.label != item.label:
-        wrong = f"label {str(line.label)[:20]} for {line.impath}, which has {item.label} in this data set"
+        problem = f"label {str(line.label)[:20]} for {line.impath}, which has {item.label} in this data set"
     elif comparable_name(line.classname) != comparable_name(item.classname):
-        wrong = f'class "{line.classname[:80]}" for label {item.label}, which is "{item.classname}" in this data set'
+        problem = f'class "{line.classname[:80]}" for label {item.label}, which is "{item.classname}" in this data set'
     else:
         return
-    raise ValueError(f"{line.location} has {wrong}: give a split of this data set")
+    raise ValueError(f"{line.location} has {problem}: give a split of this data set")
 
 
 def comparable_name(name: str) -> str:

@@ -71,14 +71,14 @@ def find_images(source: str) -> tuple[list[Row], list[str]]:
     if not rows and not problems:
         kinds = ", ".join(SUFFIXES[:5])
         raise FileNotFoundError(f"{source} has no images: it should have one folder a class with {kinds}")
-    undecoded = [row.path for row in rows if is_undecoded(row.path)]
-    if undecoded:
-        named = f"{len(undecoded):,} names that are not in UTF-8, first {ascii(undecoded[0])}"
-        problems.append(f"{source} has {named}: rename them (convmv does)")
-    twice = [path for path, count in Counter(osp.realpath(row.path) for row in rows).items() if count > 1]
-    if twice:
-        named = f"{len(twice)} images more than once, first {twice[0]}"
-        problems.append(f"{source} has {named}: name, or link, each once")
+    undecoded_paths = [row.path for row in rows if is_undecoded(row.path)]
+    if undecoded_paths:
+        is_listed = f"{len(undecoded_paths):,} names that are not in UTF-8, first {ascii(undecoded_paths[0])}"
+        problems.append(f"{source} has {is_listed}: rename them (convmv does)")
+    repeated_paths = [path for path, count in Counter(osp.realpath(row.path) for row in rows).items() if count > 1]
+    if repeated_paths:
+        is_listed = f"{len(repeated_paths)} images more than once, first {repeated_paths[0]}"
+        problems.append(f"{source} has {is_listed}: name, or link, each once")
     return sorted(rows, key=lambda row: (row.classname, row.path)), problems
 
 
@@ -101,17 +101,18 @@ def from_folders(source: str, problems: list[str]) -> list[Row]:
     names = os.listdir(source)
     folders = {name: osp.join(source, name) for name in visible_names(names) if osp.isdir(osp.join(source, name))}
     system = [osp.join(source, name) for name in sorted(names) if is_system_folder(name)]
-    loose = [name for name in visible_names(names) if name not in folders and is_image(name)]
+    loose_files = [name for name in visible_names(names) if name not in folders and is_image(name)]
     parts = {part_of(name): path for name, path in folders.items() if part_of(name) and holds_folders(path)}
     if "train" in parts or (parts and len(parts) == len(folders)):
         print_lines(describe_system_folders(system))
-        others = sorted(folders.keys() - {osp.basename(path) for path in parts.values()})
-        if others:
-            odd = f"{', '.join(others)}, which is no val/ or test/ with class folders: move it away"
-            problems.append(f"{source} has train/ with class folders, but also {odd}")
+        other_files = sorted(folders.keys() - {osp.basename(path) for path in parts.values()})
+        if other_files:
+            odd_names = f"{', '.join(other_files)}, which is no val/ or test/ with class folders: move it away"
+            problems.append(f"{source} has train/ with class folders, but also {odd_names}")
         return [row._replace(split=part) for part, path in parts.items() for row in from_folders(path, problems)]
-    if loose:
-        print(f"{len(loose):,} images in {source} are in no class folder and are left out, first {loose[0]}")
+    if loose_files:
+        count = f"{len(loose_files):,} images in {source}"
+        print(f"{count} are in no class folder and are left out, first {loose_files[0]}")
     rows, empty = [], []
     for name, folder in progress(folders.items(), desc="looking for images", unit="folder", delay=2):
         try:
@@ -150,9 +151,9 @@ def from_csv(source: str) -> list[Row]:
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         path, label, split = heads(reader.fieldnames)
         if not path or not label or len(set(reader.fieldnames)) < len(reader.fieldnames):
-            wanted = '"path,label", "filename,class" or "path,label,split"'
+            wanted_columns = '"path,label", "filename,class" or "path,label,split"'
             columns = str(reader.fieldnames)[:300]
-            raise ValueError(f"{source} has the columns {columns}: its first line should read {wanted}")
+            raise ValueError(f"{source} has the columns {columns}: its first line should read {wanted_columns}")
         for line in reader:
             location = f"line {reader.line_num}"
             if None in line:
@@ -286,7 +287,7 @@ def same_content(paths: list[str]) -> dict[str, str]:
     for path in dict.fromkeys(paths):
         if osp.isfile(path):
             sizes.setdefault(osp.getsize(path), []).append(path)
-    candidates = [path for of_size in sizes.values() if len(of_size) > 1 for path in of_size]
+    candidates = [path for paths_by_size in sizes.values() if len(paths_by_size) > 1 for path in paths_by_size]
     groups = {}
     for path, digest in of_all(file_hash, candidates, "looking for copies").items():
         groups.setdefault(digest, []).append(path)
@@ -298,7 +299,7 @@ def find_unreadable(paths: list[str], title: str) -> dict[str, str]:
 
     Args:
         paths: images; each is decoded.
-        title: of the progress bar.
+        title: title of the progress bar.
     """
     return {path: problem for path, problem in of_all(image_problem, paths, title).items() if problem}
 
@@ -309,16 +310,16 @@ def of_all(function: Callable[[str], object], paths: list[str], title: str) -> d
     Args:
         function: is called with each path.
         paths: each once.
-        title: of the progress bar.
+        title: title of the progress bar.
     """
     with in_threads(function, paths) as results:
         bar = progress(results, desc=title, total=len(paths), unit="image", delay=1)
         return dict(zip(paths, bar, strict=True))
 
 
-def listing(lines: list[str], most: int = 20) -> list[str]:
-    """Return the first `most` lines, indented, and a line with the number of the others."""
-    shown = [f"  {line}" for line in lines[:most]]
-    if len(lines) > most:
-        shown.append(f"  ... and {len(lines) - most:,} more")
-    return shown
+def listing(lines: list[str], limit: int = 20) -> list[str]:
+    """Return the first `limit` lines, indented, and a line with the number of the others."""
+    shown_lines = [f"  {line}" for line in lines[:limit]]
+    if len(lines) > limit:
+        shown_lines.append(f"  ... and {len(lines) - limit:,} more")
+    return shown_lines

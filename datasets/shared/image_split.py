@@ -23,26 +23,26 @@ def divide(
 
     Args:
         rows: all with a split, or all without; `split_problems` has no line for them.
-        seed: of the shuffling; negative: not seeded.
+        seed: seed of the shuffling; negative: not seeded.
         val: validation images of each class: a fraction below 1, or a number. Negative: a fifth if the rows have no
             split, else none. Rows with a split have none for val: they are taken from the training images.
         originals: {path: path of the first image of the same content} of images with copies.
     """
     rng = random.Random(seed if seed >= 0 else None)
-    divided = [row for row in rows if row.split]
-    if divided:
-        return divided if val < 0 else val_from_train(divided, rng, val, originals)
-    shared = shared_contents(rows, originals)
+    rows_with_split = [row for row in rows if row.split]
+    if rows_with_split:
+        return rows_with_split if val < 0 else val_from_train(rows_with_split, rng, val, originals)
+    common_contents = shared_contents(rows, originals)
     for contents in contents_by_class(rows, originals).values():
-        parts = {content: "train" for content in contents if content in shared}
-        unique = [content for content in contents if content not in shared]
-        n = len(unique)
+        parts = {content: "train" for content in contents if content in common_contents}
+        unique_contents = [content for content in contents if content not in common_contents]
+        n = len(unique_contents)
         n_train = max(1, round(0.5 * n))
         n_val = max(0, min(count_images(n, 0.2 if val < 0 else val), n - n_train - 1))  # at least one is for test
         names = ["train"] * n_train + ["val"] * n_val + ["test"] * (n - n_train - n_val)
-        parts |= zip(rng.sample(unique, n), names, strict=False)
-        divided += [row._replace(split=part) for content, part in parts.items() for row in contents[content]]
-    return divided
+        parts |= zip(rng.sample(unique_contents, n), names, strict=False)
+        rows_with_split += [row._replace(split=part) for content, part in parts.items() for row in contents[content]]
+    return rows_with_split
 
 
 def val_from_train(rows: list[Row], rng: random.Random, val: float, originals: Mapping[str, str]) -> list[Row]:
@@ -50,18 +50,18 @@ def val_from_train(rows: list[Row], rng: random.Random, val: float, originals: M
 
     Args:
         rows: all with a split.
-        rng: of the selection.
+        rng: random generator of the selection.
         val: fraction below 1, or number, of the training images of each class.
         originals: see `divide`.
     """
-    train, moved = [row for row in rows if row.split == "train"], set()
-    shared = shared_contents(train, originals)
+    train, val_rows = [row for row in rows if row.split == "train"], set()
+    common_contents = shared_contents(train, originals)
     for contents in contents_by_class(train, originals).values():
-        unique = [content for content in contents if content not in shared]
-        n_val = max(0, min(count_images(len(unique), val), len(unique) - 1))
-        for content in rng.sample(unique, n_val):
-            moved.update(contents[content])
-    return [row._replace(split="val") if row in moved else row for row in rows]
+        unique_contents = [content for content in contents if content not in common_contents]
+        n_val = max(0, min(count_images(len(unique_contents), val), len(unique_contents) - 1))
+        for content in rng.sample(unique_contents, n_val):
+            val_rows.update(contents[content])
+    return [row._replace(split="val") if row in val_rows else row for row in rows]
 
 
 def contents_by_class(rows: list[Row], originals: Mapping[str, str]) -> dict[str, dict[str, list[Row]]]:
@@ -88,27 +88,27 @@ def describe_copies(rows: list[Row], originals: Mapping[str, str], folder: str) 
         originals: see `divide`.
         folder: paths are shown relative to it.
     """
-    by_content = {}
+    rows_by_content = {}
     for row in rows:
         if row.path in originals:
-            by_content.setdefault(originals[row.path], []).append(row)
-    divided = any(row.split for row in rows)
-    split = [same for same in by_content.values() if len({row.split for row in same}) > 1]
-    classes = [same for same in by_content.values() if len({row.classname for row in same}) > 1]
-    count = sum(len(same) for same in by_content.values())
+            rows_by_content.setdefault(originals[row.path], []).append(row)
+    has_splits = any(row.split for row in rows)
+    split = [group for group in rows_by_content.values() if len({row.split for row in group}) > 1]
+    classes = [group for group in rows_by_content.values() if len({row.classname for row in group}) > 1]
+    count = sum(len(group) for group in rows_by_content.values())
     lines = []
-    if count and not divided:
+    if count and not has_splits:
         lines.append(
-            f"{count:,} images are copies of each other, {len(by_content):,} different ones: copies share a split"
+            f"{count:,} images are copies of each other, {len(rows_by_content):,} different ones: copies share a split"
         )
-        lines += name_copies(by_content.values(), folder)
+        lines += name_copies(rows_by_content.values(), folder)
     if split:
         lines.append(
             f"{len(split):,} images are in more than one split, which flatters the accuracy: remove the copies"
         )
         lines += name_copies(split, folder)
     if classes:
-        rule = "" if divided else "; they are for training only"
+        rule = "" if has_splits else "; they are for training only"
         lines.append(f"{len(classes):,} images are in more than one class, which no model can learn{rule}")
         lines += name_copies(classes, folder)
     return lines
@@ -129,18 +129,18 @@ def split_problems(rows: list[Row], val: float) -> list[str]:
     problems = []
     if not (val < 1 or math.isfinite(val) and val == int(val)):
         problems.append(f"--val is {val:g}: give a share of each class below 1, or a whole number of images")
-    unsplit = [row for row in rows if not row.split]
-    if unsplit and len(unsplit) < len(rows):
-        count = f"{len(unsplit):,} of {len(rows):,} images"
-        problems.append(f"{count} have no split, first {unsplit[0].path}: give all one, or none")
+    rows_without_split = [row for row in rows if not row.split]
+    if rows_without_split and len(rows_without_split) < len(rows):
+        count = f"{len(rows_without_split):,} of {len(rows):,} images"
+        problems.append(f"{count} have no split, first {rows_without_split[0].path}: give all one, or none")
     problems += class_problems({row.classname for row in rows})
     classes = sorted({row.classname for row in rows})
-    trained = {row.classname for row in rows if row.split == "train"}
-    without = [name for name in classes if name not in trained]
-    if without and not unsplit and len(classes) > 1:
-        near = get_most_similar_str_to_a_from_b(without[0], trained)
-        hint = f' (did you mean "{near}"?)' if near else ""
-        problems.append(f'{len(without)} classes have no training image, first "{without[0]}"{hint}')
+    training_classes = {row.classname for row in rows if row.split == "train"}
+    empty_classes = [name for name in classes if name not in training_classes]
+    if empty_classes and not rows_without_split and len(classes) > 1:
+        nearest_name = get_most_similar_str_to_a_from_b(empty_classes[0], training_classes)
+        hint = f' (did you mean "{nearest_name}"?)' if nearest_name else ""
+        problems.append(f'{len(empty_classes)} classes have no training image, first "{empty_classes[0]}"{hint}')
     if val >= 0 and any(row.split == "val" for row in rows):
         problems.append("some images are said to be for val already: leave out --val")
     return problems

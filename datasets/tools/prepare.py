@@ -56,8 +56,8 @@ def table() -> str:
         items = benchmark.items
         hosts = dict.fromkeys(item.url.split("/")[2] for item in items if item.url and not item.unless)
         drive = ["Google Drive"] if any(item.drive for item in items) else []
-        by_hand = any(item.by_hand for item in items)
-        origin = "by hand, with an account" if by_hand else ", ".join([*hosts, *drive])
+        manual_steps = any(item.by_hand for item in items)
+        origin = "by hand, with an account" if manual_steps else ", ".join([*hosts, *drive])
         size = f"{sum(item.megabytes for item in items) / 1000:.2f}"
         rows.append([benchmark.name, benchmark.stem, benchmark.folder + "/", size, origin])
     heads, align = ["data set", "config", "folder", "GB", "from"], ["left", "left", "left", "right", "left"]
@@ -86,10 +86,10 @@ def prepare(benchmark: Benchmark, root: str, keep: bool = False, dry_run: bool =
     print(f"{benchmark.name}: {folder}")
     has_content(folder)  # raises for a broken link
     if dry_run:
-        promised = set()
+        promised_bytes = set()
         for item in benchmark.items:
-            print("    or," if promised.issuperset(item.gives) else "   ", describe(item, folder, root))
-            promised.update(item.gives)
+            print("    or," if promised_bytes.issuperset(item.gives) else "   ", describe(item, folder, root))
+            promised_bytes.update(item.gives)
         return []
     os.makedirs(folder, exist_ok=True)
     with locked(folder, f"another prepare is at work in {folder}: wait for it"):
@@ -138,7 +138,7 @@ def fetch(item: Item, folder: str, root: str, keep: bool) -> None:
 
     Args:
         item: the file.
-        folder: of the data set.
+        folder: folder of the data set.
         root: folder of the data sets.
         keep: keep the archive after unpacking.
 
@@ -196,7 +196,7 @@ def unpack(item: Item, archive: str, folder: str) -> None:
     Args:
         item: the archive's description.
         archive: the file.
-        folder: of the data set.
+        folder: folder of the data set.
 
     Raises:
         OSError: the archive is damaged, or lacks a part.
@@ -207,10 +207,10 @@ def unpack(item: Item, archive: str, folder: str) -> None:
     try:
         extract_archive(archive, scratch)
         if item.inner:
-            inner = osp.join(scratch, item.inner)
-            if not osp.exists(inner):
+            members = osp.join(scratch, item.inner)
+            if not osp.exists(members):
                 raise OSError(f"{archive} holds no {item.inner}: it is another archive than expected")
-            extract_archive(inner, osp.dirname(inner))
+            extract_archive(members, osp.dirname(members))
         for pattern, place in item.take.items():
             paths = sorted(Path(scratch).glob(pattern), key=lambda path: (len(path.parts), path))
             if place != ".":
@@ -219,33 +219,33 @@ def unpack(item: Item, archive: str, folder: str) -> None:
                 target = osp.join(folder, path.name if place == "." else place)
                 if not has_content(target):
                     os.rename(path, target)
-        lacking = missing_paths(item, folder)
-        if lacking:
-            raise OSError(f"{archive} holds no {', '.join(lacking)}: it is another archive than expected")
+        missing_names = missing_paths(item, folder)
+        if missing_names:
+            raise OSError(f"{archive} holds no {', '.join(missing_names)}: it is another archive than expected")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def report(benchmark: Benchmark, folder: str) -> list[str]:
     """Print the missing paths of a folder, and return the necessary ones."""
-    name, needed = benchmark.name, {}
+    name, needed_bytes = benchmark.name, {}
     for item in benchmark.items:
         for path in missing_paths(item, folder):
             if item.spare:
                 print(f"warning: {name} has no {osp.join(folder, path)}: {item.spare}", file=sys.stderr)
             else:
-                needed[osp.join(folder, path)] = item.by_hand.format(folder) if item.by_hand else ""
-    for advice in dict.fromkeys(needed.values()):
-        line = f"{name} lacks " + ", ".join(path for path in needed if needed[path] == advice)
+                needed_bytes[osp.join(folder, path)] = item.by_hand.format(folder) if item.by_hand else ""
+    for advice in dict.fromkeys(needed_bytes.values()):
+        line = f"{name} lacks " + ", ".join(path for path in needed_bytes if needed_bytes[path] == advice)
         if advice:
             line += f": {advice}"
         print(line, file=sys.stderr)
-    if needed:
+    if needed_bytes:
         layout = ", ".join(osp.join(folder, path) for path in benchmark.layout)
         print(f"The whole of {name} is {layout}", file=sys.stderr)
     else:
         print(f"{name} is there. Check it: python -m datasets.tools.verify {name} --root {osp.dirname(folder) or '.'}")
-    return list(needed)
+    return list(needed_bytes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -259,16 +259,16 @@ def main(argv: list[str] | None = None) -> int:
         root = osp.expanduser(args.root)
         if osp.exists(root) and not osp.isdir(root):
             raise ValueError(f"{root} is a file: give the folder of the data sets with --root")
-        failed = []
+        failures = []
         for benchmark in downloads(args.names):
             try:
-                lacking = prepare(benchmark, root, args.keep_archives, args.dry_run)
+                missing_names = prepare(benchmark, root, args.keep_archives, args.dry_run)
             except OSError as error:  # go on with the other data sets
-                failed.append(f"{benchmark.name}: {error}")
+                failures.append(f"{benchmark.name}: {error}")
                 continue
-            if lacking:
-                failed.append(f"{benchmark.name} is not complete, see above")
-        return failed
+            if missing_names:
+                failures.append(f"{benchmark.name} is not complete, see above")
+        return failures
 
     return command(work, "interrupted: the finished downloads are kept; the same command goes on with the others")
 

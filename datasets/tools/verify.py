@@ -115,9 +115,9 @@ def verify(benchmark: Benchmark, root: str, fast: bool = False) -> Report:
     report.same_name = sorted(name for name, count in names.items() if count > 1)
     paths = list(dict.fromkeys(item.impath for item in items))
     if not dataset.listed:
-        exists = of_all(osp.exists, paths, f"{name}, looking for")
-        report.missing = [path for path in paths if not exists[path]]
-        paths = [path for path in paths if exists[path]]
+        has_folder = of_all(osp.exists, paths, f"{name}, looking for")
+        report.missing = [path for path in paths if not has_folder[path]]
+        paths = [path for path in paths if has_folder[path]]
     if not fast:
         report.unreadable = find_unreadable(paths, f"{name}, decoding")
     return report
@@ -143,16 +143,16 @@ def work(argv: list[str] | None) -> list[str]:
     if not osp.isdir(osp.expanduser(args.root)):
         raise FileNotFoundError(f"there is no {args.root}: give the folder that holds the data sets with --root")
     reports = [verify(benchmark, args.root, args.fast) for benchmark in benchmarks]
-    shown = [report for report in reports if report.present or args.names]
-    if shown:
-        print(tabulate([report.row() for report in shown], HEADERS, disable_numparse=True))
-    for line in (line for report in shown for line in report.details()):
+    shown_rows = [report for report in reports if report.present or args.names]
+    if shown_rows:
+        print(tabulate([report.row() for report in shown_rows], HEADERS, disable_numparse=True))
+    for line in (line for report in shown_rows for line in report.details()):
         print(visible(line))
-    absent = [report.name for report in reports if report not in shown]
+    absent = [report.name for report in reports if report not in shown_rows]
     if absent:
         print(f"not there: {', '.join(absent)}")
-    wrong = [report.name for report in shown if not report.ok]
-    return [f"incomplete or damaged: {', '.join(wrong)}"] if wrong else []
+    problems = [report.name for report in shown_rows if not report.ok]
+    return [f"incomplete or damaged: {', '.join(problems)}"] if problems else []
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The data sets of a benchmark: sources, on which models are trained, with their targets and variants.
+"""The data sets of a benchmark: the sources that models are trained on, with their targets and variants.
 
-A data set has the name of its file in configs/datasets, its stem.
+Each data set is named by the stem of its file in configs/datasets.
 """
 
 from dassl.utils import check_availability
@@ -8,24 +8,28 @@ from datasets import catalogue
 
 
 def row_of(dataset: str) -> catalogue.Benchmark | None:
-    """Return the facts of a data set; None for a user's own. Raises ValueError, with the nearest, if it has no file."""
+    """Return the catalogue's row of a data set; None for a user's own.
+
+    Raises:
+        ValueError: configs/datasets has no such file; the message has the nearest name.
+    """
     check_availability(dataset, list(catalogue.stems()))
     return catalogue.get(catalogue.stems()[dataset])
 
 
 def source_of(dataset: str) -> str:
-    """Return the data set on which models are trained that are tested on `dataset`."""
+    """Return the source that models are trained on before their test on `dataset`."""
     row = row_of(dataset)
     return catalogue.find(catalogue.source_of(row) if row else "ImageNet").stem
 
 
 def variants_of(source: str) -> list[str]:
-    """Return the variants of a source, on which dg tests."""
+    """Return the variants of a source: the data sets that dg tests on."""
     return [row.stem for row in catalogue.variants(catalogue.stems()[source])]
 
 
 def targets_of(source: str) -> list[str]:
-    """Return the other data sets of a source's benchmark, on which xd tests."""
+    """Return the targets of a source: the data sets that xd tests on."""
     return [row.stem for row in catalogue.targets(catalogue.stems()[source])]
 
 
@@ -34,9 +38,10 @@ EMBEDDED = {"base2new": ["shapes"], "fewshot": ["digits"], "xd": targets_of("sha
 
 
 def datasets_of(protocol: str, words: list[str]) -> list[str]:
-    """Return the data sets that the words name: of trainings in base2new and fewshot, of tests in xd and dg.
+    """Return the data sets for the words of --datasets.
 
-    In xd and dg, a source stands for all its targets or variants.
+    In base2new and fewshot these are the data sets of the trainings; in xd and dg, those of the tests. There, a source
+    stands for all its targets or variants.
     """
     names = []
     for word in words:
@@ -56,6 +61,6 @@ def datasets_of(protocol: str, words: list[str]) -> list[str]:
 
 
 def number_of_classes(dataset: str) -> int:
-    """Return the number of classes of a data set, to estimate costs; of a user's own data set 40."""
+    """Return the number of classes of a data set, for estimates of the cost; 40 for a user's own data set."""
     row = row_of(dataset)
     return row.size.classes if row and row.size else 40

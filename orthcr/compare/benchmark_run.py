@@ -1,4 +1,4 @@
-"""The run of a benchmark: many methods on many data sets, by any of the four protocols."""
+"""The execution of a benchmark: many methods on many data sets, by any of the four protocols."""
 
 import argparse
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from dassl.utils import locked
 from orthcr.compare import engines
 from orthcr.compare.benchmark_datasets import row_of
 from orthcr.compare.command_line import protocols_of
-from orthcr.compare.methods import methods_of, options_of_each, registered_trainers
+from orthcr.compare.methods import methods_of, options_by_trainer, registered_trainers
 from orthcr.compare.output_folders import check_no_link, feature_cache_option, find_outdated
 from orthcr.compare.plans import Job, describe_results, execute
-from orthcr.compare.schedule import plan
+from orthcr.compare.schedule import make_plan
 from orthcr.compare.stages import Method
 from orthcr.run.config import setup_cfg
 from orthcr.run.config_files import owner_of
@@ -21,58 +21,61 @@ from trainers.shared.backbones import fetch
 
 
 def run(args: argparse.Namespace) -> tuple[list[str], dict[Path, str]]:
-    """Make all runs.
+    """Make all runs of a benchmark.
+
+    Args:
+        args: result of `command_line.parse_arguments`.
 
     Returns:
-        A line for each model that failed, and the reason for each directory that holds results of other settings.
+        A line for each failed job, and {output directory: reason} for results that were made with other settings.
 
     Raises:
-        ValueError: something cannot be planned.
+        ValueError: a method, a data set or a setting is wrong.
     """
     names = methods_of(args.protocol, args.trainers)
     opts = feature_cache_option(args) + args.opts
-    methods = [Method(trainer, args.cfg, own_opts) for trainer, own_opts in options_of_each(opts, names).items()]
-    jobs = plan(methods, protocols_of(args.protocol), args)
+    methods = [Method(trainer, args.cfg, own_opts) for trainer, own_opts in options_by_trainer(opts, names).items()]
+    jobs = make_plan(methods, protocols_of(args.protocol), args)
     clips = backbones_of(jobs)
     engine = choose_engine(args, clips)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for planned in (planned for job in jobs for planned in job.runs):
-        check_no_link(planned.folder, args.output_dir)
+    for planned_run in (planned_run for job in jobs for planned_run in job.runs):
+        check_no_link(planned_run.folder, args.output_dir)
     summary = f"{sum(len(job.runs) for job in jobs)} runs of {len(methods)} methods on {', '.join(clips)}"
     print(f"{summary}; logs and results: {args.output_dir}", flush=True)
     with locked(args.output_dir, f"another benchmark is at work in {args.output_dir}: wait, or choose another"):
         finished = set()
 
-        def done(job: Job, results: list[dict]) -> str:
+        def report_job(job: Job, results: list[dict]) -> str:
             finished.add(job)
             return describe_results(job, results)
 
-        failed = execute(jobs, title=args.output_dir.name, done=done, engine=engine)
-        return failed, find_outdated([job for job in jobs if job not in finished])
+        failures = execute(jobs, title=args.output_dir.name, on_job_done=report_job, engine=engine)
+        return failures, find_outdated([job for job in jobs if job not in finished])
 
 
 def choose_engine(args: argparse.Namespace, backbones: list[str]) -> Callable:
-    """Return the engine of the runs, after the backbones are fetched.
+    """Fetch the backbones and return the engine that executes the runs.
 
     Args:
-        args: of `command_line.arguments`.
+        args: result of `command_line.parse_arguments`.
         backbones: names of the CLIPs that the runs load.
 
     Raises:
-        ValueError, OSError: the runs lack something.
+        ValueError, OSError: a backbone cannot be had.
     """
     print_own_settings(args)
     if args.engine == "local":
-        for name in backbones:  # before any run: each would fail for the same reason, or download it again
+        for name in backbones:  # once, before any run: else each run would download it or fail for the same reason
             fetch(name)
     if args.engine == "ray":
-        return partial(engines.on_ray, address=args.address, per_gpu=args.per_gpu or 1)
+        return partial(engines.run_on_ray, address=args.address, per_gpu=args.per_gpu or 1)
     gib = args.memory or max(map(engines.memory_of, backbones))
-    return partial(engines.local, slots=engines.slots(gib, args.workers, args.per_gpu))
+    return partial(engines.run_locally, slots=engines.find_slots(gib, args.workers, args.per_gpu))
 
 
 def print_own_settings(args: argparse.Namespace) -> None:
-    """Print the settings of the user's own methods and data sets, which have no published ones."""
+    """Print a line for each of the user's own methods and data sets that has no published settings."""
     for name in registered_trainers(args.trainers):
         if not args.cfg and not is_foreign(name) and not owner_of("*", name):
             print(f"{name} has no YAML in configs/trainers/{name}: it runs with the defaults and the options")

@@ -12,8 +12,8 @@ def methods_of(protocols: list[str], words: list[str]) -> list[str]:
     """Return the trainers to be compared.
 
     Args:
-        protocols: words of --protocol. With tta, "all" is every trainer that trains nothing.
-        words: of --trainers.
+        protocols: words of --protocol. With tta, "all" stands for every trainer that trains nothing.
+        words: words of --trainers.
 
     Raises:
         ValueError: a trainer named for tta is trained.
@@ -21,43 +21,43 @@ def methods_of(protocols: list[str], words: list[str]) -> list[str]:
     names = registered_trainers(words)
     if protocols != ["tta"]:
         return names
-    trained = [name for name in names if is_trained(name)]
-    if trained and "all" not in words:
-        raise ValueError(f"--protocol tta trains nothing, and {trained[0]} is trained: take cross_dataset for it")
-    return [name for name in names if name not in trained]
+    trained_names = [name for name in names if is_trained(name)]
+    if trained_names and "all" not in words:
+        raise ValueError(f"--protocol tta trains nothing, but {trained_names[0]} is trained: give cross_dataset for it")
+    return [name for name in names if name not in trained_names]
 
 
 def registered_trainers(words: list[str]) -> list[str]:
-    """Return the trainers with these names, each once, zero-shot first; "all" is every ClipTrainer."""
+    """Return the trainers with these names, each once, the untrained ones first; "all" stands for every ClipTrainer."""
     for package in (trainers, datasets):
         discover(package)
-    available = TRAINER_REGISTRY.registered_names()
+    registered_names = TRAINER_REGISTRY.registered_names()
     for word in words:
-        check_availability(word, [*available, "all"])
-    every = [name for name in available if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
-    names = [name for word in words for name in (every if word == "all" else [word])]
+        check_availability(word, [*registered_names, "all"])
+    clip_trainers = [name for name in registered_names if issubclass(TRAINER_REGISTRY.get(name), ClipTrainer)]
+    names = [name for word in words for name in (clip_trainers if word == "all" else [word])]
     return sorted(dict.fromkeys(names), key=is_trained)
 
 
 def is_trained(trainer: str) -> bool:
-    """Return whether a method trains anything. A trainer written for Dassl does."""
+    """Return whether a method has a training; True for a trainer written for Dassl."""
     return bool(getattr(TRAINER_REGISTRY.get(trainer), "learner", True))
 
 
 def depends_on_seed(trainer: str) -> bool:
-    """Return whether the results of a method depend on the seed, as those of zero-shot CLIP do not."""
+    """Return whether the results of a method depend on the seed; False for zero-shot CLIP."""
     return is_trained(trainer) or bool(TRAINER_REGISTRY.get(trainer).adaptation)
 
 
-def options_of_each(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
+def options_by_trainer(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[str, ...]]:
     """Return the KEY VALUE pairs of each trainer.
 
-    A key of a node goes to the methods that have this node, and a key that a method does not read goes to the others. A
-    trainer written for Dassl does not read DATASET.FEATURE_CACHE.
+    A trainer gets no key of a node that it does not have, and no key of its `unread_keys`. A trainer written for Dassl
+    does not read DATASET.FEATURE_CACHE.
 
     Args:
         opts: KEY VALUE ...
-        names: of the trainers.
+        names: names of the trainers.
 
     Raises:
         ValueError: no trainer takes one of the pairs.
@@ -70,7 +70,7 @@ def options_of_each(opts: tuple[str, ...], names: list[str]) -> dict[str, tuple[
             raise ValueError(f"{key} is no key of {', '.join(names)}: leave it out, or add its trainer to --trainers")
     shares = {}
     for name, nodes in trainer_nodes.items():
-        unread = CACHE_KEYS if is_foreign(name) else TRAINER_REGISTRY.get(name).unread
-        own_pairs = [(k, v) for k, v in pairs if key_nodes.get(k, nodes[0]) in nodes and k not in unread]
+        unread_keys = CACHE_KEYS if is_foreign(name) else TRAINER_REGISTRY.get(name).unread_keys
+        own_pairs = [(k, v) for k, v in pairs if key_nodes.get(k, nodes[0]) in nodes and k not in unread_keys]
         shares[name] = tuple(word for pair in own_pairs for word in pair)
     return shares

@@ -11,7 +11,7 @@ from orthcr.run.config import setup_cfg
 
 
 def feature_cache_option(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the KEY VALUE pair of the folder in which the runs share frozen features, or () if the user gives it.
+    """Return the KEY VALUE pair for the runs' common cache of features; () if the user gives a folder.
 
     Raises:
         ValueError: the folder lies behind a link.
@@ -24,28 +24,28 @@ def feature_cache_option(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def check_no_link(folder: Path, output_dir: Path) -> None:
-    """Raise ValueError if a folder of the output directory lies behind a link: results would land elsewhere."""
+    """Raise ValueError if a link leads from a folder of the output directory to another place."""
     if folder.resolve() != output_dir.resolve() / folder.relative_to(output_dir):
         raise ValueError(f"{folder} lies behind a link: remove the link, or give another --output-dir")
 
 
 def find_outdated(jobs: list[Job]) -> dict[Path, str]:
-    """Return the reason for each folder of a run whose results do not belong to its present settings."""
+    """Return {output directory: reason} for each finished run whose results do not belong to its present settings."""
     reasons = {}
-    for planned in (planned for job in jobs for planned in job.runs):
-        result = planned.folder / "results.json"
+    for planned_run in (planned_run for job in jobs for planned_run in job.runs):
+        result = planned_run.folder / "results.json"
         if not result.exists():
             continue
-        if planned.model in reasons:
-            reasons[planned.folder] = "it is of a model with other settings"
+        if planned_run.model in reasons:
+            reasons[planned_run.folder] = "its model was trained with other settings"
             continue
         try:
-            different = differences(setup_cfg(planned.spec), MACHINE)
+            changes = differences(setup_cfg(planned_run.spec), MACHINE)
         except USER_ERRORS as error:
-            reasons[planned.folder] = f"its settings cannot be compared ({error})"
+            reasons[planned_run.folder] = f"its settings cannot be compared ({error})"
             continue
-        if different:
-            reasons[planned.folder] = f"it was made with {', '.join(different)}"
-        elif planned.model and result.stat().st_mtime < (planned.model / "results.json").stat().st_mtime:
-            reasons[planned.folder] = "it is older than its model"
+        if changes:
+            reasons[planned_run.folder] = f"it was made with {', '.join(changes)}"
+        elif planned_run.model and result.stat().st_mtime < (planned_run.model / "results.json").stat().st_mtime:
+            reasons[planned_run.folder] = "it is older than its model"
     return reasons

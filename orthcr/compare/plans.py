@@ -1,7 +1,7 @@
-"""Plans and their execution. A plan is a list of jobs, a job the runs of one model in order.
+"""Plans and their execution. A plan is a list of jobs. A job is the training of one model and its tests, in order.
 
-`execute` makes all runs, one after the other or side by side. The same plan executed again resumes: finished runs are
-read, not made again.
+`execute` makes all runs, one after the other or in parallel. It reads the results of finished runs instead of making
+them again, so that an interrupted plan is resumed by the same command.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import torch
 
 from dassl.infrastructure.command import USER_ERRORS, one_line
 from dassl.utils import locked, read_json
-from orthcr.compare.command_line import count
+from orthcr.compare.command_line import parse_count
 from orthcr.compare.display import Display, newest_log
-from orthcr.compare.engines import TRIES, local
+from orthcr.compare.engines import TRIES, run_locally
 from orthcr.key_roles import MACHINE
 from orthcr.run.checks import check_same_run
 from orthcr.run.config import setup_cfg
@@ -33,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to be made."""
+    """A run of a plan."""
 
-    name: str  # in messages
+    name: str  # for messages
     spec: RunSpec
 
     @property
@@ -48,7 +48,7 @@ class PlannedRun:
         """The output directory of the training whose model is evaluated; None for a training."""
         return Path(self.spec.model_dir) if self.spec.eval_only else None
 
-    def at_strength(self, s: str) -> "PlannedRun":
+    def with_strength(self, s: str) -> "PlannedRun":
         """Return the evaluation of the same model on the same test at another strength."""
         model = self.model or self.folder
         folder = model / f"s{s}" / (self.folder.relative_to(model) if self.model else "own")
@@ -58,45 +58,45 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Job:
-    """A job: the runs of one model, in order."""
+    """A job: the training of one model and all its tests, in order."""
 
     runs: tuple[PlannedRun, ...]
-    seconds: float = 1.0  # expected duration, in any unit: the longest job begins first
-    kind: str = ""  # within a kind, durations are proportional to `seconds`: the display estimates the time left by it
+    seconds: float = 1.0  # expected duration in any unit; the longest job begins first
+    kind: str = ""  # jobs of one kind have durations proportional to `seconds`; for the estimate of the time left
 
 
-def make_run(planned: PlannedRun, quiet: bool = False) -> dict:
+def make_run(planned_run: PlannedRun, quiet: bool = False) -> dict:
     """Make a run, unless it is finished; return the content of its `results.json`.
 
     A finished evaluation that is older than its model is made again.
 
     Args:
-        planned: the run.
-        quiet: print nothing; log.txt has all lines.
+        planned_run: the run.
+        quiet: whether to print nothing; log.txt has all lines.
 
     Raises:
-        FileNotFoundError: the model to be evaluated is not there.
-        ValueError, OSError: as `run`, or a finished run has other settings.
+        FileNotFoundError: the training of the model is not finished.
+        ValueError, OSError: the run fails, or a finished run has other settings.
     """
-    done = planned.folder / "results.json"
-    model = planned.model and planned.model / "results.json"
+    result_file = planned_run.folder / "results.json"
+    model = planned_run.model and planned_run.model / "results.json"
     if model and not model.exists():
-        raise FileNotFoundError(f"there is no finished training in {planned.model}: train it first")
+        raise FileNotFoundError(f"there is no finished training in {planned_run.model}: train this model first")
     with hide_output() if quiet else nullcontext():
-        if not done.exists() or model and done.stat().st_mtime < model.stat().st_mtime:
-            wait_for(planned.folder)
-            return run(planned.spec)
-        check_same_run(setup_cfg(planned.spec), MACHINE)
+        if not result_file.exists() or model and result_file.stat().st_mtime < model.stat().st_mtime:
+            wait_for(planned_run.folder)
+            return run(planned_run.spec)
+        check_same_run(setup_cfg(planned_run.spec), MACHINE)
     try:
-        results = read_json(done)
-        check_results(results, done)
+        results = read_json(result_file)
+        check_results(results, result_file)
         return results
     except ValueError as error:
-        raise ValueError(f"{error}; or remove it, and the run is finished again") from error
+        raise ValueError(f"{error}; or remove it, and give the same command again") from error
 
 
 def check_results(results: object, path: Path) -> None:
-    """Raise ValueError if a `results.json` does not hold what a plan reads of it."""
+    """Raise ValueError if the content of a `results.json` lacks the entries that a plan reads."""
     if not isinstance(results, dict) or not isinstance(results.get("classes", ""), str):
         raise ValueError(f"{path} is not what train.py wrote: put an intact copy there")
     accuracy = results.get("accuracy", 0.0)
@@ -106,20 +106,20 @@ def check_results(results: object, path: Path) -> None:
 
 @contextmanager
 def hide_output() -> Iterator[None]:
-    """Hide all that is printed, also progress bars, which would disturb the plan's display."""
-    with open(os.devnull, "w", errors="replace") as null, redirect_stdout(null), redirect_stderr(null):
+    """Hide all output, including progress bars, which would disturb the plan's display."""
+    with open(os.devnull, "w", errors="replace") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
         yield
 
 
 def wait_for(folder: Path, seconds: float = 20.0) -> None:
-    """Wait until no process works in a folder: a run of a killed plan may be about to end.
+    """Wait until no process works in a folder, for example a run of a killed plan.
 
     Args:
         folder: output directory of the run.
         seconds: longest time to wait.
     """
-    until = time.time() + seconds
-    while folder.exists() and time.time() < until:
+    deadline = time.time() + seconds
+    while folder.exists() and time.time() < deadline:
         try:
             with locked(folder, ""):
                 return
@@ -134,14 +134,15 @@ def format_accuracy(results: dict) -> str:
 
 def describe_results(job: Job, results: list[dict]) -> str:
     """Return a line with the accuracy of each run of a job."""
-    return "\n".join(f"{planned.name}: {format_accuracy(r)}" for planned, r in zip(job.runs, results, strict=True))
+    pairs = zip(job.runs, results, strict=True)
+    return "\n".join(f"{planned_run.name}: {format_accuracy(content)}" for planned_run, content in pairs)
 
 
 def execute(
     plan: list[Job],
     workers: int = 0,
     title: str = "",
-    done: Callable[[Job, list[dict]], str | None] = describe_results,
+    on_job_done: Callable[[Job, list[dict]], str | None] = describe_results,
     engine: Callable | None = None,
 ) -> list[str]:
     """Make all runs of a plan; return a line for each job that failed.
@@ -150,50 +151,50 @@ def execute(
 
     Args:
         plan: the jobs.
-        workers: processes of one thread each; 0: this process, which shows the output of the runs.
-        title: of the display on the terminal.
-        done: called in this process with each finished job and the contents of its runs' `results.json`; returns the
-            text to print.
-        engine: of `engines`, instead of these workers; called with the work and the jobs.
+        workers: number of processes with one thread each; 0: make the runs in this process and show their output.
+        title: title of the display on the terminal.
+        on_job_done: called in this process with each finished job and the contents of its runs' `results.json`. It
+            returns the text to print.
+        engine: a function of `engines`, instead of these workers; called with the work and the jobs.
     """
-    failed = []
+    failures = []
     plan = sorted(plan, key=lambda job: -job.seconds)
     if not workers and not engine:
         for job in plan:
             results, failure = make_job(job, quiet=False)
             if failure:
-                failed.append(failure)
+                failures.append(failure)
                 continue
-            text = done(job, results)
+            text = on_job_done(job, results)
             if text:
                 print(text)
-        return failed
-    engine = engine or partial(local, slots=[""] * workers)
+        return failures
+    engine = engine or partial(run_locally, slots=[""] * workers)
     with exit_on_sigterm(), Display(plan, title) as display, closing(engine(make_job, plan)) as outcomes:
         for outcome in outcomes:
             if outcome:
                 job, result = outcome
                 results, failure = ([], describe_crash(job, result)) if isinstance(result, Exception) else result
-                display.ended(job, failed=bool(failure))
+                display.end_job(job, is_failure=bool(failure))
                 if failure:
-                    failed.append(failure)
+                    failures.append(failure)
                     text = f"failed: {failure}"
                 else:
-                    text = done(job, results)
+                    text = on_job_done(job, results)
                 if text:
-                    display.line(text)
+                    display.print_line(text)
             display.refresh()
-    return failed
+    return failures
 
 
 def make_job(job: Job, quiet: bool = True) -> tuple[list[dict], str]:
-    """Make the runs of a job up to the first that fails; return their results and a line for the failure, or ""."""
+    """Make the runs of a job until one fails; return the results, and a line about the failure or ""."""
     results = []
-    for planned in job.runs:
+    for planned_run in job.runs:
         try:
-            results.append(make_run(planned, quiet))
+            results.append(make_run(planned_run, quiet))
         except USER_ERRORS as error:
-            return results, f"{planned.name}: {one_line(error)}"
+            return results, f"{planned_run.name}: {one_line(error)}"
     if quiet and torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # other processes share the GPU
     return results, ""
@@ -214,23 +215,24 @@ def describe_crash(job: Job, error: Exception) -> str:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process as an exit, so that the engine is closed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Let SIGTERM raise SystemExit in this process, so that the engine is closed."""
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def parser(description: str, folder: str) -> argparse.ArgumentParser:
-    """Return the parser of the flags that all scripts with a plan have.
+def make_parser(description: str, folder: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that all scripts with a plan have.
 
     Args:
-        description: for --help.
-        folder: below output/, the default of --output-dir.
+        description: text for --help.
+        folder: name of the folder below output/ that is the default of --output-dir.
     """
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--output-dir", type=Path, default=ROOT / "output" / folder)
     cores = min(os.cpu_count() or 1, 8)
-    result.add_argument("--workers", type=count, default=cores, help="processes, default: one a core, at most 8")
+    workers_help = "number of processes; default: one a core, at most 8"
+    result.add_argument("--workers", type=parse_count, default=cores, help=workers_help)
     return result

@@ -1,9 +1,9 @@
-"""The protocols of CoOp, CoCoOp and MaPLe: their stages as runs to be made, each with its folder.
+"""The stages of the protocols of CoOp, CoCoOp and MaPLe as planned runs, each with its output directory.
 
-base2new: 16 shots of the base classes; then that model on the new classes.
-fewshot: 1, 2, 4, 8, 16 shots of all classes.
-xd: 16 shots of all classes of a source; then that model on other data sets.
-dg: the same model on the variants of its source.
+- base2new: train on 16 shots of the base classes, then test this model on the new classes.
+- fewshot: train and test on all classes, with 1, 2, 4, 8 and 16 shots.
+- xd: train on 16 shots of all classes of a source, then test this model on other data sets.
+- dg: test the model of xd on the variants of its source.
 """
 
 import re
@@ -27,20 +27,20 @@ class Method:
     """A trainer with its settings."""
 
     trainer: str
-    cfg: str = ""  # name of a file in configs/trainers/TRAINER; "": the published settings, for embedded data tiny
+    cfg: str = ""  # name of a file in configs/trainers/TRAINER; "": tiny for embedded data, else the published settings
     opts: tuple[str, ...] = ()  # KEY VALUE ...
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A YAML file of a method, and the output folder that is named after it."""
+    """The YAML file of a method, and the output folder named after it."""
 
     folder: Path  # relative to the folder of the protocol
     file: Path | None  # None: the defaults of a trainer written for Dassl
 
 
-def without_file(trainer: str, backbone: str) -> Settings:
-    """Return the settings of a method without a YAML file: its defaults, and the backbone's file."""
+def default_settings(trainer: str, backbone: str) -> Settings:
+    """Return the settings of a method without a YAML file: its defaults, with the file of the backbone."""
     file = None if is_foreign(trainer) else CONFIGS / "backbones" / f"{backbone}.yaml"
     return Settings(Path(trainer, f"{backbone}_defaults"), file)
 
@@ -49,8 +49,8 @@ def without_file(trainer: str, backbone: str) -> Settings:
 class Stages:
     """The stages of the protocols for one method.
 
-    A data set has the name of its file in configs/datasets. The methods raise ValueError for a data set that does not
-    exist or has no part in the protocol.
+    A data set is named by its file in configs/datasets. The functions raise ValueError for a data set that does not
+    exist or that the protocol does not use.
     """
 
     method: Method
@@ -58,33 +58,33 @@ class Stages:
     out: Path = Path("output")
 
     def __post_init__(self):
-        discover(trainers)  # `settings` needs the classes of the trainers, to find a parent's file
+        discover(trainers)  # `settings` looks for the files of a trainer's parent classes
 
     def base2new_train(self, dataset: str, seed: int) -> PlannedRun:
-        return self.planned("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
+        return self.plan_run("base2new_train", self.base_dir(dataset, seed), dataset, seed, "base")
 
     def base2new_test(self, dataset: str, seed: int) -> PlannedRun:
         model = self.base_dir(dataset, seed)
-        return self.planned("base2new_test", model / "new", dataset, seed, "new", model=model)
+        return self.plan_run("base2new_test", model / "new", dataset, seed, "new", model=model)
 
     def fewshot(self, dataset: str, seed: int, shots: int) -> PlannedRun:
         settings = self.settings(dataset, "fewshot", shots)
         folder = self.out / "fewshot" / dataset / settings.folder / f"shots{shots}" / f"seed{seed}"
-        return self.planned("fewshot", folder, dataset, seed, shots=shots, settings=settings)
+        return self.plan_run("fewshot", folder, dataset, seed, shots=shots, settings=settings)
 
     def xd_train(self, dataset: str, seed: int, opts: Iterable[str] = ()) -> PlannedRun:
         settings = self.settings(dataset, "xd")
-        return self.planned("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
+        return self.plan_run("xd_train", self.source_dir(dataset, seed), dataset, seed, settings=settings, opts=opts)
 
     def xd_test(self, dataset: str, seed: int, stage: str = "xd_test") -> PlannedRun:
         model = self.source_dir(source_of(dataset), seed)
-        return self.planned(stage, model / "eval" / dataset, dataset, seed, model=model)
+        return self.plan_run(stage, model / "eval" / dataset, dataset, seed, model=model)
 
     def dg_test(self, dataset: str, seed: int) -> PlannedRun:
         source = source_of(dataset)
         if dataset not in variants_of(source):
             raise ValueError(
-                f"{dataset} is no variant of {source}, as {', '.join(variants_of(source))} are: use xd_test"
+                f"{dataset} is no variant of {source} (these are: {', '.join(variants_of(source))}): use xd_test"
             )
         return self.xd_test(dataset, seed, "dg_test")
 
@@ -95,17 +95,17 @@ class Stages:
 
         Args:
             dataset: its file in configs/datasets.
-            protocol: of `command_line.PROTOCOLS`.
-            shots: of the few-shot protocol.
+            protocol: one of `command_line.PROTOCOLS`.
+            shots: number of training images of each class, for the few-shot protocol.
         """
         trainer, cfg, row = self.method.trainer, self.method.cfg, row_of(dataset)
-        tiny = cfg == "tiny" or bool(not cfg and row and row.embedded)
-        if cfg and not tiny:
+        is_tiny = cfg == "tiny" or bool(not cfg and row and row.embedded)
+        if cfg and not is_tiny:
             return Settings(Path(trainer, cfg), CONFIGS / "trainers" / trainer / f"{cfg}.yaml")
-        owner = owner_of("tiny" if tiny else "vit_b16*", trainer)
+        owner = owner_of("tiny" if is_tiny else "vit_b16*", trainer)
         if not owner:
-            return without_file(trainer, "tiny" if tiny else "vit_b16")
-        if tiny:
+            return default_settings(trainer, "tiny" if is_tiny else "vit_b16")
+        if is_tiny:
             cfg = cfg or embedded_file(owner, protocol)
         else:
             cfg = published_file(owner, dataset, protocol, shots)
@@ -118,7 +118,7 @@ class Stages:
     def source_dir(self, dataset: str, seed: int) -> Path:
         return self.out / "xd" / dataset / "shots16" / self.settings(dataset, "xd").folder / f"seed{seed}"
 
-    def planned(
+    def plan_run(
         self,
         stage: str,
         folder: Path,
@@ -130,17 +130,17 @@ class Stages:
         model: Path | None = None,
         opts: Iterable[str] = (),
     ) -> PlannedRun:
-        """Return a training, or the evaluation of a model with the settings of its training.
+        """Return a planned training, or a planned evaluation of a model with the settings of its training.
 
         Args:
-            stage: for the name of the run.
+            stage: name of the stage, for the name of the run.
             folder: output directory.
             dataset: its file in configs/datasets.
-            seed: of the training.
+            seed: seed of the training.
             classes: all, base or new.
-            shots: of a training.
-            settings: of a training; None: those of base2new.
-            model: folder of the training to evaluate; None: train.
+            shots: number of training images of each class, for a training.
+            settings: settings of a training; None: those of base2new.
+            model: output directory of the model to evaluate; None: train a model.
             opts: KEY VALUE ...
         """
         spec = RunSpec(
@@ -164,20 +164,20 @@ class Stages:
 
 
 def embedded_file(trainer: str, protocol: str) -> str:
-    """Return the file of configs/trainers/TRAINER for the embedded data: tiny, or that of the transfers."""
+    """Return the stem of the file in configs/trainers/TRAINER for the embedded data and a protocol."""
     name = "tiny_cross_datasets"
     return name if protocol == "xd" and (CONFIGS / "trainers" / trainer / f"{name}.yaml").exists() else "tiny"
 
 
 def published_file(trainer: str, dataset: str, protocol: str, shots: int | None) -> str:
-    """Return the file of configs/trainers/TRAINER with the published settings for ViT-B/16.
+    """Return the stem of the file in configs/trainers/TRAINER with the published settings for ViT-B/16.
 
-    If there are several files, the precedence is:
+    Of several files, the first in this list is taken:
 
-    1. the name of the protocol or of the data set (MaPLe, PromptSRC, MMRL);
+    1. a file with the protocol or the data set in its name (MaPLe, PromptSRC, MMRL);
     2. vit_b16;
-    3. a context from the words "a photo of a", _ctxv1 (CoCoOp);
-    4. the first.
+    3. a file for a context that starts from the words "a photo of a", _ctxv1 (CoCoOp);
+    4. the first in the order of the names.
 
     CoOp's few-shot protocol has the epochs of its paper. In the other protocols CoOp starts from "a photo of a", as in
     CoCoOp's paper.
@@ -191,39 +191,39 @@ def published_file(trainer: str, dataset: str, protocol: str, shots: int | None)
         return name if protocol == "fewshot" else f"{name}_ctxv1"
     files = sorted(path.stem for path in (CONFIGS / "trainers" / trainer).glob("vit_b16*.yaml"))
     files = [file for file in files if protocol == "fewshot" or "_few_shot" not in file]
-    ends = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
-    for end in ends.get(protocol, [f"_{dataset}"]):
+    suffixes = {"xd": ["_cross_datasets"], "fewshot": [f"_few_shot_{dataset}", f"_{dataset}", "_few_shot"]}
+    for suffix in suffixes.get(protocol, [f"_{dataset}"]):
         for file in files:
-            if file.endswith(end):
+            if file.endswith(suffix):
                 return file
-    common = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
-    if "vit_b16" in common or not common:
+    general_files = [file for file in files if not re.search("_(cross_datasets|imagenet|few_shot)", file)]
+    if "vit_b16" in general_files or not general_files:
         return "vit_b16"
-    from_words = [file for file in common if file.endswith("_ctxv1")]
-    return from_words[0] if from_words else common[0]
+    word_files = [file for file in general_files if file.endswith("_ctxv1")]
+    return word_files[0] if word_files else general_files[0]
 
 
 # ------------------------------------------------------------------ the command line of scripts/run.py
 
 
-def arguments_of_runs(stage: str, dataset: str, seed: str, shots: str, trained: bool) -> Iterator[tuple]:
+def arguments_of_runs(stage: str, dataset: str, seed: str, shots: str, has_training: bool) -> Iterator[tuple]:
     """Yield the arguments of each run of a stage: data set, seed and, in the few-shot protocol, shots.
 
     Args:
-        stage: of `STAGES`.
+        stage: one of `STAGES`.
         dataset: its file in configs/datasets, or "all".
         seed: a number, or "all".
         shots: a number, or "all".
-        trained: False: the method learns nothing, so that one seed and one number of shots are enough.
+        has_training: whether the method is trained; if not, one seed and one number of shots are enough.
     """
     all_names = {"xd_train": ["imagenet"], "xd_test": targets_of("imagenet"), "dg_test": variants_of("imagenet")}
     names, seeds, numbers = [dataset], [seed], [shots]
     if dataset == "all":
         names = all_names.get(stage, ["imagenet", *targets_of("imagenet")])
     if seed == "all":
-        seeds = SEEDS if trained else SEEDS[:1]
+        seeds = SEEDS if has_training else SEEDS[:1]
     if shots == "all":
-        numbers = SHOTS if trained else [16]
+        numbers = SHOTS if has_training else [16]
     for name in names:
         for s in map(int, seeds):
             if stage == "fewshot":

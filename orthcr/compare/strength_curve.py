@@ -4,13 +4,13 @@
 
 The tests of a model depend on its training:
 
-- base classes: the base and the new classes;
-- a source of xd and dg: the source, its variants and its targets;
-- any other: the data set of the training.
+- a model of base classes is tested on the base and on the new classes;
+- a model of a source of xd and dg is tested on the source, its variants and its targets;
+- any other model is tested on its own data set.
 
-OrthCR has a second path, the straight line between the same weights (WiSE-FT, Wortsman et al. 2022). A method without a
-strength is a point. Writes curve.md, curve.json and pictures (orthcr/reports/strength_tables.py). Test images are read
-once for all models, and nothing is selected by them.
+OrthCR has a second path: the straight line between the same weights (WiSE-FT, Wortsman et al. 2022). A method without a
+strength is one point. The command writes curve.md, curve.json and pictures (orthcr/reports/strength_tables.py). Test
+images are read once for all models, and nothing is selected on them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from orthcr.run.trained import check_is_training, load_trained
 from trainers.orthcr import OrthogonalCLIP
 from trainers.shared.strength import TRIED, read_selection
 
-HELD = 2**31  # bytes of test images in memory, shared by all models; a larger data set is read again for each model
+MAX_CACHE_BYTES = 2**31  # test images in memory, for all models; a larger data set is read again for each model
 
 
 @dataclass(frozen=True)
@@ -46,61 +46,64 @@ class Model:
     folder: str
     trainer: str
     seed: int
-    trained: tuple[str, str, int]  # data set, classes and shots
+    training_data: tuple[str, str, int]  # data set, classes and shots
 
     @property
     def tests(self) -> list[tuple[str, str]]:
         """The tests of the model: [(data set, classes), ...]."""
-        name, classes, _ = self.trained
+        name, classes, _ = self.training_data
         if classes == "base":
             return [(name, "base"), (name, "new")]
-        shifted = [row.name for row in (*catalogue.variants(name), *catalogue.targets(name))]
-        return [(dataset, classes) for dataset in (name, *shifted)]
+        shifted_names = [row.name for row in (*catalogue.variants(name), *catalogue.targets(name))]
+        return [(dataset, classes) for dataset in (name, *shifted_names)]
 
 
 # ------------------------------------------------------------------ measuring
 
 
 def measure(models: list[Model], strengths: Iterable[float], root: str | None, split: str) -> list[Point]:
-    """Return the accuracies of each model at each strength and at that of "auto", on all its tests with images.
+    """Return the accuracies of each model on all its tests, at each strength and at the strength that "auto" selects.
+
+    Tests whose images are missing are left out, except the first test of a model.
 
     Args:
         models: the trainings.
-        strengths: from 0 to 1.
+        strengths: numbers from 0 to 1.
         root: folder of the data sets; None: as in the trainings.
         split: test or val.
 
     Raises:
         ValueError: the data set of a training has no images in that split.
     """
-    discover(trainers)  # `strength_key` asks the classes
+    discover(trainers)  # `strength_key` looks at the classes of the trainers
     tests = list(dict.fromkeys(test for model in models for test in model.tests))
     pairs = [(test, model) for test in tests for model in models if test in model.tests]
     accuracies = {model.folder: defaultdict(dict) for model in models}  # of each model, {(path, s): {test: percent}}
-    selected, cache = {}, {}
+    selections, cache = {}, {}
     with progress(total=len(pairs), desc="models x data sets") as bar:
         for test, model in pairs:
             with contextlib.redirect_stdout(io.StringIO()):
-                if model.folder not in selected:
-                    selected[model.folder] = select_strength(model, root)
+                if model.folder not in selections:
+                    selections[model.folder] = select_strength(model, root)
                 trainer = load_trainer(model, test, root, split)
             batches = images_of(trainer, test, cache, split)
             if not batches and test == model.tests[0]:
-                raise ValueError(f"{test[0]}, the data of {model.folder}, has no {split} images: leave out --split")
+                raise ValueError(f"{test[0]}, the data of {model.folder}, has no {split} images: give another --split")
             if batches:
-                candidates = sorted({*strengths, selected[model.folder] or 0.0})
+                candidates = sorted({*strengths, selections[model.folder] or 0.0})
                 for key, accuracy in measure_test(trainer, batches, candidates).items():
                     accuracies[model.folder][key][test] = accuracy
             bar.update()
     points = []
     for m in models:
-        for (path, s), by_test in accuracies[m.folder].items():
-            points.append(Point(m.folder, m.trainer, m.seed, m.trained, selected[m.folder], path, s, by_test))
+        for (path, s), test_accuracies in accuracies[m.folder].items():
+            selection = selections[m.folder]
+            points.append(Point(m.folder, m.trainer, m.seed, m.training_data, selection, path, s, test_accuracies))
     return points
 
 
 def select_strength(model: Model, root: str | None) -> float | None:
-    """Return the strength that "auto" chooses for a model; None: the method has no strength."""
+    """Return the strength that "auto" selects for a model; None for a method without a strength."""
     if not strength_key(model.trainer):
         return None
     selection = read_selection(model.folder) or load_trainer(model, model.tests[0], root).select_strength(None)
@@ -128,7 +131,7 @@ def load_trainer(model: Model, test: tuple[str, str], root: str | None, split: s
     )
     if strength_key(model.trainer):
         spec = replace(spec, strength="1")
-    if dataset != model.trained[0]:
+    if dataset != model.training_data[0]:
         file = CONFIGS / "datasets" / f"{catalogue.find(dataset).stem}.yaml"
         spec = replace(spec, dataset_config_file=str(file))
     if split == "val":
@@ -137,17 +140,17 @@ def load_trainer(model: Model, test: tuple[str, str], root: str | None, split: s
 
 
 def images_of(trainer, test: tuple[str, str], cache: dict, split: str):
-    """Return the batches of a test, from memory if they fit; None without images.
+    """Return the batches of a test, from `cache` if they fit into memory; None if there are no images.
 
     Args:
         trainer: with the loaders of the test.
         test: (data set, classes).
-        cache: of the batches of one test; this replaces its content.
+        cache: batches of the last test; this function replaces them.
         split: test or val.
     """
     loader = trainer.val_loader if split == "val" else trainer.test_loader
     size = tuple(trainer.cfg.INPUT.SIZE)
-    if loader is None or 12 * size[0] * size[1] * len(loader.dataset) > HELD:
+    if loader is None or 12 * size[0] * size[1] * len(loader.dataset) > MAX_CACHE_BYTES:
         return loader
     key = (test, size, trainer.cfg.INPUT.INTERPOLATION, trainer.cfg.INPUT.RESIZE)
     if key not in cache:
@@ -161,23 +164,24 @@ def measure_test(trainer, batches, strengths: list[float]) -> dict[tuple[str, fl
     if not strength_key(trainer.cfg.TRAINER.NAME):
         trainer.set_model_mode("eval")
         pairs = list(map(trainer.parse_batch_test, batches))
-        right = sum(int((trainer.model_inference(image).argmax(1) == label).sum()) for image, label in pairs)
-        return {(GEODESIC, 1.0): 100 * right / sum(len(label) for _, label in pairs)}
-    right, n = trainer.right_at(strengths, batches)
-    accuracies = {(GEODESIC, s): 100 * count / n for s, count in right.items()}
+        n_correct = sum(int((trainer.model_inference(image).argmax(1) == label).sum()) for image, label in pairs)
+        return {(GEODESIC, 1.0): 100 * n_correct / sum(len(label) for _, label in pairs)}
+    n_correct, n = trainer.count_correct(strengths, batches)
+    accuracies = {(GEODESIC, s): 100 * count / n for s, count in n_correct.items()}
     if isinstance(trainer.model, OrthogonalCLIP):
         straighten(trainer.model)
-        right, n = trainer.right_at([s for s in strengths if 0 < s < 1], batches)  # both paths have the same ends
-        accuracies |= {(LINE, s): 100 * count / n for s, count in right.items()}
+        inner = [s for s in strengths if 0 < s < 1]  # at 0 and 1 both paths have the same weights
+        n_correct, n = trainer.count_correct(inner, batches)
+        accuracies |= {(LINE, s): 100 * count / n for s, count in n_correct.items()}
     return accuracies
 
 
 def straighten(model: OrthogonalCLIP) -> None:
     """Replace the path of a model by WiSE-FT's line: W + s (W' - W)."""
     model.strength = 1.0
-    ends = model.merged()
+    ends = model.merge_weights()
 
-    def merged(*encoders: str) -> dict[str, dict[str, torch.Tensor]]:
+    def merge_weights(*encoders: str) -> dict[str, dict[str, torch.Tensor]]:
         result = {}
         for name in encoders or model.encoders:
             start = model.encoders[name]
@@ -187,26 +191,26 @@ def straighten(model: OrthogonalCLIP) -> None:
             }
         return result
 
-    model.merged = merged
+    model.merge_weights = merge_weights
 
 
 # ------------------------------------------------------------------ the command
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--model-dir", nargs="+", required=True, help="output directories of trainings")
     result.add_argument("--output-dir", type=Path, default=Path("output", "strength"))
     result.add_argument("--root", help="folder of the data sets; default: as in the trainings")
     result.add_argument(
-        "--split", choices=["test", "val"], default="test", help="val: data sets without one are left out"
+        "--split", choices=["test", "val"], default="test", help="val leaves out data sets without val images"
     )
     result.add_argument("--strengths", nargs="+", type=float, default=list(TRIED), help="default: 0 0.25 0.5 0.75 1")
     return result
 
 
-def curve(
+def write_curve(
     folders: Iterable[str], out: Path, root: str | None = None, strengths: Iterable[float] = TRIED, split: str = "test"
 ) -> str:
     """Measure models, write curve.md, curve.json and the pictures, and return the tables in Markdown.
@@ -215,7 +219,7 @@ def curve(
         folders: output directories of trainings.
         out: folder of the files.
         root: folder of the data sets; None: as in the trainings.
-        strengths: from 0 to 1; 0 and 1 are added.
+        strengths: numbers from 0 to 1; 0 and 1 are added.
         split: test or val.
 
     Raises:
@@ -223,22 +227,22 @@ def curve(
         FileNotFoundError: a folder has no training.
     """
     strengths = sorted({0.0, *strengths, 1.0})
-    wrong = [s for s in strengths if not 0 <= s <= 1]
-    if wrong:
-        raise ValueError(f"--strengths must be from 0 to 1 (got {wrong[0]:g})")
+    out_of_range = [s for s in strengths if not 0 <= s <= 1]
+    if out_of_range:
+        raise ValueError(f"--strengths must be from 0 to 1 (got {out_of_range[0]:g}): give numbers in this range")
     models = []
     for folder in dict.fromkeys(map(str, folders)):
         check_is_training(folder)
         config = read_run(osp.join(folder, "config.yaml"))
-        trained = tuple(config[f"DATASET.{key}"] for key in ("NAME", "SUBSAMPLE_CLASSES", "NUM_SHOTS"))
-        models.append(Model(folder, config["TRAINER.NAME"], config["SEED"], trained))
+        training_data = tuple(config[f"DATASET.{key}"] for key in ("NAME", "SUBSAMPLE_CLASSES", "NUM_SHOTS"))
+        models.append(Model(folder, config["TRAINER.NAME"], config["SEED"], training_data))
     return write_curves(measure(models, strengths, root, split), strengths, out)
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
-        args = parser().parse_args(argv)
-        print(curve(args.model_dir, args.output_dir, args.root, args.strengths, args.split))
+        args = make_parser().parse_args(argv)
+        print(write_curve(args.model_dir, args.output_dir, args.root, args.strengths, args.split))
         print(f"{args.output_dir}: curve.md, curve.json and pictures")
 
     return command(work)

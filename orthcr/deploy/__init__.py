@@ -1,3 +1,3 @@
-"""A trained model in use: predictions, exports to the formats of other libraries, the web page."""
+"""Deployment of a trained model: predictions, exports to the formats of other libraries, and a web page."""
 
-import trainers  # before `clip`, whose warning it silences
+import trainers  # before `clip`, because it hides a warning of `clip`

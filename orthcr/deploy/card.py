@@ -5,8 +5,8 @@ import os.path as osp
 
 from dassl.infrastructure.files import atomic_write, visible
 
-CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # every Pillow has these; EPS would run a program
-# Pictures as predict.py reads them: `dassl.utils.as_photo`, then the test transform up to the crop
+CARD_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]  # formats that every Pillow has; EPS would run a program
+# This function reads pictures as predict.py does: `dassl.utils.as_photo`, then the test transform up to the crop
 OPEN_IMAGE = """import json
 from PIL import Image, ImageOps
 
@@ -29,13 +29,14 @@ def open_image(path):
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.convert("RGB").resize((width, height), resample).crop((left, top, left + side, top + side))
 """
-# The card's program is a part of LOADS, then of ONE_PROMPT; with several prompts a class, SEVERAL_PROMPTS and AVERAGE
+# The card's program: an entry of LOADS, then one of ONE_PROMPT, or SEVERAL_PROMPTS and AVERAGE for several prompts a
+# class
 LOADS = {
     "openai": """import clip, torch
 from torchvision.transforms.functional import normalize, to_tensor
 
-model, _ = clip.load("model.pt", device="cpu")  # which rounds the weights to fp16 once
-model.load_state_dict(torch.load("model.pt", weights_only=True))  # as they are
+model, _ = clip.load("model.pt", device="cpu")  # rounds the weights to fp16
+model.load_state_dict(torch.load("model.pt", weights_only=True))  # restores the float32 weights
 image = to_tensor(open_image("image.jpg"))
 image = normalize(image, facts["input"]["PIXEL_MEAN"], facts["input"]["PIXEL_STD"])[None]
 """,
@@ -61,7 +62,7 @@ model, processor = model.eval(), CLIPProcessor.from_pretrained(".")
 image = open_image("image.jpg")
 """,
     "onnx": """import os
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports its use
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime sends usage data
 import numpy, onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
@@ -87,7 +88,7 @@ with torch.no_grad():
     "peft": """prompts = [prompts[0] for prompts in facts["prompts"]]
 with torch.no_grad():
     output = model(**processor(text=prompts, images=image, padding=True, return_tensors="pt"))
-logits = facts["logit_scale"] * output.image_embeds @ output.text_embeds.T  # an adapter has no scale
+logits = facts["logit_scale"] * output.image_embeds @ output.text_embeds.T  # an adapter has no logit scale
 """,
 }
 SEVERAL_PROMPTS = {
@@ -113,7 +114,7 @@ features, image = (torch.nn.functional.normalize(x, dim=-1) for x in (features, 
 logits = model.logit_scale.exp().detach() * image @ features.T
 """
 SHOW = """print(classes[probabilities[0].argmax()], f"{float(probabilities[0].max()):.1%}")"""
-LIBRARIES = {  # by format
+LIBRARIES = {  # {format: library}
     "openai": "clip",
     "open_clip": "open_clip",
     "transformers": "transformers",
@@ -121,15 +122,15 @@ LIBRARIES = {  # by format
     "onnx": "onnx",
 }
 FORMATS = tuple(LIBRARIES)
-MOST_PROMPTS = 8  # of a class, in the card
+MOST_PROMPTS = 8  # largest number of prompts of a class in the card
 
 
 def write_card(facts: dict, folder: str) -> None:
     """Write README.md into a folder.
 
     Args:
-        facts: see `export.describe`.
-        folder: of the export.
+        facts: see `exporter.describe`.
+        folder: folder of the export.
     """
     with atomic_write(osp.join(folder, "README.md")) as f:
         f.write(card(facts).encode())
@@ -137,75 +138,75 @@ def write_card(facts: dict, folder: str) -> None:
 
 def card(facts: dict) -> str:
     """Return the model card in Markdown."""
-    to, image_input = facts["format"], facts["input"]
+    format_name, image_input = facts["format"], facts["input"]
     strength = "" if facts["strength"] is None else f" at strength {facts['strength']:g}"
-    tag = "image-classification" if to == "onnx" else "zero-shot-image-classification"
+    tag = "image-classification" if format_name == "onnx" else "zero-shot-image-classification"
     kind, base = "a plain CLIP.", ""
-    if to == "onnx":
-        kind = "images to logits of its classes, the class features inside."
-    if to == "peft":
+    if format_name == "onnx":
+        kind = "a classifier that maps images to logits, with fixed class features."
+    if format_name == "peft":
         kind = f"an adapter of PEFT for the CLIPModel `{facts['base']}`."
         if "/" in facts["base"]:  # a repository of the Hugging Face Hub
             base = f"\nbase_model: {facts['base']}"
     lines = [
-        f"---\nlicense: other\nlibrary_name: {LIBRARIES[to]}{base}\npipeline_tag: {tag}\ntags: [clip]\n---",
+        f"---\nlicense: other\nlibrary_name: {LIBRARIES[format_name]}{base}\npipeline_tag: {tag}\ntags: [clip]\n---",
         f"# CLIP tuned by {facts['trainer']} on {facts['dataset']}",
         f"CLIP `{visible(facts['backbone'])}`, adapted by {facts['trainer']}{strength} on {facts['dataset']}: {kind}",
         "## Figures",
-        table(facts["figures"]) or "None: it was not evaluated as it is here.",
+        table(facts["figures"]) or "There is no evaluation of this model.",
         "## How to load it",
-        *loading(facts),
+        *loading_section(facts),
         "## Images",
-        "Upright as their EXIF says, on white where they are transparent; "
-        f"{resizing(image_input)} ({image_input['INTERPOLATION']}), values in [0, 1], "
-        f"mean {image_input['PIXEL_MEAN']}, standard deviation {image_input['PIXEL_STD']}.",
+        "Images are turned upright by their EXIF, and transparent areas become white. "
+        f"{resizing(image_input)} ({image_input['INTERPOLATION']}). Values in [0, 1] are "
+        f"normalized by the mean {image_input['PIXEL_MEAN']} and the standard deviation {image_input['PIXEL_STD']}.",
         "## Classes",
         class_list(facts),
         "## Licence",
-        f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} hold for the weights. OrthCR, "
-        "which made them, is under the MIT licence; it is not needed to run them.",
+        f"The licences of CLIP `{visible(facts['backbone'])}` and of {facts['dataset']} apply to the weights. They "
+        "were made by OrthCR, which has the MIT licence and is not needed to run them.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def loading(facts: dict) -> list[str]:
-    """Return the paragraphs on how to run the model; the code of the first one answers as predict.py does."""
-    to = facts["format"]
+def loading_section(facts: dict) -> list[str]:
+    """Return the paragraphs on how to load the model; the code in the first one gives the results of predict.py."""
+    format_name = facts["format"]
     parts = [f"In this folder:\n\n```python\n{code(facts)}\n```"]
     if facts["temperature"] != 1:
         parts.append(
-            f"The logits are divided by the temperature {facts['temperature']:.4g}, which was found on validation "
-            "images and makes their softmax calibrated. It changes no class."
+            f"The logits are divided by the temperature {facts['temperature']:.4g}. It was fitted on validation "
+            "images, calibrates the softmax, and does not change the predicted class."
         )
-    if to == "onnx":
+    if format_name == "onnx":
         height, width = facts["input"]["SIZE"]
         parts.append(
-            f'`model.onnx`: opset {facts["opset"]}, float32; "image" [batch, 3, {height}, {width}] to "logits" [batch, '
-            f"{len(facts['classes'])}]."
+            f'`model.onnx` (opset {facts["opset"]}, float32) has the input "image" [batch, 3, {height}, {width}] and '
+            f'the output "logits" [batch, {len(facts["classes"])}].'
         )
-    if to == "open_clip":
+    if format_name == "open_clip":
         name, add = facts["open_clip_name"], ""
         if not name:  # open_clip has no architecture like this one
             name, add = "tuned_clip", 'open_clip.add_model_config("tuned_clip.json")\n'
         call = f'open_clip.create_model_and_transforms("{name}", pretrained="open_clip_model.safetensors")'
-        parts.append(f"Or by the architecture's name:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
+        parts.append(f"Or with the name of the architecture:\n\n```python\nimport open_clip\n\n{add}{call}\n```")
     return parts
 
 
 def code(facts: dict) -> str:
     """Return a program that classifies image.jpg with the files of the folder."""
-    to = facts["format"]
-    imports, _, load = LOADS[to].replace("BASE", facts.get("base", "")).partition("\n\n")
+    format_name = facts["format"]
+    imports, _, load = LOADS[format_name].replace("BASE", facts.get("base", "")).partition("\n\n")
     steps = [f"{imports}\n{OPEN_IMAGE.replace('FORMATS', json.dumps(CARD_FORMATS))}", load]
-    if to != "onnx":
-        several = len(facts["templates"]) > 1
-        steps.append(SEVERAL_PROMPTS[to] + AVERAGE if several else ONE_PROMPT[to])
+    if format_name != "onnx":
+        has_several_prompts = len(facts["templates"]) > 1
+        steps.append(SEVERAL_PROMPTS[format_name] + AVERAGE if has_several_prompts else ONE_PROMPT[format_name])
         steps.append("probabilities = logits.softmax(dim=1)\n")
     return "\n".join([steps[0], "".join(steps[1:]) + SHOW])
 
 
 def class_list(facts: dict) -> str:
-    """Return the classes, with their prompts unless the file is an ONNX, whose class features are fixed."""
+    """Return the list of the classes in Markdown, with their prompts. An ONNX file has no prompts."""
     names = [f"`{visible(name)}`" for name in facts["classes"]]
     if facts["format"] == "onnx":
         return f"{len(names)}: " + ", ".join(names)
@@ -220,7 +221,7 @@ def class_list(facts: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Return results as a Markdown table, "" for none."""
+    """Return results as a Markdown table; "" if there are none."""
     if not rows:
         return ""
     heads = ("dataset", "classes", "shots", "seed", "split", "accuracy")

@@ -1,4 +1,4 @@
-"""The classifier of an exported folder, which the Predictor runs in place of a trainer."""
+"""The classifier of an exported folder. The Predictor uses it in place of a trainer."""
 
 import os.path as osp
 
@@ -10,12 +10,12 @@ from dassl.data.transforms import build_transform
 from dassl.infrastructure.files import check_hashes, read_json
 from dassl.utils import check_availability
 from orthcr.deploy.card import FORMATS
-from orthcr.run.seen import Seen
+from orthcr.run.seen import SeenImages
 from trainers.shared.backbones import library, load_clip
 from trainers.shared.classifier import ClipClassifier
 
-EXPORT = "export.json"  # the facts of an export, beside the files of its format
-# keys of cfg.INPUT that decide on the transform of a test image
+EXPORT = "export.json"  # description of an export, in its folder
+# keys of cfg.INPUT for the test transform
 INPUT_KEYS = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION", "RESIZE")
 
 
@@ -23,11 +23,11 @@ class OnnxClassifier:
     """The model of `model.onnx`, run by onnxruntime on the CPU.
 
     Args:
-        folder: with the file.
+        folder: folder with the file.
         classes: number of classes.
 
     Raises:
-        ValueError: onnxruntime is not installed, or it cannot run the file, or the number of classes differs.
+        ValueError: onnxruntime is not installed or cannot run the file, or the file has another number of classes.
     """
 
     device = torch.device("cpu")
@@ -43,33 +43,33 @@ class OnnxClassifier:
             outputs = [output.shape[-1] for output in self.session.get_outputs()]
         except Exception as error:  # onnxruntime raises a dozen types
             raise ValueError(
-                f"{self.path} is no model that onnxruntime can run ({brief(error)}): export again"
+                f"onnxruntime cannot load {self.path} ({format_exception(error)}): export again"
             ) from error
         if outputs != [classes]:
-            raise ValueError(f"{self.path} has outputs {outputs}, not {classes} classes as {EXPORT} says: export again")
+            raise ValueError(f"{self.path} has outputs {outputs}, but {EXPORT} has {classes} classes: export again")
 
     def model_inference(self, image: torch.Tensor) -> torch.Tensor:
         """Return logits float32 [B, n_cls] of images float32 [B, 3, H, W]."""
         try:
             (logits,) = self.session.run(None, {"image": image.numpy()})
         except Exception as error:
-            raise ValueError(f"{self.path} cannot be run ({brief(error)}): export again") from error
+            raise ValueError(f"onnxruntime cannot run {self.path} ({format_exception(error)}): export again") from error
         return torch.from_numpy(logits)
 
 
-def brief(error: Exception) -> str:
+def format_exception(error: Exception) -> str:
     """Return the message of a library's exception in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-class ClipOfFolder:
-    """A plain CLIP, loaded from a folder of any layout.
+class FolderClip:
+    """A plain CLIP, loaded from a folder in any format.
 
     Args:
-        folder: with the weights.
+        folder: folder with the weights.
         classes: names of the classes.
         templates: prompts with {} for the class name.
-        device: of the model.
+        device: device of the model.
     """
 
     def __init__(self, folder: str, classes: list[str], templates: list[str], device: torch.device):
@@ -88,10 +88,10 @@ def is_exported(folder: str) -> bool:
 
 
 def read_facts(folder: str) -> dict:
-    """Return the facts in a folder's `export.json`, after a check of every value and of every file in its list.
+    """Read a folder's `export.json`; check every value, and the checksum of every file.
 
     Raises:
-        ValueError: export.py would not write such a value, or a file has changed since the export.
+        ValueError: a value is not valid, or a file has changed since the export.
     """
     path = osp.join(folder, EXPORT)
     facts = read_json(path)
@@ -100,13 +100,13 @@ def read_facts(folder: str) -> dict:
         check_facts(facts)
         input_cfg(facts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not what export.py wrote ({brief(error)}): export again") from error
+        raise ValueError(f"{path} is not what export.py wrote ({format_exception(error)}): export again") from error
     check_hashes(folder, facts.get("files", {}))
     return facts
 
 
 def check_facts(facts: dict) -> None:
-    """Raise ValueError, TypeError or KeyError for a value that `export.py` would not write."""
+    """Raise ValueError, TypeError or KeyError if a value of an `export.json` is not valid."""
     if not isinstance(facts, dict):
         raise TypeError("it is no JSON object")
     check_availability(facts["format"], list(FORMATS))
@@ -114,11 +114,11 @@ def check_facts(facts: dict) -> None:
         if not isinstance(facts[key], list) or not all(isinstance(word, str) and word for word in facts[key]):
             raise TypeError(f'"{key}" is no list of texts')
     if len(facts["classes"]) < 2 or len(set(facts["classes"])) < len(facts["classes"]):
-        raise ValueError('"classes" has fewer than two names, or one twice')
+        raise ValueError('"classes" must have two or more different names')
     if facts["format"] != "onnx" and not (facts["templates"] and all("{}" in text for text in facts["templates"])):
-        raise ValueError('"templates" has none with {} for the class name')
+        raise ValueError('"templates" must have one or more texts with {} for the class name')
     if facts["format"] == "peft" and not (type(facts["logit_scale"]) is float and 0 < facts["logit_scale"] < 1e6):
-        raise ValueError('"logit_scale" is no number above 0')
+        raise ValueError('"logit_scale" must be a number above 0')
     if not isinstance(facts["input"], dict) or facts["input"].keys() != set(INPUT_KEYS):
         raise ValueError(f'"input" must have {", ".join(INPUT_KEYS)}')
     files = facts.get("files", {})
@@ -127,7 +127,11 @@ def check_facts(facts: dict) -> None:
 
 
 def input_cfg(facts: dict):
-    """Return a config with the `INPUT` of an export. Raises ValueError for a value that its key does not allow."""
+    """Return a config with the `INPUT` of an export.
+
+    Raises:
+        ValueError: the key does not allow a value.
+    """
     cfg = get_cfg_default()
     words = [word for key, value in facts["input"].items() for word in (f"INPUT.{key}", value)]
     merge_config(cfg, [*words, "INPUT.TRANSFORMS", ("normalize",)])
@@ -136,16 +140,16 @@ def input_cfg(facts: dict):
 
 
 def open_exported(folder: str, classes: list[str] | None, template: str, device: str | None) -> dict:
-    """Return the attributes of a Predictor of an exported folder.
+    """Return the attributes of a Predictor for an exported folder.
 
     Args:
-        folder: of the export.
-        classes: as in `Predictor`.
-        template: as in `Predictor`.
-        device: as in `Predictor`.
+        folder: folder of the export.
+        classes: see `Predictor`.
+        template: see `Predictor`.
+        device: see `Predictor`.
 
     Raises:
-        ValueError: other classes are given for an ONNX file, whose class features are fixed; or as `read_facts`.
+        ValueError: the folder is damaged, or other classes are given for an ONNX file, whose class features are fixed.
     """
     facts = read_facts(folder)
     cfg = input_cfg(facts)
@@ -153,17 +157,17 @@ def open_exported(folder: str, classes: list[str] | None, template: str, device:
     if facts["format"] != "onnx":
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         templates = [template] if template else facts["templates"]
-        model = ClipOfFolder(folder, classnames, templates, torch.device(device))
+        model = FolderClip(folder, classnames, templates, torch.device(device))
     elif classes is not None or template:
-        raise ValueError(f"the class features are inside {folder}/model.onnx: export again for other classes")
+        raise ValueError(f"{folder}/model.onnx has fixed class features: for other classes, export again")
     else:
         model = OnnxClassifier(folder, len(classnames))
     return {
         "trainer": model,
         "classnames": classnames,
-        "temperature": None,  # the logits are divided by it already
+        "temperature": None,  # the exported model has already divided the logits by it
         "transform": build_transform(cfg, is_train=False),
-        "seen": Seen(folder),
+        "seen": SeenImages(folder),
         "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
         "workers": 0,
     }

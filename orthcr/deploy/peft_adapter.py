@@ -1,10 +1,11 @@
-"""A trained change as an adapter of PEFT for transformers' CLIPModel: OrthCR and OrthSR as OFT, CLIPLoRA as LoRA.
+"""PEFT adapters for transformers' CLIPModel: OrthCR and OrthSR as OFT, CLIPLoRA as LoRA.
 
-OFT       PEFT has y = W (x R_P), R_P = (I - P)(I + P)^-1 for a row x; here y = W R x with R of s Q, so P = -s Q.
-          `use_cayley_neumann` False is this inverse; True, PEFT's default, is a series and not orthogonal.
-LoRA      W + s (alpha / sqrt(r)) B A: PEFT's scale with `use_rslora`; the strength s multiplies B.
+OFT       PEFT computes y = W (x R_P) with R_P = (I - P)(I + P)^-1 for a row x. This project computes y = W R x, where R
+          is the rotation of s Q. So P = -s Q. `use_cayley_neumann` must be False: with True, PEFT's default, the
+          inverse is a truncated series, and R_P is not orthogonal.
+LoRA      W + s (alpha / sqrt(r)) B A. PEFT has this scale with `use_rslora`. The strength s multiplies B.
 
-An adapter has no logit scale. `export.json` has the scale, with the temperature in it, and the card applies it.
+An adapter has no logit scale. `export.json` has the scale divided by the temperature, and the card's code applies it.
 """
 
 import torch
@@ -16,20 +17,20 @@ from trainers.shared import layouts
 from trainers.shared.backbones import library
 from trainers.shared.weights import TunedCLIP
 
-MODULES = {  # name of a weight: its module in a block of transformers
+MODULES = {  # {name of a weight: its module in a block of CLIPModel}
     **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")},
     "c_fc": "mlp.fc1",
     "c_proj": "mlp.fc2",
 }
-PREFIXES = {"image": "visual.", "text": ""}  # of OpenAI's names, by encoder
+PREFIXES = {"image": "visual.", "text": ""}  # {encoder: prefix of OpenAI's names}
 
 
 def adapter_of(model: TunedCLIP, name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Return the content of adapter_config.json without the base, and the tensors, at the strength of the model.
+    """Return the content of adapter_config.json without the base, and the tensors at the strength of the model.
 
     Args:
-        model: with the trained tensors.
-        name: of the method, for the message.
+        model: model with the trained tensors.
+        name: name of the method, for the message.
 
     Raises:
         ValueError: PEFT has no adapter of this form.
@@ -39,7 +40,7 @@ def adapter_of(model: TunedCLIP, name: str) -> tuple[dict, dict[str, torch.Tenso
     elif isinstance(model, LowRankCLIP):
         config, tensors = factors_of(model)
     else:
-        raise ValueError(f"PEFT has no adapter of the form of {name}: --to peft takes OrthCR, OrthSR and CLIPLoRA")
+        raise ValueError(f"--to peft takes OrthCR, OrthSR and CLIPLoRA only (got {name}): give another format")
     config |= {
         "target_modules": sorted({tensor.rsplit(".", 2)[0] for tensor in tensors}),
         "bias": "none",
@@ -54,12 +55,12 @@ def adapter_of(model: TunedCLIP, name: str) -> tuple[dict, dict[str, torch.Tenso
 def rotations_of(model: OrthogonalCLIP) -> tuple[dict, dict[str, torch.Tensor]]:
     """Return the settings and tensors of OFT."""
     numbers, block_sizes = (set(values) for values in zip(*model.rotations.sizes.values(), strict=True))
-    # the weights have the number of blocks or the block size in common; PEFT takes one of them, and 0 for the other
-    by_number = len(numbers) == 1
+    # all weights have the same number of blocks, or the same block size; PEFT takes one of the two, and 0 for the other
+    has_common_number = len(numbers) == 1
     config = {
         "peft_type": "OFT",
-        "r": numbers.pop() if by_number else 0,
-        "oft_block_size": 0 if by_number else block_sizes.pop(),
+        "r": numbers.pop() if has_common_number else 0,
+        "oft_block_size": 0 if has_common_number else block_sizes.pop(),
         "use_cayley_neumann": False,
         "num_cayley_neumann_terms": 5,
         "module_dropout": 0.0,
@@ -88,19 +89,19 @@ def module_of(place: str) -> str:
     return f"{layouts.BLOCKS[PREFIXES[encoder]]}.{block}.{MODULES[weight]}"
 
 
-def logits_of(folder: str, frozen: CLIP, facts: dict, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Return the logits [B, n_cls] by transformers and PEFT.
+def logits_of(folder: str, frozen_clip: CLIP, facts: dict, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Return the logits [B, n_cls] that transformers and PEFT compute.
 
     Args:
-        folder: with the adapter.
-        frozen: the CLIP that it changes.
-        facts: of the export.
+        folder: folder with the adapter.
+        frozen_clip: the CLIP that the adapter changes.
+        facts: facts of the export.
         tokens: prompts of the classes, int64 [n_cls, L].
         image: float [B, 3, H, W].
     """
     transformers, peft = library("transformers", "--to peft"), library("peft", "--to peft")
-    base = transformers.CLIPModel(transformers.CLIPConfig.from_dict(layouts.transformers_config(frozen))).eval()
-    base.load_state_dict(layouts.to_transformers(frozen.state_dict()))
+    base = transformers.CLIPModel(transformers.CLIPConfig.from_dict(layouts.transformers_config(frozen_clip))).eval()
+    base.load_state_dict(layouts.to_transformers(frozen_clip.state_dict()))
     model = peft.PeftModel.from_pretrained(base, folder).eval()
     with torch.no_grad():
         output = model(pixel_values=image, input_ids=tokens)

@@ -1,4 +1,4 @@
-"""A reader of untrusted pictures: each is read in a process of its own, with limits of time and memory."""
+"""A reader of untrusted pictures. It reads each one in a separate process, with limits of time and memory."""
 
 import contextlib
 import multiprocessing
@@ -9,26 +9,27 @@ import numpy as np
 from dassl.infrastructure.images import describe, image_problem
 from dassl.utils import read_photo
 
-SECONDS = 20.0  # for one picture
-START = 120.0  # seconds until its process must have begun
-MEMORY = 4 * 2**30  # bytes of address space that the process may add
-AT_ONCE = 2
+SECONDS = 20.0  # time limit for one picture
+START = 120.0  # time limit in seconds for the start of a process
+MEMORY = 4 * 2**30  # bytes of address space that a process may allocate
+AT_ONCE = 2  # number of pictures that are read at the same time
 
 
 class PictureReader:
-    """A reader of pictures for many threads. A picture beyond the limits fails alone.
+    """A reader of pictures for many threads. A picture beyond the limits does not affect the others.
 
     Args:
-        resize: makes a `PIL.Image` small before it leaves the process, e.g. torchvision's `Resize`; None: it stays.
-        seconds: limit of time for one picture.
+        resize: function that reduces a `PIL.Image` before the process returns it, e.g. torchvision's `Resize`; None: it
+            is not reduced.
+        seconds: time limit for one picture.
     """
 
     def __init__(self, resize, seconds: float = SECONDS):
-        self.resize, self.seconds, self.free = resize, seconds, BoundedSemaphore(AT_ONCE)
+        self.resize, self.seconds, self.slots = resize, seconds, BoundedSemaphore(AT_ONCE)
         methods = multiprocessing.get_all_start_methods()
         self.context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:  # the server imports everything once, from now on, and not for each picture
-            from multiprocessing import forkserver  # not above: Windows has none
+        if "forkserver" in methods:  # the server imports everything once, instead of once for each picture
+            from multiprocessing import forkserver  # does not exist on Windows
 
             self.context.set_forkserver_preload([__name__])
             forkserver.ensure_running()
@@ -37,9 +38,9 @@ class PictureReader:
         """Return the pixels of a picture, upright and on white, after `resize`: uint8 [H, W, 3].
 
         Raises:
-            OSError: it cannot be read, or not within the limits.
+            OSError: the picture cannot be read within the limits.
         """
-        with self.free:
+        with self.slots:
             receiver, sender = self.context.Pipe(duplex=False)
             process = self.context.Process(target=_read, args=(path, self.resize, sender), daemon=True)
             process.start()
@@ -47,12 +48,12 @@ class PictureReader:
             try:
                 if not receiver.poll(START):
                     raise OSError("this machine is too busy: try again")
-                receiver.recv()  # it has begun: a slow start of the process is not the picture's fault
+                receiver.recv()  # the process has started; its start does not count for the picture's time limit
                 if not receiver.poll(self.seconds):
                     raise OSError(f"reading it takes more than {self.seconds:g} seconds: make it smaller")
                 answer = receiver.recv()
             except EOFError:
-                raise OSError("its decoder failed, perhaps for lack of memory: make it smaller") from None
+                raise OSError("its decoder crashed, perhaps for lack of memory: make it smaller") from None
             finally:
                 process.kill()
                 process.join()
@@ -63,7 +64,7 @@ class PictureReader:
 
 
 def _read(path, resize, sender) -> None:
-    """Send the pixels of a picture, or a line that says why there are none."""
+    """Send the pixels of a picture, or a line with the reason for a failure."""
     _limit_memory()
     sender.send("ready")
     try:
@@ -76,10 +77,10 @@ def _read(path, resize, sender) -> None:
 
 
 def _limit_memory() -> None:
-    """Bound the memory of this process, on systems that can."""
+    """Limit the memory of this process, if the system supports this."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         with open("/proc/self/statm") as f:
-            used = int(f.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+            used_bytes = int(f.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + MEMORY, used_bytes + MEMORY))

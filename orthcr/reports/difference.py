@@ -1,4 +1,4 @@
-"""The settings in which two runs differ, and their results."""
+"""The difference between two runs: settings and results."""
 
 from pathlib import Path
 
@@ -13,28 +13,28 @@ RESULTS = ("accuracy", "macro_f1", "ece", "trainable_params", "seconds")
 MISSING = "-"
 
 
-def difference(one: str | Path, other: str | Path) -> str:
-    """Return a table of the settings that differ, without paths and checksums, and a table of the results.
+def difference(folder: str | Path, other_folder: str | Path) -> str:
+    """Return a table of the settings that differ, except paths and checksums, and a table of the results.
 
     Args:
-        one: directory of a run.
-        other: directory of another run.
+        folder: directory of a run.
+        other_folder: directory of another run.
 
     Raises:
         FileNotFoundError: a directory has neither results.json nor config.yaml.
         ValueError: such a file is damaged.
     """
-    (config, results), (other_config, other_results) = read_run(Path(one)), read_run(Path(other))
+    (config, results), (other_config, other_results) = read_run(Path(folder)), read_run(Path(other_folder))
     keys = sorted(key for key in {*config, *other_config} if key not in PATHS and not key.endswith(SHA256))
     keys = [key for key in keys if config.get(key, MISSING) != other_config.get(key, MISSING)]
     rows = [[key, format_value(config, key), format_value(other_config, key)] for key in keys]
-    settings = grid(["setting", str(one), str(other)], rows) if rows else "The runs have the same settings."
+    settings = grid(["setting", str(folder), str(other_folder)], rows) if rows else "The runs have the same settings."
     figures = [[key, format_value(results, key), format_value(other_results, key)] for key in RESULTS]
-    return "\n".join([settings, grid(["result", str(one), str(other)], figures)])
+    return "\n".join([settings, grid(["result", str(folder), str(other_folder)], figures)])
 
 
 def read_run(folder: Path) -> tuple[dict, dict]:
-    """Return the config of a run, with dotted keys, and its results; an unfinished run has none."""
+    """Return the config of a run with dotted keys, and its results; {} as the results of an unfinished run."""
     path = folder / "results.json"
     if not path.exists():
         if not (folder / "config.yaml").exists():

@@ -1,4 +1,4 @@
-"""Tables and pictures on one self-contained HTML page; its look and its script are in page.html."""
+"""An HTML page with tables and pictures in one file. Its styles and its script are in page.html."""
 
 import base64
 import html
@@ -18,8 +18,8 @@ class Entry(NamedTuple):
     """A cell of a table."""
 
     text: str
-    value: float | None = None  # key by which the column is sorted; None: the text
-    best: bool = False
+    value: float | None = None  # sort key of the column; None: sort by the text
+    is_best: bool = False
 
 
 def page(title: str, text: str, sections: list[str]) -> str:
@@ -39,52 +39,52 @@ def section(title: str, parts: list[str], notes: list[str] = ()) -> str:
     Args:
         title: plain text.
         parts: HTML of `grid` and `figure`.
-        notes: plain text, a line each, below the parts.
+        notes: lines of plain text below the parts.
     """
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     note_list = f"<ul>{items}</ul>" if notes else ""
     return f"<section><h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + f"{note_list}</section>"
 
 
-def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", folded: bool = False) -> str:
-    """Return a table as HTML, whose columns sort.
+def grid(heads: list[str], rows: list[list[Entry]], caption: str = "", is_folded: bool = False) -> str:
+    """Return a table as HTML with sortable columns.
 
     Args:
-        heads: of the columns.
-        rows: the first entry of a row is its name.
+        heads: headings of the columns.
+        rows: entries of each row; the first one is its name.
         caption: plain text above the table.
-        folded: show the table only after a click on its caption.
+        is_folded: show the table only after a click on its caption.
     """
     buttons = [f'<th scope="col"><button type="button">{html.escape(head)}</button></th>' for head in heads]
     lines = []
-    for first, *others in rows:
+    for first, *other_entries in rows:
         cells = [f'<th scope="row">{html.escape(first.text)}</th>']
-        for entry in others:
-            mean, plus, std = html.escape(entry.text).partition(" ± ")
-            shown = f"{mean} <small>± {std}</small>" if plus else mean
+        for entry in other_entries:
+            mean, has_std, std = html.escape(entry.text).partition(" ± ")
+            content = f"{mean} <small>± {std}</small>" if has_std else mean
             value = "" if entry.value is None else f' data-value="{entry.value:.6g}"'
-            cells.append(f"<td{value}>{f'<b>{shown}</b>' if entry.best else shown}</td>")
+            cells.append(f"<td{value}>{f'<b>{content}</b>' if entry.is_best else content}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head, body = f"<thead><tr>{''.join(buttons)}</tr></thead>", "<tbody>" + "\n".join(lines) + "</tbody>"
     table = f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption or "table")}">'
     table += f"<table>{head}\n{body}</table></div>"
-    if folded:
+    if is_folded:
         return f"<details><summary>{html.escape(caption)}</summary>{table}</details>"
     return (f"<h3>{html.escape(caption)}</h3>" if caption else "") + table
 
 
 def figure(path: Path, caption: str) -> str:
-    """Return a PNG file as HTML, inlined."""
+    """Return a PNG file as an inline image in HTML."""
     data, caption = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
     image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def examples(folder: Path):
-    """Draw images of the base and of the new classes, as the methods get them.
+def draw_examples(folder: Path):
+    """Draw images of base and new classes as the methods read them.
 
     Args:
-        folder: of an embedded data set with 28 classes or more.
+        folder: folder of an embedded data set with 28 classes or more.
     """
     split = read_json(folder / "split.json")["test"]
     names = list(dict.fromkeys(name for _, _, name in split))
@@ -96,7 +96,7 @@ def examples(folder: Path):
             ax.imshow(Image.open(folder / "images" / path), interpolation="nearest")
             ax.set_title(name.replace(" ", "\n", 1), fontsize=9)
             ax.axis("off")
-    for row, half in ((0, "base"), (2, "new")):
+    for row, classes in ((0, "base"), (2, "new")):
         ax = axes[row, 0]
-        ax.text(-0.3, 0.5, half, rotation=90, weight="bold", transform=ax.transAxes, va="center")
+        ax.text(-0.3, 0.5, classes, rotation=90, weight="bold", transform=ax.transAxes, va="center")
     return fig

@@ -1,4 +1,4 @@
-"""The colour, marker and hatch of each method, which are the same in every picture."""
+"""The colour, marker and hatch of each method. They are the same in every picture."""
 
 import re
 
@@ -51,22 +51,22 @@ def method_of(label):
 
 
 def colour_of(method):
-    """Return the colour of a method. A method outside of the table always has the same one of `COLOURS`."""
+    """Return the colour of a method; for a method that is not in `METHODS`, a fixed one of `COLOURS`."""
     if method in METHODS:
         return METHODS[method][0]
     return COLOURS[sum(map(ord, method)) % len(COLOURS)]
 
 
 def styles_of(labels, untrained=()):
-    """Return {label: {"color", "marker", "hatch"}}. No two share colour and marker, or colour and hatch.
+    """Return {label: {"color", "marker", "hatch"}}. No two labels have the same colour and marker, or colour and hatch.
 
-    The label that is the name of a method, else the first one that begins with it, has the style of the method. Further
-    labels of a method, for example of other settings, have its colour and an unused marker and hatch. Methods outside
-    of the table have unused styles, and first of all colours that are not in the picture.
+    - The label that is a method's name has the method's style; if there is none, the first label that begins with it.
+    - Other labels of a method have its colour, and an unused marker and hatch.
+    - Labels of methods that are not in `METHODS` have unused styles, with unused colours first.
 
     Args:
         labels: labels that begin with the name of their method.
-        untrained: those of `labels` whose methods are not trained, which are grey.
+        untrained: labels of methods without training, which are grey.
     """
     styles, owners = {}, {}
     for label in sorted(labels, key=lambda label: label != method_of(label)):
@@ -76,16 +76,16 @@ def styles_of(labels, untrained=()):
             styles[label] = METHODS[method]
     for label in labels:
         if label not in styles:
-            used = list(styles.values())
-            colours = [GREY] if label in untrained else sorted(COLOURS, key=[style[0] for style in used].count)
+            used_styles = list(styles.values())
+            colours = [GREY] if label in untrained else sorted(COLOURS, key=[style[0] for style in used_styles].count)
             if method_of(label) in owners and label not in untrained:
                 colours.insert(0, colour_of(method_of(label)))
-            styles[label] = _free_style(colours, used)
+            styles[label] = _free_style(colours, used_styles)
     return {label: dict(zip(("color", "marker", "hatch"), styles[label], strict=True)) for label in labels}
 
 
 def _free_style(colours, styles):
-    """Return the first style of these colours that differs from all `styles` of the picture."""
+    """Return the first style in one of these colours that is not in `styles`."""
     for colour in colours:
         markers = [marker for marker in MARKERS if (colour, marker) not in {style[:2] for style in styles}]
         hatches = [hatch for hatch in HATCHES if (colour, hatch) not in {style[::2] for style in styles}]

@@ -1,9 +1,9 @@
-"""Published averages on the real benchmark, ViT-B/16; tables show them beside the measured ones."""
+"""Published averages on the 11 real data sets with ViT-B/16. Tables show them beside the measured figures."""
 
 from collections.abc import Iterable
 
 from datasets.catalogue import BENCHMARKS, targets, variants
-from orthcr.reports.names import images
+from orthcr.reports.names import format_shots
 from orthcr.reports.runs import Run
 
 PUBLISHED = "published average"
@@ -62,14 +62,14 @@ TRANSFER = {
 def averages(
     protocol: str, source: str, data_sets: Iterable[str], shots: int | None, runs: Iterable[Run]
 ) -> dict[str, dict[str, float]]:
-    """Return the published percent of each trainer and column head; nothing if a table's average is of other data.
+    """Return {trainer: {column head: published percent}}; {} if the table's average is over other data sets.
 
     Args:
         protocol: base2new, fewshot, xd or dg.
-        source: of the transfers.
-        data_sets: those of the table's average.
-        shots: of all trainings; None: the columns have it.
-        runs: of the table; only ViT-B/16 has published averages.
+        source: training data set of the transfers.
+        data_sets: data sets of the table's average.
+        shots: shots of all trainings; None if the columns differ in shots.
+        runs: runs of the table; only ViT-B/16 has published averages.
     """
     if {run.backbone for run in runs} != {"ViT-B/16"} or shots not in (None, 16):
         return {}
@@ -78,7 +78,7 @@ def averages(
     elif protocol == "dg":
         rows = variants("ImageNet")
     else:
-        rows = eleven()
+        rows = main_data_sets()
     if set(data_sets) != {row.name for row in rows}:
         return {}
     if protocol in ("xd", "dg"):
@@ -89,11 +89,12 @@ def averages(
     if protocol == "base2new":
         return {trainer: dict(zip(("base", "new", "H"), row, strict=True)) for trainer, row in BASE_TO_NEW.items()}
     if protocol == "fewshot":
-        few = {trainer: dict(zip(map(images, SHOTS), row, strict=True)) for trainer, row in FEW_SHOT.items()}
-        return {"ZeroshotCLIP": {images(0): 65.36}} | few
+        heads = list(map(format_shots, SHOTS))
+        rows = {trainer: dict(zip(heads, row, strict=True)) for trainer, row in FEW_SHOT.items()}
+        return {"ZeroshotCLIP": {format_shots(0): 65.36}} | rows
     return {}
 
 
-def eleven() -> list:
-    """Return the data sets of base-to-new and few-shot."""
+def main_data_sets() -> list:
+    """Return the 11 data sets of the base-to-new and few-shot protocols."""
     return [row for row in BENCHMARKS if not row.embedded and not row.variant_of]

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-LEVEL = 0.05  # of the two-sided paired t-test
-FEWEST = 5  # methods that a rank correlation needs
-GOOD, PARTIAL = 0.7, 0.4  # Spearman correlations from which the orders agree well, and in part
+LEVEL = 0.05  # significance level of the two-sided paired t-test
+FEWEST = 5  # smallest number of methods for a rank correlation
+GOOD, PARTIAL = 0.7, 0.4  # smallest Spearman correlation of orders that agree well, and that agree in part
 
 
-def stats():
-    """Import scipy.stats, which takes long, where it is needed."""
+def import_stats():
+    """Import scipy.stats when it is needed, because this takes long."""
     from scipy import stats
 
     return stats
@@ -19,11 +19,11 @@ def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> boo
     """Return whether a figure is not significantly different from the best one, by a t-test paired over seeds.
 
     Args:
-        best: values by seed; the key None stands for every seed, as zero-shot has none.
-        other: the same, of the figure to compare.
+        best: {seed: value} of the best figure; the key None, for zero-shot, stands for every seed.
+        other: {seed: value} of the other figure.
 
     Returns:
-        False also with fewer than two seeds in common, where no test is possible.
+        The result; False if fewer than two seeds are common, because no test is possible.
     """
     seeds = sorted({seed for seed in (*best, *other) if seed is not None})
     pairs = [(best.get(seed, best.get(None)), other.get(seed, other.get(None))) for seed in seeds]
@@ -33,26 +33,26 @@ def is_tie(best: dict[int | None, float], other: dict[int | None, float]) -> boo
     differences = {round(a - b, 9) for a, b in pairs}
     if len(differences) == 1:  # the test is not defined without a spread
         return differences == {0.0}
-    return stats().ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
+    return import_stats().ttest_rel(*zip(*pairs, strict=True)).pvalue >= LEVEL
 
 
 def ranks(columns: Iterable[dict[str, float]]) -> dict[str, list[float]]:
-    """Return the ranks of each method, one a column, 1 for the highest figure; equal figures share their mean rank.
+    """Return {method: its rank in each column}. Rank 1 is the highest figure; equal figures have their mean rank.
 
     Args:
-        columns: figures by method, a column for each data set. Only methods that every column has are ranked.
+        columns: {method: figure} for each data set. A method that a column lacks is not ranked.
     """
     columns = list(columns)
     methods = [method for method in columns[0] if all(method in column for column in columns)] if columns else []
-    by_column = [stats().rankdata([-column[method] for method in methods]) for column in columns]
-    return {method: [float(column[k]) for column in by_column] for k, method in enumerate(methods)}
+    ranks_of_columns = [import_stats().rankdata([-column[method] for method in methods]) for column in columns]
+    return {method: [float(column[k]) for column in ranks_of_columns] for k, method in enumerate(methods)}
 
 
 class Agreement(NamedTuple):
-    """Agreement of a column with the published averages.
+    """The agreement of a column with the published averages.
 
     Attributes:
-        rows: measured and published figure, and both ranks, by method.
+        rows: {method: (measured figure, published figure, rank of each)}.
         rho: Spearman's rank correlation.
         tau: Kendall's rank correlation.
         p: two-sided p-value of rho.
@@ -68,24 +68,27 @@ def agreement(measured: dict[str, float], published: dict[str, float]) -> Agreem
     """Compare the order of the methods here with their order in the publications.
 
     Args:
-        measured: percent by method.
-        published: percent by method.
+        measured: {method: percent}.
+        published: {method: percent}.
 
     Returns:
-        None with fewer than FEWEST methods in common, or if a side has one value only.
+        The agreement; None if fewer than FEWEST methods are common, or if all figures of one side are equal.
     """
     methods = [method for method in measured if method in published]
-    here, there = [measured[m] for m in methods], [published[m] for m in methods]
-    if len(methods) < FEWEST or len(set(here)) == 1 or len(set(there)) == 1:
+    measured_values, published_values = [measured[m] for m in methods], [published[m] for m in methods]
+    if len(methods) < FEWEST or len(set(measured_values)) == 1 or len(set(published_values)) == 1:
         return None
-    by_column = ranks([dict(zip(methods, here, strict=True)), dict(zip(methods, there, strict=True))])
-    rows = {m: (measured[m], published[m], *by_column[m]) for m in methods}
-    spearman, kendall = stats().spearmanr(here, there), stats().kendalltau(here, there)
+    columns = [dict(zip(methods, values, strict=True)) for values in (measured_values, published_values)]
+    method_ranks = ranks(columns)
+    rows = {m: (measured[m], published[m], *method_ranks[m]) for m in methods}
+    stats = import_stats()
+    spearman = stats.spearmanr(measured_values, published_values)
+    kendall = stats.kendalltau(measured_values, published_values)
     return Agreement(rows, float(spearman.statistic), float(kendall.statistic), float(spearman.pvalue))
 
 
 def format_agreement(name: str, a: Agreement) -> str:
-    """Return a sentence: how far the order of the methods agrees with the published one."""
+    """Return a sentence on the agreement between the measured and the published order of the methods."""
     if a.rho >= GOOD:
         verb = "agrees well with"
     elif a.rho >= PARTIAL:

@@ -1,4 +1,4 @@
-"""The tables of directories of results: on the terminal, and as files."""
+"""The report on directories of results: tables on the terminal and in files."""
 
 import csv
 import io
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from dassl.infrastructure.files import atomic_write, spreadsheet_cell
 from orthcr.reports.runs import Run
-from orthcr.reports.tables import Table, of_seeds, section, tables
+from orthcr.reports.tables import Table, section, select_seeds, tables
 from orthcr.reports.tree import collect
 
 
 class Report(NamedTuple):
-    """The tables of a report, and a line for each result that no table has."""
+    """The tables of a report, and a line for each result that is in no table."""
 
     tables: list[Table]
     left_out: list[str]
@@ -26,48 +26,48 @@ def write_report(
     output_dir: str | Path | None = None,
     outdated: Mapping[Path, str] | None = None,
 ) -> Report:
-    """Print the tables of the results below `paths`; write report.md, report.csv, runs.csv and a PNG of each table.
+    """Print the tables of the results in and below `paths`; write report.md, report.csv, runs.csv and pictures.
 
     Args:
-        paths: directories, of one run or of any number.
-        seeds: only these count; None: every seed.
-        output_dir: directory of the files; None: write none.
-        outdated: directories whose results are left out, and the reason. If there are no other results, the report
-            has no table and replaces an earlier one, which is no longer true.
+        paths: directories with one or more runs.
+        seeds: seeds that count; None: all.
+        output_dir: directory for the files; None: write no files.
+        outdated: {directory: reason} for results to leave out. If there are no other results, a report without tables
+            replaces an earlier one.
 
     Raises:
         FileNotFoundError: there is no such directory.
         ValueError: there is no result, or no table can be made.
     """
     every_run, left_out = collect(paths, outdated)
-    runs = of_seeds(every_run, seeds)
-    every = tables(runs, seeds)
-    made = [table for table in every if table.cells]
-    left_out += [note for table in every if not table.cells for note in table.notes]  # results that disagree
-    left_out += without_table(runs, every)
-    if not made and not outdated:
+    runs = select_seeds(every_run, seeds)
+    all_tables = tables(runs, seeds)
+    shown_tables = [table for table in all_tables if table.cells]
+    left_out += [note for table in all_tables if not table.cells for note in table.notes]  # contradictory results
+    left_out += describe_unused(runs, all_tables)
+    if not shown_tables and not outdated:
         raise ValueError(left_out[0] if left_out else f"no run has one of the seeds {', '.join(map(str, seeds))}")
-    print(as_text(made, left_out), end="")
+    print(format_text(shown_tables, left_out), end="")
     if output_dir:
         from orthcr.reports.pictures import draw
 
         output_dir = Path(output_dir)
         files = {
-            "report.md": as_text(made, left_out, markdown=True),
-            "report.csv": as_csv(made),
-            "runs.csv": rows(runs),
+            "report.md": format_text(shown_tables, left_out, markdown=True),
+            "report.csv": format_csv(shown_tables),
+            "runs.csv": format_runs(runs),
         }
         for name, text in files.items():
             with atomic_write(output_dir / name) as f:
                 f.write(text.encode())
-        draw(made, output_dir)
-    return Report(made, left_out)
+        draw(shown_tables, output_dir)
+    return Report(shown_tables, left_out)
 
 
-def without_table(runs: list[Run], made: list[Table]) -> list[str]:
-    """Return a line for each kind of result that no table has."""
-    in_tables = {run for table in made for run in table.runs}
-    kinds = Counter(run.description for run in runs if run not in in_tables)
+def describe_unused(runs: list[Run], tables: list[Table]) -> list[str]:
+    """Return a line for each kind of result that is in no table."""
+    used_runs = {run for table in tables for run in table.runs}
+    kinds = Counter(run.description for run in runs if run not in used_runs)
     lines = []
     for kind, count in kinds.items():
         results = "1 result" if count == 1 else f"{count} results"
@@ -75,17 +75,17 @@ def without_table(runs: list[Run], made: list[Table]) -> list[str]:
     return lines
 
 
-def as_text(made: list[Table], left_out: list[str], markdown: bool = False) -> str:
-    last = [section("Left out", [], left_out, markdown)] if left_out else []
-    return "\n\n".join([*(table.text(markdown) for table in made), *last]) + "\n"
+def format_text(tables: list[Table], left_out: list[str], markdown: bool = False) -> str:
+    last_section = [section("Left out", [], left_out, markdown)] if left_out else []
+    return "\n\n".join([*(table.text(markdown) for table in tables), *last_section]) + "\n"
 
 
-def as_csv(made: list[Table]) -> str:
-    """Return the figures of the tables as CSV, one a line."""
+def format_csv(tables: list[Table]) -> str:
+    """Return the figures of the tables as CSV, one figure a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow("protocol method source target classes shots metric mean std n seeds missing".split())
-    for c in (cell for table in made for cell in (*table.cells, *table.ece.values())):
+    for c in (cell for table in tables for cell in (*table.cells, *table.ece.values())):
         figures = [f"{c.mean:.4f}", f"{c.std:.4f}"] if c.values else ["", ""]
         seeds = " ".join(str(seed) for seed in c.values if seed is not None)
         missing = " ".join(map(str, c.missing))
@@ -94,8 +94,8 @@ def as_csv(made: list[Table]) -> str:
     return out.getvalue()
 
 
-def rows(runs: list[Run]) -> str:
-    """Return CSV with a line for each run: its method, training, evaluation and result."""
+def format_runs(runs: list[Run]) -> str:
+    """Return the runs as CSV, one run a line: method, training, evaluation and result."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = (
@@ -103,8 +103,8 @@ def rows(runs: list[Run]) -> str:
     )
     writer.writerow(head.split())
     for run in runs:
-        trained = run.trained[:3] if run.trained else ("", "", 0)
+        training = run.trained[:3] if run.trained else ("", "", 0)
         results = (run.accuracy, run.ece, run.params, run.seconds, str(run.path))
-        values = (run.trainer, run.backbone, *trained, run.seed, run.dataset, run.classes, *results)
+        values = (run.trainer, run.backbone, *training, run.seed, run.dataset, run.classes, *results)
         writer.writerow([spreadsheet_cell(value) if isinstance(value, str) else value for value in values])
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""The rows of a table: the runs of each method, under a label."""
+"""The rows of a table: the runs of each method with a label."""
 
 import re
 from collections import defaultdict
@@ -9,28 +9,29 @@ from orthcr.reports.runs import FULL, STRENGTH, Run, setting
 
 
 class Label(NamedTuple):
-    """The name of a method in tables; zero-shot methods come first."""
+    """The name of a method in tables. Labels of zero-shot methods sort first."""
 
-    trained: bool
+    is_trained: bool
     text: str
 
 
-def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
-    """Return the runs of each method, zero-shot first, then by name, and a line for each with mixed settings.
+def group_by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
+    """Return the runs of each method, and a line for each method whose runs have different settings.
 
-    Runs of one trainer that differ in backbone, code or settings are different methods. A setting makes a method if
-    it takes several values on the same data set, classes and shots. A setting that follows the data set or the shots
-    makes none, as the number of epochs in CoOp's few-shot runs; it gets a line. A strength below 1 is always named.
+    Methods are sorted by name, zero-shot ones first. Runs of one trainer with another backbone, code or setting are
+    another method. A setting counts only if it has several values on the same data set, classes and shots. So the
+    number of epochs in CoOp's few-shot runs, which depends on the shots, makes no new methods, but a line. A strength
+    below 1 is always part of the label.
 
     Args:
-        runs: of any trainers.
+        runs: runs of any trainers.
     """
     groups = defaultdict(list)
     for run in runs:
         groups[run.trained is not None, run.family].append(run)
     backbones, codes = {run.backbone for run in runs}, {run.code for run in runs}
     labels, notes = {}, []
-    for (trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
+    for (is_trained, (trainer, backbone, code)), family_runs in sorted(groups.items()):
         keys = list(dict.fromkeys([*separating_settings(family_runs), *partial_strengths(family_runs)]))
         variants = defaultdict(list)
         for run in family_runs:
@@ -42,14 +43,14 @@ def by_method(runs: list[Run]) -> tuple[dict[Label, list[Run]], list[str]]:
             if code and len(codes) > 1:
                 words.append(code)
             for key, value in variant:
-                word = format_setting(key, value, {dict(other)[key] for other in variants})
+                word = format_setting(key, value, {dict(other_variant)[key] for other_variant in variants})
                 if word:
                     words.append(word)
             text = f"{trainer} ({', '.join(words)})" if words else trainer
-            labels[Label(trained, text)] = members
-            mixed = differing_settings(members)
-            if mixed:
-                notes.append(f"{text}: not all of its runs have the same {format_values(mixed)}")
+            labels[Label(is_trained, text)] = members
+            mixed_settings = differing_settings(members)
+            if mixed_settings:
+                notes.append(f"{text}: not all of its runs have the same {format_values(mixed_settings)}")
     return labels, notes
 
 
@@ -57,45 +58,44 @@ def format_setting(key: str, value: str, values: set[str]) -> str:
     """Return a setting in the label of a method; "" for the full strength.
 
     Args:
-        key: of the config.
-        value: of the method.
-        values: those of all methods of the trainer.
+        key: key of the config.
+        value: value of the method.
+        values: values of all methods of the trainer.
     """
     if key.endswith(STRENGTH):
         return "" if value == FULL else f"s={value}"
-    if key == "INPUT.TRANSFORMS" and len({re.sub(r"'cutout'(, )?|, 'cutout'", "", other) for other in values}) == 1:
-        return "Cutout" if "'cutout'" in value else "no Cutout"
+    if key == "INPUT.TRANSFORMS":
+        without_cutout = {re.sub(r"'cutout'(, )?|, 'cutout'", "", text) for text in values}
+        if len(without_cutout) == 1:
+            return "Cutout" if "'cutout'" in value else "no Cutout"
     return f"{key.rpartition('.')[2]} {value}"
 
 
 def partial_strengths(runs: list[Run]) -> list[str]:
-    """Return the keys of a strength that is not 1 in all runs."""
+    """Return the keys of strengths that are not 1 in all runs."""
     settings = [pair for run in runs for pair in run.settings]
     return sorted({key for key, value in settings if key.endswith(STRENGTH) and value != FULL})
 
 
-def format_values(values: dict[str, set[str]], most: int = 4) -> str:
-    """Return "KEY (value, value), ..." of the first `most` settings."""
-    words = [f"{key} ({', '.join(sorted(values[key]))})" for key in list(values)[:most]]
-    if len(values) > most:
+def format_values(values: dict[str, set[str]], limit: int = 4) -> str:
+    """Return "KEY (value, value), ..." of the first `limit` settings."""
+    words = [f"{key} ({', '.join(sorted(values[key]))})" for key in list(values)[:limit]]
+    if len(values) > limit:
         words.append("...")
     return ", ".join(words)
 
 
 def separating_settings(runs: list[Run]) -> list[str]:
     """Return the settings that differ between runs of the same training data and the same evaluation data."""
-    alike = defaultdict(list)
+    groups = defaultdict(list)
     for run in runs:
-        alike[run.trained and run.trained[:3], run.dataset, run.classes].append(run)
-    keys = sorted({key for same in alike.values() for key in differing_settings(same)})
-    return [key for key in keys if key != "config"] or keys  # the name of the file only if nothing else differs
+        groups[run.trained and run.trained[:3], run.dataset, run.classes].append(run)
+    keys = sorted({key for members in groups.values() for key in differing_settings(members)})
+    return [key for key in keys if key != "config"] or keys  # "config", a file name, counts if nothing else differs
 
 
 def differing_settings(runs: Iterable[Run]) -> dict[str, set[str]]:
-    """Return the values of each setting that is not the same in all runs.
-
-    A setting that older runs lack is no difference.
-    """
+    """Return {key: values} of the settings with several values. Runs that lack a setting are ignored."""
     runs = list(runs)
     keys = sorted({key for run in runs for key, _ in run.settings})
     values = {key: {setting(run, key) for run in runs} - {"?"} for key in keys}

@@ -12,15 +12,15 @@ from tabulate import tabulate
 
 from dassl.infrastructure.files import atomic_write, write_json
 from datasets import catalogue
-from orthcr.reports.names import images
+from orthcr.reports.names import format_shots
 from orthcr.reports.palette import GREY, colour_of, styles_of
-from orthcr.reports.pictures import Label, escape_dollars, legend_of_axes, near, plt, save
-from orthcr.reports.tables import harmonic_mean, in_markdown, section, spread
+from orthcr.reports.pictures import Label, draw_legend_of_axes, escape_dollars, label_points, plt, save
+from orthcr.reports.tables import escape_markdown, format_mean, harmonic_mean, section
 
-GEODESIC, LINE = "geodesic", "line"  # paths: Cayley(s Q); W + s (W' - W)
+GEODESIC, LINE = "geodesic", "line"  # the paths Cayley(s Q) and W + s (W' - W)
 ZEROSHOT = "ZeroshotCLIP"
-ZERO = "zero-shot"  # row of all points at strength 0, and of ZEROSHOT
-AXES = {  # names of columns that are no data set; the pictures of these are in overview.png, too
+ZERO = "zero-shot"  # row of the points at strength 0 and of ZEROSHOT
+AXES = {  # names of columns that are not data sets; overview.png also has their pictures
     "base": "base classes",
     "new": "new classes",
     "variants": "variants, average",
@@ -36,10 +36,10 @@ class Point:
     trainer: str
     seed: int
     trained: tuple[str, str, int]  # data set, classes and shots of the training
-    auto: float | None  # the strength that "auto" chooses; None: the method has no strength
+    auto: float | None  # strength that "auto" selects; None: the method has no strength
     path: str  # GEODESIC or LINE
     strength: float
-    accuracies: dict[tuple[str, str], float]  # percent by (data set, classes)
+    accuracies: dict[tuple[str, str], float]  # {(data set, classes): percent}
 
     @property
     def section(self) -> tuple[str, str]:
@@ -52,7 +52,7 @@ class Point:
 
     @property
     def row(self) -> str:
-        """The name of the table's row."""
+        """The name of the row in the table."""
         if self.strength == 0 or self.trainer == ZEROSHOT:
             return ZERO
         if self.auto is None:
@@ -62,30 +62,30 @@ class Point:
 
     @cached_property
     def columns(self) -> dict[str, float]:
-        """The percent of each column of the table."""
+        """The accuracies in the columns of the table: {heading: percent}."""
         protocol, source = self.section
         if protocol == "base-to-new":
             base, new = (self.accuracies[source, classes] for classes in ("base", "new"))
             return {"base": base, "new": new, "H": harmonic_mean(base, new)}
-        by_name = {name: accuracy for (name, _), accuracy in self.accuracies.items()}
+        accuracy_by_name = {name: accuracy for (name, _), accuracy in self.accuracies.items()}
         if protocol == "few-shot":
-            return {images(self.trained[2]): by_name[source]}
-        columns = {catalogue.short(source): by_name[source]}
+            return {format_shots(self.trained[2]): accuracy_by_name[source]}
+        columns = {catalogue.short(source): accuracy_by_name[source]}
         groups = {"variants": catalogue.variants(source), "others": catalogue.targets(source)}
         for head, rows in groups.items():
-            group = [by_name[row.name] for row in rows if row.name in by_name]
+            group = [accuracy_by_name[row.name] for row in rows if row.name in accuracy_by_name]
             if group:
                 columns[head] = mean(group)
-        return columns | {catalogue.short(name): accuracy for name, accuracy in by_name.items()}
+        return columns | {catalogue.short(name): accuracy for name, accuracy in accuracy_by_name.items()}
 
 
 def write_curves(points: list[Point], strengths: list[float], out: Path) -> str:
     """Write curve.json, curve.md and the pictures to `out`, and return the tables in Markdown.
 
     Args:
-        points: at all strengths that were measured.
-        strengths: those of the rows and of the curves.
-        out: folder of the files.
+        points: points at all measured strengths.
+        strengths: strengths that get a row and a point of the curves.
+        out: folder for the files.
     """
     write_json(records(points), out / "curve.json")
     text = page(points, strengths)
@@ -96,7 +96,7 @@ def write_curves(points: list[Point], strengths: list[float], out: Path) -> str:
 
 
 def group_points(points: Iterable[Point], attribute: str) -> dict:
-    """Return the points by the value of an attribute."""
+    """Return {value of an attribute: points}."""
     groups = defaultdict(list)
     for point in points:
         groups[getattr(point, attribute)].append(point)
@@ -118,25 +118,25 @@ def records(points: list[Point]) -> list[dict]:
 
 
 def page(points: list[Point], strengths: list[float]) -> str:
-    """Return curve.md: for each section its table, the chosen strengths, and the gain of the geodesic."""
+    """Return curve.md. A section has its table, the selected strengths, and the gain of the geodesic over the line."""
     sections = []
     for (protocol, source), members in group_points(points, "section").items():
         parts = [table(rows_of(members, strengths))]
         choices = []
         for p in (p for p in members if p.path == GEODESIC and p.strength == p.auto):
-            shots = f", {images(p.trained[2])}" if protocol == "few-shot" else ""
+            shots = f", {format_shots(p.trained[2])}" if protocol == "few-shot" else ""
             choices.append(f"{p.trainer}, seed {p.seed}{shots}: {p.auto:g}")
         if choices:
-            parts.append(f'Chosen by "auto": {"; ".join(choices)}.')
-        gain = gains(members, strengths)
+            parts.append(f'Selected by "auto": {"; ".join(choices)}.')
+        gain = gain_table(members, strengths)
         if gain:
-            parts += ["What the geodesic brings over the line between the same weights:", gain]
+            parts += ["Accuracy on the geodesic minus accuracy on the line between the same weights:", gain]
         sections.append(section(f"{protocol}: {catalogue.short(source)}", parts, [], markdown=True))
     return "\n\n".join(sections) + "\n"
 
 
 def rows_of(points: list[Point], strengths: list[float]) -> dict[str, list[Point]]:
-    """Return the points of a section by row: zero-shot, then each method at these strengths and at that of "auto"."""
+    """Return {row: points} of a section: zero-shot, then each method at these strengths and at the one of "auto"."""
     rows = {ZERO: [p for p in points if p.row == ZERO]}
     for trainer, members in group_points(points, "trainer").items():
         for p in sorted(members, key=lambda p: (p.path, p.strength)):
@@ -151,22 +151,22 @@ def heads_of(rows: dict[str, list[Point]]) -> list[str]:
 
 
 def values(row: list[Point], head: str) -> list[float]:
-    """Return the percent of a column, one for each seed: models of one template have the same zero-shot accuracy."""
+    """Return the accuracies of a column in percent, one for each seed, as zero-shot models of a seed are equal."""
     return list({p.seed: p.columns[head] for p in row if head in p.columns}.values())
 
 
 def table(rows: dict[str, list[Point]]) -> str:
-    """Return a table in Markdown: mean ± population standard deviation over the seeds."""
+    """Return a table in Markdown, with mean ± population standard deviation over the seeds."""
     heads, lines = heads_of(rows), []
     for name, row in rows.items():
         cells = [values(row, head) for head in heads]
-        lines.append([in_markdown(name), *(spread(cell) if cell else "" for cell in cells)])
+        lines.append([escape_markdown(name), *(format_mean(cell) if cell else "" for cell in cells)])
     align = ["left", *["right"] * len(heads)]
-    return tabulate(lines, ["", *map(in_markdown, heads)], "github", colalign=align, disable_numparse=True)
+    return tabulate(lines, ["", *map(escape_markdown, heads)], "github", colalign=align, disable_numparse=True)
 
 
-def gains(points: list[Point], strengths: list[float]) -> str:
-    """Return a table in Markdown: the geodesic minus the line of the same models; "" without a line."""
+def gain_table(points: list[Point], strengths: list[float]) -> str:
+    """Return a table in Markdown: accuracies on the geodesic minus those on the line; "" if there is no line."""
     curve = {(p.model_dir, p.strength): p.columns for p in points if p.path == GEODESIC}
     lines = group_points((p for p in points if p.path == LINE and p.strength in strengths), "strength")
     targets = {catalogue.short(name) for p in points for name, _ in p.accuracies if name != p.trained[0]}
@@ -176,18 +176,18 @@ def gains(points: list[Point], strengths: list[float]) -> str:
         row = [f"{s:g}"]
         for head in heads:
             pairs = [(curve[p.model_dir, s][head], p.columns[head]) for p in members if head in p.columns]
-            row.append(spread([on_curve - on_line for on_curve, on_line in pairs], 2, "+"))
+            row.append(format_mean([curve_accuracy - line_accuracy for curve_accuracy, line_accuracy in pairs], 2, "+"))
         rows.append(row)
-    return tabulate(rows, ["s", *map(in_markdown, heads)], "github", disable_numparse=True) if rows else ""
+    return tabulate(rows, ["s", *map(escape_markdown, heads)], "github", disable_numparse=True) if rows else ""
 
 
 # ------------------------------------------------------------------ pictures
 
 
 def draw(points: list[Point], strengths: list[float], folder: Path) -> list[Path]:
-    """Draw the accuracy under distribution shift over the accuracy in distribution, s along the curves.
+    """Draw curves over s of the accuracy under distribution shift against the in-distribution accuracy.
 
-    Each base-to-new and each transfer section gets a picture of all targets; overview.png has the averages.
+    Each base-to-new and each transfer section has a picture of all its targets. overview.png has the averages.
 
     Returns:
         The PNG files.
@@ -205,31 +205,31 @@ def draw(points: list[Point], strengths: list[float], folder: Path) -> list[Path
     methods = list(dict.fromkeys([*(p.trainer for p in points), ZEROSHOT]))
     styles = styles_of(methods, untrained=[method for method in methods if colour_of(method) == GREY])
     with plt.rc_context({"text.parse_math": False}):
-        return [save(picture(panels, styles), folder / f"{name}.png") for name, panels in pictures.items()]
+        return [save(draw_picture(panels, styles), folder / f"{name}.png") for name, panels in pictures.items()]
 
 
-def picture(panels: list[tuple], styles: dict[str, dict]):
-    """Draw panels: (rows, column of the x axis, column of the y axis)."""
+def draw_picture(panels: list[tuple], styles: dict[str, dict]):
+    """Draw panels, each given as (rows, column of the x axis, column of the y axis)."""
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     size = (7.0 if columns == 1 else 3.6 * columns, 4.6 if lines == 1 else 3.2 * lines)
     fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    labels = {ax: curves(ax, *panel, styles) for ax, panel in zip(axes.flat, panels, strict=False)}
+    labels = {ax: draw_curves(ax, *panel, styles) for ax, panel in zip(axes.flat, panels, strict=False)}
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    legend_of_axes(fig)
+    draw_legend_of_axes(fig)
     fig.canvas.draw()
     for ax, panel_labels in labels.items():
-        near(ax, panel_labels)
+        label_points(ax, panel_labels)
     return fig
 
 
-def curves(ax, rows: dict[str, list[Point]], home: str, head: str, styles: dict[str, dict]) -> list[Label]:
+def draw_curves(ax, rows: dict[str, list[Point]], home: str, head: str, styles: dict[str, dict]) -> list[Label]:
     """Draw the curves of one panel, the column `head` over the column `home`; return the labels of their points."""
     places = {name: tuple(mean(values(row, column)) for column in (home, head)) for name, row in rows.items()}
     zero, labels, curve_rows = places.get(ZERO), [], defaultdict(list)
     for name, row in rows.items():
-        if name == row[0].row != ZERO:  # not that of "auto"
+        if name == row[0].row != ZERO:  # skips the row of "auto"
             curve_rows[row[0].trainer, row[0].path].append(row[0])
     for (trainer, path), members in curve_rows.items():
         colour = styles[trainer]["color"]
@@ -240,7 +240,7 @@ def curves(ax, rows: dict[str, list[Point]], home: str, head: str, styles: dict[
         elif path == GEODESIC:
             line = [zero, *line]
             labels += [Label(f"{p.strength:g}", places[p.row], colour) for p in members]
-        else:  # it has the same ends
+        else:  # the line has the same ends as the geodesic
             line = [zero, *line, places[f"{trainer}, s = 1"]]
             style |= {"ls": "--", "marker": "", "lw": 1, "label": f"{trainer}, straight line"}
         ax.plot(*zip(*line, strict=True), **style)

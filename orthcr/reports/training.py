@@ -10,21 +10,21 @@ from orthcr.reports.palette import styles_of
 from orthcr.reports.pictures import plt
 
 
-def curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the steps and the values of each tag of a run; a step written twice has its later value."""
+def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return {tag: (steps, values)} of a run. If a step was written twice, the later value counts."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     scalars = {}
     for tag in events.Tags()["scalars"]:
-        last = {e.step: e.value for e in events.Scalars(tag)}
-        scalars[tag] = (np.array(sorted(last)), np.array([last[s] for s in sorted(last)]))
+        values = {e.step: e.value for e in events.Scalars(tag)}
+        scalars[tag] = (np.array(sorted(values)), np.array([values[s] for s in sorted(values)]))
     return scalars
 
 
-def loss_and_accuracy(folders: dict[str, list[Path]]):
-    """Draw the loss and the training accuracy of each epoch, mean over seeds with their range.
+def draw_loss_and_accuracy(folders: dict[str, list[Path]]):
+    """Draw the loss and the training accuracy of each epoch, with mean and range over the seeds.
 
     Args:
-        folders: of the trainings, by method.
+        folders: {method: folders of its trainings}.
     """
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     styles = styles_of(folders)
@@ -33,7 +33,7 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
         results = read_json(trainings[0] / "results.json")
         if not results["trained"]:
             continue
-        runs = [curves(folder) for folder in trainings]
+        runs = [read_curves(folder) for folder in trainings]
         epochs = results["config"]["OPTIM.MAX_EPOCH"]
         for ax, tag in zip(axes, ("train/loss", "train/acc"), strict=True):
             values = np.stack([run[tag][1] for run in runs])
@@ -48,13 +48,13 @@ def loss_and_accuracy(folders: dict[str, list[Path]]):
     return fig
 
 
-def orthogonality(folders: list[Path]):
-    """Draw the distance of R from orthogonal, and the change of the hyperspherical energy of a weight's rows."""
+def draw_orthogonality(folders: list[Path]):
+    """Draw the distance of R from orthogonality, and the change of the hyperspherical energy of the weights' rows."""
     fig, axes = plt.subplots(1, 2, figsize=(11, 4))
     titles = r"largest $|R^\top R - I|$", "largest relative change of\nhyperspherical energy"
     for ax, tag, label in zip(axes, ("orthogonality_error", "energy_drift"), titles, strict=True):
         for folder in folders:
-            steps, values = curves(folder)[f"orthcr/{tag}"]
+            steps, values = read_curves(folder)[f"orthcr/{tag}"]
             ax.semilogy(steps, np.maximum(values, 1e-10), "o-", ms=3, label=folder.name)
         ax.axhline(np.finfo(np.float32).eps, color="k", ls=":", lw=1, label="fp32 rounding")
         ax.set(xlabel="epoch", ylabel=label, ylim=(1e-10, 1e-2))

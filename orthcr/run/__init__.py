@@ -1,4 +1,5 @@
 """One run: a training or an evaluation in its output directory.
 
-The data go from the command line (`flags`) to the config (`config`), the checks, the run (`runner`) and its results.
+The modules, in the order in which a run uses them: `flags` (command line), `spec` (description of the run), `config`,
+`checks`, `runner`, `results`.
 """

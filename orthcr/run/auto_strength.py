@@ -1,4 +1,4 @@
-"""The strength "auto" in an evaluation, for a model whose settings have a number: selected on its val images."""
+"""The strength "auto" in an evaluation: it is selected on the val images of the model's training."""
 
 import contextlib
 import os.path as osp
@@ -17,17 +17,17 @@ from .trained import load_trained
 
 
 def select_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | None:
-    """Choose a strength on the val images of the training; return the content of `strength.json`.
+    """Select a strength on the val images of the training; return the content of `strength.json`.
 
-    Beside a finished training the file is written, so that later evaluations need not choose again.
+    If the training is finished, the file is written beside the model, and later evaluations read it.
 
     Args:
-        cfg: of the evaluation.
+        cfg: config of the evaluation.
         spec: the evaluation.
-        model_config: of the model.
+        model_config: config of the model.
 
     Returns:
-        None if the file is there already, or if this evaluation needs none.
+        The content, or None if the file exists already or the strength of this evaluation is not "auto".
 
     Raises:
         ValueError: the val images of the training are not available.
@@ -37,7 +37,7 @@ def select_strength(cfg: CfgNode, spec: RunSpec, model_config: dict) -> dict | N
     if not needs_selection or read_selection(spec.model_dir, spec.load_epoch):
         return None
     trainer = load_with_val(cfg, spec, model_config)
-    print("The strength is chosen by the val images of the training")
+    print("The strength is selected on the val images of the training")
     selection = trainer.select_strength(spec.load_epoch)
     if spec.load_epoch is None and is_first() and osp.exists(osp.join(spec.model_dir, "results.json")):
         with contextlib.suppress(OSError):  # the folder may be read-only: the next evaluation selects again
@@ -64,6 +64,6 @@ def load_with_val(cfg: CfgNode, spec: RunSpec, model_config: dict):
         if trainer.val_loader is None:
             raise ValueError(f"{trainer.cfg.DATASET.NAME} has none")
     except (ValueError, OSError) as error:
-        images = f'the val images of the training in {spec.model_dir}, by which the strength "auto" is chosen'
+        images = f'the val images of the training in {spec.model_dir}, which the strength "auto" is selected on'
         raise ValueError(f"{images}, are not available ({error}): give a number, as --strength 0.5") from error
     return trainer

@@ -1,4 +1,4 @@
-"""The files beside a config that a run reads: descriptions of the classes and few-shot splits, with checksums."""
+"""The files that a config names: descriptions of the classes and few-shot splits. The config gets their checksums."""
 
 import importlib
 import os.path as osp
@@ -11,21 +11,21 @@ from dassl.infrastructure.files import file_hash
 from trainers.base import node_of
 from trainers.shared.descriptions import read_file
 
-from .config_files import here_or_in_clone
+from .config_files import resolve_path
 from .declarations import descriptions_key
 from .spec import RunSpec
 
-DESCRIPTIONS_COPY = "descriptions.json"  # copy of the file, in the directory of a run that needs it for each prediction
+DESCRIPTIONS_COPY = "descriptions.json"  # copy in the output directory, for methods that need it in predictions
 
 
 def record_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
-    """Fill in the checksum of the descriptions, where this run reads them, and check their form.
+    """Check the file of descriptions and write its checksum into the config, if this run reads descriptions.
 
-    An evaluation of a method that learns reads none. For other methods the file is kept beside the model.
+    An evaluation of a method that learns reads none. For other methods there is a copy of the file beside the model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another form, or is another one than the checksum says.
+        ValueError: the file is not of this form, or its checksum is not the one in the config.
     """
     key, method = descriptions_key(spec.trainer), TRAINER_REGISTRY.get(spec.trainer)
     if not key or spec.eval_only and method.learner:
@@ -37,7 +37,7 @@ def record_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None
         return
     if node.DESCRIPTIONS == model_config.get(key) and spec.descriptions is None and osp.exists(copy):
         node.DESCRIPTIONS = copy
-    node.DESCRIPTIONS = osp.abspath(osp.expanduser(here_or_in_clone(node.DESCRIPTIONS)))
+    node.DESCRIPTIONS = osp.abspath(osp.expanduser(resolve_path(node.DESCRIPTIONS)))
     read_file(node.DESCRIPTIONS)
     checksum = file_hash(node.DESCRIPTIONS)
     check_same_file(node.DESCRIPTIONS, node.DESCRIPTIONS_SHA256, checksum, f"{key}_SHA256", "--descriptions")
@@ -45,13 +45,13 @@ def record_descriptions(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None
 
 
 def record_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
-    """Fill in the checksums of the few-shot split.
+    """Write the checksums of the few-shot split into the config.
 
-    In an evaluation on another data set, the split of the model's training is dropped.
+    An evaluation on another data set ignores the split of the model's training.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the data set takes none, or the file is another one than the checksums say.
+        ValueError: the data set takes no split, or the checksums are not those in the config.
     """
     keys = cfg.DATASET
     if keys.NAME != model_config.get("DATASET.NAME", keys.NAME):
@@ -75,15 +75,17 @@ def record_few_shot_split(cfg: CfgNode, model_config: dict) -> None:
 
 
 def check_same_file(path: str, recorded: str | list[str], checksums: str | list[str], key: str, flag: str) -> None:
-    """Raise ValueError if a file is another one than recorded.
+    """Raise ValueError if the checksum of a file is not the one in the config.
 
     Args:
-        path: of the file.
-        recorded: checksum in the config, or those of a file and of the file beside it; empty: none yet.
-        checksums: those of the file.
-        key: that has the recorded ones.
-        flag: that gives another file.
+        path: path of the file.
+        recorded: checksum in the config, or a list for the file and the one beside it; empty: not yet recorded.
+        checksums: checksum of the file, or a list.
+        key: config key with the recorded checksums.
+        flag: flag of the command line that names the file.
     """
     if recorded and recorded != checksums:
         first = recorded if isinstance(recorded, str) else recorded[0]
-        raise ValueError(f"{path} is not the file of {key} {first}: put that one there, or give another with {flag}")
+        raise ValueError(
+            f"{path} does not have the checksum {key} {first}: put the original back, or give {flag} again"
+        )

@@ -10,8 +10,8 @@ Precedence, later over earlier:
 6. the image settings of the backbone;
 7. KEY VALUE pairs.
 
-CoOp's commands give both files in an evaluation. Then step 2 is left out. The model's trainer and its strength still
-count, and settings of the method that contradict the model are an error.
+If an evaluation has both files, as CoOp's commands have, step 2 is left out. The trainer and the strength still come
+from the model, and settings of the method that contradict the model are an error.
 """
 
 import glob
@@ -50,8 +50,12 @@ from .precedence import check_trainer_of_files, inherit_settings, resolve_decidi
 from .spec import RunSpec
 from .trackers import check_trackers
 
-LONGEST_PATH = 3000  # characters of the output directory: systems take some 4,000 for the files in it
-UNSET = {"USE_CUDA": None, "OUTPUT_DIR": "", "RESUME": ""}  # keys of one run on one machine, never taken from a model
+LONGEST_PATH = 3000  # characters of the output directory; systems allow about 4,000 for a file in it
+UNSET = {
+    "USE_CUDA": None,
+    "OUTPUT_DIR": "",
+    "RESUME": "",
+}  # keys of one run on one machine; a model's are not inherited
 
 
 def setup_cfg(spec: RunSpec, with_data: bool = True) -> CfgNode:
@@ -59,11 +63,11 @@ def setup_cfg(spec: RunSpec, with_data: bool = True) -> CfgNode:
 
     Args:
         spec: the run.
-        with_data: False where no data set is built. The package `datasets` is not imported then: in a user's program
-            this may be the name of Hugging Face's.
+        with_data: whether a data set will be built. False: the package `datasets` is not imported. In a user's program,
+            this may be the name of Hugging Face's package.
 
     Raises:
-        FileNotFoundError: a config file is not there.
+        FileNotFoundError: a config file does not exist.
         ValueError: a key, a name or a value is wrong; the message has the nearest name.
     """
     discover(trainers)
@@ -72,7 +76,7 @@ def setup_cfg(spec: RunSpec, with_data: bool = True) -> CfgNode:
     model_config, is_named = read_model_config(spec), bool(spec.trainer)
     spec = replace(spec, trainer=spec.trainer or model_config.get("TRAINER.NAME") or "OrthCR")
     check_availability(spec.trainer, TRAINER_REGISTRY.registered_names())
-    cfg = start(spec, model_config)
+    cfg = initial_config(spec, model_config)
     merge_files(cfg, spec)
     if not is_named:
         check_trainer_of_files(cfg, spec, model_config)
@@ -94,8 +98,8 @@ def setup_cfg(spec: RunSpec, with_data: bool = True) -> CfgNode:
     return cfg
 
 
-def start(spec: RunSpec, model_config: dict) -> CfgNode:
-    """Return the config before any file: the defaults, and the strength of the model that is evaluated."""
+def initial_config(spec: RunSpec, model_config: dict) -> CfgNode:
+    """Return the config before any file is merged: the defaults and, in an evaluation, the strength of the model."""
     cfg = default_cfg(spec.trainer)
     cfg.update(UNSET)
     if spec.eval_only and strength_key(spec.trainer):
@@ -111,14 +115,14 @@ def merge_files(cfg: CfgNode, spec: RunSpec) -> None:
     for file in config_files(spec):
         merge_config(cfg, file, allow_new=new_keys(spec.trainer))
         inherit_settings(cfg, file, spec.trainer)
-        if file == model_file(spec):  # device and folders of the training are not those of the evaluation
+        if file == model_file(spec):  # the evaluation does not inherit the device and the folders of the training
             cfg.update(UNSET)
             default = flatten(default_cfg(spec.trainer))
             merge_config(cfg, [word for key in NEVER_OF_MODEL for word in (key, default[key])])
 
 
 def merge_command_line(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
-    """Merge the flags, the image settings of the backbone that they name, and the KEY VALUE pairs."""
+    """Merge the flags, the image settings of the backbone, and the KEY VALUE pairs."""
     merge_config(cfg, pairs_of_flags(spec, cfg))
     if not is_foreign(spec.trainer):
         merge_config(cfg, pairs_of_backbone(cfg, spec, model_config))
@@ -127,36 +131,36 @@ def merge_command_line(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
 
 
 def new_keys(trainer: str) -> tuple[str, ...]:
-    """Return the nodes that may get keys without a default: a trainer written for Dassl declares none."""
+    """Return the nodes that may have undeclared keys: TRAINER for a trainer written for Dassl, which declares none."""
     return ("TRAINER",) if is_foreign(trainer) else ()
 
 
 def check_values(cfg: CfgNode, spec: RunSpec, with_data: bool) -> None:
-    """Choose the device, give aliases their values, and raise ValueError for a value that is not allowed."""
+    """Choose the device, replace aliases by their values, and raise ValueError for a value that is not allowed."""
     cfg.USE_CUDA = torch.cuda.is_available() if cfg.USE_CUDA is None else cfg.USE_CUDA
     keys = declarations_of(spec.trainer, with_data)
     resolve_aliases(cfg, keys)
     check_config(cfg, keys)
     if cfg.USE_CUDA and not torch.cuda.is_available():
-        raise ValueError("USE_CUDA is True, but PyTorch sees no CUDA device here: leave it out to run on the CPU")
+        raise ValueError("USE_CUDA is True, but PyTorch finds no CUDA device: leave it out to run on the CPU")
     check_trackers(cfg)
     if not spec.eval_only:
         check_training(cfg)
     if not is_foreign(spec.trainer):
-        suit_clip(cfg)
+        adapt_to_clip(cfg)
 
 
 def check_training(cfg: CfgNode) -> None:
-    """Raise ValueError for settings that learn nothing. A model trained with them may still be tested."""
+    """Raise ValueError for settings that are allowed in an evaluation, but not in a training."""
     if cfg.OPTIM.LR == 0:
-        raise ValueError("OPTIM.LR is 0, but must be above 0 in training: to test without training give --eval-only")
+        raise ValueError("OPTIM.LR must be above 0 in a training (got 0): to test without training give --eval-only")
     if cfg.DATASET.SAMPLING != "dassl" and cfg.DATASET.NUM_SHOTS < 1:
-        draw = f"DATASET.SAMPLING {cfg.DATASET.SAMPLING} has no effect on all images"
-        raise ValueError(f"{draw}: give a DATASET.NUM_SHOTS, or leave it out")
+        problem = f"DATASET.SAMPLING {cfg.DATASET.SAMPLING} has no effect without few shots"
+        raise ValueError(f"{problem}: give a DATASET.NUM_SHOTS, or leave it out")
 
 
-def suit_clip(cfg: CfgNode) -> None:
-    """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that CLIP has no use for."""
+def adapt_to_clip(cfg: CfgNode) -> None:
+    """Add CLIP's normalization to the transforms; raise ValueError for settings of Dassl that do not apply to CLIP."""
     views = min(cfg.DATALOADER.K_TRANSFORMS, TRAINER_REGISTRY.get(cfg.TRAINER.NAME).views)
     for key, value in (("INPUT.NO_TRANSFORM", False), ("DATALOADER.K_TRANSFORMS", views), ("MODEL.HEAD.NAME", "")):
         if flatten(cfg)[key] != value:
@@ -168,22 +172,27 @@ def suit_clip(cfg: CfgNode) -> None:
 
 
 def set_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
-    """Write the backbone as any folder can read it; raise ValueError if a model alone asks for a download."""
+    """Replace a relative path in the backbone's name.
+
+    Raises:
+        ValueError: the backbone needs a download, but only the config of the model names it, which may be untrusted.
+    """
     cfg.MODEL.BACKBONE.NAME = from_anywhere(cfg.MODEL.BACKBONE.NAME)
-    by_user = spec.backbone or "MODEL.BACKBONE.NAME" in spec.opts[::2]
-    if model_config.get("MODEL.BACKBONE.NAME") == cfg.MODEL.BACKBONE.NAME and not by_user:
+    is_users_choice = spec.backbone or "MODEL.BACKBONE.NAME" in spec.opts[::2]
+    if model_config.get("MODEL.BACKBONE.NAME") == cfg.MODEL.BACKBONE.NAME and not is_users_choice:
         check_no_download(cfg.MODEL.BACKBONE.NAME, spec.model_dir)
 
 
 def set_output_dir(cfg: CfgNode, spec: RunSpec, model_config: dict) -> None:
-    """Set the output directory where none is given, or where it is that of the model that is evaluated."""
+    """Set the output directory if none is given, or if it is the directory of the model to evaluate."""
     cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or default_output(cfg, spec, model_config)
     length = len(osp.abspath(cfg.OUTPUT_DIR))
     if length > LONGEST_PATH:
-        raise ValueError(f"OUTPUT_DIR has {length:,} characters, with the folders above: give at most {LONGEST_PATH:,}")
+        problem = f"OUTPUT_DIR must have at most {LONGEST_PATH:,} characters, with the folders above (got {length:,})"
+        raise ValueError(f"{problem}: give a shorter path")
     if spec.eval_only and spec.model_dir and osp.realpath(cfg.OUTPUT_DIR) == osp.realpath(spec.model_dir):
         cfg.OUTPUT_DIR = default_output(cfg, spec, model_config)
-        say(f"The results go to {cfg.OUTPUT_DIR}: the results of the training stay")
+        say(f"The results go to {cfg.OUTPUT_DIR}, so that the results of the training stay")
 
 
 def default_output(cfg: CfgNode, spec: RunSpec, model_config: dict) -> str:
@@ -201,26 +210,26 @@ def default_output(cfg: CfgNode, spec: RunSpec, model_config: dict) -> str:
 
 def drop_unused_nodes(cfg: CfgNode) -> None:
     """Remove the nodes of other methods from `TRAINER`."""
-    node, *others = nodes_of(TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
-    others = {name: cfg.TRAINER[name] for name in others}
+    node, *other_nodes = nodes_of(TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
+    other_nodes = {name: cfg.TRAINER[name] for name in other_nodes}
     clean_cfg(cfg, node)
-    cfg.TRAINER.update(others)
+    cfg.TRAINER.update(other_nodes)
 
 
 def check_resume(cfg: CfgNode) -> None:
-    """Raise ValueError if RESUME is a finished training: the results would claim a training that did not happen."""
+    """Raise ValueError if the training in RESUME has no epochs left, because nothing would be trained."""
     if not cfg.RESUME:
         return
     if cfg.MODEL.INIT_WEIGHTS:
-        raise ValueError("MODEL.INIT_WEIGHTS has no effect with --resume, whose weights replace it: give one of them")
-    done = last_epochs(cfg.RESUME)
-    if done and not last_epochs(cfg.OUTPUT_DIR) and min(done) >= cfg.OPTIM.MAX_EPOCH:
-        state = f"{cfg.RESUME} was trained for {min(done)} epochs, and OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}"
-        raise ValueError(f"nothing is left to train: {state}; give more epochs, or --eval-only --model-dir")
+        raise ValueError("MODEL.INIT_WEIGHTS has no effect with --resume, which loads other weights: give one of them")
+    finished_epochs = last_epochs(cfg.RESUME)
+    if finished_epochs and not last_epochs(cfg.OUTPUT_DIR) and min(finished_epochs) >= cfg.OPTIM.MAX_EPOCH:
+        counts = f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}, and {cfg.RESUME} has {min(finished_epochs)} epochs"
+        raise ValueError(f"nothing is left to train ({counts}): give more epochs, or --eval-only --model-dir")
 
 
 def check_feature_cache(cfg: CfgNode, spec: RunSpec) -> None:
-    """Raise ValueError if the settings of the cache of features have no effect, or its folder is none."""
+    """Raise ValueError if the settings of the cache of features have no effect, or if its folder is a file."""
     folder, gib = (flatten(cfg)[key] for key in CACHE_KEYS)
     is_default = gib == PROJECT_KEYS["DATASET"]["FEATURE_CACHE_GIB"].default
     if not folder and (CACHE_KEYS[1] in spec.opts[::2] or not is_default):
@@ -229,7 +238,7 @@ def check_feature_cache(cfg: CfgNode, spec: RunSpec) -> None:
         problem = f"DATASET.FEATURE_CACHE has no effect with {spec.trainer}, which is written for Dassl"
         raise ValueError(f"{problem}: leave it out")
     if osp.exists(folder) and not osp.isdir(folder):
-        raise ValueError(f"DATASET.FEATURE_CACHE is {folder}, which is no folder: give another")
+        raise ValueError(f"DATASET.FEATURE_CACHE must be a folder (got the file {folder}): give another")
 
 
 def last_epochs(run: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The declarations of a config's keys: their defaults and allowed values, of Dassl, this project and each method."""
+"""The declarations of a config's keys, with defaults and allowed values: Dassl's, this project's and each method's."""
 
 import importlib
 import pkgutil
@@ -14,38 +14,38 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.evaluation import EVALUATOR_REGISTRY
 from trainers.base import extend_cfg, node_of
 
-PROJECT_KEYS = {  # keys that are not Dassl's, or with another default
+PROJECT_KEYS = {  # keys that Dassl does not have, or has with another default
     "DATASET": {
         "SUBSAMPLE_CLASSES": Key("all", choices=("all", "base", "new")),
         "ROOT": "data",
-        "IMAGES": "",  # of the data set Images: folder, CSV or JSON
+        "IMAGES": "",  # for the data set Images: a folder, a CSV or a JSON
         "SKIP_UNREADABLE": False,  # leave out the images of IMAGES that cannot be read; False: refuse them
-        "VAL": Key(-1.0, low=-1),  # val images of IMAGES: a share below 1, or a number of each class; negative: a fifth
+        "VAL": Key(-1.0, low=-1),  # val images of IMAGES: a fraction below 1, or a number of each class; negative: 0.2
         "ALL_TEST": False,  # evaluate all images of IMAGES that TEST.SPLIT names; images without a split count as test
-        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose between, which include those of the images
+        "CLASSES": Key([], of=str),  # with ALL_TEST: the classes to choose from; they include the classes of the images
         "FEW_SHOT_SPLIT": "",  # JSON lines file with the training images, in place of the few-shot draw by SEED
-        "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, filled in; others are refused
+        "SPLIT_SHA256": Key([], of=str),  # checksums of FEW_SHOT_SPLIT and its val file, written by the run
         # order of the few-shot draw. dassl: train, then val, as CoOp; val_first: val, then train, as CLIP-LoRA's code
         "SAMPLING": Key("dassl", choices=("dassl", "val_first")),
         "FEATURE_CACHE": "",  # folder for frozen features, which runs share; "": none
         "FEATURE_CACHE_GIB": Key(4.0, above=0),  # largest size of that folder
     },
     "TRAIN": {
-        # where the scalars of a run go; wandb and mlflow get its config, result and pictures, too. []: nowhere
+        # trackers that record the scalars of a run; wandb and mlflow also record its config, result and pictures
         "TRACKER": Key(["tensorboard"], choices=("tensorboard", "wandb", "mlflow"))
     },
     "SEED": Key(1, below=2**32),
 }
 CACHE_KEYS = ("DATASET.FEATURE_CACHE", "DATASET.FEATURE_CACHE_GIB")
-NEVER_OF_MODEL = (*CACHE_KEYS, "TRAIN.TRACKER")  # the author of a model may be anybody
-COOP_KEYS = {  # the keys that CoOp's train.py declares, for trainers written for it
+NEVER_OF_MODEL = (*CACHE_KEYS, "TRAIN.TRACKER")  # not inherited from a model, which may come from anybody
+COOP_KEYS = {  # keys that CoOp's train.py declares, for trainers written for CoOp
     "COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "PREC": "fp16", "CLASS_TOKEN_POSITION": "end"},
     "COCOOP": {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"},
 }
 
 
 def discover(package) -> None:
-    """Import every module of `trainers` or `datasets`, so that it registers itself; print a line for one that fails."""
+    """Import every module of `trainers` or `datasets`, so that it registers itself; print a line if one fails."""
     for module in pkgutil.iter_modules(package.__path__):
         try:
             importlib.import_module(f"{package.__name__}.{module.name}")
@@ -57,7 +57,7 @@ def default_cfg(trainer: str) -> CfgNode:
     """Return the defaults of Dassl, of this project and of every registered method.
 
     Args:
-        trainer: name of the one that runs.
+        trainer: name of the trainer of the run.
     """
     cfg = CfgNode(values(merge_nested(KEYS, PROJECT_KEYS)))
     extend_cfg(cfg, trainer)
@@ -68,24 +68,25 @@ def declarations_of(trainer: str, with_data: bool = True) -> dict:
     """Return the declaration of each key of `default_cfg(trainer)`: its default and its allowed values.
 
     Args:
-        trainer: the one method whose keys are included.
-        with_data: False: the names of data sets are not checked.
+        trainer: name of the method whose keys are included.
+        with_data: whether names of data sets are checked.
     """
-    registered = {
+    registry_choices = {
         "DATASET": {"NAME": Key("", choices=DATASET_REGISTRY.registered_names())} if with_data else {},
         "TEST": {"EVALUATOR": Key("Classification", choices=EVALUATOR_REGISTRY.registered_names())},
     }
-    generic, method = merge_nested(merge_nested(KEYS, PROJECT_KEYS), registered), TRAINER_REGISTRY.get(trainer)
+    common_keys = merge_nested(merge_nested(KEYS, PROJECT_KEYS), registry_choices)
+    method = TRAINER_REGISTRY.get(trainer)
     if is_foreign(trainer):
-        return generic
-    return merge_nested(merge_nested(generic, method.root), {"TRAINER": {node_of(method): method.defaults}})
+        return common_keys
+    return merge_nested(merge_nested(common_keys, method.root), {"TRAINER": {node_of(method): method.defaults}})
 
 
-def merge_nested(first: dict, second: dict) -> dict:
-    """Return two nested dicts as one; where both have a key, the second wins."""
-    both = {**first, **second}
-    nested = [key for key in first.keys() & second.keys() if isinstance(first[key], dict)]
-    return both | {key: merge_nested(first[key], second[key]) for key in nested}
+def merge_nested(base: dict, override: dict) -> dict:
+    """Merge two nested dicts; `override` has precedence."""
+    merged = {**base, **override}
+    nested_keys = [key for key in base.keys() & override.keys() if isinstance(base[key], dict)]
+    return merged | {key: merge_nested(base[key], override[key]) for key in nested_keys}
 
 
 def is_foreign(trainer: str) -> bool:
@@ -106,11 +107,11 @@ def descriptions_key(trainer: str) -> str:
 
 
 def config_values(cfg: CfgNode) -> dict:
-    """Return the dotted keys of a config as its `config.yaml` has them: in the order of the keys, lists for tuples."""
+    """Return {dotted key: value} of a config as in its `config.yaml`: sorted by key, with lists instead of tuples."""
     leaves = sorted(flatten(cfg).items(), key=lambda leaf: leaf[0].split("."))
-    return {key: with_lists(value) for key, value in leaves}
+    return {key: convert_tuples(value) for key, value in leaves}
 
 
-def with_lists(value: object) -> object:
-    """Return a value with lists in place of its tuples."""
-    return [with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+def convert_tuples(value: object) -> object:
+    """Replace the tuples in a value by lists."""
+    return [convert_tuples(item) for item in value] if isinstance(value, (list, tuple)) else value

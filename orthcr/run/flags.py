@@ -23,41 +23,44 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of the data sets, default: data; the embedded ones are generated there")
-    parser.add_argument("--images", help="own images: a folder with one folder a class, or a CSV or JSON: path, label")
-    parser.add_argument(
-        "--val", type=float, help="with --images: share, or number of each class, for val; default: 0.2"
-    )
-    parser.add_argument("--skip-unreadable", action="store_true", help="with --images: leave out what cannot be read")
-    split = "JSON lines file with the training and val images, in place of the draw by the seed: docs/datasets.md"
-    parser.add_argument("--few-shot-split", metavar="FILE", help=split)
-    parser.add_argument("--template", help='prompt of the classes, e.g. "a photo of a {}, a type of pet."')
-    sentences = "sentences of the classes, a JSON file {class: [sentence, ...]}: see docs/methods/CuPL.md"
-    parser.add_argument("--descriptions", metavar="FILE", help=sentences)
-    parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": chosen on val')
+    images_help = "own images: a folder with one folder for each class, or a CSV or JSON with path and label"
+    parser.add_argument("--images", help=images_help)
+    val_help = "with --images: fraction of the images, or number of each class, for val; default: 0.2"
+    parser.add_argument("--val", type=float, help=val_help)
+    skip_help = "with --images: leave out images that cannot be read"
+    parser.add_argument("--skip-unreadable", action="store_true", help=skip_help)
+    split_help = "JSON lines file with the training and val images, instead of a draw by the seed: docs/datasets.md"
+    parser.add_argument("--few-shot-split", metavar="FILE", help=split_help)
+    parser.add_argument("--template", help='prompt for the classes, e.g. "a photo of a {}, a type of pet."')
+    descriptions_help = "JSON file with sentences about the classes, {class: [sentence, ...]}: docs/methods/CuPL.md"
+    parser.add_argument("--descriptions", metavar="FILE", help=descriptions_help)
+    parser.add_argument("--strength", help='fraction of the update, 0 to 1, in evaluation; "auto": selected on val')
     parser.add_argument("--output-dir", default="", help="default: output/<trainer>/<data set>/<classes>/...")
-    parser.add_argument("--resume", default="", help="directory with checkpoints of another run to go on from")
-    parser.add_argument("--seed", type=int, help="default: 1; negative: not seeded")
+    parser.add_argument("--resume", default="", help="output directory of an interrupted run to continue")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers; default: 1; negative: not seeded")
     parser.add_argument("--source-domains", nargs="+", help="source domains for DA/DG")
     parser.add_argument("--target-domains", nargs="+", help="target domains for DA/DG")
-    parser.add_argument("--transforms", nargs="+", help="data augmentation, INPUT.TRANSFORMS")
-    parser.add_argument("--config-file", default="", help="config of the method; default: its tiny.yaml")
-    parser.add_argument("--dataset-config-file", default="", help="config of the data set; default: shapes.yaml")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, sets INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="config file of the method; default: its tiny.yaml")
+    parser.add_argument("--dataset-config-file", default="", help="config file of the data set; default: shapes.yaml")
     parser.add_argument("--trainer", default="", help="name of the trainer; default: OrthCR")
-    parser.add_argument("--backbone", default="", help="MODEL.BACKBONE.NAME: docs/backbones.md")
-    parser.add_argument("--head", default="", help="MODEL.HEAD.NAME, of trainers written for Dassl")
+    parser.add_argument("--backbone", default="", help="CLIP to adapt, sets MODEL.BACKBONE.NAME: docs/backbones.md")
+    parser.add_argument("--head", default="", help="for trainers written for Dassl, sets MODEL.HEAD.NAME")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model of --model-dir")
     parser.add_argument("--model-dir", default="", help="output directory of the training run, for --eval-only")
     parser.add_argument(
         "--load-epoch",
         type=int,
-        help="checkpoint's epoch; default: the best on val with TEST.FINAL_MODEL best_val, else the last",
+        help="epoch of the checkpoint; default: the best on val with TEST.FINAL_MODEL best_val, else the last",
     )
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
-    shown = "print the merged config, the learning rate and the number of steps, and stop; loads no weights"
-    parser.add_argument("--print-config", action="store_true", help=shown)
+    config_help = (
+        "print the merged config, the learning rate and the number of steps, without loading weights, and stop"
+    )
+    parser.add_argument("--print-config", action="store_true", help=config_help)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs, e.g. OPTIM.LR 0.001")
     args, pairs = parser.parse_args(argv), []
-    for name in ("source_domains", "target_domains", "transforms"):  # argparse gives them all words up to the next flag
+    for name in ("source_domains", "target_domains", "transforms"):  # argparse adds the KEY VALUE pairs behind them
         words = getattr(args, name) or []
         end = next((k for k, word in enumerate(words) if is_key(word)), len(words))
         setattr(args, name, tuple(words[:end]) or None)
@@ -69,7 +72,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> RunS
 
 
 def is_key(word: str) -> bool:
-    """Return whether a word is a config key, and not the name of a domain or of a transform."""
+    """Return whether a word is a config key and not the name of a domain or a transform."""
     return word in KEYS or bool(re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word))
 
 
@@ -77,7 +80,7 @@ def check_flags(spec: RunSpec) -> None:
     """Raise ValueError for flags that contradict each other."""
     for word in spec.opts[::2]:
         if word.startswith("--"):
-            raise ValueError(f"{word} stands behind a KEY VALUE pair: give all flags before the first KEY")
+            raise ValueError(f"{word} comes after a KEY VALUE pair: give all flags before the first KEY")
     if spec.images == "":
         raise ValueError("--images is empty: give a folder, a CSV or a JSON")
     if spec.descriptions == "":
@@ -88,9 +91,9 @@ def check_flags(spec: RunSpec) -> None:
         advice = "give one of them; a list of images may have a column split"
         raise ValueError(f"--few-shot-split and --images both choose the training images: {advice}")
     if spec.skip_unreadable and not spec.images and not (spec.eval_only and spec.model_dir):
-        raise ValueError("--skip-unreadable goes with --images, or with --eval-only and a model of own images")
+        raise ValueError("--skip-unreadable needs --images, or --eval-only with a model of own images: leave it out")
     if spec.val is not None and spec.val < 0:
-        raise ValueError(f"--val must be at least 0 (got {spec.val:g}): give a share or a number of images")
+        raise ValueError(f"--val must be at least 0 (got {spec.val:g}): give a fraction or a number of images")
     if spec.val is not None and spec.eval_only:
         raise ValueError(f"--val {spec.val:g} has no effect in an evaluation: leave it out")
     if spec.val is not None and not spec.images:
@@ -98,8 +101,8 @@ def check_flags(spec: RunSpec) -> None:
     if spec.images and spec.dataset_config_file:
         raise ValueError("--images and --dataset-config-file both name a data set: give one of them")
     if spec.model_dir and not spec.eval_only:
-        raise ValueError("--model-dir goes with --eval-only: to train on from its checkpoints give --resume")
+        raise ValueError("--model-dir needs --eval-only: to continue the training in that directory give --resume")
     if spec.load_epoch is not None and not spec.model_dir:
-        raise ValueError("--load-epoch is for evaluation: give --eval-only --model-dir with it, or leave it out")
+        raise ValueError("--load-epoch needs --eval-only --model-dir: give these, or leave it out")
     if spec.resume and spec.eval_only:
-        raise ValueError("--resume is for training: to evaluate give --model-dir")
+        raise ValueError("--resume has no effect with --eval-only: to evaluate a model give --model-dir instead")

@@ -1,4 +1,4 @@
-"""The settings of a run that its flags and its backbone give, as KEY VALUE pairs."""
+"""The settings from the flags and from the backbone of a run, as KEY VALUE pairs."""
 
 import os.path as osp
 
@@ -21,10 +21,10 @@ def pairs_of_flags(spec: RunSpec, cfg: CfgNode) -> list:
 
     Args:
         spec: the run.
-        cfg: merged from the files.
+        cfg: config after the files are merged.
 
     Raises:
-        ValueError: a flag has no effect on this trainer.
+        ValueError: this trainer does not read a flag.
     """
     values = {
         "DATASET.ROOT": spec.root,
@@ -47,20 +47,20 @@ def pairs_of_flags(spec: RunSpec, cfg: CfgNode) -> list:
     }
     if spec.strength is not None:
         if not strength_key(spec.trainer):
-            raise ValueError(f"{spec.trainer} takes no --strength, as it changes no weights: leave it out")
+            raise ValueError(f"{spec.trainer} takes no --strength, because it changes no weights: leave it out")
         values[strength_key(spec.trainer)] = spec.strength
     if spec.template is not None:
         node = node_of(TRAINER_REGISTRY.get(spec.trainer))
         if "TEMPLATE" not in cfg.TRAINER.get(node, {}):
-            raise ValueError(f"{spec.trainer} takes no --template, as its prompts are not hand-crafted: leave it out")
+            raise ValueError(f"{spec.trainer} takes no --template, because it has other prompts: leave it out")
         values[f"TRAINER.{node}.TEMPLATE"] = spec.template
     if spec.descriptions is not None:
         key = descriptions_key(spec.trainer)
         if not key:
-            raise ValueError(f"{spec.trainer} takes no --descriptions, as its loss has no use for them: leave it out")
+            raise ValueError(f"{spec.trainer} takes no --descriptions, because it does not read them: leave it out")
         if spec.eval_only and TRAINER_REGISTRY.get(spec.trainer).learner:
             raise ValueError(
-                f"--descriptions is for the training of {spec.trainer}, its evaluation reads none: leave it out"
+                f"--descriptions has no effect in an evaluation of {spec.trainer}: give it to the training"
             )
         values |= {key: spec.descriptions, f"{key}_SHA256": ""}
     return [word for key, value in values.items() if value is not None for word in (key, value)]
@@ -69,7 +69,7 @@ def pairs_of_flags(spec: RunSpec, cfg: CfgNode) -> list:
 def keys_of_images(spec: RunSpec, cfg: CfgNode) -> dict:
     """Return the settings for --images.
 
-    Without that flag, the evaluation of a model of own images reads the split saved beside the model.
+    Without this flag, the evaluation of a model of own images reads the split in the model's directory.
     """
     split, classes = (osp.join(spec.model_dir, name) for name in ("split.json", CLASSES))
     if spec.images:
@@ -86,17 +86,17 @@ def keys_of_images(spec: RunSpec, cfg: CfgNode) -> dict:
             settings["DATASET.CLASSES"] = read_classes(classes)
         return settings
     if spec.skip_unreadable and cfg.DATASET.NAME != "Images":
-        raise ValueError(f"--skip-unreadable is for own images, and the data set is {cfg.DATASET.NAME}: leave it out")
+        raise ValueError(f"--skip-unreadable has no effect on the data set {cfg.DATASET.NAME}: leave it out")
     if spec.eval_only and cfg.DATASET.NAME == "Images" and osp.exists(split):
         return {"DATASET.IMAGES": osp.abspath(split), "DATASET.ALL_TEST": True}
     return {}
 
 
 def pairs_of_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> list:
-    """Return the image settings in the backbone's own files as KEY VALUE pairs.
+    """Return the image settings from the backbone's own files as KEY VALUE pairs.
 
-    The command line overrides them. So does a config file, if its value is neither Dassl's default nor OpenAI's, as
-    the files for any backbone have these. A model that is evaluated keeps the settings of its training.
+    They replace Dassl's defaults and the settings of OpenAI's CLIP, but no other value of a config file. The KEY VALUE
+    pairs of the command line override them. The evaluation of a model keeps the settings of its training.
     """
     opts = dict(zip(spec.opts[::2], spec.opts[1::2], strict=False))
     name = str(opts.get("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME))
@@ -105,31 +105,33 @@ def pairs_of_backbone(cfg: CfgNode, spec: RunSpec, model_config: dict) -> list:
     keys = input_keys(name)
     if not keys:
         return []
-    current = flatten(cfg)
+    current_values = flatten(cfg)
     defaults, openai = default_cfg(spec.trainer), default_cfg(spec.trainer)
     merge_config(openai, CONFIGS / "backbones" / "clip.yaml")
     defaults, openai = flatten(defaults), flatten(openai)
     pairs = []
-    for short, value in keys.items():
-        key = f"INPUT.{short}"
-        is_usual = current[key] in (defaults[key], openai[key])
-        if is_usual or key == "INPUT.SIZE":  # the weights fit one size alone
+    for name_in_input, value in keys.items():
+        key = f"INPUT.{name_in_input}"
+        is_usual = current_values[key] in (defaults[key], openai[key])
+        if is_usual or key == "INPUT.SIZE":  # the weights fit only one size
             pairs += [key, value]
     return pairs
 
 
 def check_pairs(cfg: CfgNode, spec: RunSpec) -> None:
-    """Raise ValueError for KEY VALUE pairs of another trainer, and for those that the trainer does not read."""
+    """Raise ValueError for KEY VALUE pairs that the trainer does not read."""
     if cfg.TRAINER.NAME != spec.trainer:
         raise ValueError(
-            f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the trainer is {spec.trainer}: give --trainer"
+            f"TRAINER.NAME is {format_value(cfg.TRAINER.NAME)}, but the run is of {spec.trainer}: give --trainer"
         )
     if is_foreign(spec.trainer):
         return
     method = TRAINER_REGISTRY.get(spec.trainer)
     for key in map(str, spec.opts[::2]):
-        if key in method.unread:
-            raise ValueError(f"{key} has no effect with {spec.trainer}, as {method.unread[key]}: leave it out")
+        if key in method.unread_keys:
+            raise ValueError(
+                f"{key} has no effect with {spec.trainer}, because {method.unread_keys[key]}: leave it out"
+            )
         if key.startswith("TRAINER.") and key.split(".")[1] not in ("NAME", *nodes_of(method)):
-            problem = f"{key} is no key of {spec.trainer}, which has TRAINER.{node_of(method)}"
+            problem = f"{key} is no key of {spec.trainer}, whose keys are in TRAINER.{node_of(method)}"
             raise ValueError(f"{problem}: leave it out, or give --trainer")

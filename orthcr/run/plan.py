@@ -1,4 +1,4 @@
-"""The plan of a run for `train.py --print-config`: its config, learning rate, epochs and steps, without weights."""
+"""The plan of a run for `train.py --print-config`: config, learning rate, epochs and steps. No weights are loaded."""
 
 import contextlib
 import os.path as osp
@@ -18,8 +18,8 @@ from .declarations import is_foreign
 
 
 def print_plan(cfg: CfgNode, eval_only: bool) -> None:
-    """Print the config as YAML, and the learning rate, epochs and steps as comments, so that it is a config file."""
-    with contextlib.redirect_stdout(sys.stderr):  # lines about the data set
+    """Print the config as YAML, with learning rate, epochs and steps as comments. The output is a valid config file."""
+    with contextlib.redirect_stdout(sys.stderr):  # messages about the data set
         lines = {} if eval_only else plan_of(cfg)
     if not lines:
         lines = {"training": "none, this is an evaluation" if eval_only else f"none, {cfg.TRAINER.NAME} has no learner"}
@@ -32,8 +32,8 @@ def plan_of(cfg: CfgNode) -> dict[str, str]:
     """Return the learning rate, the epochs and the steps of a training; {} if the method has no learner."""
     method = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if is_foreign(cfg.TRAINER.NAME):
-        unknown = f"unknown: {cfg.TRAINER.NAME} is written for Dassl, and may have a loop of its own"
-        return {"learning rate": rates(cfg.OPTIM), "epochs": str(cfg.OPTIM.MAX_EPOCH), "steps": unknown}
+        steps = f"unknown: {cfg.TRAINER.NAME} is written for Dassl and may have its own training loop"
+        return {"learning rate": format_rates(cfg.OPTIM), "epochs": str(cfg.OPTIM.MAX_EPOCH), "steps": steps}
     if not method.learner:
         return {}
     reason = missing_data(cfg)
@@ -48,23 +48,23 @@ def plan_of(cfg: CfgNode) -> dict[str, str]:
 
 
 def plan_with_data(trainer) -> dict[str, str]:
-    """Return the plan of a trainer that has its data."""
+    """Return the plan of a trainer whose data are loaded."""
     epochs, batches, images = trainer.max_epoch, len(trainer.train_loader_x), len(trainer.dm.dataset.train_x)
     size = trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     steps = f"{epochs * batches:,} = {epochs:,} epochs x {batches:,} batches ({images:,} images, {size} a batch)"
-    return {"learning rate": rates(trainer.optim_cfg()), "epochs": f"{epochs:,}", "steps": steps}
+    return {"learning rate": format_rates(trainer.optim_cfg()), "epochs": f"{epochs:,}", "steps": steps}
 
 
 def plan_without_data(cfg: CfgNode, method: type, reason: str) -> dict[str, str]:
-    """Return the part of a plan that does not depend on the number of training images.
+    """Return a plan without the entries that depend on the number of training images.
 
     Args:
-        cfg: of the run.
-        method: its trainer class.
-        reason: why the number of images is unknown.
+        cfg: config of the run.
+        method: class of the trainer.
+        reason: reason for the unknown number of images.
     """
     node = cfg.TRAINER[node_of(method)]
-    rate, epochs = rates(cfg.OPTIM), f"{cfg.OPTIM.MAX_EPOCH:,}"
+    rate, epochs = format_rates(cfg.OPTIM), f"{cfg.OPTIM.MAX_EPOCH:,}"
     if node.get("REACH"):
         rate = f"unknown: REACH {node.REACH:g} / sqrt(steps)"
     if node.get("N_ITERS"):
@@ -74,15 +74,15 @@ def plan_without_data(cfg: CfgNode, method: type, reason: str) -> dict[str, str]
     return {"learning rate": rate, "epochs": epochs, "steps": steps}
 
 
-def rates(optim: CfgNode) -> str:
-    """Return the learning rate of an OPTIM node; two with STAGED_LR."""
+def format_rates(optim: CfgNode) -> str:
+    """Return the learning rate of an OPTIM node as text; with STAGED_LR both rates."""
     if optim.STAGED_LR:
         return f"{optim.LR:g}, and {optim.LR * optim.BASE_LR_MULT:g} for tensors that are not in OPTIM.NEW_LAYERS"
     return f"{optim.LR:g}"
 
 
 def missing_data(cfg: CfgNode) -> str:
-    """Return why the training images cannot be counted without writing files; "" if they can."""
+    """Return a reason if the training images cannot be counted without drawing them first; else ""."""
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if not getattr(dataset, "is_drawn", False):
         return ""
@@ -91,7 +91,7 @@ def missing_data(cfg: CfgNode) -> str:
 
 
 def class_without_model(trainer: type) -> type:
-    """Return the trainer class with data and without a CLIP."""
+    """Return a subclass of the trainer that loads its data but no CLIP."""
 
     def build_model(self):
         self.model = SimpleNamespace(learner=nn.Module())  # an `optim_cfg` may look for layers by name

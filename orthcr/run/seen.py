@@ -1,20 +1,20 @@
-"""The list of images that a model has seen. Predictions of them say nothing about new images."""
+"""The list of images that a model was trained or selected on. Its accuracy on them says nothing about new images."""
 
 import os.path as osp
 
 from dassl.data.datasets import Datum
-from dassl.infrastructure.files import file_hash, misfit, read_json, write_json
+from dassl.infrastructure.files import explain_read_error, file_hash, read_json, write_json
 
 SEEN = "seen.json"  # {"train": [[path, bytes, SHA-256], ...], "val": ...}
 
 
-def keep_seen(folder: str, train: list[Datum], val: list[Datum]) -> None:
-    """Write the list of images into the folder of a model.
+def write_seen_images(folder: str, train: list[Datum], val: list[Datum]) -> None:
+    """Write the list of a model's images into its folder.
 
     Args:
         folder: output directory of the training.
         train: training images.
-        val: images on which the model is chosen.
+        val: val images that the model was selected on.
     """
     rows = {}
     for part, items in (("train", train), ("val", val)):
@@ -23,14 +23,14 @@ def keep_seen(folder: str, train: list[Datum], val: list[Datum]) -> None:
     write_json(rows, osp.join(folder, SEEN))
 
 
-class Seen:
-    """The images that the model of an output directory has seen. They are recognized by their content, not their path.
+class SeenImages:
+    """The images that a model was trained or selected on. They are recognized by their content, not by their path.
 
     Args:
         folder: output directory of the training.
 
     Raises:
-        ValueError: the list of them is damaged.
+        ValueError: the list is damaged.
     """
 
     def __init__(self, folder: str):
@@ -38,16 +38,17 @@ class Seen:
         self.parts, self.sizes = {}, set()
         try:
             images = read_json(path) if osp.exists(path) else {}
-            for part in ("val", "train"):  # if it is in both, train counts
+            for part in ("val", "train"):  # for an image in both parts, train counts
                 for _, size, digest in images.get(part, []):
                     self.parts[digest] = part
                     self.sizes.add(size)
         except (ValueError, TypeError, AttributeError) as error:
-            wrong = f"{path}, the list of the images that the model was trained on, is damaged ({misfit(error)})"
-            raise ValueError(f"{wrong}: put it back, or remove it to do without") from error
+            problem = f"{path}, the list of the images that the model was trained on, is damaged"
+            reason = explain_read_error(error)
+            raise ValueError(f"{problem} ({reason}): put the original back, or remove the file") from error
 
     def part_of(self, path: str) -> str:
-        """Return the part of an image: "train", "val" if the model was chosen on it, or "" for a new image."""
-        if not osp.isfile(path) or osp.getsize(path) not in self.sizes:  # the size saves hashing most new images
+        """Return "train" for a training image, "val" for one that the model was selected on, and "" for a new image."""
+        if not osp.isfile(path) or osp.getsize(path) not in self.sizes:  # saves the checksum of most new images
             return ""
         return self.parts.get(file_hash(path), "")

@@ -1,7 +1,7 @@
-"""Trackers of runs, `TRAIN.TRACKER`: Weights & Biases and MLflow. The engine itself writes TensorBoard files.
+"""The trackers Weights & Biases and MLflow, for `TRAIN.TRACKER`. The engine itself writes TensorBoard files.
 
-A tracker records the config, the scalars, the result and the pictures of a run. OUT/trackers.json has the identifier of
-the tracker's run, so that a resumed run continues it.
+A tracker records the config, the scalars, the results and the pictures of a run. OUT/trackers.json has the identifier
+of the tracker's run, so that a resumed run continues it.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from dassl.evaluation.evaluator import confusion_matrix
 from dassl.infrastructure import distributed
 from dassl.infrastructure.files import read_json, scratch_folder, write_json
 from orthcr.packages import check_installed
-from orthcr.reports.predictions import confusion_picture
+from orthcr.reports.predictions import draw_confusion_matrix
 from trainers.shared.privacy import report_nothing
 
 from .declarations import config_values
 
 FILE = "trackers.json"
-PROJECT = "orthcr"  # of wandb, and experiment of MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set
+PROJECT = "orthcr"  # name of wandb's project and MLflow's experiment, without WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME
 PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-PICTURES = ("confusion.png", "wrong.png")  # of a run on own images
-SEND_EVERY = 2.0  # seconds between the requests with MLflow's scalars
+PICTURES = ("confusion.png", "wrong.png")  # pictures of a run on own images
+SEND_EVERY = 2.0  # seconds between two requests to MLflow
 
 
 def check_trackers(cfg: CfgNode) -> None:
@@ -42,12 +42,12 @@ def check_trackers(cfg: CfgNode) -> None:
 class WandbRun:
     """A run of Weights & Biases. WANDB_MODE=offline keeps it in OUT/wandb, for `wandb sync`.
 
-    wandb counts its own steps. Each scalar has the step of its group, the part of its tag before "/", as its x-axis.
+    wandb counts its own steps. The x-axis of a scalar is the step of its group, which is its tag up to the first "/".
 
     Args:
-        identifier: of the run to continue; "": a new run.
-        name: of the run.
-        cfg: of the run.
+        identifier: identifier of the run to continue; "": a new run.
+        name: name of the run.
+        cfg: config of the run.
 
     Raises:
         ValueError: wandb cannot start, for example without an account.
@@ -71,8 +71,8 @@ class WandbRun:
                 reinit="create_new",
             )
         except Exception as error:  # wandb raises a dozen types
-            advice = "give `wandb login` once, or set WANDB_MODE=offline"
-            raise ValueError(f"TRAIN.TRACKER wandb cannot start ({brief(error)}): {advice}") from error
+            advice = "run `wandb login` once, or set WANDB_MODE=offline"
+            raise ValueError(f"TRAIN.TRACKER wandb cannot start ({format_exception(error)}): {advice}") from error
         self.place = osp.join(cfg.OUTPUT_DIR, "wandb") if self.run.settings.mode == "offline" else self.run.url
 
     def write_scalar(self, tag: str, value: float, step: int | None) -> None:
@@ -107,12 +107,12 @@ class WandbRun:
 class MlflowRun:
     """A run of MLflow, in the store of MLFLOW_TRACKING_URI.
 
-    If the store fails in the middle of a run, one line says so, and the run goes on without it.
+    If the store fails during a run, a line is printed, and the run goes on without the tracker.
 
     Args:
-        identifier: of the run to continue; "": a new run.
-        name: of the run.
-        cfg: of the run.
+        identifier: identifier of the run to continue; "": a new run.
+        name: name of the run.
+        cfg: config of the run.
 
     Raises:
         ValueError: the store cannot be reached, or lacks the run to continue.
@@ -134,11 +134,13 @@ class MlflowRun:
                     self.client.log_batch(identifier, params=params[start : start + 100])
         except Exception as error:  # MLflow raises a dozen types
             advice = f"set MLFLOW_TRACKING_URI, or remove {osp.join(cfg.OUTPUT_DIR, FILE)} to start another run"
-            raise ValueError(f"TRAIN.TRACKER mlflow cannot use {self.place} ({brief(error)}): {advice}") from error
+            raise ValueError(
+                f"TRAIN.TRACKER mlflow cannot use {self.place} ({format_exception(error)}): {advice}"
+            ) from error
         self.identifier = identifier
 
     def experiment(self) -> str:
-        """Return the identifier of the experiment, which is made at its first use."""
+        """Return the identifier of the experiment; create it if it does not exist."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self.client.get_experiment_by_name(name)
         return experiment.experiment_id if experiment else self.client.create_experiment(name)
@@ -149,7 +151,7 @@ class MlflowRun:
             self.flush()
 
     def flush(self) -> None:
-        """Send the scalars since the last call."""
+        """Send the scalars that were written since the last call."""
         for start in range(0, len(self.rows), 1000):  # MLflow takes a thousand at once
             self.send("log_batch", metrics=self.rows[start : start + 1000])
         self.rows, self.sent_at = [], time.time()
@@ -162,7 +164,8 @@ class MlflowRun:
             getattr(self.client, method)(self.identifier, *args, **kwargs)
         except Exception as error:  # MLflow raises a dozen types
             self.fails = True
-            print(f"MLflow at {self.place} fails, the run goes on without it: {brief(error)}", file=sys.stderr)
+            reason = format_exception(error)
+            print(f"MLflow at {self.place} failed ({reason}): the run goes on without it", file=sys.stderr)
 
     def write_results(self, results: dict, pictures: list[str]) -> None:
         for key, value in results.items():
@@ -184,11 +187,11 @@ TRACKERS = {"wandb": WandbRun, "mlflow": MlflowRun}
 
 @contextlib.contextmanager
 def open_trackers(cfg: CfgNode, name: str) -> Iterator[list]:
-    """Yield the trackers of a run, in the first process, and end their runs.
+    """Yield the trackers of a run, [] except in the first process; close them at the end.
 
     Args:
-        cfg: of the run.
-        name: of the run in its trackers.
+        cfg: config of the run.
+        name: name of the run in its trackers.
     """
     names = [tracker for tracker in cfg.TRAIN.TRACKER if tracker in TRACKERS and distributed.is_first()]
     trackers, is_finished = [], False
@@ -208,7 +211,7 @@ def open_trackers(cfg: CfgNode, name: str) -> Iterator[list]:
 
 
 def read_identifiers(folder: str) -> dict[str, str]:
-    """Return the identifiers of a directory's runs, by tracker.
+    """Return {tracker: identifier of its run} from an output directory.
 
     Raises:
         ValueError: the file is damaged.
@@ -219,7 +222,7 @@ def read_identifiers(folder: str) -> dict[str, str]:
         name in TRACKERS and isinstance(text, str) and IDENTIFIER.fullmatch(text) for name, text in identifiers.items()
     )
     if not is_valid:
-        raise ValueError(f"{path} holds no identifiers of runs: put the original back, or remove it")
+        raise ValueError(f"{path} is damaged: put the original back, or remove it to start new runs in the trackers")
     return identifiers
 
 
@@ -239,22 +242,22 @@ def write_to_trackers(trackers: list, trainer, cfg: CfgNode, results: dict) -> N
     with scratch_folder(cfg.OUTPUT_DIR, "trackers") as folder:
         pictures = [path for path in (osp.join(cfg.OUTPUT_DIR, name) for name in PICTURES) if osp.exists(path)]
         if cfg.DATASET.NAME != "Images":
-            pictures = confusion(trainer, osp.join(folder, PICTURES[0]))
+            pictures = draw_confusion(trainer, osp.join(folder, PICTURES[0]))
         for tracker in trackers:
             tracker.write_results(scalars, pictures)
 
 
-def confusion(trainer, path: str) -> list[str]:
+def draw_confusion(trainer, path: str) -> list[str]:
     """Draw the confusion matrix of the last test; return [path], or [] if there was no test."""
     predicted = getattr(trainer.evaluator, "y_pred", None)
     if predicted is None or not trainer.results:
         return []
     names = [trainer.lab2cname[label] for label in sorted(trainer.lab2cname)]
     matrix = confusion_matrix(trainer.evaluator.y_true, predicted, len(names)).numpy()
-    confusion_picture(matrix, names, path)
+    draw_confusion_matrix(matrix, names, path)
     return [path]
 
 
-def brief(error: Exception) -> str:
+def format_exception(error: Exception) -> str:
     """Return the message of a library's exception in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -17,12 +17,12 @@ def load_trained(spec: RunSpec, classnames: list[str] | None = None):
     """Return the trainer of a trained model, with its weights, in eval mode.
 
     Args:
-        spec: of the evaluation of a model.
-        classnames: to choose between, in place of a data set; None: the data set of `spec` is built.
+        spec: description of an evaluation of the model.
+        classnames: names of the classes, if no data set is needed; None: the data set of `spec` is built.
 
     Raises:
-        FileNotFoundError: the directory holds no training, or not this checkpoint.
-        ValueError: the model cannot take these settings or these classes.
+        FileNotFoundError: the directory holds no training, or lacks the checkpoint.
+        ValueError: the settings or the classes do not fit the model.
     """
     check_is_training(spec.model_dir)
     cfg = setup_cfg(spec, with_data=classnames is None)
@@ -53,7 +53,7 @@ def read_model_classes(model_dir: str) -> list[str]:
 
 
 def class_without_data(trainer: type, classnames: list[str]) -> type:
-    """Return the trainer class with class names in place of a data set."""
+    """Return a subclass of the trainer that has class names instead of a data set."""
 
     def build_data_loader(self):
         dataset = DatasetBase(train_x=[Datum(label=k, classname=name) for k, name in enumerate(classnames)])

@@ -109,7 +109,7 @@ ADDRESSES = 12_000  # MiB that a process may have beyond its start, so that the 
 SECONDS = 60.0  # of a case
 
 
-class Nonsense(Exception):
+class NonsenseError(Exception):
     """A value or a message that should not have been accepted or printed."""
 
 
@@ -176,7 +176,7 @@ def odd_yaml(draw, world, out):
     trainer = draw.choice(TRAINERS)
     data = whole_yaml(trainer)
     file = out.parent / "mine.yaml"
-    file.write_bytes(changed_values(draw, data) if draw.random() < 0.6 else changed_text(draw, data))
+    file.write_bytes(change_values(draw, data) if draw.random() < 0.6 else change_text(draw, data))
     flag = draw.choice(["--config-file", "--dataset-config-file"])
     return "train", ["--root", str(world / "data"), "--output-dir", str(out), "--trainer", trainer, flag, str(file)]
 
@@ -195,9 +195,9 @@ def odd_folder(draw, world, out):
     elif way < 0.45 or "model.pth" in file.name:
         file.write_bytes(data[: draw.randrange(len(data))])
     elif file.name == "config.yaml" and way < 0.8:
-        file.write_bytes(changed_values(draw, data, extra=[str(world / "elsewhere")]))
+        file.write_bytes(change_values(draw, data, extra=[str(world / "elsewhere")]))
     else:
-        file.write_bytes(changed_text(draw, data))
+        file.write_bytes(change_text(draw, data))
     how = draw.choice(["predict", "evaluate", "go on"])
     if how == "predict":
         return how, [str(world / "image.png"), "--model-dir", str(out)]
@@ -207,7 +207,7 @@ def odd_folder(draw, world, out):
     return how, [*flags, *SMALL, *QUICK.get(trainer, [])]
 
 
-def changed_values(draw, data: bytes, extra=()) -> bytes:
+def change_values(draw, data: bytes, extra=()) -> bytes:
     """Return a YAML file with one to three other values."""
     tree = yaml.safe_load(data)
     for key in draw.sample(sorted(flatten(tree)), draw.randint(1, 3)):
@@ -220,7 +220,7 @@ def changed_values(draw, data: bytes, extra=()) -> bytes:
     return yaml.safe_dump(tree, allow_unicode=True).encode()
 
 
-def changed_text(draw, data: bytes) -> bytes:
+def change_text(draw, data: bytes) -> bytes:
     for _ in range(draw.randint(1, 3)):
         lines = data.split(b"\n")
         k, way = draw.randrange(len(lines)), draw.randrange(7)
@@ -269,20 +269,20 @@ def own_run(world, out) -> Path:
     return shutil.copytree(world / "own", out)
 
 
-def exported(world, to: str) -> Path:
+def export_folder(world, to: str) -> Path:
     """Return the folder of the exported model, made when it is first asked for."""
     folder = world / "exports" / to
     if not folder.exists():
         argv = ["--model-dir", str(world / "own"), "--to", to, "--output", str(folder)]
-        status, _, said, _ = call("export", argv)
-        assert status == 0, said
+        status, _, message, _ = call("export", argv)
+        assert status == 0, message
     return folder
 
 
 def formats() -> list[str]:
     """Return those formats that can be exported with what is installed."""
-    without_onnx = ["openai", "open_clip", "transformers"]
-    return [*without_onnx, "onnx"] if find_spec("onnxscript") and find_spec("onnxruntime") else without_onnx
+    other_formats = ["openai", "open_clip", "transformers"]
+    return [*other_formats, "onnx"] if find_spec("onnxscript") and find_spec("onnxruntime") else other_formats
 
 
 def odd_pictures(draw, world, out):
@@ -290,7 +290,7 @@ def odd_pictures(draw, world, out):
     folder = out.parent / "pictures"
     paths = [hostile.put_picture(draw, folder) for _ in range(draw.randint(1, 3))]
     images = [str(folder)] if draw.random() < 0.5 else [str(path) for path in paths]
-    model = world / "own" if draw.random() < 0.7 else exported(world, draw.choice(formats()))
+    model = world / "own" if draw.random() < 0.7 else export_folder(world, draw.choice(formats()))
     flags = draw.choice([[], ["--json"], ["--csv", "table.csv"], ["--picture", "sheet.png"], ["--csv", "-"]])
     return "predict", ["--model-dir", str(model), *flags, "--", str(world / "image.png"), *images]
 
@@ -305,7 +305,7 @@ def odd_photos(draw, world, out):
     else:
         source = photos / draw.choice(LISTS)
         if source.suffix == ".csv" or draw.random() < 0.3:
-            source.write_bytes(changed_text(draw, source.read_bytes()))
+            source.write_bytes(change_text(draw, source.read_bytes()))
         else:
             hostile.change_file(draw, source)
     flags = ["--images", str(source), "--output-dir", str(out)]
@@ -324,21 +324,21 @@ def odd_run(draw, world, out):
     for _ in range(draw.randint(1, 2)):
         path = draw.choice(near if draw.random() < 0.8 else read)
         if path.name == "config.yaml" and path.is_file() and draw.random() < 0.7:
-            path.write_bytes(changed_values(draw, path.read_bytes(), extra=[str(world / "elsewhere")]))
+            path.write_bytes(change_values(draw, path.read_bytes(), extra=[str(world / "elsewhere")]))
         else:
             hostile.change_file(draw, path)
         if draw.random() < 0.7 and (out / "config.yaml").is_file():
-            without_checksums(out / "config.yaml")
-    return after(draw, world, out)
+            remove_checksums(out / "config.yaml")
+    return next_command(draw, world, out)
 
 
-def without_checksums(path: Path) -> None:
+def remove_checksums(path: Path) -> None:
     """Remove the checksums of a config.yaml, as somebody would who changes it and the files beside it."""
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(line for line in lines if not line.startswith(b"# sha256")))
 
 
-def after(draw, world, out):
+def next_command(draw, world, out):
     """Return a command that reads the output directory `out`."""
     made, auto = str(out.parent / "made"), draw.choice([[], [], ["--strength", "auto"]])
     return draw.choice(
@@ -358,7 +358,7 @@ def after(draw, world, out):
 def odd_export(draw, world, out):
     """Use an exported folder with a hostile file, for prediction or as the backbone of a training."""
     to = draw.choice(formats())
-    shutil.copytree(exported(world, to), out)
+    shutil.copytree(export_folder(world, to), out)
     path = draw.choice([out / "export.json", draw.choice(sorted(out.iterdir()))])
     if draw.random() < 0.6 and path.name != "export.json":  # as somebody would who makes it by hand
         facts = json.loads((out / "export.json").read_bytes())
@@ -388,7 +388,7 @@ def odd_results(draw, world, out):
             results = path.parent / "results.json"
             if not results.is_dir():  # of the file that was changed before
                 results.unlink(missing_ok=True)
-            path.write_bytes(changed_text(draw, path.read_bytes()))
+            path.write_bytes(change_text(draw, path.read_bytes()))
         elif path.is_file():
             hostile.change_file(draw, path)
     return "report", [str(out), *draw.choice([[], ["--output-dir", str(out.parent / "made")], ["--seeds", "1", "7"]])]
@@ -428,7 +428,7 @@ def odd_flags(draw, world, out):
     name, words = draw.choice(
         [
             ("predict", ["--model-dir", model, *pictures]),
-            ("predict", ["--model-dir", str(exported(world, draw.choice(formats()))), *pictures]),
+            ("predict", ["--model-dir", str(export_folder(world, draw.choice(formats()))), *pictures]),
             ("export", ["--model-dir", model, "--to", draw.choice(formats()), "--output", made]),
             ("report", [model, str(world / "CoOp"), "--output-dir", made]),
             ("calibrate", ["--model-dir", str(own_run(world, out))]),
@@ -476,7 +476,7 @@ def odd_descriptions(draw, world, out):
         shutil.copytree(world / "CuPL", out)
         hostile.change_file(draw, out / "descriptions.json")
         if draw.random() < 0.7:
-            without_checksums(out / "config.yaml")
+            remove_checksums(out / "config.yaml")
         words = draw.choice([[], ["--classes", "zero,one"], ["--classes", "a,b"]])
         return "predict", ["--model-dir", str(out), str(world / "image.png"), *words]
     file = shutil.copyfile(CONFIGS / "descriptions" / "embedded.json", out.parent / "mine.json")
@@ -524,37 +524,37 @@ KINDS = {kind.__name__: kind for kind in (*SETTINGS, *FILES)}
 # ------------------------------------------------------------------ what must hold
 
 
-def check_refused(how: str, said: str) -> None:
-    lines = [line for line in said.splitlines() if line.startswith("error: ") or ": error: " in line]
-    if not lines or len(lines) > 1 and how not in SEVERAL or "Traceback" in said:
-        raise Nonsense(f"not one line: {said[-300:]!r}")
+def check_refused(command: str, message: str) -> None:
+    lines = [line for line in message.splitlines() if line.startswith("error: ") or ": error: " in line]
+    if not lines or len(lines) > 1 and command not in SEVERAL or "Traceback" in message:
+        raise NonsenseError(f"not one line: {message[-300:]!r}")
     for line in lines:
         echoes = ": error: " in line  # argparse says the user's own words again
         if not 20 < len(line) < 1500 or not (echoes or line.isprintable()):
-            raise Nonsense(f"not a line for people: {line[:300]!r}")
+            raise NonsenseError(f"not a line for people: {line[:300]!r}")
         if re.search(r"<[^>]*object|NoneType|has no attribute|unsupported operand|0x[0-9a-f]{8}|Errno", line):
-            raise Nonsense(f"words of Python: {line[:300]}")
+            raise NonsenseError(f"words of Python: {line[:300]}")
         if "not enough memory" in line:
-            raise Nonsense(f"the memory was filled: {line[:300]}")
+            raise NonsenseError(f"the memory was filled: {line[:300]}")
 
 
-def check_ran(how: str, argv: list[str], out: str, printed: str) -> None:
-    if how == "must fail":
-        raise Nonsense("accepted")
-    if how in ("predict", "report", "strength", "calibrate"):
+def check_ran(command: str, argv: list[str], out: str, printed: str) -> None:
+    if command == "must fail":
+        raise NonsenseError("accepted")
+    if command in ("predict", "report", "strength", "calibrate"):
         if re.search(r"\bnan\b", printed):
-            raise Nonsense(f"figures: {printed[-200:]}")
-    if how in COMMANDS:
+            raise NonsenseError(f"figures: {printed[-200:]}")
+    if command in COMMANDS:
         return
     if "--no-train" in argv and "--eval-only" not in argv:
         return
 
     def strict(word):
-        raise Nonsense(f"results.json has {word}")
+        raise NonsenseError(f"results.json has {word}")
 
     results = json.loads(Path(out, "results.json").read_text(), parse_constant=strict)
     if "accuracy" in results and not 0 <= results["accuracy"] <= 100:
-        raise Nonsense(f"accuracy {results['accuracy']}")
+        raise NonsenseError(f"accuracy {results['accuracy']}")
     check_sane(results["config"], training=not results["eval_only"])
 
 
@@ -564,13 +564,13 @@ def check_sane(config: dict, training: bool) -> None:
     for key, value in config.items():
         is_list = isinstance(default[key], list)
         for one in value if is_list and isinstance(value, list) else [value]:
-            alike = default[key][:1] if is_list else [default[key]]
+            pattern = default[key][:1] if is_list else [default[key]]
             if key.endswith(".STRENGTH") and one == AUTO:
                 continue
-            if type(one) is not type((alike or [one])[0]) and not (type(one) is int and type(alike[0]) is float):
-                raise Nonsense(f"{key} is {value!r}")
+            if type(one) is not type((pattern or [one])[0]) and not (type(one) is int and type(pattern[0]) is float):
+                raise NonsenseError(f"{key} is {value!r}")
             if isinstance(one, float) and not math.isfinite(one):
-                raise Nonsense(f"{key} is {value!r}")
+                raise NonsenseError(f"{key} is {value!r}")
     c = {key.split(".", 1)[-1]: value for key, value in config.items()}
     template = config.get(f"TRAINER.{config['TRAINER.NAME'].upper()}.TEMPLATE", "")
     rules = {
@@ -593,42 +593,42 @@ def check_sane(config: dict, training: bool) -> None:
     }
     for name, holds in rules.items():
         if not holds:
-            raise Nonsense(f"insane: {name}")
+            raise NonsenseError(f"insane: {name}")
 
 
 # ------------------------------------------------------------------ running
 
 
-def call(how: str, argv: list[str]) -> tuple[int, str, str, str]:
+def call(command: str, argv: list[str]) -> tuple[int, str, str, str]:
     """(exit status, stdout, stderr, output directory that the run had)."""
-    printed, said, used = io.StringIO(), io.StringIO(), []
+    printed, errors, output_dir = io.StringIO(), io.StringIO(), []
 
     def set_up(args):
         cfg = setup_cfg(args)
-        used.append(cfg.OUTPUT_DIR)
+        output_dir.append(cfg.OUTPUT_DIR)
         return cfg
 
-    watched = mock.patch.object(runner, "setup_cfg", set_up)
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said), watched:
+    context = mock.patch.object(runner, "setup_cfg", set_up)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors), context:
         try:
-            status = COMMANDS.get(how, runner.main)(argv)
+            status = COMMANDS.get(command, runner.main)(argv)
         except SystemExit as end:
             status = end.code
-    return status, printed.getvalue(), said.getvalue(), used[-1] if used else ""
+    return status, printed.getvalue(), errors.getvalue(), output_dir[-1] if output_dir else ""
 
 
-def in_this_process(work, jobs, slots) -> Iterator[tuple]:
-    """Do the jobs of a plan, one after the other, as `engines.local` does them side by side."""
+def run_in_this_process(work, jobs, slots) -> Iterator[tuple]:
+    """Do the jobs of a plan, one after the other, as `engines.run_locally` does them side by side."""
     for job in jobs:
         yield job, work(job)
 
 
-def forbidden(*_args, **_kwargs):
+def forbid_download(*_args, **_kwargs):
     raise AssertionError("something was to be downloaded")
 
 
 @contextlib.contextmanager
-def cut_short():
+def shorten_runs():
     """One batch an epoch, one epoch a run, no worker processes, few pictures, one loading of the tiny CLIP."""
     tiny, train = load_clip("tiny"), TrainerBase.train
 
@@ -646,9 +646,9 @@ def cut_short():
         mock.patch.object(SimpleTrainer, "init_writer", lambda self, folder: None),
         mock.patch.object(data_manager, "workers_that_fit", lambda *a: 0),
         mock.patch.object(Shapes, "images", {"train": 2, "val": 1, "test": 1}),
-        mock.patch.object(engines, "local", in_this_process),
-        mock.patch.object(prepare, "fetch", forbidden),
-        mock.patch("urllib.request.urlopen", forbidden),
+        mock.patch.object(engines, "run_locally", run_in_this_process),
+        mock.patch.object(prepare, "fetch", forbid_download),
+        mock.patch("urllib.request.urlopen", forbid_download),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:
@@ -698,9 +698,9 @@ def make_world(world: Path) -> None:
     (images.parent / "split_zhou_OxfordPets.json").write_text(json.dumps(split))
 
 
-def succeed(how: str, argv: list[str]) -> None:
-    status, _, said, _ = call(how, argv)
-    assert status == 0, said
+def succeed(command: str, argv: list[str]) -> None:
+    status, _, message, _ = call(command, argv)
+    assert status == 0, message
 
 
 def write_temperature(folder: Path) -> None:
@@ -726,8 +726,8 @@ class Report:
 def prepare_world(folder: Path) -> Path:
     """Fill a folder with the trainings, exports and photographs that the cases change; return it."""
     world = folder.resolve()
-    with cut_short():
-        if in_child(lambda tell: make_world(world), lambda row: None, seconds=600):
+    with shorten_runs():
+        if run_in_child(lambda tell: make_world(world), lambda row: None, seconds=600):
             raise AssertionError("the world cannot be made")
     return world
 
@@ -738,14 +738,14 @@ def fuzz(world: Path, count: int, seed: int, start: int = 0, verbose=False, kind
     Args:
         world: folder of `prepare_world`.
         count: number of cases.
-        seed: of the cases.
+        seed: seed of the cases.
         start: number of the first case.
         verbose: whether to print each case.
         kinds: functions that draw a case.
         to_first: whether to stop at the first fault.
     """
     report_ = Report()
-    with cut_short():
+    with shorten_runs():
         for package in (trainers, datasets):
             discover(package)
         case, end = start, start + count
@@ -757,7 +757,7 @@ def fuzz(world: Path, count: int, seed: int, start: int = 0, verbose=False, kind
 
         while case < end and not (to_first and report_.faults):
             work = partial(run_cases, range(case, end), seed, world, kinds, to_first)
-            status = in_child(work, keep, SECONDS)
+            status = run_in_child(work, keep, SECONDS)
             if case < end and not (to_first and report_.faults):
                 outcome = "hang" if status is None else "killed"
                 kind, how, argv = describe(world)
@@ -794,7 +794,7 @@ def add(report_: Report, row: Row, verbose: bool) -> None:
         )
 
 
-def in_child(work, keep, seconds: float) -> int | None:
+def run_in_child(work, keep, seconds: float) -> int | None:
     """Call work(tell) in a forked process, and keep(row) here for each row that it tells.
 
     Returns:
@@ -836,14 +836,14 @@ def run_cases(cases: range, seed: int, world: Path, kinds, to_first: bool, tell)
     os.chdir(world)
     clean(world)
     limit_memory()
-    before = contents(world)
+    files_before = contents(world)
     for case in cases:
         row = run_case(case, seed, world, kinds)
         clean(world)
-        lost = sorted(before ^ contents(world))
-        before = contents(world)
-        if lost and row.outcome in ("refused", "ran"):
-            row.outcome, row.why = "nonsense", f"changed outside: {lost[:5]}"
+        lost_files = sorted(files_before ^ contents(world))
+        files_before = contents(world)
+        if lost_files and row.outcome in ("refused", "ran"):
+            row.outcome, row.why = "nonsense", f"changed outside: {lost_files[:5]}"
         tell(row)
         if to_first and row.outcome not in ("refused", "ran"):
             return
@@ -851,8 +851,8 @@ def run_cases(cases: range, seed: int, world: Path, kinds, to_first: bool, tell)
 
 def limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + (ADDRESSES << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + (ADDRESSES << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def clean(world: Path) -> None:
@@ -899,8 +899,8 @@ def run_case(case: int, seed: int, world: Path, kinds) -> Row:
             row.outcome = "ran"
             check_ran(how, argv, out, printed)
         if list(world.rglob("pwned")):
-            raise Nonsense("code of the file ran")
-    except Nonsense as error:
+            raise NonsenseError("code of the file ran")
+    except NonsenseError as error:
         row.outcome, row.why = "nonsense", str(error)
     except Exception:
         row.outcome, row.why = "traceback", "".join(traceback.format_exc().splitlines(True)[-8:])
@@ -937,13 +937,14 @@ def main(argv: list[str] | None = None) -> int:
     kinds = tuple(KINDS[name] for name in args.kinds or KINDS)
     with tempfile.TemporaryDirectory() as folder:
         world = prepare_world(Path(folder))
-        done = fuzz(world, args.count, args.seed, args.start, args.verbose, kinds)
-    for fault in done.faults:
+        result = fuzz(world, args.count, args.seed, args.start, args.verbose, kinds)
+    for fault in result.faults:
         print(fault)
-    for outcome, number in sorted(done.outcomes.items()):
+    for outcome, number in sorted(result.outcomes.items()):
         print(f"{number:5} {outcome}")
-    print(f"at most {done.memory[0]} MiB (case {done.memory[1]}) and {done.seconds[0]:.1f} s (case {done.seconds[1]})")
-    return 1 if done.faults else 0
+    memory, seconds = result.memory, result.seconds
+    print(f"at most {memory[0]} MiB (case {memory[1]}) and {seconds[0]:.1f} s (case {seconds[1]})")
+    return 1 if result.faults else 0
 
 
 if __name__ == "__main__":

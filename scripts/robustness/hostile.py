@@ -28,11 +28,11 @@ def cut(draw: random.Random, data: bytes) -> bytes:
 
 
 def flip_bits(draw: random.Random, data: bytes) -> bytes:
-    changed = bytearray(data)
+    result = bytearray(data)
     for _ in range(draw.choice([1, 1, 3, 30])):
-        if changed:
-            changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
+        if result:
+            result[draw.randrange(len(result))] ^= 1 << draw.randrange(8)
+    return bytes(result)
 
 
 def flip_head(draw: random.Random, data: bytes) -> bytes:
@@ -41,21 +41,25 @@ def flip_head(draw: random.Random, data: bytes) -> bytes:
 
 
 def insert(draw: random.Random, data: bytes) -> bytes:
-    at = draw.randrange(len(data) + 1)
-    return data[:at] + draw.choice([b"\0", b"\xff" * 8, b"{", draw.randbytes(draw.randrange(1, 200))]) + data[at:]
+    position = draw.randrange(len(data) + 1)
+    return (
+        data[:position]
+        + draw.choice([b"\0", b"\xff" * 8, b"{", draw.randbytes(draw.randrange(1, 200))])
+        + data[position:]
+    )
 
 
 def replace_number(draw: random.Random, data: bytes) -> bytes:
     """Put a large or negative number of four or eight bytes somewhere."""
     value = draw.choice([b"\xff\xff\xff\x7f", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\0\0\0\x80"])
-    at = draw.randrange(max(1, min(len(data), draw.choice([64, 512, len(data)]))))
-    return data[:at] + value + data[at + len(value) :]
+    position = draw.randrange(max(1, min(len(data), draw.choice([64, 512, len(data)]))))
+    return data[:position] + value + data[position + len(value) :]
 
 
 BYTE_CHANGES = (cut, flip_bits, flip_head, insert, replace_number)
 
 
-def damaged(draw: random.Random, data: bytes) -> bytes:
+def damage(draw: random.Random, data: bytes) -> bytes:
     return draw.choice(BYTE_CHANGES)(draw, data)
 
 
@@ -154,8 +158,8 @@ def rows_of_zeros(size: int) -> bytes:
 def png_bomb(draw: random.Random) -> bytes:
     """Return a small PNG of many pixels, just below the limit, above it, or far beyond."""
     width, height = draw.choice([(8190, 8190), (8200, 8200), (13_000, 13_000), (65_535, 65_535), (2**31 - 1, 1)])
-    full = width * height < 1e8 and draw.random() < 0.5
-    return png(width, height, 6, rows_of_zeros(height * (4 * width + 1)) if full else rows_of_zeros(1000))
+    data = width * height < 1e8 and draw.random() < 0.5
+    return png(width, height, 6, rows_of_zeros(height * (4 * width + 1)) if data else rows_of_zeros(1000))
 
 
 def text_bomb(draw: random.Random) -> bytes:
@@ -179,9 +183,9 @@ def jpeg_bomb(draw: random.Random) -> bytes:
     out = BytesIO()
     Image.new(draw.choice(["RGB", "L", "CMYK"]), (64, 64)).save(out, "JPEG", progressive=draw.random() < 0.5)
     data = bytearray(out.getvalue())
-    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    position = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
     side = draw.choice([8000, 13_000, 30_000, 65_000])
-    data[at + 5 : at + 9] = struct.pack(">HH", side, draw.choice([side, 1, 13_000]))
+    data[position + 5 : position + 9] = struct.pack(">HH", side, draw.choice([side, 1, 13_000]))
     return bytes(data)
 
 
@@ -218,18 +222,18 @@ def odd_exif(draw: random.Random) -> bytes:
     exif[0x9286] = "x" * draw.choice([1, 9000])
     out = BytesIO()
     Image.new("RGB", (30, 20)).save(out, draw.choice(["JPEG", "PNG", "WEBP"]), exif=exif)
-    return damaged(draw, out.getvalue()) if draw.random() < 0.5 else out.getvalue()
+    return damage(draw, out.getvalue()) if draw.random() < 0.5 else out.getvalue()
 
 
-def thin(draw: random.Random) -> bytes:
+def thin_picture(draw: random.Random) -> bytes:
     return png(draw.choice([1, 50]), 60_000, 0, rows_of_zeros(60_000 * 51))
 
 
 def hostile_picture(draw: random.Random) -> bytes:
-    makers = [picture, png_bomb, text_bomb, frames, jpeg_bomb, large_head, tiff_circle, odd_exif, thin]
+    makers = [picture, png_bomb, text_bomb, frames, jpeg_bomb, large_head, tiff_circle, odd_exif, thin_picture]
     way = draw.random()
     if way < 0.3:
-        return damaged(draw, picture(draw))
+        return damage(draw, picture(draw))
     if way < 0.45:
         return draw.choice(PROGRAMS)
     return draw.choice(makers)(draw)
@@ -280,7 +284,7 @@ def change_json(draw: random.Random, data: bytes) -> bytes:
     try:
         tree = json.loads(data)
     except ValueError:
-        return damaged(draw, data)
+        return damage(draw, data)
     if isinstance(tree, dict):
         tree.pop("sha256", None)
     values = {}
@@ -316,18 +320,18 @@ def pickle_bomb(draw: random.Random) -> bytes:
     """Return a small pickle that needs much memory or time, or names functions that run code."""
     lists = b"\x80\x02]q\x00" + b"".join(b"]q%c" % (k + 1) + b"(" + b"h%c" % k * 10 + b"e" for k in range(9)) + b"."
     tuples = b"\x80\x02)" + b"\x85" * 200_000 + b"."
-    nones = b"\x80\x02](" + b"N" * 3_000_000 + b"e."
-    twice = b"\x80\x02]q\x00(" + b"h\x00" * 2_000_000 + b"e."
+    none_opcodes = b"\x80\x02](" + b"N" * 3_000_000 + b"e."
+    doubling = b"\x80\x02]q\x00(" + b"h\x00" * 2_000_000 + b"e."
     codec = pickle.dumps("é" * 1000, 2)[:-1] + b"0c_codecs\nencode\n(X\3\0\0\0abcX\6\0\0\0latin1tR."
     runs = b"cos\nsystem\n(S'touch pwned'\ntR."
     build_ = b"\x80\x02cx\ny\n)\x81}(" + b"".join(b"X\4\0\0\0%04dK\1" % k for k in range(5000)) + b"ub" + b"."
     dicts = b"\x80\x02}q\x00(" + b"h\x00h\x00" * 2 + b"u."
     sets = pickle.dumps({frozenset({frozenset()}), "a"}, 4)
     long_ = b"\x80\x02\x8b\xff\xff\xff\x7f."
-    return draw.choice([lists, tuples, nones, twice, codec, runs, build_, dicts, sets, long_])
+    return draw.choice([lists, tuples, none_opcodes, doubling, codec, runs, build_, dicts, sets, long_])
 
 
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+def make_zip(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     out = BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, data in members.items():
@@ -335,7 +339,7 @@ def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
     return out.getvalue()
 
 
-def saved(content) -> bytes:
+def save_tensors(content) -> bytes:
     out = BytesIO()
     torch.save(content, out)
     return out.getvalue()
@@ -388,24 +392,24 @@ def change_checkpoint(draw: random.Random, data: bytes) -> bytes:
     """Return a checkpoint or CLIP file with damage, other tensors, or a pickle made to hurt."""
     way = draw.random()
     if way < 0.25:
-        return damaged(draw, data)
+        return damage(draw, data)
     if way < 0.45:
         bomb = pickle_bomb(draw)
-        return draw.choice([bomb, zipped({"x/data.pkl": bomb, "x/version": b"3"}), zipped({"x/data.pkl": bomb}, 8)])
+        return draw.choice([bomb, make_zip({"x/data.pkl": bomb, "x/version": b"3"}), make_zip({"x/data.pkl": bomb}, 8)])
     try:
         content = torch.load(BytesIO(data), weights_only=False)
     except Exception:  # it is none of torch.save
-        return damaged(draw, data)
+        return damage(draw, data)
     try:
-        return saved(change_tensors(draw, content))
+        return save_tensors(change_tensors(draw, content))
     except Exception:  # keys of several types and the like
-        return damaged(draw, data)
+        return damage(draw, data)
 
 
 def change_safetensors(draw: random.Random, data: bytes) -> bytes:
     """Return safetensors with damage, or with another header."""
     if draw.random() < 0.4:
-        return damaged(draw, data)
+        return damage(draw, data)
     length = int.from_bytes(data[:8], "little")
     head, body = data[8 : 8 + length], data[8 + length :]
     way = draw.random()
@@ -429,11 +433,11 @@ def change_file(draw: random.Random, path: Path) -> str:
         return put_odd_thing(draw, path)
     data = path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
-        path.write_bytes(change_json(draw, data) if draw.random() < 0.8 else damaged(draw, data))
+        path.write_bytes(change_json(draw, data) if draw.random() < 0.8 else damage(draw, data))
     elif path.suffix in (".pt", ".pth") or ".pth.tar" in path.name:
         path.write_bytes(change_checkpoint(draw, data))
     elif path.suffix == ".safetensors":
         path.write_bytes(change_safetensors(draw, data))
     else:
-        path.write_bytes(damaged(draw, data))
+        path.write_bytes(damage(draw, data))
     return "changed"

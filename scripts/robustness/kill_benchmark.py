@@ -47,9 +47,9 @@ def tables(out: Path) -> dict[str, str]:
     return {name: (out / "runs" / name).read_text() for name in ("report.md", "report.csv")}
 
 
-def left(group: int) -> list[str]:
+def living_processes(group: int) -> list[str]:
     """Return the stat lines of the processes of a group that are alive; zombies are not."""
-    alive = []
+    stat_lines = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text()
@@ -57,26 +57,26 @@ def left(group: int) -> list[str]:
             continue
         state, _, owner = text.rpartition(")")[2].split()[:3]
         if int(owner) == group and state not in "ZX":
-            alive.append(text)
-    return alive
+            stat_lines.append(text)
+    return stat_lines
 
 
-def all_gone(group: int, seconds: float = 60.0) -> None:
-    until = time.time() + seconds
-    while left(group):
-        if time.time() > until:
-            raise Failure(f"processes are left behind: {left(group)}")
+def wait_until_gone(group: int, seconds: float = 60.0) -> None:
+    deadline = time.time() + seconds
+    while living_processes(group):
+        if time.time() > deadline:
+            raise Failure(f"processes are left behind: {living_processes(group)}")
         time.sleep(0.05)
 
 
-def undisturbed(words: list[str], out: Path) -> tuple[dict[str, str], float]:
+def run_undisturbed(words: list[str], out: Path) -> tuple[dict[str, str], float]:
     """Return the tables of an undisturbed run, and its seconds."""
     out.mkdir()
-    began = time.time()
+    start_time = time.time()
     status = start(words, out).wait()
     if status:
         raise Failure(f"the undisturbed run ends with {status}: {(out / 'terminal.txt').read_text()[-2000:]}")
-    return tables(out), time.time() - began
+    return tables(out), time.time() - start_time
 
 
 def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random, expected=None) -> None:
@@ -92,7 +92,7 @@ def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random
     Raises:
         Failure: the tables differ, or a process is left behind.
     """
-    wanted, seconds = expected or undisturbed(words, folder / "whole")
+    expected_tables, seconds = expected or run_undisturbed(words, folder / "whole")
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     out, kills, finished = folder / "killed", list(signals), 0
     while True:
@@ -102,18 +102,18 @@ def prove(words: list[str], folder: Path, signals: list[int], rng: random.Random
             status = process.wait(rng.uniform(0.3, seconds) if kills else None)
         except subprocess.TimeoutExpired:
             number = kills.pop()
-            done = len(list(out.rglob("results.json")))
+            n_done = len(list(out.rglob("results.json")))
             os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
             status = process.wait()
             if rng.random() < 0.5:
-                all_gone(process.pid)
+                wait_until_gone(process.pid)
             name = signal.Signals(number).name
-            print(f"{name} with {done} runs done: status {status}; {len(kills)} to go", flush=True)
+            print(f"{name} with {n_done} runs done: status {status}; {len(kills)} to go", flush=True)
             continue
-        if status or tables(out) != wanted:
+        if status or tables(out) != expected_tables:
             raise Failure(f"status {status}, other tables than undisturbed: see {out}")
         finished += 1
-        all_gone(process.pid)
+        wait_until_gone(process.pid)
         print(f"finished ({finished}): the same tables", flush=True)
         if not kills:
             return

@@ -47,7 +47,7 @@ CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # audit ev
 NOT_COMPARED = ("seconds", "peak_memory_mib", "sha256", "git_revision")
 SMALL = "VERBOSE False DATASET.SUBSAMPLE_CLASSES base DATASET.NUM_SHOTS 4 OPTIM.MAX_EPOCH 3".split()
 ORTHCR = "TRAINER.ORTHCR.LAYERS [-1] TRAINER.ORTHCR.BLOCK_SIZE 16".split()
-INTERRUPTED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 130)  # exit statuses
+INTERRUPTED_STATUSES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 130)  # exit statuses
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Case:
 
     Attributes:
         words: its arguments, with {} for the folder of the trial.
-        main: of its entry point.
+        main: `main` of its entry point.
         once: the path that it makes and that no second run may replace.
     """
 
@@ -77,7 +77,7 @@ def training(trainer: str, *opts: str) -> Case:
     return Case((*flags, *SMALL, *opts))
 
 
-def of_model(main: Callable, words: str, once: str = "") -> Case:
+def make_case(main: Callable, words: str, once: str = "") -> Case:
     """Return the case of a command that reads the finished training {}/model."""
     return Case(tuple(words.split()), main, once)
 
@@ -88,12 +88,12 @@ CASES = {  # what is run, beside the data set of 40 classes
     "workers": training("CoOp", "DATALOADER.NUM_WORKERS", "2"),
     "TPT": training("TPT", "DATALOADER.TEST.BATCH_SIZE", "2", "TRAINER.TPT.VIEWS", "4"),
     "TDA": training("TDA", "DATALOADER.TEST.BATCH_SIZE", "1"),
-    "openai": of_model(export.main, "--model-dir {}/model --to openai --output {}/out/model", "out/model"),
-    "transformers": of_model(export.main, "--model-dir {}/model --to transformers --output {}/out/model", "out/model"),
-    "calibrate": of_model(calibrate.main, "--model-dir {}/model --root {}/data"),
-    "csv": of_model(predict.main, "--model-dir {}/model {}/images --csv {}/table.csv --picture {}/sheet.png"),
-    "report": of_model(report.main, "{}/model --output-dir {}/out"),
-    "strength": of_model(
+    "openai": make_case(export.main, "--model-dir {}/model --to openai --output {}/out/model", "out/model"),
+    "transformers": make_case(export.main, "--model-dir {}/model --to transformers --output {}/out/model", "out/model"),
+    "calibrate": make_case(calibrate.main, "--model-dir {}/model --root {}/data"),
+    "csv": make_case(predict.main, "--model-dir {}/model {}/images --csv {}/table.csv --picture {}/sheet.png"),
+    "report": make_case(report.main, "{}/model --output-dir {}/out"),
+    "strength": make_case(
         strength_curve.main, "--model-dir {}/model --root {}/data --output-dir {}/out --strengths 0 1"
     ),
 }
@@ -145,34 +145,34 @@ def start(case: Case, folder: Path) -> tuple[int, int]:
 
 def count_changes(child: int, changes: int) -> tuple[int, int, float]:
     """Wait for a run; return its exit status, number of changes, and seconds."""
-    begun, seen = time.time(), 0
-    while got := os.read(changes, 4096):
-        seen += len(got)
+    start_time, n_seen = time.time(), 0
+    while data := os.read(changes, 4096):
+        n_seen += len(data)
     os.close(changes)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen, time.time() - begun
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), n_seen, time.time() - start_time
 
 
 def kill(child: int, changes: int, rng: random.Random, life: tuple[int, float]) -> tuple[int, str]:
     """End a run with a random signal at a random moment; return its exit status and the signal with its moment."""
     number = rng.choice(SIGNALS)
     if rng.random() < 0.5:
-        how = "at any moment"
+        description = "at any moment"
         time.sleep(rng.uniform(0, life[1]))
     else:
-        how = "while writing"
+        description = "while writing"
         for _ in range(rng.randint(1, life[0])):
             os.read(changes, 1)
         time.sleep(rng.uniform(0, 0.003))
     os.kill(child, number)
     os.set_blocking(changes, True)
     status, *_ = count_changes(child, changes)
-    return status, f"{number.name} {how}"
+    return status, f"{number.name} {description}"
 
 
 # ------------------------------------------------------------------ what it leaves
 
 
-def left(folder: Path) -> dict[str, object]:
+def read_files(folder: Path) -> dict[str, object]:
     """Return {path: the part of its content to compare}, without logs, of which every start leaves one."""
     contents = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -194,19 +194,19 @@ def left(folder: Path) -> dict[str, object]:
     return contents | {p.relative_to(folder).as_posix() + "/": None for p in folder.rglob("*") if p.is_dir()}
 
 
-def same(a: object, b: object) -> bool:
+def are_equal(a: object, b: object) -> bool:
     """Equality of nested containers with tensors, bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     return a == b or (a != a and b != b)  # NaN
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    return sorted(a.keys() ^ b.keys()) + [name for name in a if name in b and not same(a[name], b[name])]
+    return sorted(a.keys() ^ b.keys()) + [name for name in a if name in b and not are_equal(a[name], b[name])]
 
 
 # ------------------------------------------------------------------ all of it
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     names = args.cases or list(CASES)
-    rng, counts, wrong, killed = random.Random(args.seed), Counter(), [], 0
+    rng, counts, failures, n_kills = random.Random(args.seed), Counter(), [], 0
     with tempfile.TemporaryDirectory() as scratch:
         scratch, whole, lives = Path(scratch), {}, {}
         model = scratch / "whole"
@@ -247,53 +247,57 @@ def main(argv: list[str] | None = None) -> int:
             folder.mkdir()
             if not case.trains:
                 shutil.copytree(model, folder, dirs_exist_ok=True)
-            for drawn in (False, True):
+            for case_names in (False, True):
                 shutil.rmtree(folder / "out", ignore_errors=True)
-                status, *lives[name, drawn] = count_changes(*start(case, folder))
+                status, *lives[name, case_names] = count_changes(*start(case, folder))
                 assert status == 0, Path(f"{folder}.txt").read_text()
-            whole[name] = left(folder)
+            whole[name] = read_files(folder)
             if case.trains:
                 shutil.move(folder / "data", scratch / f"data of {name}")
             shutil.rmtree(folder)
         trial = 0
-        while killed < args.count:
+        while n_kills < args.count:
             trial += 1
             name, history = rng.choice(names), []
             case, folder = CASES[name], scratch / "trial"  # the same for all, as files have its name
             folder.mkdir()
             log = Path(f"{folder}.txt")
             log.write_text("")
-            drawn = rng.random() < 0.7
+            case_names = rng.random() < 0.7
             if not case.trains:
                 shutil.copytree(model, folder, dirs_exist_ok=True)
-            elif drawn:
+            elif case_names:
                 shutil.copytree(scratch / f"data of {name}", folder / "data")
-            for _ in range(min(rng.randint(1, 3), args.count - killed)):
+            for _ in range(min(rng.randint(1, 3), args.count - n_kills)):
                 if case.once and (folder / case.once).exists():
                     break
-                status, how = kill(*start(case, folder), rng, lives[name, drawn])
+                status, moment_of_kill = kill(*start(case, folder), rng, lives[name, case_names])
                 at = moment(folder, case.trains)
-                history.append(f"{how}, {at}")
+                history.append(f"{moment_of_kill}, {at}")
                 if status == 0:  # it was done before
                     break
-                killed += 1
-                counts.update([how.split()[0], at, name])
-                if status not in INTERRUPTED:
+                n_kills += 1
+                counts.update([moment_of_kill.split()[0], at, name])
+                if status not in INTERRUPTED_STATUSES:
                     history.append(f"exit status {status}, {log.read_text()[-2500:]}")
-                    wrong.append(f"trial {trial}, {name}, {'; '.join(history)}")
+                    failures.append(f"trial {trial}, {name}, {'; '.join(history)}")
             if not (case.once and (folder / case.once).exists()):
                 status, *_ = count_changes(*start(case, folder))
             else:
                 status = 0
-            different = differences(whole[name], left(folder))
-            if status or different:
-                said = log.read_text()[-500:]
-                wrong.append(f"trial {trial}, {name}, {'; '.join(history)}: status {status}, {different}\n{said}")
+            changed_paths = differences(whole[name], read_files(folder))
+            if status or changed_paths:
+                output = log.read_text()[-500:]
+                failures.append(
+                    f"trial {trial}, {name}, {'; '.join(history)}: status {status}, {changed_paths}\n{output}"
+                )
             shutil.rmtree(folder)
-    print("".join(f"{line}\n" for line in wrong), end="")
+    print("".join(f"{line}\n" for line in failures), end="")
     moments = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    print(f"{killed} kills in {trial} runs ({moments}): {len(wrong)} of these runs did not end as the undisturbed one")
-    return 1 if wrong else 0
+    print(
+        f"{n_kills} kills in {trial} runs ({moments}): {len(failures)} of these runs did not end as the undisturbed one"
+    )
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class Golden(Case):
         with torch.no_grad():
             out["logits_training_mode"] = trainer.model.train()(self.image).numpy()
             out["zero_shot"] = self.plain(trainer, {})(self.image).numpy()
-            out["logits_merged_into_plain_clip"] = self.plain(trainer, trainer.model.merged())(self.image).numpy()
+            out["logits_merged_into_plain_clip"] = self.plain(trainer, trainer.model.merge_weights())(
+                self.image
+            ).numpy()
         return out
 
     def plain(self, trainer, weights: dict) -> ClipClassifier:

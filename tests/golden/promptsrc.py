@@ -39,6 +39,6 @@ class Golden(ivlp.Golden):
     @torch.no_grad()
     def after_step(self, trainer, step):
         if "weights" in self.golden:
-            trainer.averaged = self.of(trainer)
-            trainer.epoch, trainer.max_epoch = step, trainer.averaged[0]
+            trainer.average_settings = self.of(trainer)
+            trainer.epoch, trainer.max_epoch = step, trainer.average_settings[0]
             trainer.take_average()

@@ -65,7 +65,7 @@ class Golden(Case):
         schedule = trainer.two_schedules(steps)
         first = self.stage(trainer, optimizer, schedule, trainer.first_steps, names)
         model.begin_second()
-        model.second = True
+        model.is_second_stage = True
         out["init/classifier"] = self.parameter(trainer, "classifier")
         second = self.stage(trainer, optimizer, schedule, steps - trainer.first_steps, ["classifier"])
         for which, stage in (("first", first), ("second", second)):

@@ -15,7 +15,7 @@ from . import layouts
 from .rotations import cayley, rotate
 
 PREFIX = "base_model.model."
-# settings with the values at which they have no effect; another value is a form that is not read here
+# {setting: values without effect}; adapters with other values are not supported
 WITHOUT_EFFECT = {
     "bias": ("none",),
     "modules_to_save": (None, []),
@@ -53,7 +53,7 @@ def merge_adapter(
     """Return the state dict of a CLIP with an adapter merged into it, in OpenAI's layout.
 
     Args:
-        state: of the CLIP, in OpenAI's layout.
+        state: state of the CLIP, in OpenAI's layout.
         config: content of adapter_config.json.
         adapter: tensors of the adapter, by PEFT's names.
 
@@ -61,19 +61,19 @@ def merge_adapter(
         ValueError: the adapter has another form, or does not fit the CLIP.
     """
     check_adapter(config)
-    merged, parts = layouts.to_transformers(state), {}
+    weights, parts = layouts.to_transformers(state), {}
     for name, tensor in adapter.items():
         module, part, _ = name.removeprefix(PREFIX).rsplit(".", 2)
         parts.setdefault(module, {})[part] = tensor.float()
     for module, tensors in parts.items():
         name = f"{module}.weight"
-        if name not in merged or ".layers." not in name:
+        if name not in weights or ".layers." not in name:
             raise ValueError(f"its tensors of {module} belong to no linear map in a block of this CLIP")
         try:
-            merged[name] = merged_weight(merged[name].float(), config, tensors)
+            weights[name] = merged_weight(weights[name].float(), config, tensors)
         except (KeyError, RuntimeError) as error:
-            raise ValueError(f"its tensors of {module} do not fit the weight {list(merged[name].shape)}") from error
-    return layouts.from_transformers(merged)
+            raise ValueError(f"its tensors of {module} do not fit the weight {list(weights[name].shape)}") from error
+    return layouts.from_transformers(weights)
 
 
 def merged_weight(weight: torch.Tensor, config: dict, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -82,7 +82,7 @@ def merged_weight(weight: torch.Tensor, config: dict, tensors: dict[str, torch.T
     Args:
         weight: W [o, d].
         config: content of adapter_config.json.
-        tensors: of this weight, by PEFT's names: lora_A [r, d] and lora_B [o, r], or oft_R [m, b (b - 1) / 2].
+        tensors: tensors of this weight, by PEFT's names: lora_A [r, d] and lora_B [o, r], or oft_R [m, b (b - 1) / 2].
     """
     if config["peft_type"] == "LORA":
         a, b = tensors["lora_A"], tensors["lora_B"]

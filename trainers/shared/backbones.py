@@ -24,7 +24,7 @@ from dassl.utils import get_most_similar_str_to_a_from_b
 
 from . import layouts
 from .adapters import check_adapter, merge_adapter
-from .beside_dassl import check_hashes, check_regular, misfit, read_archive, read_json, state_dict
+from .beside_dassl import check_hashes, check_regular, explain_read_error, read_archive, read_json, state_dict
 from .privacy import report_nothing
 from .siglip import CLIP_FAMILY, SIGLIP, SigLIPVision, build_siglip
 from .tokens import LibraryTokenizer, canonical
@@ -126,7 +126,7 @@ def beside(folder: str, path: Callable[[], str], file: str) -> Source:
             side = processor["crop_size"]["height"]
             return Source(path, input=layouts.transformers_input(side, processor))
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{folder} has a damaged config ({misfit(error)}): put it back") from error
+        raise ValueError(f"{folder} has a damaged config ({explain_read_error(error)}): put it back") from error
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, file)} does not fit: {error}") from None
     return Source(path)
@@ -146,7 +146,7 @@ def adapter_source(folder: str) -> Source:
         base_name = base_of_adapter(folder, str(config.get("base_model_name_or_path")))
         keys = layouts.transformers_input(processor["crop_size"]["height"], processor) if processor else None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} has a damaged config ({misfit(error)}): put it back") from error
+        raise ValueError(f"{folder} has a damaged config ({explain_read_error(error)}): put it back") from error
     except ValueError as error:
         raise ValueError(f"{os.path.join(folder, ADAPTER_CONFIG)} does not fit: {error}") from None
     base = find(base_name)

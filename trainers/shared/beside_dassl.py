@@ -1,6 +1,6 @@
-"""Names of this project's Dassl that the original does not have, with substitutes, so that trainers/ run beside both.
+"""Names that only this project's `dassl` has, with substitutes for the original Dassl, so that trainers/ run with both.
 
-The other modules of trainers/ import these names from here, and all names that both Dassls have from `dassl`.
+The other modules of trainers/ import these names from here, and names that both versions have from `dassl`.
 """
 
 from importlib.util import find_spec
@@ -22,7 +22,14 @@ if find_spec("dassl.infrastructure"):
         parts,
         size,
     )
-    from dassl.infrastructure.files import check_hashes, check_regular, misfit, read_json, visible, write_json
+    from dassl.infrastructure.files import (
+        check_hashes,
+        check_regular,
+        explain_read_error,
+        read_json,
+        visible,
+        write_json,
+    )
     from dassl.utils import free_memory
 
     BY_ITEM = {"draws_by_item": True}  # for build_transform and build_data_loader
@@ -63,7 +70,7 @@ else:
 
     def check_regular(path: str) -> None: ...
 
-    def misfit(error: Exception) -> str:
+    def explain_read_error(error: Exception) -> str:
         return str(error)
 
     def visible(text) -> str:
@@ -119,7 +126,7 @@ __all__ += [
     "gather_with_gradient",
     "is_first",
     "is_fixed",
-    "misfit",
+    "explain_read_error",
     "own_draws",
     "parts",
     "read_archive",

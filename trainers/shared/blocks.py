@@ -2,7 +2,7 @@
 
 import math
 
-from .keys import Decides, Key
+from .keys import DecidingKey, Key
 
 KEYS = {
     # number of rows of a block; 64 is the width of a head, and cheap to invert. 0 = one full block, slow on a ViT-B
@@ -10,7 +10,7 @@ KEYS = {
     # number of blocks of each weight whatever its width; 0 = by BLOCK_SIZE
     "N_BLOCKS": Key(0, low=0),
 }
-DECIDES = {"N_BLOCKS": Decides(("BLOCK_SIZE",), refused=True)}
+DECIDING_KEYS = {"N_BLOCKS": DecidingKey(("BLOCK_SIZE",), refused=True)}
 
 
 def block_sizes(widths: dict[str, int], b: int, n: int, node_name: str) -> dict[str, tuple[int, int]]:

@@ -25,8 +25,8 @@ class ClipClassifier(nn.Module):
     A method overrides `encode_text`, `encode_image` or both. A submodule holds its trained tensors and no others. The
     frozen CLIP is always in eval mode. Values that stay the same are computed once:
 
-    - `compute_frozen_once` caches what depends on the frozen CLIP alone, until `.to()` and the like change its tensors;
-    - `compute_once` caches the rest in an evaluation, until the next `train()` or `eval()`, or those.
+    - `compute_frozen_once` caches values of the frozen CLIP until `.to()` or a similar call changes its tensors;
+    - `compute_once` caches other values in an evaluation, until one of these calls, `train()` or `eval()`.
 
     Args:
         clip_model: CLIP as returned by `load_clip`, a ViT or a ResNet.
@@ -130,8 +130,8 @@ class ClipClassifier(nn.Module):
     @contextlib.contextmanager
     def encoding(self):
         """Encode without autocast and gradients, into tensors that a later training may use."""
-        plain = torch.autocast(self.logit_scale.device.type, enabled=False)
-        with plain, torch.inference_mode(False), torch.no_grad():
+        autocast = torch.autocast(self.logit_scale.device.type, enabled=False)
+        with autocast, torch.inference_mode(False), torch.no_grad():
             yield
 
     @cached_property

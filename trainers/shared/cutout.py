@@ -59,7 +59,7 @@ def cut_out(image: torch.Tensor, probability: torch.Tensor, holes: int, length: 
 
     Args:
         image: float [B, 3, H, W].
-        probability: of each patch, float [B, patches].
+        probability: probability of each patch, float [B, patches].
         holes: squares per image.
         length: side of a square, in pixels.
     """

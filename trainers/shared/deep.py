@@ -26,7 +26,7 @@ def prompts_of_blocks(n: int, width: int, blocks: range) -> nn.ParameterDict:
     return nn.ParameterDict({str(i): random_prompts(n, width) for i in blocks})
 
 
-def by_block(prompts: nn.ParameterDict) -> dict[int, torch.Tensor]:
+def prompts_by_block(prompts: nn.ParameterDict) -> dict[int, torch.Tensor]:
     return {int(i): p for i, p in prompts.items()}
 
 
@@ -49,9 +49,9 @@ class PublishedLearner:
 
     def rename_weights(self, state_dict):
         """Return the learner's tensors of an original's checkpoint, renamed; any other state dict is unchanged."""
-        renamed = {self.own_name(name): tensor for name, tensor in state_dict.items()}
-        renamed.pop(None, None)
-        return renamed or state_dict
+        tensors = {self.own_name(name): tensor for name, tensor in state_dict.items()}
+        tensors.pop(None, None)
+        return tensors or state_dict
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         return super().load_state_dict(self.rename_weights(state_dict), *args, **kwargs)
@@ -94,7 +94,7 @@ class VisionPromptLearner(PublishedLearner, nn.Module):
         self.vision_prompts = prompts_of_blocks(n, width, range(depth))
 
     def vision(self) -> dict[int, torch.Tensor]:
-        return by_block(self.vision_prompts)
+        return prompts_by_block(self.vision_prompts)
 
 
 class VisionPromptedCLIP(ClipClassifier):
@@ -116,7 +116,7 @@ class PromptedCLIP(VisionPromptedCLIP):
     def text_features(self) -> torch.Tensor:
         """Return the class features [n_cls, d] before they have unit length."""
         learner = self.prompt_learner
-        return self.text_encoder(learner(), learner.tokens, learner.shared, deep=learner.text())
+        return self.text_encoder(learner(), learner.tokens, learner.n_shared, deep=learner.text())
 
     def encode_text(self) -> torch.Tensor:
         return normalize(self.text_features())

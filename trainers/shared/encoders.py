@@ -32,8 +32,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .memory import blocks_to_recompute, split
-from .packing import Groups, Packing, Plan, pack
-from .processes import each_its_part
+from .packing import EncodingPlan, Groups, Packing, pack
+from .processes import encode_in_parts
 from .siglip import AttentionPool, check_causal, family_of
 from .tokens import tokenize
 
@@ -390,10 +390,10 @@ class TextEncoder(nn.Module):
         """
         seams = Seams(**seams)
         encode = partial(self.encode_here, shared=shared, seams=seams)
-        return each_its_part(encode, prompts, tokenized_prompts, seams.deep)
+        return encode_in_parts(encode, prompts, tokenized_prompts, seams.deep)
 
     def encode_here(self, prompts, tokenized_prompts, deep, part, shared, seams: Seams) -> torch.Tensor:
-        """Return the result of `forward` for a part of the classes, to which `deep` belongs; see `each_its_part`."""
+        """Return the result of `forward` for a part of the classes, to which `deep` belongs; see `encode_in_parts`."""
         if not self.family.causal:
             if prompts is not None or deep:
                 check_causal(self.family, "a method with prompts in the text encoder")
@@ -472,7 +472,7 @@ class TextEncoder(nn.Module):
         changed: bool = False,
         separate_at: int | None = None,
         part: tuple[int, int] | None = None,
-    ) -> Plan:
+    ) -> EncodingPlan:
         """Return the plan for prompts with these ids [n, L]. It is cached, so that all steps use the same one.
 
         Args:
@@ -498,5 +498,5 @@ class TextEncoder(nn.Module):
                     copies = (n - 1) * (count - sum(n * s for n, s in packings[0].groups) - 1)
                     count += ceil(copies * (layers - separate_at) / layers)
                 parts, images = split(n, images, count, width, layers, changed, device)
-            plans[key] = Plan(*(pack(ids, shared, parts, device) if parts > 1 else (packings, place)), images)
+            plans[key] = EncodingPlan(*(pack(ids, shared, parts, device) if parts > 1 else (packings, place)), images)
         return plans[key]

@@ -14,11 +14,11 @@ class EpochAverage:
 
     Attributes:
         average: the weighted sum of the learner's tensors over the epochs so far.
-        averaged: its number of epochs, mean and standard deviation; [] before a training.
+        average_settings: its number of epochs, mean and standard deviation; [] before a training.
     """
 
     average: dict[str, torch.Tensor] = {}
-    averaged: list = []
+    average_settings: list = []
 
     def gaussian(self) -> tuple[str, float, float] | None:
         """Return the name of the config node, and the mean and the standard deviation in epochs; None: no average."""
@@ -30,33 +30,33 @@ class EpochAverage:
             return
         node, mean, std = self.gaussian()
         epochs, *_ = settings = [self.max_epoch, mean, std]
-        if 0 < self.start_epoch < epochs and self.averaged != settings:
+        if 0 < self.start_epoch < epochs and self.average_settings != settings:
             raise ValueError(
                 f"the checkpoint of epoch {self.start_epoch} has no running average of {epochs} epochs with "
                 f"{node}.GPA_MEAN {mean} and GPA_STD {std}: go on with its own settings, or start afresh"
             )
-        self.averaged = settings
+        self.average_settings = settings
 
     def after_epoch(self):
-        if self.averaged:
+        if self.average_settings:
             self.take_average()
         super().after_epoch()
 
     def take_average(self) -> None:
         """Add this epoch to the average. After the last epoch, load it into the learner."""
         learner = self.model.get_submodule(self.learner)
-        weight = gaussian_weights(*self.averaged)[self.epoch]
-        trained = {name for name, p in learner.named_parameters()}
+        weight = gaussian_weights(*self.average_settings)[self.epoch]
+        parameters = {name for name, p in learner.named_parameters()}
         for name, tensor in learner.state_dict().items():
-            if name in trained:
+            if name in parameters:
                 self.average = self.average | {name: self.average.get(name, 0) + weight * tensor}
         if self.epoch + 1 == self.max_epoch:
             learner.load_state_dict(learner.state_dict() | self.average)
 
     def get_extra_state(self):
-        return super().get_extra_state() | {"average": self.average, "averaged": self.averaged}
+        return super().get_extra_state() | {"average": self.average, "averaged": self.average_settings}
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
         self.average = {name: tensor.to(self.device) for name, tensor in state.get("average", {}).items()}
-        self.averaged = state.get("averaged", [])
+        self.average_settings = state.get("averaged", [])

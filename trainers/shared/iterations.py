@@ -1,6 +1,6 @@
-"""Trainings that their originals count in steps for each shot, with a schedule that steps after each batch."""
+"""Training for a number of steps per shot, with a learning rate that changes after each batch, as in some originals."""
 
-from .keys import Decides, Key
+from .keys import DecidingKey, Key
 from .loaders import keep_last_batch
 
 
@@ -11,7 +11,7 @@ class Iterations:
         "N_ITERS": Key(0, low=0),  # number of steps per shot, for any number of classes; 0 = OPTIM.MAX_EPOCH
         "LR_MIN": Key(1e-6, low=0),  # learning rate at the end of the cosine
     }
-    decides = {"N_ITERS": Decides(("OPTIM.MAX_EPOCH",))}
+    deciding_keys = {"N_ITERS": DecidingKey(("OPTIM.MAX_EPOCH",))}
     lr_per_batch = True
 
     def build_data_loader(self):

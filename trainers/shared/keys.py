@@ -1,4 +1,4 @@
-"""The declarations of config keys: `Key` and `Decides`, and parts that several methods have."""
+"""The declarations of config keys: `Key` and `DecidingKey`, and parts that several methods have."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from .beside_dassl import Key
 
 
 @dataclass(frozen=True)
-class Decides:
+class DecidingKey:
     """The keys that a deciding key of a method's node overrides, while its value is not 0, False or "".
 
     An overridden key that is set later, by another file or on the command line, switches the deciding key off. Setting
@@ -33,4 +33,4 @@ DESCRIPTIONS = {  # of methods whose frozen side may have sentences in place of 
 }
 SOME = ("at least one", len)  # a rule for lists
 
-__all__ = ["DESCRIPTIONS", "SOME", "TEMPLATE", "Decides", "Key"]
+__all__ = ["DESCRIPTIONS", "SOME", "TEMPLATE", "DecidingKey", "Key"]

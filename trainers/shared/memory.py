@@ -1,4 +1,4 @@
-"""The number of tokens that an encoder takes at once, by the free memory of its device.
+"""The number of tokens that an encoder processes at once, computed from the free memory of its device.
 
 The memory of a forward and a backward pass is estimated as
 
@@ -24,9 +24,9 @@ SHARE = 0.75  # fraction of the free memory for these activations; later layers 
 
 
 def estimate(tokens: int, width: int, layers: int, changed: bool, device: torch.device) -> tuple[float, float]:
-    """Return the GiB of the equation above and the GiB that may be used. Without gradients nothing is saved."""
-    saved = SAVED[changed] * layers if torch.is_grad_enabled() else 0
-    return 4 * tokens * width * (saved + TEMPORARY) / 2**30, SHARE * free_memory(device)
+    """Return the needed memory by the equation above, and the memory that may be used, both in GiB."""
+    saved_values = SAVED[changed] * layers if torch.is_grad_enabled() else 0
+    return 4 * tokens * width * (saved_values + TEMPORARY) / 2**30, SHARE * free_memory(device)
 
 
 def split(classes: int, images: int, tokens: int, width: int, layers: int, changed: bool, device) -> tuple[int, int]:
@@ -43,30 +43,30 @@ def split(classes: int, images: int, tokens: int, width: int, layers: int, chang
         changed: whether its linear maps are changed.
         device: its device.
     """
-    need, free = estimate(images * tokens, width, layers, changed, device)
-    if need <= free:
+    needed_gib, free_gib = estimate(images * tokens, width, layers, changed, device)
+    if needed_gib <= free_gib:
         return 1, images
-    room = max(1, int(images * tokens * free / need))  # tokens
-    parts, at_once = min(classes, ceil(tokens / room)), max(1, room // tokens)
+    room = max(1, int(images * tokens * free_gib / needed_gib))  # tokens
+    parts, images_at_once = min(classes, ceil(tokens / room)), max(1, room // tokens)
     action = f"Classes in {parts} chunks of {ceil(classes / parts)}"
     if parts == 1:
-        action = f"Prompts of {images} images in chunks of {at_once}"
+        action = f"Prompts of {images} images in chunks of {images_at_once}"
     if torch.is_grad_enabled():
         action += " with recomputation"
-    say_too_large(action, need, free)
-    return parts, at_once
+    say_too_large(action, needed_gib, free_gib)
+    return parts, images_at_once
 
 
 def blocks_to_recompute(x: torch.Tensor, layers: int, changed: bool) -> int:
     """Return the number of blocks that save only their input x float [N, L, width] for the backward pass."""
     tokens, width = x.shape[:-1].numel(), x.shape[-1]
-    need, free = estimate(tokens, width, layers, changed, x.device)
-    if need <= free or not torch.is_grad_enabled():
+    needed_gib, free_gib = estimate(tokens, width, layers, changed, x.device)
+    if needed_gib <= free_gib or not torch.is_grad_enabled():
         return 0
-    blocks = min(layers, ceil((need - free) * 2**30 / (4 * tokens * width * (SAVED[changed] - 1))))
-    say_too_large(f"{blocks} of {layers} blocks of the image encoder with recomputation", need, free)
+    blocks = min(layers, ceil((needed_gib - free_gib) * 2**30 / (4 * tokens * width * (SAVED[changed] - 1))))
+    say_too_large(f"{blocks} of {layers} blocks of the image encoder with recomputation", needed_gib, free_gib)
     return blocks
 
 
-def say_too_large(action: str, need: float, free: float) -> None:
-    say(f"{action}: {need:.1f} GiB of activations would not fit into {free:.1f} GiB")
+def say_too_large(action: str, needed_gib: float, free_gib: float) -> None:
+    say(f"{action}: {needed_gib:.1f} GiB of activations would not fit into {free_gib:.1f} GiB")

@@ -34,7 +34,7 @@ class Packing(NamedTuple):
     groups: Groups
 
 
-class Plan(NamedTuple):
+class EncodingPlan(NamedTuple):
     """A plan for encoding the prompts of a class set.
 
     Attributes:

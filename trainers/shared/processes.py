@@ -7,7 +7,7 @@ from .beside_dassl import bounds, gather_with_gradient, size
 SPLIT_FROM = 32  # minimum number of classes; with fewer, sending the features costs as much as encoding all of them
 
 
-def each_its_part(encode, prompts: torch.Tensor | None, tokens: torch.Tensor, deep: dict) -> torch.Tensor:
+def encode_in_parts(encode, prompts: torch.Tensor | None, tokens: torch.Tensor, deep: dict) -> torch.Tensor:
     """Return encode(prompts, tokens, deep, part), where in a training step each process encodes some of the classes.
 
     An evaluation is not divided, because it encodes the classes only once. Prompts [B, n_cls, ...] that belong to the

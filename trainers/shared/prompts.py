@@ -15,7 +15,7 @@ from .templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES_SELECT
 POSITIONS = ["end", "middle", "front"]
 
 
-def spoken(classnames: list[str]) -> list[str]:
+def replace_underscores(classnames: list[str]) -> list[str]:
     """Return the class names with "_" replaced by a space, as in CoOp's prompts."""
     return [name.replace("_", " ") for name in classnames]
 
@@ -28,16 +28,16 @@ def fill_template(template: str, classnames: list[str]) -> list[str]:
     """
     if "{}" not in template:
         raise ValueError(f'the template "{template}" has no {{}} where the class name goes')
-    return [template.replace("{}", name) for name in spoken(classnames)]
+    return [template.replace("{}", name) for name in replace_underscores(classnames)]
 
 
 def template_for(dataset: str, template: str = "", published: Mapping[str, str] = CUSTOM_TEMPLATES) -> str:
-    """Return `template` if it is not empty, else the hand-crafted one of the data set, else CLIP's default.
+    """Return `template` if it is not empty, else the data set's hand-crafted template, else CLIP's default.
 
     Args:
         dataset: registered name of the data set.
         template: the template of the config.
-        published: templates by data set, for methods whose publication has other templates than CoOp.
+        published: {data set: template}, for methods that were published with other templates than CoOp's.
     """
     return template or published.get(dataset) or CUSTOM_TEMPLATES.get(dataset, "a photo of a {}.")
 
@@ -81,13 +81,13 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
 
     Args:
         text_encoder: CLIP's text encoder.
-        sentences: of each class, one or more. Those that are too long are cut.
+        sentences: sentences of each class, one or more. Those that are too long are cut.
         unit: see `template_features`.
     """
     device, total = text_encoder.token_embedding.weight.device, 0
-    most = max(map(len, sentences))
-    unit = unit and most > 1
-    for k in range(most):  # one a class at a time
+    max_sentences = max(map(len, sentences))
+    unit = unit and max_sentences > 1
+    for k in range(max_sentences):  # the k-th sentence of every class
         classes = [c for c, texts in enumerate(sentences) if k < len(texts)]
         tokens = text_encoder.tokenize([sentences[c][k] for c in classes], cut=True)
         features = text_encoder(None, tokens.to(device))
@@ -100,7 +100,7 @@ def sentence_features(text_encoder: TextEncoder, sentences: list[list[str]], uni
 
 
 def agrees_with_words(key: str, value: object, words: object) -> bool:
-    """Return whether N_CTX or CSC at a value agrees with the initial words CTX_INIT; see `Decides.agrees`.
+    """Return whether N_CTX or CSC at a value agrees with the initial words CTX_INIT; see `DecidingKey.agrees`.
 
     N_CTX agrees at 0 and at the number of words, CSC at False.
 
@@ -132,7 +132,7 @@ class PromptLearner(nn.Module):
     Attributes:
         ctx: the trained tensor, float [n, width], with `csc` [n_cls, n, width].
         tokens: ids int64 [n_cls, L].
-        shared: number of leading positions at which all prompts are equal, for any context.
+        n_shared: number of leading positions at which all prompts are equal, for any context.
         dead: names of tensors in the original's checkpoints that are not loaded, up to the first dot.
 
     Raises:
@@ -171,18 +171,18 @@ class PromptLearner(nn.Module):
             digest = hashlib.sha256("\n".join(classnames).encode()).digest()
             self.register_buffer("classes", torch.frombuffer(bytearray(digest), dtype=torch.uint8).clone())
 
-        names = spoken(classnames)
-        before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
-        prompts = fill_template(template or f"{before} {{}}.", classnames)
+        names = replace_underscores(classnames)
+        words_before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
+        prompts = fill_template(template or f"{words_before} {{}}.", classnames)
         tokens = text_encoder.tokenize(prompts).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)
         self.register_buffer("order", order, persistent=False)
         # a learned vector equals only itself, so its position in the context stands for its id
-        learned = (order > 0) & (order <= n_ctx)
-        alike = torch.where(learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
-        self.shared = 1 if csc else common_start(alike)
+        is_learned = (order > 0) & (order <= n_ctx)
+        comparable_ids = torch.where(is_learned, -order, tokens.unsqueeze(-1).gather(1, order)).squeeze(-1)
+        self.n_shared = 1 if csc else common_start(comparable_ids)
 
     def places(self, position: str | int, n_ctx: int, n_words: int, names: list[str]) -> torch.Tensor:
         """Return the order of the tokens of "<start> context name . <end>" in each prompt, int64 [n_cls, L, 1].
@@ -195,12 +195,12 @@ class PromptLearner(nn.Module):
         """
         order = torch.arange(self.tokens.shape[1]).repeat(len(names), 1)
         # number of context tokens in front of the name
-        before = {"end": n_words, "middle": n_ctx // 2, "front": 0}.get(position, position)
-        if before < n_words:
+        n_before = {"end": n_words, "middle": n_ctx // 2, "front": 0}.get(position, position)
+        if n_before < n_words:
             for row, name in zip(order, names, strict=True):
                 length = len(clip._tokenizer.encode(name))
                 context, word = row[1 : 1 + n_words].clone(), row[1 + n_words : 1 + n_words + length].clone()
-                row[1 : 1 + n_words + length] = torch.cat([context[:before], word, context[before:]])
+                row[1 : 1 + n_words + length] = torch.cat([context[:n_before], word, context[n_before:]])
         return order.unsqueeze(-1).to(self.tokens.device)
 
     def forward(self, ctx: torch.Tensor | None = None) -> torch.Tensor:

@@ -200,15 +200,15 @@ class Rotations(nn.Module):
 
         The rotations of a batch are computed at once: all on a GPU, and on a CPU as many as `CACHE` allows.
         """
-        on_cpu, by_size = next(self.parameters()).device.type == "cpu", defaultdict(lambda: [[]])
+        on_cpu, names_by_size = next(self.parameters()).device.type == "cpu", defaultdict(lambda: [[]])
         for name in names:
             b = self.sizes[name][1]
-            batches = by_size[b]
-            blocks = sum(self.sizes[other][0] for other in [*batches[-1], name])
+            batches = names_by_size[b]
+            blocks = sum(self.sizes[name_in_batch][0] for name_in_batch in [*batches[-1], name])
             if on_cpu and batches[-1] and 4 * blocks * b * b > CACHE:
                 batches.append([])
             batches[-1].append(name)
-        return [batch for batches in by_size.values() for batch in batches]
+        return [batch for batches in names_by_size.values() for batch in batches]
 
     @torch.no_grad()
     def decide_exact(self) -> float:

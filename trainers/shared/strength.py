@@ -15,39 +15,39 @@ WITHOUT_VAL = 1.0  # "auto" for data sets without val images, for example ImageN
 FILE = "strength.json"  # in the directory of the training
 
 
-def standard_error(right: int, n: int) -> float:
-    """Return the standard error of an accuracy, as a fraction, with `right` of n images classified correctly."""
-    p = right / n
+def standard_error(n_correct: int, n: int) -> float:
+    """Return the standard error of an accuracy, as a fraction, with `n_correct` of n images classified correctly."""
+    p = n_correct / n
     return (p * (1 - p) / n) ** 0.5
 
 
-def one_standard_error(right: dict[float, int], n: int) -> float:
+def one_standard_error(n_correct: dict[float, int], n: int) -> float:
     """Return the smallest strength within one standard error of the best.
 
     Args:
-        right: number of correctly classified images, by strength.
+        n_correct: number of correctly classified images, by strength.
         n: number of images.
     """
-    best = max(right.values())
-    least = best / n - standard_error(best, n)
-    return min(s for s, count in right.items() if count / n >= least)
+    best_strength = max(n_correct.values())
+    threshold = best_strength / n - standard_error(best_strength, n)
+    return min(s for s, count in n_correct.items() if count / n >= threshold)
 
 
-def select(right: dict[float, int], n: int, epoch: int | None) -> dict:
+def select(n_correct: dict[float, int], n: int, epoch: int | None) -> dict:
     """Return the content of `strength.json`: the selected strength and the figures behind it.
 
     Args:
-        right: number of correctly classified images, by strength.
+        n_correct: number of correctly classified images, by strength.
         n: number of images.
         epoch: epoch of the checkpoint; None: the best one on val.
     """
-    best = max(right.values())
+    best_strength = max(n_correct.values())
     return {
-        "strength": one_standard_error(right, n),
+        "strength": one_standard_error(n_correct, n),
         "epoch": epoch,
         "val_images": n,
-        "val_accuracy": {f"{s:g}": 100 * count / n for s, count in sorted(right.items())},
-        "standard_error": 100 * standard_error(best, n),
+        "val_accuracy": {f"{s:g}": 100 * count / n for s, count in sorted(n_correct.items())},
+        "standard_error": 100 * standard_error(best_strength, n),
     }
 
 

@@ -46,15 +46,15 @@ class AugMix:
     """
 
     def __call__(self, image) -> torch.Tensor:
-        mixed, weights, m = 0, Dirichlet(torch.ones(3)).sample(), torch.rand(())
+        mixture, weights, m = 0, Dirichlet(torch.ones(3)).sample(), torch.rand(())
         for weight in weights:
             chain = image
             for _ in range(int(torch.randint(1, 4, ()))):
                 operation = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
                 fraction, sign = 0.01 + 0.09 * torch.rand(()).item(), 1 if torch.rand(()) < 0.5 else -1
                 chain = operation(chain, sign * fraction)
-            mixed = mixed + weight * F.to_tensor(chain)
-        return m * F.to_tensor(image) + (1 - m) * mixed
+            mixture = mixture + weight * F.to_tensor(chain)
+        return m * F.to_tensor(image) + (1 - m) * mixture
 
     def __repr__(self):
         return "AugMix()"
@@ -67,7 +67,7 @@ class Views:
         cfg: config with INPUT.
         n: number of views.
         augmix: whether AugMix follows the random crops and flips.
-        seed: of the random views, which are then the same for each call; None: the caller seeds PyTorch's generator.
+        seed: seed of the random views, for equal views in each call; None: the caller seeds PyTorch's generator.
     """
 
     def __init__(self, cfg, n: int, augmix: bool, seed: int | None = None):
@@ -90,7 +90,7 @@ class Views:
 
 
 def confident(entropy: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return the positions int64 [B, k] of the views of least entropy, of float [B, n]; at least one."""
+    """Return the positions int64 [B, k] of the views with the least entropy, float [B, n]; k is at least 1."""
     k = max(1, int(fraction * entropy.shape[1]))
     return entropy.argsort(dim=1, stable=True)[:, :k]
 

@@ -57,7 +57,7 @@ class TunedCLIP(ClipClassifier):
         ValueError: the image encoder is a ResNet, or an encoder does not have one of the layers.
     """
 
-    shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps differ between the classes
+    n_shared: int | None = None  # see `TextEncoder.forward`; 0: the changed maps differ between the classes
 
     def __init__(self, clip_model, classnames: list[str], template: str, node, node_name: str):
         super().__init__(clip_model, classnames, [template], getattr(node, "DESCRIPTIONS", ""))
@@ -115,7 +115,7 @@ class TunedCLIP(ClipClassifier):
         return changed
 
     @torch.no_grad()
-    def merged(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
+    def merge_weights(self, *encoders: str) -> dict[str, dict[str, torch.Tensor]]:
         """Return the merged parameters of these encoders at `strength`, which fit into a plain CLIP.
 
         Args:
@@ -155,7 +155,7 @@ class TunedCLIP(ClipClassifier):
     def encode_text(self, linear: Callable | None = None) -> torch.Tensor:
         if not self.places_in(["text"]):
             return self.template_text
-        return self._encode("text", (None, self.tokens, self.shared), linear)
+        return self._encode("text", (None, self.tokens, self.n_shared), linear)
 
     def all_logits(self, image: torch.Tensor, frozen_input: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the four logits z, z_v, z_t, z_0 of regularized.py, each float32 [B, n_cls].
@@ -189,8 +189,8 @@ class TunedCLIP(ClipClassifier):
         return normalize(merged(*inputs))
 
     def merged_copy(self, encoder: str) -> nn.Module:
-        """Return a copy of the encoder with `merged` weights that shares all other tensors."""
-        return copy_with(self.encoders[encoder], self.merged(encoder)[encoder])
+        """Return a copy of the encoder with merged weights that shares all other tensors."""
+        return copy_with(self.encoders[encoder], self.merge_weights(encoder)[encoder])
 
 
 def copy_with(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:

@@ -101,8 +101,8 @@ class DatasetBase:
         output = list(data_sources)
         if num_shots >= 1:
             say(f"Creating a {num_shots}-shot dataset")
-            by_label = [self.split_dataset_by_label(source).values() for source in data_sources]
-            output = [[item for items in classes for item in draw(items)] for classes in by_label]
+            items_by_label = [self.split_dataset_by_label(source).values() for source in data_sources]
+            output = [[item for items in classes for item in draw(items)] for classes in items_by_label]
         return output[0] if len(output) == 1 else output
 
     @staticmethod

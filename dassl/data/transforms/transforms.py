@@ -207,7 +207,7 @@ FIXED = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize, InstanceNormalization)
 def is_fixed(transform):
     """Return whether a transform makes the same tensor of an image each time.
 
-    That is so for a `Compose` of steps of these very types; what is not known counts as random.
+    This is known for a `Compose` of some types of steps. All other transforms count as random.
     """
     return isinstance(transform, T.Compose) and all(type(step) in FIXED for step in transform.transforms)
 
@@ -233,13 +233,13 @@ def build_transform(cfg, is_train=True, choices=None, draws_by_item=False):
     for choice in choices:
         check_availability(choice, AVAI_CHOICES)
 
-    of_images, of_tensors = IMAGE_TRANSFORMS, TENSOR_TRANSFORMS
+    image_names, tensor_names = IMAGE_TRANSFORMS, TENSOR_TRANSFORMS
     if draws_by_item:
-        of_images, of_tensors = (
-            {name: BY_ITEM.get(name, table[name]) for name in table} for table in (of_images, of_tensors)
+        image_names, tensor_names = (
+            {name: BY_ITEM.get(name, table[name]) for name in table} for table in (image_names, tensor_names)
         )
     if is_train:
-        steps = [build(inp) for name, build in of_images.items() if name in choices]
+        steps = [build(inp) for name, build in image_names.items() if name in choices]
         if not {"random_crop", "random_resized_crop"} & set(choices):
             steps.insert(0, T.Resize(inp.SIZE, _interpolation(inp)))
     else:
@@ -249,7 +249,7 @@ def build_transform(cfg, is_train=True, choices=None, draws_by_item=False):
         else:
             steps = [T.Resize(max(inp.SIZE), _interpolation(inp)), T.CenterCrop(inp.SIZE)]
     steps.append(T.ToTensor())
-    steps += [build(inp) for name, build in of_tensors.items() if name in choices]
+    steps += [build(inp) for name, build in tensor_names.items() if name in choices]
 
     say(f"* {'Training' if is_train else 'Test'} transform:")
     for step in steps:
