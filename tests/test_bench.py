@@ -36,7 +36,7 @@ def test_the_peak_of_a_step_counted_by_hand():
     assert abs(peak_of(lambda: forward().detach(), [x, w_1, w_2], x.device) - 5) < 0.01
     with Tracker([x, w_1, w_2]) as tracker:
         forward().backward()
-        left = tracker.now
+        left = tracker.current
     assert left == 5 * MIB  # inputs and two gradients
     assert 6 * MIB < tracker.peak <= 8 * MIB
 
@@ -45,12 +45,12 @@ def test_a_view_costs_nothing_and_what_was_there_before_is_given_back():
     kept = torch.ones(256, 1024)
     with Tracker([kept]) as tracker:
         view = kept.view(1024, 256).mT[3:]
-        assert tracker.now == tracker.peak == MIB
+        assert tracker.current == tracker.peak == MIB
         copies = [view.clone() for _ in range(3)]
         more = sum(t.nbytes for t in copies)
-        assert tracker.now == MIB + more
+        assert tracker.current == MIB + more
         del copies, view, kept
-        assert tracker.now == 0
+        assert tracker.current == 0
     assert tracker.peak == MIB + more
 
 
@@ -65,10 +65,10 @@ def test_what_only_the_graph_keeps_is_counted():
 
     with Tracker([x]) as tracker:
         y = chain()
-        assert tracker.now == 5 * MIB
+        assert tracker.current == 5 * MIB
         y.sum().backward()
         del y
-        assert tracker.now == 2 * MIB  # x and its gradient
+        assert tracker.current == 2 * MIB  # x and its gradient
     with torch.no_grad(), Tracker([x]) as tracker:
         chain()
     assert tracker.peak == 3 * MIB

@@ -67,7 +67,7 @@ def test_a_copied_file(configs, one_line):
     folder = configs / "trainers" / "Mine"
     folder.mkdir()
     shutil.copy(configs / "trainers" / "CoOp" / "tiny.yaml", folder)
-    with pytest.raises(FileNotFoundError, match="copy its bases, too") as caught:
+    with pytest.raises(FileNotFoundError, match="copy the bases of a copied file too") as caught:
         setup_cfg(parse(["--trainer", "Mine"]))
     assert "base.yaml" in one_line(caught)
     shutil.copy(configs / "trainers" / "CoOp" / "base.yaml", folder)

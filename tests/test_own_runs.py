@@ -272,7 +272,7 @@ def test_which_classes_are_taken_for_which(photos, tmp_path, monkeypatch):
     """The picture has every class in the order of the labels, and the shares that the split and the model say."""
     drawn = []
     out = tmp_path / "OUT"
-    monkeypatch.setattr("orthcr.run.own_images.confusion_picture", lambda *words: drawn.append(words))
+    monkeypatch.setattr("orthcr.run.own_images.draw_confusion_matrix", lambda *words: drawn.append(words))
     assert train(photos, out) == 0
     (matrix, names, path), split = drawn[0], read_json(out / "split.json")["test"]
     assert names == sorted(COLOURS) and path == str(out / "confusion.png")

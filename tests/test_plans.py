@@ -84,7 +84,7 @@ def test_every_script_uses_it(name, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(plans, "run_locally", inline)
     monkeypatch.setattr(plans, "make_run", make)
-    monkeypatch.setattr(SCRIPTS["tune"], "KEPT", tmp_path / "tuning.json")
+    monkeypatch.setattr(SCRIPTS["tune"], "RESULTS_FILE", tmp_path / "tuning.json")
     words = ["OrthCR", "CoOp"] if name == "tune" else []
     assert command(lambda: SCRIPTS[name].main([*words, "--output-dir", str(tmp_path)])) == 1
     lines = capsys.readouterr().err.splitlines()

@@ -9,8 +9,9 @@ from torch import nn
 
 from .encoders import TextEncoder, normalize, wide
 from .packing import common_start
-from .siglip import check_causal
+from .siglip import check_causal, family_of
 from .templates import CUSTOM_TEMPLATES, IMAGENET_TEMPLATES_SELECT
+from .tokens import tokenize
 
 POSITIONS = ["end", "middle", "front"]
 
@@ -151,7 +152,7 @@ class PromptLearner(nn.Module):
         position: str | int = "end",
         template: str = "",
     ):
-        check_causal(text_encoder.family, "a method with learned prompts")
+        check_causal(family_of(text_encoder), "a method with learned prompts")
         super().__init__()
         embed = text_encoder.token_embedding
         device, n_cls, words = embed.weight.device, len(classnames), " ".join(words.replace("_", " ").split())
@@ -174,7 +175,8 @@ class PromptLearner(nn.Module):
         names = replace_underscores(classnames)
         words_before = words or " ".join(["X"] * n_ctx)  # placeholders stand for the vectors of a random context
         prompts = fill_template(template or f"{words_before} {{}}.", classnames)
-        tokens = text_encoder.tokenize(prompts).to(device)
+        tokenizer = getattr(text_encoder, "tokenizer", tokenize)
+        tokens = tokenizer(prompts, text_encoder.context_length).to(device)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("embedding", embed(tokens).detach(), persistent=False)
         order = self.places(position, n_ctx, len(ids), names)
