@@ -146,7 +146,7 @@ def test_a_killed_export_leaves_nothing_for_long(trained, root, tmp_path):
 
 
 def test_no_cell_is_a_formula(tmp_path, monkeypatch):
-    monkeypatch.setattr("orthcr.run.own_images.draw_contact_sheet", lambda images, path: None)  # there are no such images
+    monkeypatch.setattr("orthcr.run.own_images.draw_contact_sheet", lambda images, path: None)
     rows = [("=1+1.png", "@cmd", "-x", 0.5), ("a.png", "+y", "b", 0.25)]
     write_wrong(rows, 2, str(tmp_path))
     cells = [cell for row in csv.reader((tmp_path / "wrong.csv").read_text().splitlines()) for cell in row]
